@@ -1,0 +1,230 @@
+//! The store behind HTTP: `cargo run -p tenorite-example --example http`
+//!
+//! ```sh
+//! curl -X PUT localhost:8080/keys/test -d weeee     # 201, and 204 if the key was there
+//! curl localhost:8080/keys/test                     # 200, and 404 if it is not
+//! curl -X DELETE localhost:8080/keys/test           # 204, and 404 if it is not
+//! ```
+//!
+//! What a call ends in says what the client should be told: did not run, 503 with `Retry-After`; may still be
+//! running, 504; lost, 500. On Ctrl-C and SIGTERM the server takes no new connections, answers what it has accepted, and
+//! stops.
+//!
+//! Options: `--listen ADDRESS`, `--backlog N`, `--timeout-ms N` (a limit on each call), and `--delay-ms N` (pretends
+//! that the storage is slow).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::error::Error;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tenorite::prelude::*;
+use tokio::net::TcpListener;
+
+struct Store {
+    data: HashMap<String, String>,
+    delay: Duration,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("no such key")]
+struct NoSuchKey;
+
+#[tenorite::service(derive(Clone))]
+impl Store {
+    pub async fn get(&self, key: &str) -> Result<String, NoSuchKey> {
+        self.storage().await;
+        self.data.get(key).cloned().ok_or(NoSuchKey)
+    }
+
+    /// Returns the value that was there before.
+    pub async fn put(&mut self, key: String, value: String) -> Option<String> {
+        self.storage().await;
+        self.data.insert(key, value)
+    }
+
+    pub async fn delete(&mut self, key: &str) -> Result<(), NoSuchKey> {
+        self.storage().await;
+        self.data.remove(key).map(drop).ok_or(NoSuchKey)
+    }
+
+    async fn storage(&self) {
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+    }
+}
+
+// The caller is the state: handlers call it like any async method, and `?` does the rest.
+
+async fn get_key(State(store): State<StoreCaller>, Path(key): Path<String>) -> Result<String, Failure> {
+    Ok(store.get(key).await?)
+}
+
+async fn put_key(
+    State(store): State<StoreCaller>,
+    Path(key): Path<String>,
+    value: String,
+) -> Result<StatusCode, Failure> {
+    let previous = store.put(key, value).await?;
+    Ok(if previous.is_some() { StatusCode::NO_CONTENT } else { StatusCode::CREATED })
+}
+
+async fn delete_key(
+    State(store): State<StoreCaller>,
+    Path(key): Path<String>,
+) -> Result<StatusCode, Failure> {
+    store.delete(key).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a client is told.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    text: String,
+}
+
+impl<E: Into<Failure>> From<TenoriteError<E>> for Failure {
+    fn from(error: TenoriteError<E>) -> Self {
+        match error.into_service_error() {
+            Ok(answer) => answer.into(),
+            Err(failure) => {
+                let status = match failure {
+                    TenoriteError::SendFailure(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    TenoriteError::FetchFailure(FetchReason::Expired) => StatusCode::GATEWAY_TIMEOUT,
+                    TenoriteError::FetchFailure(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                Self { status, text: failure.to_string() }
+            }
+        }
+    }
+}
+
+impl From<NoSuchKey> for Failure {
+    fn from(error: NoSuchKey) -> Self {
+        Self { status: StatusCode::NOT_FOUND, text: error.to_string() }
+    }
+}
+
+impl From<Infallible> for Failure {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.text + "\n").into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            // It did not run: nothing speaks against trying again.
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn router(store: StoreCaller) -> Router {
+    Router::new().route("/keys/{key}", get(get_key).put(put_key).delete(delete_key)).with_state(store)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    let store = Store { data: HashMap::new(), delay: options.delay };
+    let (task, store) = StoreService.builder().timeout(options.timeout).start_task(options.backlog, store);
+
+    let listener = TcpListener::bind(&options.listen).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, router(store.clone())).with_graceful_shutdown(asked_to_stop()).await?;
+
+    // All connections have been answered. Now the service: what it accepted it finishes.
+    store.stop();
+    let store = task.await?;
+    println!("stopped with {} keys", store.data.len());
+    Ok(())
+}
+
+async fn asked_to_stop() {
+    let interrupt = async { tokio::signal::ctrl_c().await.expect("Ctrl-C can be listened for") };
+    #[cfg(unix)]
+    let terminate = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).expect("SIGTERM can be listened for").recv().await;
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}
+
+struct Options {
+    listen: String,
+    backlog: usize,
+    timeout: Duration,
+    delay: Duration,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self {
+            listen: "127.0.0.1:8080".to_owned(),
+            backlog: 1024,
+            timeout: Duration::from_secs(5),
+            delay: Duration::ZERO,
+        };
+        while let Some(option) = args.next() {
+            let value = args.next().ok_or_else(|| format!("`{option}` needs a value"))?;
+            let number =
+                || value.parse::<u64>().map_err(|_| format!("`{option}` takes a number, not `{value}`"));
+            match option.as_str() {
+                "--listen" => options.listen = value,
+                "--backlog" => match number()? {
+                    0 => return Err("`--backlog` is at least 1".to_owned()),
+                    backlog => options.backlog = usize::try_from(backlog).unwrap_or(usize::MAX),
+                },
+                "--timeout-ms" => options.timeout = Duration::from_millis(number()?),
+                "--delay-ms" => options.delay = Duration::from_millis(number()?),
+                _ => return Err(format!("unknown option `{option}`")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every way a call can end, made by a mock: no service is needed to test what becomes of it.
+    async fn status_of(end: Result<StoreResponse, TenoriteError>) -> StatusCode {
+        let store = StoreCaller::from_fn(move |_| std::future::ready(end.clone()));
+        match get_key(State(store), Path("test".to_owned())).await {
+            Ok(_) => StatusCode::OK,
+            Err(failure) => failure.into_response().status(),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_outcome_has_its_status() {
+        use StatusCode as S;
+        let send = |reason| Err(TenoriteError::SendFailure(reason));
+        let fetch = |reason| Err(TenoriteError::FetchFailure(reason));
+        assert_eq!(status_of(Ok(StoreResponse::Get(Ok("weeee".to_owned())))).await, S::OK);
+        assert_eq!(status_of(Ok(StoreResponse::Get(Err(NoSuchKey)))).await, S::NOT_FOUND);
+        assert_eq!(status_of(send(SendReason::Full)).await, S::SERVICE_UNAVAILABLE);
+        assert_eq!(status_of(send(SendReason::Stopped)).await, S::SERVICE_UNAVAILABLE);
+        assert_eq!(status_of(fetch(FetchReason::Expired)).await, S::GATEWAY_TIMEOUT);
+        assert_eq!(
+            status_of(fetch(FetchReason::Panicked("out of ink".into()))).await,
+            S::INTERNAL_SERVER_ERROR
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! Counts words: `cargo run -p tenorite-example --example word-count -- [--json] FILE…`
+//!
+//! A task a file reads and takes apart; one service counts. Nothing is shared but its caller.
+//!
+//! A word is a run of the letters A to Z, and case does not count. Everything else separates words: digits, other
+//! letters, and bytes that are not UTF-8 as well. So the totals are those of
+//!
+//! ```sh
+//! cat FILE… | tr -cs 'A-Za-z' '\n' | tr 'A-Z' 'a-z' | sort | uniq -c
+//! ```
+//!
+//! A file that cannot be read is reported, the others are counted all the same, and the exit code is 1.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::io;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use tenorite::prelude::*;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+
+/// How many words travel in one call.
+const BATCH: usize = 256;
+const TOP: usize = 10;
+
+#[derive(Default)]
+struct Counter {
+    words: HashMap<String, u64>,
+    total: u64,
+    batches: u64,
+}
+
+/// What has been counted so far.
+#[derive(Debug)]
+struct Summary {
+    total: u64,
+    distinct: usize,
+    top: Vec<(String, u64)>,
+    batches: u64,
+}
+
+#[tenorite::service]
+impl Counter {
+    pub fn add(&mut self, words: Vec<String>) {
+        self.batches += 1;
+        self.total += words.len() as u64;
+        for word in words {
+            *self.words.entry(word).or_default() += 1;
+        }
+    }
+
+    pub fn summary(&self, top: usize) -> Summary {
+        let mut words: Vec<_> = self.words.iter().map(|(word, count)| (word.clone(), *count)).collect();
+        // Ties by the alphabet, so that the same files always give the same list.
+        words.sort_by(|(a, n), (b, m)| (Reverse(n), a).cmp(&(Reverse(m), b)));
+        words.truncate(top);
+        Summary { total: self.total, distinct: self.words.len(), top: words, batches: self.batches }
+    }
+}
+
+/// Takes bytes apart into words, which may go on in the next chunk.
+#[derive(Default)]
+struct Splitter {
+    word: String,
+    words: Vec<String>,
+}
+
+impl Splitter {
+    fn push(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if byte.is_ascii_alphabetic() {
+                self.word.push(byte.to_ascii_lowercase().into());
+            } else {
+                self.end_word();
+            }
+        }
+    }
+
+    fn end_word(&mut self) {
+        if !self.word.is_empty() {
+            self.words.push(std::mem::take(&mut self.word));
+        }
+    }
+
+    fn full_batches(&mut self) -> impl Iterator<Item = Vec<String>> {
+        std::iter::from_fn(|| {
+            let rest = (self.words.len() >= BATCH).then(|| self.words.split_off(BATCH))?;
+            Some(std::mem::replace(&mut self.words, rest))
+        })
+    }
+}
+
+/// Streams one file's words to the counter.
+async fn count(path: String, counter: CounterCaller, progress: ProgressBar) -> io::Result<()> {
+    let mut file = File::open(&path).await?;
+    let mut splitter = Splitter::default();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let read = file.read(&mut chunk).await?;
+        if read == 0 {
+            break;
+        }
+        progress.inc(read as u64);
+        splitter.push(&chunk[..read]);
+        for batch in splitter.full_batches() {
+            counter.add(batch).await.map_err(io::Error::other)?;
+        }
+    }
+    splitter.end_word();
+    if !splitter.words.is_empty() {
+        counter.add(splitter.words).await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let (options, paths): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
+    let json = options.iter().any(|option| option == "--json");
+    if let Some(unknown) = options.iter().find(|option| *option != "--json") {
+        eprintln!("word-count: unknown option `{unknown}`");
+        return ExitCode::from(2);
+    }
+    if paths.is_empty() {
+        eprintln!("usage: word-count [--json] FILE…");
+        return ExitCode::from(2);
+    }
+
+    let started = Instant::now();
+    let progress = progress_bar(&paths).await;
+    let (task, counter) = CounterService.start_task(32, Counter::default());
+    let readers: Vec<_> = paths
+        .into_iter()
+        .map(|path| (path.clone(), tokio::spawn(count(path, counter.clone(), progress.clone()))))
+        .collect();
+    let mut failed = Vec::new();
+    let files = readers.len();
+    for (path, reader) in readers {
+        if let Err(error) = reader.await.map_err(io::Error::other).and_then(|counted| counted) {
+            progress.suspend(|| eprintln!("word-count: {path}: {error}"));
+            failed.push(path);
+        }
+    }
+    progress.finish_and_clear();
+
+    let summary = match counter.summary(TOP).await {
+        Ok(summary) => summary,
+        Err(error) => {
+            eprintln!("word-count: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    drop(counter);
+    if let Err(error) = task.await {
+        eprintln!("word-count: {error}");
+        return ExitCode::FAILURE;
+    }
+    if json {
+        print_json(&summary, files, &failed, seconds);
+    } else {
+        print_table(&summary, seconds);
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Shown on a terminal only.
+async fn progress_bar(paths: &[String]) -> ProgressBar {
+    let mut bytes = 0;
+    for path in paths {
+        // A file that cannot be read is reported by its reader.
+        bytes += tokio::fs::metadata(path).await.map_or(0, |metadata| metadata.len());
+    }
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        .expect("the template is right");
+    ProgressBar::new(bytes).with_style(style)
+}
+
+fn print_table(summary: &Summary, seconds: f64) {
+    for (word, count) in &summary.top {
+        println!("{:>12}  {word}", HumanCount(*count).to_string());
+    }
+    println!();
+    println!("{} words, {} of them distinct", HumanCount(summary.total), HumanCount(summary.distinct as u64));
+    println!("{} calls, {:.0} a second", HumanCount(summary.batches), summary.batches as f64 / seconds);
+}
+
+fn print_json(summary: &Summary, files: usize, failed: &[String], seconds: f64) {
+    let json = serde_json::json!({
+        "total": summary.total,
+        "distinct": summary.distinct,
+        "top": summary.top,
+        "files": files,
+        "failed": failed,
+        "calls": summary.batches,
+        "calls_per_second": summary.batches as f64 / seconds,
+    });
+    println!("{json}");
+}

@@ -1,0 +1,83 @@
+//! The options in the attribute's parentheses.
+
+use proc_macro2::{Ident, TokenStream, TokenTree};
+use syn::ext::IdentExt;
+use syn::parse::{ParseStream, Parser};
+use syn::punctuated::Punctuated;
+use syn::{LitStr, Path, Token, parenthesized};
+
+use crate::errors::Errors;
+
+/// `#[tenorite::service(name = "…", derive(…), crate = path)]`
+#[derive(Default)]
+pub(crate) struct Args {
+    /// What derived names begin with, instead of the worker's name.
+    pub(crate) name: Option<Ident>,
+    /// Further derives for requests and responses.
+    pub(crate) derives: Option<Vec<Path>>,
+    /// Where the core crate is found.
+    pub(crate) krate: Option<Path>,
+}
+
+pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
+    let mut args = Args::default();
+    let parser = |input: ParseStream<'_>| {
+        while !input.is_empty() {
+            if let Err(error) = option(input, &mut args, errors) {
+                errors.push(error);
+                skip_to_comma(input)?;
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = parser.parse2(tokens) {
+        errors.push(error);
+    }
+    args
+}
+
+fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::Result<()> {
+    // `crate` is a keyword.
+    let key = input.call(Ident::parse_any)?;
+    let repeated = match key.to_string().as_str() {
+        "name" => {
+            input.parse::<Token![=]>()?;
+            let text = input.parse::<LitStr>()?;
+            let name = text.parse::<Ident>().map_err(|_| {
+                syn::Error::new(text.span(), "a name must be an identifier, such as `name = \"Mail\"`")
+            })?;
+            args.name.replace(name).is_some()
+        }
+        "derive" => {
+            let content;
+            parenthesized!(content in input);
+            let derives = Punctuated::<Path, Token![,]>::parse_terminated(&content)?;
+            args.derives.replace(derives.into_iter().collect()).is_some()
+        }
+        "crate" => {
+            input.parse::<Token![=]>()?;
+            args.krate.replace(input.call(Path::parse_mod_style)?).is_some()
+        }
+        _ => {
+            return Err(syn::Error::new(
+                key.span(),
+                format!("unknown option `{key}`: there are `name = \"…\"`, `derive(…)` and `crate = path`"),
+            ));
+        }
+    };
+    if repeated {
+        errors.at(&key, format!("`{key}` is given twice: keep one"));
+    }
+    Ok(())
+}
+
+/// So that one mistake does not hide the next.
+fn skip_to_comma(input: ParseStream<'_>) -> syn::Result<()> {
+    while !input.is_empty() && !input.peek(Token![,]) {
+        input.parse::<TokenTree>()?;
+    }
+    Ok(())
+}

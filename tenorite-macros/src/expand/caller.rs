@@ -1,0 +1,267 @@
+//! The typed caller: a newtype over `TenoriteCaller` with a method for each request.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+use syn::parse_quote;
+use syn::spanned::Spanned;
+
+use super::{allow, messages};
+use crate::generics;
+use crate::model::{Arg, Field, Method, ReplyKind, Service};
+
+pub(super) fn types(service: &Service) -> TokenStream {
+    let Service { krate, visibility, names, caller_generics, .. } = service;
+    let (call, caller, value, error) = (&names.call, &names.caller, &names.value, &names.error);
+    let (request, response) = messages(service);
+    let (params, _, clause) = caller_generics.split_for_impl();
+    let plain = plain_params(service);
+    let allow = allow();
+    let call_doc = format!("A call to a [`{}`], as the methods of [`{caller}`] return it.", names.service);
+    let caller_doc = format!("A cloneable handle to a running [`{}`].", names.service);
+    quote! {
+        #[doc = #call_doc]
+        #allow
+        #visibility type #call<'a, #(#plain,)* #value, #error = ::core::convert::Infallible> =
+            #krate::Call<'a, #request, #response, ::core::convert::Infallible, #value, #error>;
+
+        #[doc = #caller_doc]
+        #allow
+        #visibility struct #caller #params (#krate::TenoriteCaller<#request, #response>) #clause;
+    }
+}
+
+/// Both enums with their arguments.
+pub(super) fn messages(service: &Service) -> (TokenStream, TokenStream) {
+    let (request, response) = (&service.names.request, &service.names.response);
+    let (_, request_args, _) = service.request_generics.split_for_impl();
+    let (_, response_args, _) = service.response_generics.split_for_impl();
+    (quote!(#request #request_args), quote!(#response #response_args))
+}
+
+/// The caller with its arguments.
+pub(super) fn caller(service: &Service) -> TokenStream {
+    let caller = &service.names.caller;
+    let (_, args, _) = service.caller_generics.split_for_impl();
+    quote!(#caller #args)
+}
+
+/// What generic enums have to be. Of those that are not generic the compiler knows it, and where it is not so says it
+/// at the type at fault.
+pub(super) fn message_bounds(service: &Service, bound: &TokenStream) -> Vec<syn::WherePredicate> {
+    let (request, response) = messages(service);
+    [(request, &service.request_generics), (response, &service.response_generics)]
+        .into_iter()
+        .filter(|(_, generics)| !generics.params.is_empty())
+        .map(|(message, _)| parse_quote!(#message: #bound))
+        .collect()
+}
+
+/// The caller's parameters as a type alias declares them: it holds nobody to their bounds.
+fn plain_params(service: &Service) -> Vec<TokenStream> {
+    let params = service.caller_generics.params.iter();
+    params
+        .map(|param| match param {
+            syn::GenericParam::Const(param) => {
+                let (name, ty) = (&param.ident, &param.ty);
+                quote!(const #name: #ty)
+            }
+            syn::GenericParam::Type(param) => {
+                let name = &param.ident;
+                quote!(#name)
+            }
+            syn::GenericParam::Lifetime(param) => {
+                let name = &param.lifetime;
+                quote!(#name)
+            }
+        })
+        .collect()
+}
+
+pub(super) fn impls(service: &Service) -> TokenStream {
+    let Service { krate, visibility, names, caller_generics, .. } = service;
+    let (name, function, future) = (&names.caller, &names.function, &names.future);
+    let label = name.to_string();
+    let caller = caller(service);
+    let (request, response) = messages(service);
+    let inner = quote!(#krate::TenoriteCaller<#request, #response>);
+    let (params, _, clause) = caller_generics.split_for_impl();
+    let methods = service.methods.iter().map(|method| method_of(service, method));
+    let allow = allow();
+
+    let sendable = generics::with(
+        &syn::Generics::default(),
+        message_bounds(service, &quote!(::core::marker::Send + 'static)),
+    );
+    let sendable = sendable.where_clause.map(|clause| {
+        let predicates = clause.predicates;
+        quote!(#predicates)
+    });
+    let lasting =
+        generics::with(&syn::Generics::default(), message_bounds(service, &quote!('static))).where_clause;
+    let static_generics = generics::with(caller_generics, message_bounds(service, &quote!('static)));
+    let (_, _, static_clause) = static_generics.split_for_impl();
+
+    quote! {
+        #allow
+        #[automatically_derived]
+        impl #params #caller #clause {
+            #(#methods)*
+
+            /// A caller with an async closure behind it: a mock, or an adapter to something else. See
+            /// `TenoriteCaller::from_fn`.
+            #visibility fn from_fn<#function, #future>(function: #function) -> Self
+            where
+                #function: ::core::ops::Fn(#request) -> #future
+                    + ::core::marker::Send + ::core::marker::Sync + 'static,
+                #future: ::core::future::Future<
+                        Output = ::core::result::Result<#response, #krate::TenoriteError>,
+                    > + ::core::marker::Send + 'static,
+                #sendable
+            {
+                Self(#krate::TenoriteCaller::from_fn(function))
+            }
+
+            /// A caller of the same service whose calls have this limit, unless they set their own.
+            #[must_use = "the caller it is called on stays as it is"]
+            #visibility fn with_timeout(&self, limit: ::core::time::Duration) -> Self {
+                Self(#krate::TenoriteCaller::with_timeout(&self.0, limit))
+            }
+
+            /// A handle that does not keep the service alive.
+            #[must_use]
+            #visibility fn downgrade(&self) -> #krate::WeakCaller<Self> #lasting {
+                ::core::convert::From::from(self)
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::clone::Clone for #caller #clause {
+            fn clone(&self) -> Self {
+                Self(::core::clone::Clone::clone(&self.0))
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::fmt::Debug for #caller #clause {
+            fn fmt(&self, formatter: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                formatter.debug_tuple(#label).field(&self.0).finish()
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::ops::Deref for #caller #clause {
+            type Target = #inner;
+
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::convert::AsRef<#inner> for #caller #clause {
+            fn as_ref(&self) -> &#inner {
+                &self.0
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::convert::From<#inner> for #caller #clause {
+            fn from(caller: #inner) -> Self {
+                Self(caller)
+            }
+        }
+
+        #[automatically_derived]
+        impl #params ::core::convert::From<#caller> for #inner #clause {
+            fn from(caller: #caller) -> Self {
+                caller.0
+            }
+        }
+
+        #[automatically_derived]
+        impl #params #krate::Caller for #caller #static_clause {
+            type Request = #request;
+            type Response = #response;
+            type Error = ::core::convert::Infallible;
+        }
+    }
+}
+
+fn method_of(service: &Service, method: &Method) -> TokenStream {
+    let krate = &service.krate;
+    let (request, response, call) = (&service.names.request, &service.names.response, &service.names.call);
+    let Method { name, variant, visibility, docs, cfgs, call_attrs, .. } = method;
+    let (_, caller_args, _) = service.caller_generics.split_for_impl();
+    let caller_args = caller_args_only(&quote!(#caller_args));
+
+    let arguments = method.args.iter().map(|arg| {
+        let Arg { name, .. } = arg;
+        let accepted = accepted(arg);
+        quote!(#name: #accepted)
+    });
+    let fields = method.args.iter().map(|arg| {
+        let Arg { name, .. } = arg;
+        if converts(arg) { quote!(#name: ::core::convert::Into::into(#name)) } else { quote!(#name) }
+    });
+    let fields = if method.args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
+    let ty = &method.reply.ty;
+    let (returned, answer) = match &method.reply.kind {
+        ReplyKind::Value | ReplyKind::GenericValue => {
+            (quote!(#ty), quote!(::core::result::Result::Ok(reply)))
+        }
+        ReplyKind::Result(ok, err) => {
+            // If this is not the `Result`, the error belongs on the type that looks like it.
+            let answer = quote_spanned!(ty.span()=> #krate::__private::result(reply));
+            (quote!(#ok, #err), answer)
+        }
+        ReplyKind::GenericResult => {
+            let fallible = quote_spanned!(ty.span()=> #ty as #krate::__private::Fallible);
+            (quote!(<#fallible>::Ok, <#fallible>::Err), quote!(#krate::__private::result(reply)))
+        }
+        ReplyKind::MaybeResult => {
+            let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });
+            let reply = quote!(#ty as #krate::__private::Reply<#is_one>);
+            let answer = quote!(#krate::__private::reply::<#is_one, #ty>(reply));
+            (quote!(<#reply>::Ok, <#reply>::Err), answer)
+        }
+    };
+    let check = matches!(method.reply.kind, ReplyKind::GenericValue).then(|| {
+        let assertion = messages::value_assertion(service, method);
+        quote!(const { #assertion };)
+    });
+
+    quote! {
+        #(#docs)*
+        #(#cfgs)*
+        #(#call_attrs)*
+        #visibility fn #name(&self, #(#arguments),*) -> #call<'_, #caller_args #returned> {
+            #check
+            #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer {
+                ::core::result::Result::Ok(#response::#variant(reply)) => #answer,
+                _ => #krate::__private::mismatched(),
+            })
+        }
+    }
+}
+
+/// `<K, V>` to `K, V,`.
+fn caller_args_only(args: &TokenStream) -> TokenStream {
+    let args: Vec<_> = args.clone().into_iter().collect();
+    match args.as_slice() {
+        [_, inner @ .., _] => {
+            let inner: TokenStream = inner.iter().cloned().collect();
+            quote!(#inner,)
+        }
+        _ => quote!(),
+    }
+}
+
+/// What the caller's method takes.
+fn accepted(arg: &Arg) -> TokenStream {
+    let owned = messages::owned(arg);
+    if converts(arg) { quote!(impl ::core::convert::Into<#owned>) } else { owned }
+}
+
+fn converts(arg: &Arg) -> bool {
+    !matches!(arg.field, Field::Exactly(_))
+}

@@ -1,0 +1,70 @@
+//! From a request to its method.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+
+use super::{allow, caller};
+use crate::generics;
+use crate::model::{Method, Service};
+
+pub(super) fn impls(service: &Service) -> TokenStream {
+    let Service { krate, worker, .. } = service;
+    let (request_name, response_name) = (&service.names.request, &service.names.response);
+    let (request, response) = caller::messages(service);
+    let generics = worker_generics(service);
+    let (params, _, clause) = generics.split_for_impl();
+    let allow = allow();
+
+    let arms = service.methods.iter().map(|method| {
+        let Method { name, variant, cfgs, args, is_async, .. } = method;
+        let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
+        let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
+        let passed = args.iter().map(|arg| {
+            let name = &arg.name;
+            if arg.borrowed { quote!(&#name) } else { quote!(#name) }
+        });
+        // A future that is not `Send` is the method's fault: the error points at its name.
+        let awaited = is_async.then(|| quote_spanned!(name.span()=> .await));
+        quote! {
+            #(#cfgs)*
+            #request_name::#variant #pattern => #response_name::#variant(Self::#name(self, #(#passed),*)#awaited),
+        }
+    });
+
+    quote! {
+        #[automatically_derived]
+        impl #params #krate::TenoriteWorker for #worker #clause {
+            type Request = #request;
+            type Response = #response;
+            type Error = ::core::convert::Infallible;
+            type Config = Self;
+            type Output = Self;
+
+            fn task(
+                receiver: #krate::Receiver<#krate::TenoriteRequest<#request, #response>>,
+                worker: Self,
+            ) -> impl ::core::future::Future<Output = Self> + ::core::marker::Send {
+                #krate::__private::serve(receiver, worker)
+            }
+        }
+
+        #allow
+        #[automatically_derived]
+        impl #params #krate::__private::Dispatch for #worker #clause {
+            async fn dispatch(&mut self, request: #request) -> #response {
+                match request { #(#arms)* }
+            }
+        }
+    }
+}
+
+/// The parameters of the worker, with what running it as a service asks for.
+pub(super) fn worker_generics(service: &Service) -> syn::Generics {
+    let worker = &service.worker;
+    let bound = quote!(::core::marker::Send + 'static);
+    let mut predicates = caller::message_bounds(service, &bound);
+    if !service.generics.params.is_empty() {
+        predicates.push(syn::parse_quote!(#worker: #bound));
+    }
+    generics::with(&service.generics, predicates)
+}

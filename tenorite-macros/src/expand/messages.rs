@@ -1,0 +1,139 @@
+//! Requests and responses: plain data.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
+
+use super::allow;
+use crate::model::{Arg, Field, Method, ReplyKind, Service};
+
+pub(super) fn types(service: &Service) -> TokenStream {
+    let Service { visibility, names, derives, .. } = service;
+    let (request, response) = (&names.request, &names.response);
+    let derive = if derives.is_empty() { quote!() } else { quote!(#[derive(#(#derives),*)]) };
+    let allow = allow();
+
+    let requests = service.methods.iter().map(|Method { docs, cfgs, variant, args, .. }| {
+        let fields = args.iter().map(|arg| {
+            let Arg { name, .. } = arg;
+            let ty = owned(arg);
+            quote!(#name: #ty)
+        });
+        let fields = if args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
+        quote!(#(#docs)* #(#cfgs)* #variant #fields)
+    });
+    let responses = service.methods.iter().map(|Method { cfgs, variant, reply, name, .. }| {
+        let ty = &reply.ty;
+        let doc = format!("What `{}` returned.", name.unraw());
+        quote!(#[doc = #doc] #(#cfgs)* #variant(#ty))
+    });
+
+    let (request_params, _, request_where) = service.request_generics.split_for_impl();
+    let (response_params, _, response_where) = service.response_generics.split_for_impl();
+    let request_doc = format!("What can be asked of a [`{}`]: a variant for each method.", names.service);
+    let response_doc = format!("What a [`{}`] answers: to each request its variant.", names.service);
+    quote! {
+        #[doc = #request_doc]
+        #derive
+        #allow
+        #visibility enum #request #request_params #request_where { #(#requests),* }
+
+        #[doc = #response_doc]
+        #derive
+        #allow
+        #visibility enum #response #response_params #response_where { #(#responses),* }
+    }
+}
+
+/// The type of the request's field.
+pub(super) fn owned(arg: &Arg) -> TokenStream {
+    match &arg.field {
+        Field::Exactly(ty) | Field::Into(ty) => quote!(#ty),
+        Field::Str => quote!(::std::string::String),
+        Field::Path => quote!(::std::path::PathBuf),
+        Field::Slice(elem) => quote!(::std::vec::Vec<#elem>),
+    }
+}
+
+pub(super) fn impls(service: &Service) -> TokenStream {
+    let checks = service.methods.iter().filter_map(|method| value_check(service, method));
+    let debug = (!derives_debug(service)).then(|| debug(service));
+    quote!(#(#checks)* #debug)
+}
+
+/// A return type that is not called `Result` must not be one: its error would be lost inside a value.
+fn value_check(service: &Service, method: &Method) -> Option<TokenStream> {
+    if !matches!(method.reply.kind, ReplyKind::Value) {
+        return None;
+    }
+    let check = value_assertion(service, method);
+    let cfgs = &method.cfgs;
+    Some(quote!(#(#cfgs)* const _: () = #check;))
+}
+
+pub(super) fn value_assertion(service: &Service, method: &Method) -> TokenStream {
+    let krate = &service.krate;
+    let ty = &method.reply.ty;
+    // On the return type as it was written.
+    quote_spanned! {ty.span()=>
+        ::core::assert!(
+            !#krate::__private::Probe::<#ty>::FALLIBLE,
+            "this is an alias of `Result`: write `Result<T, E>`, or end its name in `Result`",
+        )
+    }
+}
+
+fn derives_debug(service: &Service) -> bool {
+    service.derives.iter().any(|path| path.segments.last().is_some_and(|last| last.ident == "Debug"))
+}
+
+/// By hand, so that a field without `Debug` prints as `..` instead of being an error.
+fn debug(service: &Service) -> TokenStream {
+    let krate = &service.krate;
+    let formatter = Ident::new("formatter", Span::mixed_site());
+    let show = |field: &Ident| quote!((&#krate::__private::Field(#field)).show());
+
+    let requests = service.methods.iter().map(|Method { cfgs, variant, args, .. }| {
+        let label = variant.to_string();
+        let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
+        let labels = names.iter().map(|name| name.unraw().to_string());
+        let shown = names.iter().map(|name| show(name));
+        if names.is_empty() {
+            quote!(#(#cfgs)* Self::#variant => #formatter.write_str(#label),)
+        } else {
+            quote! {
+                #(#cfgs)*
+                Self::#variant { #(ref #names),* } => {
+                    #formatter.debug_struct(#label)#(.field(#labels, #shown))*.finish()
+                }
+            }
+        }
+    });
+    let value = Ident::new("value", Span::mixed_site());
+    let shown = show(&value);
+    let responses = service.methods.iter().map(|Method { cfgs, variant, .. }| {
+        let label = variant.to_string();
+        quote! {
+            #(#cfgs)*
+            Self::#variant(ref #value) => #formatter.debug_tuple(#label).field(#shown).finish(),
+        }
+    });
+
+    let enums = [
+        (&service.names.request, &service.request_generics, quote!(#(#requests)*)),
+        (&service.names.response, &service.response_generics, quote!(#(#responses)*)),
+    ];
+    let impls = enums.into_iter().map(|(name, generics, arms)| {
+        let (params, args, clause) = generics.split_for_impl();
+        quote! {
+            #[automatically_derived]
+            impl #params ::core::fmt::Debug for #name #args #clause {
+                fn fmt(&self, #formatter: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                    match *self { #arms }
+                }
+            }
+        }
+    });
+    quote!(#(#impls)*)
+}

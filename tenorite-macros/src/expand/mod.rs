@@ -1,0 +1,52 @@
+//! From the model to tokens.
+//!
+//! The derived types stand beside the user's impl; everything that is not a name of theirs stands in one anonymous
+//! const, so that the traits it needs in scope leak nowhere. Locals have hygienic names where a field's name could
+//! capture them.
+
+mod caller;
+mod dispatch;
+mod messages;
+mod service;
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use crate::model::Service;
+
+pub(crate) fn expand(service: &Service) -> TokenStream {
+    let krate = &service.krate;
+    let messages = messages::types(service);
+    let caller = caller::types(service);
+    let unit = service::types(service);
+    let impls =
+        [messages::impls(service), caller::impls(service), dispatch::impls(service), service::impls(service)];
+    quote! {
+        #messages
+        #caller
+        #unit
+        const _: () = {
+            #[allow(unused_imports)]
+            use #krate::__private::{Plain as _, ShowDebug as _, ShowOpaque as _};
+            #(#impls)*
+        };
+    }
+}
+
+/// Lints that would tell the user of things that only the derive could change.
+fn allow() -> TokenStream {
+    quote! {
+        #[allow(
+            dead_code,
+            deprecated,
+            missing_docs,
+            private_bounds,
+            private_interfaces,
+            unreachable_patterns,
+            unreachable_pub,
+            clippy::enum_variant_names,
+            clippy::large_enum_variant,
+            clippy::too_many_arguments
+        )]
+    }
+}

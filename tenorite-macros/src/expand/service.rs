@@ -1,0 +1,35 @@
+//! The unit struct that starts the service.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use super::{allow, caller, dispatch};
+use crate::model::Service;
+
+pub(super) fn types(service: &Service) -> TokenStream {
+    let Service { visibility, names, .. } = service;
+    let name = &names.service;
+    let doc = format!(
+        "The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
+        names.service_doc, names.caller
+    );
+    let allow = allow();
+    quote! {
+        #[doc = #doc]
+        #[derive(::core::clone::Clone, ::core::marker::Copy, ::core::fmt::Debug, ::core::default::Default)]
+        #allow
+        #visibility struct #name;
+    }
+}
+
+pub(super) fn impls(service: &Service) -> TokenStream {
+    let Service { krate, worker, names, .. } = service;
+    let name = &names.service;
+    let caller = caller::caller(service);
+    let generics = dispatch::worker_generics(service);
+    let (params, _, clause) = generics.split_for_impl();
+    quote! {
+        #[automatically_derived]
+        impl #params #krate::TenoriteService<#worker, #caller> for #name #clause {}
+    }
+}

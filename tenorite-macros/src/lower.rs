@@ -1,0 +1,490 @@
+//! From what the user wrote to the model: every decision and every mistake.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::{ToTokens, format_ident};
+use syn::ext::IdentExt;
+use syn::{
+    Attribute, FnArg, GenericParam, Generics, ImplItem, ImplItemFn, Item, ItemImpl, Meta, Pat, PatIdent,
+    PatType, ReceiverKind, ReturnType, Safety, Type, Visibility, parse_quote,
+};
+
+use crate::args::Args;
+use crate::errors::Errors;
+use crate::generics;
+use crate::model::{Arg, Field, Method, Names, Reply, ReplyKind, Service};
+use crate::types::{self, Misfit};
+
+/// Methods that every caller has.
+const RESERVED: [&str; 4] = ["clone", "from_fn", "with_timeout", "downgrade"];
+
+/// Returns the user's item, without the attributes that were meant for us, and what is to be derived from it.
+///
+/// There is a service even after mistakes, of all that can be made sense of; only a wrong kind of item has none.
+pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream, Option<Service>) {
+    let mut item = match item {
+        Item::Impl(item) => item,
+        other => {
+            errors.at(first_line(&other), wrong_item(&other));
+            return (other.into_token_stream(), None);
+        }
+    };
+    if let Some((path, _)) = &item.trait_ {
+        errors.at(path, "a service is an inherent `impl` block: write `impl Worker { … }` without a trait");
+        return (item.into_token_stream(), None);
+    }
+    let repeated = take_attributes(&mut item.attrs);
+    for attribute in &repeated {
+        errors.at(
+            attribute,
+            "this `impl` is a service already: put all options into one `#[tenorite::service(…)]`",
+        );
+    }
+
+    let worker_name = worker_name(&item, errors);
+    for param in &item.generics.params {
+        if let GenericParam::Lifetime(param) = param {
+            errors.at(
+                param,
+                "a worker outlives its callers' borrows: let it own its data instead of borrowing it",
+            );
+        }
+    }
+    let methods = methods(&mut item, errors);
+    let service = worker_name.map(|worker| service(args, &item, &worker, methods, errors));
+    (item.into_token_stream(), service)
+}
+
+/// Takes out `#[service(…)]` and `#[tenorite::service(…)]`.
+fn take_attributes(attributes: &mut Vec<Attribute>) -> Vec<Attribute> {
+    let is_ours = |attribute: &mut Attribute| {
+        attribute.path().segments.last().is_some_and(|segment| segment.ident == "service")
+    };
+    attributes.extract_if(.., is_ours).collect()
+}
+
+fn wrong_item(item: &Item) -> String {
+    let kind = match item {
+        Item::Struct(_) => "a struct",
+        Item::Enum(_) => "an enum",
+        Item::Trait(_) => "a trait",
+        Item::Fn(_) => "a function",
+        Item::Mod(_) => "a module",
+        _ => "this item",
+    };
+    format!("`#[tenorite::service]` goes on the `impl` block with the worker's methods, not on {kind}")
+}
+
+/// Enough of an item to point at.
+fn first_line(item: &Item) -> TokenStream {
+    match item {
+        Item::Struct(item) => item.ident.to_token_stream(),
+        Item::Enum(item) => item.ident.to_token_stream(),
+        Item::Trait(item) => item.ident.to_token_stream(),
+        Item::Fn(item) => item.sig.ident.to_token_stream(),
+        Item::Mod(item) => item.ident.to_token_stream(),
+        other => other.to_token_stream(),
+    }
+}
+
+fn worker_name(item: &ItemImpl, errors: &mut Errors) -> Option<Ident> {
+    let name = types::plain_path(&item.self_ty).and_then(|path| path.segments.last());
+    if name.is_none() {
+        errors.at(&item.self_ty, "a worker is a struct or enum of yours: `impl Worker { … }`");
+    }
+    name.map(|segment| segment.ident.clone())
+}
+
+fn service(
+    args: Args,
+    item: &ItemImpl,
+    worker_name: &Ident,
+    methods: Vec<Method>,
+    errors: &mut Errors,
+) -> Service {
+    if methods.is_empty() {
+        errors.at(
+            &item.self_ty,
+            "a service needs at least one request: a method with `&self` or `&mut self` that is `pub`",
+        );
+    }
+    let mut generics = item.generics.clone();
+    generics.params =
+        generics.params.into_iter().filter(|param| !matches!(param, GenericParam::Lifetime(_))).collect();
+
+    let names = names(args.name, worker_name, &generics, errors);
+    let fields: TokenStream =
+        methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
+    let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
+    let request_generics = generics::named_in(&generics, &fields);
+    let response_generics = generics::named_in(&generics, &replies);
+    let caller_generics = generics::named_in(&generics, &[fields, replies].into_iter().collect());
+
+    Service {
+        krate: args.krate.unwrap_or_else(|| parse_quote!(::tenorite)),
+        worker: (*item.self_ty).clone(),
+        visibility: widest(&methods),
+        derives: args.derives.unwrap_or_default(),
+        names,
+        methods,
+        generics,
+        request_generics,
+        response_generics,
+        caller_generics,
+    }
+}
+
+fn field_type(field: &Field) -> Option<TokenStream> {
+    match field {
+        Field::Exactly(ty) | Field::Into(ty) | Field::Slice(ty) => Some(ty.to_token_stream()),
+        Field::Str | Field::Path => None,
+    }
+}
+
+fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut Errors) -> Names {
+    let renamed = name.is_some();
+    let base = name.unwrap_or_else(|| worker.clone());
+    // Derived names stand at the worker's name, so that a collision is shown there.
+    let derived = |suffix: &str| format_ident!("{}{suffix}", base.unraw(), span = worker.span());
+    let names = Names {
+        service_doc: base.unraw().to_string(),
+        request: derived("Request"),
+        response: derived("Response"),
+        call: derived("Call"),
+        caller: derived("Caller"),
+        service: derived("Service"),
+        value: generics::free_name(generics, "T"),
+        error: generics::free_name(generics, "E"),
+        function: generics::free_name(generics, "F"),
+        future: generics::free_name(generics, "Fut"),
+    };
+    let plain = worker.unraw().to_string();
+    if let Some(stem) = plain.strip_suffix("Service").filter(|stem| !stem.is_empty() && !renamed) {
+        errors.at(
+            worker,
+            format!(
+                "the derived service is what is called `…Service`: call the worker `{stem}` or `{stem}Worker`, or \
+                 choose another beginning for the derived names with `#[tenorite::service(name = \"…\")]`"
+            ),
+        );
+    }
+    for derived in [&names.request, &names.response, &names.call, &names.caller, &names.service] {
+        if *derived == plain {
+            errors.at(
+                worker,
+                format!(
+                    "with `name = \"{base}\"` one of the derived types would be called `{plain}`, like the worker: \
+                     choose another `name`, or call the worker `{base}` or `{base}Worker`"
+                ),
+            );
+        }
+    }
+    names
+}
+
+fn widest(methods: &[Method]) -> Visibility {
+    // Paths cannot be compared without knowing the module they stand in: of two that are restricted to some module
+    // this takes the one that names it from the crate's root.
+    let rank = |visibility: &Visibility| match visibility {
+        Visibility::Public(_) => 4,
+        Visibility::Restricted(restricted) if restricted.path.is_ident("crate") => 3,
+        Visibility::Restricted(restricted) if restricted.path.is_ident("super") => 1,
+        Visibility::Restricted(restricted) if restricted.path.is_ident("self") => 0,
+        Visibility::Restricted(_) => 2,
+        _ => 0,
+    };
+    methods
+        .iter()
+        .map(|method| &method.visibility)
+        .max_by_key(|visibility| rank(visibility))
+        .cloned()
+        .unwrap_or(Visibility::Inherited)
+}
+
+/// The methods that are requests. Takes our attributes out of all of them.
+fn methods(item: &mut ItemImpl, errors: &mut Errors) -> Vec<Method> {
+    let worker = (*item.self_ty).clone();
+    let generics = item.generics.clone();
+    let mut methods: Vec<Method> = Vec::new();
+    for item in &mut item.items {
+        let function = match item {
+            ImplItem::Fn(function) => function,
+            ImplItem::Const(item) => {
+                refuse_attributes(&mut item.attrs, errors);
+                continue;
+            }
+            ImplItem::Type(item) => {
+                refuse_attributes(&mut item.attrs, errors);
+                continue;
+            }
+            _ => continue,
+        };
+        let skipped = is_skipped(&mut function.attrs, errors);
+        let is_private = matches!(function.vis, Visibility::Inherited);
+        let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
+        if skipped || is_private {
+            continue;
+        }
+        let Some(method) = method(function, &worker, &generics, errors) else { continue };
+        match methods
+            .iter()
+            .find(|other| other.variant == method.variant && other.cfgs.is_empty() && method.cfgs.is_empty())
+        {
+            Some(other) => errors.at(
+                &method.name,
+                format!(
+                    "`{}` and `{}` would both be the request `{}`: rename one of them",
+                    other.name, method.name, method.variant
+                ),
+            ),
+            None => methods.push(method),
+        }
+    }
+    methods
+}
+
+fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
+    for attribute in take_attributes(attributes) {
+        errors.at(attribute, "`#[service(…)]` goes on methods");
+    }
+}
+
+/// Reads and takes out `#[service(skip)]`.
+fn is_skipped(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> bool {
+    let mut skipped = false;
+    for attribute in take_attributes(attributes) {
+        if !matches!(attribute.meta, Meta::List(_)) {
+            errors.at(&attribute, "say what the method is to the service: `#[service(skip)]`");
+            continue;
+        }
+        let parsed = attribute.parse_nested_meta(|meta| {
+            if !meta.path.is_ident("skip") {
+                let name = meta.path.to_token_stream().to_string();
+                return Err(meta.error(format!("unknown option `{name}`: there is `skip`")));
+            }
+            if std::mem::replace(&mut skipped, true) {
+                return Err(meta.error("`skip` is given twice: keep one"));
+            }
+            Ok(())
+        });
+        if let Err(error) = parsed {
+            errors.push(error);
+        }
+    }
+    skipped
+}
+
+/// A request, or `None` if it cannot be one.
+fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mut Errors) -> Option<Method> {
+    let signature = &function.sig;
+    let name = &signature.ident;
+    let mut fits = true;
+    let mut misfit = |tokens: &dyn ToTokens, message: &str| {
+        errors.at(tokens, message);
+        fits = false;
+    };
+
+    if RESERVED.iter().any(|reserved| name == reserved) {
+        misfit(name, &format!("every caller has a method `{name}` of its own: choose another name"));
+    }
+    if let Safety::Unsafe(keyword) = &signature.safety {
+        misfit(keyword, "callers cannot uphold what an `unsafe` method asks for: make it safe, or private");
+    }
+    for param in &signature.generics.params {
+        if !matches!(param, GenericParam::Lifetime(_)) {
+            misfit(
+                param,
+                "a request is one type: replace the parameter by a concrete type, or move it to the `impl` block",
+            );
+        }
+    }
+    if let Some(clause) = &signature.generics.where_clause {
+        misfit(
+            clause,
+            "a request is there for every worker of this `impl` block: move the bounds to the block",
+        );
+    }
+    if let Some(FnArg::Receiver(receiver)) = signature.inputs.first() {
+        let borrows = match &receiver.kind {
+            ReceiverKind::Reference(..) => true,
+            ReceiverKind::Typed(_, ty) => matches!(types::peeled(ty), Type::Reference(reference)
+                if types::plain_path(&reference.elem).is_some_and(|path| path.is_ident("Self"))),
+            _ => false,
+        };
+        if !borrows {
+            misfit(
+                receiver,
+                "a handler borrows its worker, which goes on serving: take `&self` or `&mut self`",
+            );
+        }
+    }
+
+    let mut args = Vec::new();
+    for input in signature.inputs.iter().skip(1) {
+        let FnArg::Typed(input) = input else { continue };
+        match arg(input, worker, errors) {
+            Some(arg) => args.push(arg),
+            None => fits = false,
+        }
+    }
+    let reply = reply(&signature.output, worker, generics, errors);
+    let variant = variant(name, errors);
+    if !fits {
+        return None;
+    }
+    let attributes = |wanted: fn(&Attribute) -> bool| -> Vec<Attribute> {
+        function.attrs.iter().filter(|attribute| wanted(attribute)).cloned().collect()
+    };
+    Some(Method {
+        name: name.clone(),
+        variant: variant?,
+        visibility: function.vis.clone(),
+        is_async: signature.asyncness.is_some(),
+        args,
+        reply: reply?,
+        docs: attributes(|attribute| attribute.path().is_ident("doc")),
+        cfgs: attributes(|attribute| attribute.path().is_ident("cfg")),
+        call_attrs: attributes(|attribute| {
+            attribute.path().is_ident("deprecated") || attribute.path().is_ident("allow")
+        }),
+    })
+}
+
+fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
+    let mut variant = String::new();
+    for word in name.unraw().to_string().split('_') {
+        let mut letters = word.chars();
+        variant.extend(letters.next().into_iter().flat_map(char::to_uppercase));
+        variant.push_str(letters.as_str());
+    }
+    if variant.is_empty() || variant == "Self" || variant.starts_with(|first: char| first.is_numeric()) {
+        errors.at(
+            name,
+            format!("the request would be called `{variant}`, which is no name for it: rename the method"),
+        );
+        return None;
+    }
+    Some(Ident::new(&variant, name.span()))
+}
+
+fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
+    for attribute in &input.attrs {
+        if attribute.path().is_ident("cfg") {
+            errors.at(attribute, "a request is the same for all: put the `cfg` on the method");
+            return None;
+        }
+    }
+    let name = match &*input.pat {
+        Pat::Ident(PatIdent { by_ref: None, subpat: None, ident, .. }) => ident.clone(),
+        pattern => {
+            errors.at(
+                pattern,
+                "an argument is a field of the request and needs a name: take it apart in the body",
+            );
+            return None;
+        }
+    };
+    let mut ty = types::peeled(&input.ty).clone();
+    types::replace_self(&mut ty, worker);
+    if let Type::Reference(reference) = &ty
+        && !types::is_static(reference.lifetime.as_ref())
+    {
+        return borrowed_arg(name, &input.ty, reference, errors);
+    }
+    if !owns_its_data(&input.ty, "an argument travels to the worker in a request, which must own it", errors)
+    {
+        return None;
+    }
+    let converts = types::is_std(&ty, "string", "String") || types::is_std(&ty, "path", "PathBuf");
+    let field = if converts { Field::Into(ty) } else { Field::Exactly(ty) };
+    Some(Arg { name, field, borrowed: false })
+}
+
+/// The handler borrows; the request owns what it borrows.
+fn borrowed_arg(
+    name: Ident,
+    written: &Type,
+    reference: &syn::TypeReference,
+    errors: &mut Errors,
+) -> Option<Arg> {
+    if reference.mutability.is_some() {
+        errors
+            .at(written, "a caller cannot lend what the worker would change: take it by value and return it");
+        return None;
+    }
+    let elem = types::peeled(&reference.elem);
+    let field = if types::plain_path(elem).is_some_and(|path| path.is_ident("str")) {
+        Field::Str
+    } else if types::is_std(elem, "path", "Path") {
+        Field::Path
+    } else if let Type::Slice(slice) = elem {
+        Field::Slice((*slice.elem).clone())
+    } else if matches!(elem, Type::TraitObject(_)) {
+        errors.at(written, "a request cannot own a `&dyn` value: take a `Box<dyn … + Send>`");
+        return None;
+    } else {
+        Field::Exactly(elem.clone())
+    };
+    let owned = match &field {
+        Field::Slice(elem) => elem,
+        _ => elem,
+    };
+    // Tokens of the user's, since `Self` may have been replaced in `elem`.
+    let fits =
+        owns_its_data(owned, "an argument travels to the worker in a request, which must own it", errors);
+    fits.then_some(Arg { name, field, borrowed: true })
+}
+
+fn owns_its_data(ty: &Type, why: &str, errors: &mut Errors) -> bool {
+    let misfits = types::misfits(ty);
+    for misfit in &misfits {
+        match misfit {
+            Misfit::Borrow(tokens) => errors.at(tokens, format!("{why}: no borrows in here")),
+            Misfit::ImplTrait(ty) => {
+                errors.at(ty, "a request is one type: write a concrete one, or a `Box<dyn … + Send>`");
+            }
+        }
+    }
+    misfits.is_empty()
+}
+
+fn reply(output: &ReturnType, worker: &Type, generics: &Generics, errors: &mut Errors) -> Option<Reply> {
+    let ReturnType::Type(_, written) = output else {
+        return Some(Reply { ty: parse_quote!(()), kind: ReplyKind::Value });
+    };
+    let mut fits = true;
+    for misfit in types::misfits(written) {
+        fits = false;
+        match misfit {
+            Misfit::Borrow(tokens) => errors.at(
+                tokens,
+                "a reply leaves the worker and cannot borrow from it: return an owned value, with `.to_owned()` or \
+                 `.cloned()`",
+            ),
+            Misfit::ImplTrait(ty) => {
+                errors.at(ty, "a reply is one type: write a concrete one, or a `Box<dyn … + Send>`");
+            }
+        }
+    }
+    if matches!(types::peeled(written), Type::Never(_)) {
+        errors.at(written, "a handler must return: its caller waits for the reply");
+        return None;
+    }
+    if !fits {
+        return None;
+    }
+
+    let mut ty = types::peeled(written).clone();
+    types::replace_self(&mut ty, worker);
+    let is_generic = !generics::named_in(generics, &ty.to_token_stream()).params.is_empty();
+    let name = types::last_name(&ty).unwrap_or_default();
+    let kind = if let Some((ok, err)) = types::result_arguments(&ty) {
+        ReplyKind::Result(Box::new(ok.clone()), Box::new(err.clone()))
+    } else if is_generic {
+        if name == "Result" { ReplyKind::GenericResult } else { ReplyKind::GenericValue }
+    } else if name.ends_with("Result") {
+        ReplyKind::MaybeResult
+    } else {
+        ReplyKind::Value
+    };
+    Some(Reply { ty, kind })
+}

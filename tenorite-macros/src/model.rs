@@ -1,0 +1,96 @@
+//! What is to be derived: everything is decided, nothing is written down yet.
+
+use proc_macro2::Ident;
+use syn::{Attribute, Generics, Path, Type, Visibility};
+
+/// A service.
+pub(crate) struct Service {
+    /// The core crate.
+    pub(crate) krate: Path,
+    /// The type of the `impl` block.
+    pub(crate) worker: Type,
+    /// The parameters of the `impl` block.
+    pub(crate) generics: Generics,
+    pub(crate) names: Names,
+    /// The widest among the methods.
+    pub(crate) visibility: Visibility,
+    /// What the user asked for, on both enums.
+    pub(crate) derives: Vec<Path>,
+    pub(crate) methods: Vec<Method>,
+    /// Each enum takes the parameters that its fields name, the caller those of both.
+    pub(crate) request_generics: Generics,
+    pub(crate) response_generics: Generics,
+    pub(crate) caller_generics: Generics,
+}
+
+/// The derived names.
+pub(crate) struct Names {
+    /// As documentation calls the service.
+    pub(crate) service_doc: String,
+    pub(crate) request: Ident,
+    pub(crate) response: Ident,
+    pub(crate) call: Ident,
+    pub(crate) caller: Ident,
+    pub(crate) service: Ident,
+    /// Parameters that no parameter of the user's is called.
+    pub(crate) value: Ident,
+    pub(crate) error: Ident,
+    pub(crate) function: Ident,
+    pub(crate) future: Ident,
+}
+
+/// A method that can be called from afar.
+pub(crate) struct Method {
+    pub(crate) name: Ident,
+    pub(crate) variant: Ident,
+    pub(crate) visibility: Visibility,
+    pub(crate) is_async: bool,
+    pub(crate) args: Vec<Arg>,
+    pub(crate) reply: Reply,
+    pub(crate) docs: Vec<Attribute>,
+    /// On everything that is derived from the method.
+    pub(crate) cfgs: Vec<Attribute>,
+    /// On the caller's method: what the user said about calling it.
+    pub(crate) call_attrs: Vec<Attribute>,
+}
+
+pub(crate) struct Arg {
+    pub(crate) name: Ident,
+    pub(crate) field: Field,
+    /// The handler takes it by reference.
+    pub(crate) borrowed: bool,
+}
+
+/// An argument as its request owns it.
+pub(crate) enum Field {
+    /// This type, and the caller takes just that.
+    Exactly(Type),
+    /// This type, and the caller takes whatever converts into it.
+    Into(Type),
+    /// A `&str`.
+    Str,
+    /// A `&Path`.
+    Path,
+    /// A slice of these.
+    Slice(Type),
+}
+
+/// What a method returns.
+pub(crate) struct Reply {
+    /// As declared; `()` if nothing is.
+    pub(crate) ty: Type,
+    pub(crate) kind: ReplyKind,
+}
+
+pub(crate) enum ReplyKind {
+    /// `Result<T, E>`, written out.
+    Result(Box<Type>, Box<Type>),
+    /// Named like a `Result`: the compiler tells whether it is one.
+    MaybeResult,
+    /// Called `Result`, and names a parameter of the worker's.
+    GenericResult,
+    /// Not named like a `Result`, and the compiler checks that it is none.
+    Value,
+    /// As `Value`, and names a parameter of the worker's.
+    GenericValue,
+}

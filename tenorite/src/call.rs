@@ -1,0 +1,399 @@
+//! A call: how a request waits.
+//!
+//! [`Call`] is what typed methods and [`send_request`](crate::TenoriteCaller::send_request) return: a lazy future with
+//! options. [`Cast`] is a call that wants no reply. Both drive the same [`Ticket`], which owns the request until its
+//! mailbox takes it, holds the deadline, and tells the mailbox when the call is dropped.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::TenoriteError;
+use crate::mailbox::{CallState, Mailbox, Phase};
+use crate::park;
+use crate::reply::Reply;
+use crate::timer::Timer;
+
+/// A call to a service: a future of its reply, with options.
+///
+/// Nothing happens before the first poll. The first poll takes the request's place in the order of the service; from
+/// then on the call needs not be polled for the request to move on and to run. It borrows its caller (see
+/// [`owned`](Self::owned)) and is [`Unpin`], so `select! { reply = &mut call => … }` works in a loop.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tenorite::prelude::*;
+/// # async fn example(store: TenoriteCaller<&'static str, u32>) -> Result<(), TenoriteError> {
+/// let value = store.send_request("get").await?;
+/// let value = store.send_request("get").timeout(Duration::from_millis(50)).await?;
+/// let value = store.send_request("get").no_wait().await?;
+/// store.send_request("evict").cast().await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// One [`TenoriteError`], which says whether the request ran.
+///
+/// # Cancel safety
+///
+/// A call may be dropped at any time. Before its request has started the request is taken back and never runs; after
+/// that the handler runs to its end and its reply is dropped. Other calls notice nothing. A call that is forgotten
+/// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn.
+///
+/// # Panics
+///
+/// All options panic once the call has been polled. Polling panics after the call has completed, and, for a call with a
+/// deadline that has to wait, on a tokio runtime that was built without time.
+#[must_use = "a call does nothing unless it is awaited"]
+pub struct Call<'a, Rq, Rs, Er = Infallible, T = Rs, E = Er> {
+    ticket: Ticket<'a, Rq, Rs, Er>,
+    map: Map<Rs, Er, T, E>,
+}
+
+/// From the service's answer to what this call returns: a typed method picks its own variant.
+pub(crate) type Map<Rs, Er, T, E> = fn(Result<Rs, Er>) -> Result<T, TenoriteError<E>>;
+
+impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
+    pub(crate) fn new(
+        mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
+        request: Rq,
+        timeout: Option<Duration>,
+        map: Map<Rs, Er, T, E>,
+    ) -> Self {
+        let ticket = Ticket {
+            mailbox: MailboxRef::Borrowed(mailbox),
+            state: CallState::new(request),
+            timeout,
+            timer: None,
+            polled: false,
+        };
+        Self { ticket, map }
+    }
+
+    /// Limits the whole call: waiting for room, waiting for its turn, running and replying.
+    ///
+    /// The time counts from the first poll. It replaces the caller's default, longer or shorter. A limit of zero has
+    /// expired at the first poll.
+    ///
+    /// # Errors
+    ///
+    /// A call that is late ends in [`SendFailure(Expired)`](crate::SendReason::Expired) if its request had not started,
+    /// and then it never will; in [`FetchFailure(Expired)`](crate::FetchReason::Expired) if it had, and then the
+    /// handler runs to its end.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.ticket.assert_not_polled("timeout");
+        self.ticket.timeout = Some(limit);
+        self
+    }
+
+    /// Fails at once instead of waiting for room in the backlog.
+    ///
+    /// The call still waits for its turn and its reply. It never overtakes those who wait for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure(Full)`](crate::SendReason::Full) if there was no room at the first poll.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn no_wait(mut self) -> Self {
+        self.ticket.assert_not_polled("no_wait");
+        self.ticket.state.no_wait = true;
+        self
+    }
+
+    /// Clones the caller into the call, for `tokio::spawn`, a `JoinSet`, or a field of a struct.
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # fn example(store: TenoriteCaller<&'static str, u32>) {
+    /// tokio::spawn(store.send_request("get").owned());
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn owned(mut self) -> Call<'static, Rq, Rs, Er, T, E> {
+        self.ticket.assert_not_polled("owned");
+        Call {
+            ticket: self.ticket.hand_over(|mailbox| MailboxRef::Owned(Arc::clone(mailbox.get()))),
+            map: self.map,
+        }
+    }
+
+    /// Asks for no reply: the future ends when the request is accepted.
+    ///
+    /// Nobody hears what the worker answers. A deadline still keeps the request from starting late.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn cast(mut self) -> Cast<'a, Rq, Rs, Er> {
+        self.ticket.assert_not_polled("cast");
+        self.ticket.state.cast = true;
+        Cast { ticket: self.ticket }
+    }
+
+    /// Sends the request without waiting for anything: neither for room nor for a reply.
+    ///
+    /// For places that can neither `.await` nor block, such as `Drop` and callbacks.
+    ///
+    /// # Errors
+    ///
+    /// Always a `SendFailure`: [`Full`](crate::SendReason::Full) if there is no room,
+    /// [`Stopped`](crate::SendReason::Stopped) if the service is, [`Expired`](crate::SendReason::Expired) with a limit
+    /// of zero.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn try_cast(mut self) -> Result<(), TenoriteError> {
+        self.ticket.assert_not_polled("try_cast");
+        self.ticket.state.cast = true;
+        self.ticket.state.no_wait = true;
+        match self.ticket.poll(&mut Context::from_waker(Waker::noop()), Clock::None) {
+            Poll::Ready(()) => self.ticket.accepted(),
+            Poll::Pending => unreachable!("a cast that does not wait for room waits for nothing"),
+        }
+    }
+
+    /// Makes the call from synchronous code, and blocks the thread until it ends.
+    ///
+    /// Needs no runtime: a plain thread will do, and so will `spawn_blocking` and `block_in_place`. A limit set with
+    /// [`timeout`](Self::timeout) holds.
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// Exactly where tokio's own blocking calls would, that is, in async code, and whether or not there would be
+    /// something to wait for; and if the call has been polled.
+    #[track_caller]
+    pub fn blocking(mut self) -> Result<T, TenoriteError<E>> {
+        self.ticket.assert_not_polled("blocking");
+        self.ticket.block();
+        self.outcome()
+    }
+
+    fn outcome(&mut self) -> Result<T, TenoriteError<E>> {
+        match self.ticket.replied() {
+            Ok(answer) => (self.map)(answer),
+            Err(failure) => Err(failure.widen()),
+        }
+    }
+}
+
+impl<Rq, Rs, Er, T, E> Future for Call<'_, Rq, Rs, Er, T, E> {
+    type Output = Result<T, TenoriteError<E>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.ticket.poll(cx, Clock::Timer).map(|()| self.outcome())
+    }
+}
+
+// Nothing in a call is pinned: what waits has its place in the mailbox.
+impl<Rq, Rs, Er, T, E> Unpin for Call<'_, Rq, Rs, Er, T, E> {}
+
+impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ticket.debug("Call", f)
+    }
+}
+
+/// A request that wants no reply: a future that ends when it is accepted.
+///
+/// Made by [`Call::cast`]. Dropping it before that takes the request back; after that it takes its turn.
+///
+/// # Errors
+///
+/// Always a `SendFailure`. Whatever happens to the request once it is accepted, nobody is told.
+///
+/// # Panics
+///
+/// As [`Call`].
+#[must_use = "a cast does nothing unless it is awaited"]
+pub struct Cast<'a, Rq, Rs, Er = Infallible> {
+    ticket: Ticket<'a, Rq, Rs, Er>,
+}
+
+impl<Rq, Rs, Er> Cast<'_, Rq, Rs, Er> {
+    /// Clones the caller into the cast, as [`Call::owned`] does.
+    ///
+    /// # Panics
+    ///
+    /// If the cast has been polled.
+    #[track_caller]
+    pub fn owned(mut self) -> Cast<'static, Rq, Rs, Er> {
+        self.ticket.assert_not_polled("owned");
+        Cast { ticket: self.ticket.hand_over(|mailbox| MailboxRef::Owned(Arc::clone(mailbox.get()))) }
+    }
+
+    /// Sends the request from synchronous code, and blocks the thread until it is accepted.
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// As [`Call::blocking`].
+    #[track_caller]
+    pub fn blocking(mut self) -> Result<(), TenoriteError> {
+        self.ticket.assert_not_polled("blocking");
+        self.ticket.block();
+        self.ticket.accepted()
+    }
+}
+
+impl<Rq, Rs, Er> Future for Cast<'_, Rq, Rs, Er> {
+    type Output = Result<(), TenoriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.ticket.poll(cx, Clock::Timer).map(|()| self.ticket.accepted())
+    }
+}
+
+impl<Rq, Rs, Er> Unpin for Cast<'_, Rq, Rs, Er> {}
+
+impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ticket.debug("Cast", f)
+    }
+}
+
+/// What calls and casts have in common.
+struct Ticket<'a, Rq, Rs, Er> {
+    mailbox: MailboxRef<'a, Rq, Rs, Er>,
+    state: CallState<Rq, Rs, Er>,
+    timeout: Option<Duration>,
+    timer: Option<Timer>,
+    polled: bool,
+}
+
+enum MailboxRef<'a, Rq, Rs, Er> {
+    Borrowed(&'a Arc<dyn Mailbox<Rq, Rs, Er>>),
+    Owned(Arc<dyn Mailbox<Rq, Rs, Er>>),
+}
+
+impl<Rq, Rs, Er> MailboxRef<'_, Rq, Rs, Er> {
+    fn get(&self) -> &Arc<dyn Mailbox<Rq, Rs, Er>> {
+        match self {
+            Self::Borrowed(mailbox) => mailbox,
+            Self::Owned(mailbox) => mailbox,
+        }
+    }
+}
+
+/// Who wakes a waiting call at its deadline.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    Timer,
+    /// Whoever polls looks at the clock himself.
+    None,
+}
+
+impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
+    fn poll(&mut self, cx: &mut Context<'_>, clock: Clock) -> Poll<()> {
+        if !self.polled {
+            self.polled = true;
+            // A limit beyond the end of time is none.
+            self.state.deadline = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        }
+        if self.mailbox.get().poll(&mut self.state, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Some(deadline) = self.state.deadline
+            && clock == Clock::Timer
+        {
+            let timer = self.timer.get_or_insert_with(|| Timer::new(deadline, self.mailbox.get().runtime()));
+            if timer.poll(cx).is_ready() {
+                self.mailbox.get().expire(&mut self.state);
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+
+    #[track_caller]
+    fn block(&mut self) {
+        park::assert_may_block("blocking()");
+        // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
+        let limit = self.timeout.and_then(|limit| std::time::Instant::now().checked_add(limit));
+        if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
+            self.mailbox.get().expire(&mut self.state);
+        }
+    }
+
+    /// The outcome of a call that is ready.
+    fn replied(&mut self) -> Reply<Rs, Er> {
+        match self.state.take() {
+            Phase::Replied(reply) => reply,
+            Phase::Spent => panic!("a call was polled after it had completed"),
+            _ => unreachable!("a call that is ready has a reply"),
+        }
+    }
+
+    /// The outcome of a cast that is ready.
+    fn accepted(&mut self) -> Result<(), TenoriteError> {
+        match self.state.take() {
+            Phase::Accepted => Ok(()),
+            Phase::Replied(Err(failure)) => Err(failure),
+            Phase::Spent => panic!("a cast was polled after it had completed"),
+            _ => unreachable!("a cast that is ready was accepted or failed"),
+        }
+    }
+
+    /// Moves an unpolled call to another hold on its mailbox. What stays behind has nothing left to abandon.
+    fn hand_over<'b>(
+        &mut self,
+        hold: impl FnOnce(&MailboxRef<'_, Rq, Rs, Er>) -> MailboxRef<'b, Rq, Rs, Er>,
+    ) -> Ticket<'b, Rq, Rs, Er> {
+        let mailbox = hold(&self.mailbox);
+        let state = CallState { phase: self.state.take(), ..self.state };
+        Ticket { mailbox, state, timeout: self.timeout, timer: None, polled: false }
+    }
+
+    #[track_caller]
+    fn assert_not_polled(&self, option: &str) {
+        assert!(!self.polled, "`{option}` comes too late: the call has been polled already");
+    }
+
+    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let phase = match self.state.phase {
+            Phase::New(_) => "not polled",
+            Phase::Waiting(_) | Phase::Driven(_) => "waiting",
+            Phase::Replied(_) | Phase::Accepted => "ready",
+            Phase::Spent => "completed",
+        };
+        f.debug_struct(name).field("phase", &phase).finish_non_exhaustive()
+    }
+}
+
+impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
+    fn drop(&mut self) {
+        // A request that was never sent is its sender's own, panics of its `Drop` included.
+        if !matches!(self.state.phase, Phase::New(_) | Phase::Spent) {
+            self.mailbox.get().abandon(&mut self.state);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! An async closure as a mailbox: mocks and adapters.
+//!
+//! There is no queue: the closure's own concurrency is what there is, and a request has started when it is first
+//! polled. It is polled in place. If it has to wait it is given to the runtime, like a handler, so that dropping its
+//! caller cancels nothing. Where there is no runtime the caller drives it, and a thread takes it over if the caller
+//! leaves: what has started runs to its end.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+
+use tokio::runtime::Handle;
+use tokio::task::coop;
+
+use super::queue::Queue;
+use super::{BoxFuture, CallState, Mailbox, Phase, Stats};
+use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::lifecycle::{Lifecycle, StopReason};
+use crate::panics::{self, Payload};
+use crate::park;
+use crate::reply::{Client, Reply};
+use crate::sync::Mutex;
+
+/// The callers' side: dropped with the last of them.
+pub(crate) struct Function<F, Rq, Rs, Er> {
+    function: F,
+    shared: Arc<Shared<Rq, Rs, Er>>,
+}
+
+struct Shared<Rq, Rs, Er> {
+    gate: Mutex<Gate>,
+    /// Only its slots are used: a request that waits is running.
+    slots: Arc<Queue<Rq, Rs, Er>>,
+}
+
+/// Decides, under one lock, who still gets in and who is the last to leave.
+struct Gate {
+    closed: Option<StopReason>,
+    in_flight: usize,
+}
+
+/// One request that runs. The last one to end behind a shut door ends the service.
+struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>);
+
+impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
+    pub(crate) fn new(function: F) -> Self {
+        let gate = Mutex::new(Gate { closed: None, in_flight: 0 });
+        Self { function, shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
+    }
+}
+
+impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
+    fn enter(self: &Arc<Self>) -> Option<Flight<Rq, Rs, Er>> {
+        let mut gate = self.gate.lock();
+        if gate.closed.is_some() {
+            return None;
+        }
+        gate.in_flight += 1;
+        drop(gate);
+        Some(Flight(Arc::clone(self)))
+    }
+
+    fn close(&self, reason: StopReason) {
+        let mut gate = self.gate.lock();
+        gate.closed.get_or_insert(reason);
+        self.end_if_last(gate);
+    }
+
+    fn end_if_last(&self, gate: impl std::ops::Deref<Target = Gate>) {
+        let ended = if gate.in_flight == 0 { gate.closed.clone() } else { None };
+        drop(gate);
+        if let Some(reason) = ended {
+            self.slots.lifecycle.end(reason);
+        }
+    }
+}
+
+impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
+    fn drop(&mut self) {
+        let mut gate = self.0.gate.lock();
+        gate.in_flight -= 1;
+        self.0.end_if_last(gate);
+    }
+}
+
+impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
+    fn drop(&mut self) {
+        self.shared.close(StopReason::CallersGone);
+    }
+}
+
+impl<F, Fut, Rq, Rs, Er> Function<F, Rq, Rs, Er>
+where
+    F: Fn(Rq) -> Fut,
+    Fut: Future<Output = Result<Rs, TenoriteError<Er>>> + Send + 'static,
+    Rq: Send + 'static,
+    Rs: Send + 'static,
+    Er: Send + 'static,
+{
+    fn start(&self, request: Rq, state: &CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
+        let slots = &self.shared.slots;
+        let refused = |reason| Phase::Replied(Err(TenoriteError::SendFailure(reason)));
+        let Some(flight) = self.shared.enter() else {
+            slots.drop_quietly(request);
+            return refused(SendReason::Stopped);
+        };
+        if state.is_expired() {
+            slots.skip(request);
+            return refused(SendReason::Expired);
+        }
+
+        let mut future = match panics::catch(|| (self.function)(request)) {
+            Ok(future) => Box::pin(async move { into_reply(future.await) }),
+            Err(payload) => return ended(state.cast, panicked(payload)),
+        };
+        match panics::poll_caught(future.as_mut(), cx) {
+            Poll::Ready(outcome) => {
+                slots.drop_quietly(future);
+                ended(state.cast, outcome.unwrap_or_else(panicked))
+            }
+            Poll::Pending => self.run_on(future, flight, state.cast, cx),
+        }
+    }
+
+    /// Sees to it that a request that has to wait runs to its end.
+    fn run_on(
+        &self,
+        future: BoxFuture<Reply<Rs, Er>>,
+        flight: Flight<Rq, Rs, Er>,
+        cast: bool,
+        cx: &Context<'_>,
+    ) -> Phase<Rq, Rs, Er> {
+        let slots = &self.shared.slots;
+        match (Handle::try_current(), cast) {
+            (Ok(runtime), false) => {
+                let slot = slots.occupy(cx.waker().clone());
+                let mut client = Client::new(Arc::clone(slots) as _, slot);
+                client.if_dropped(FetchReason::Stopped);
+                runtime.spawn(async move {
+                    let reply = panics::caught(future).await.unwrap_or_else(panicked);
+                    client.finish(reply);
+                    // The service may end, now that the call has.
+                    drop(flight);
+                });
+                Phase::Waiting(slot)
+            }
+            (Err(_), false) => Phase::Driven(Box::pin(async move {
+                let reply = future.await;
+                drop(flight);
+                reply
+            })),
+            (Ok(runtime), true) => {
+                runtime.spawn(async move {
+                    let _unwanted = panics::caught(future).await;
+                    drop(flight);
+                });
+                Phase::Accepted
+            }
+            (Err(_), true) => {
+                drive_on_thread(Box::pin(async move {
+                    let _unwanted = future.await;
+                    drop(flight);
+                }));
+                Phase::Accepted
+            }
+        }
+    }
+}
+
+impl<F, Fut, Rq, Rs, Er> Mailbox<Rq, Rs, Er> for Function<F, Rq, Rs, Er>
+where
+    F: Fn(Rq) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<Rs, TenoriteError<Er>>> + Send + 'static,
+    Rq: Send + 'static,
+    Rs: Send + 'static,
+    Er: Send + 'static,
+{
+    fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
+        state.phase = match state.take() {
+            Phase::New(request) => {
+                let phase = self.start(request, state, cx);
+                // A closure that is always ready would never let its task's neighbours run: it is charged like any
+                // resource of tokio's. The request has run and keeps its reply; only the call says "later".
+                if matches!(phase, Phase::Replied(_) | Phase::Accepted) && !(state.cast && state.no_wait) {
+                    match coop::poll_proceed(cx) {
+                        Poll::Ready(budget) => budget.made_progress(),
+                        Poll::Pending => {
+                            state.phase = phase;
+                            return Poll::Pending;
+                        }
+                    }
+                }
+                phase
+            }
+            Phase::Waiting(slot) => self.shared.slots.poll(slot, cx.waker()),
+            Phase::Driven(mut future) => match panics::poll_caught(future.as_mut(), cx) {
+                Poll::Pending => Phase::Driven(future),
+                Poll::Ready(outcome) => {
+                    self.shared.slots.drop_quietly(future);
+                    ended(state.cast, outcome.unwrap_or_else(panicked))
+                }
+            },
+            outcome => outcome,
+        };
+        if matches!(state.phase, Phase::Waiting(_) | Phase::Driven(_)) {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+
+    fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
+        match state.take() {
+            Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot),
+            Phase::Driven(future) => {
+                drive_on_thread(future);
+                state.fail(TenoriteError::FetchFailure(FetchReason::Expired));
+            }
+            outcome => state.phase = outcome,
+        }
+    }
+
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
+        match state.take() {
+            Phase::Waiting(slot) => self.shared.slots.abandon(slot),
+            Phase::Driven(future) => drive_on_thread(future),
+            other => self.shared.slots.drop_quietly(other),
+        }
+    }
+
+    fn stop(&self) {
+        self.shared.close(StopReason::Requested);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.gate.lock().closed.is_some()
+    }
+
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.shared.slots.lifecycle
+    }
+
+    fn runtime(&self) -> Option<&Handle> {
+        None
+    }
+
+    fn stats(&self) -> Stats {
+        self.shared.slots.stats()
+    }
+}
+
+fn into_reply<Rs, Er>(result: Result<Rs, TenoriteError<Er>>) -> Reply<Rs, Er> {
+    match result {
+        Ok(response) => Ok(Ok(response)),
+        Err(error) => error.into_service_error().map(Err),
+    }
+}
+
+fn panicked<Rs, Er>(payload: Payload) -> Reply<Rs, Er> {
+    let message = panics::message(&payload);
+    panics::discard(payload);
+    Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
+}
+
+/// A closure that was ready at once: a cast was accepted all the same, whatever came of it.
+fn ended<Rq, Rs, Er>(cast: bool, reply: Reply<Rs, Er>) -> Phase<Rq, Rs, Er> {
+    match (cast, reply) {
+        (false, reply) => Phase::Replied(reply),
+        // The closure refused in the service's name: a cast hears of it, as it would from a service.
+        (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Replied(Err(failure)),
+        (true, unwanted) => {
+            panics::drop_quietly(unwanted);
+            Phase::Accepted
+        }
+    }
+}
+
+fn drive_on_thread<T: 'static>(mut future: BoxFuture<T>) {
+    thread::spawn(move || {
+        let outcome = park::block_until(None, |cx| panics::poll_caught(future.as_mut(), cx));
+        panics::drop_quietly(outcome);
+        panics::drop_quietly(future);
+    });
+}

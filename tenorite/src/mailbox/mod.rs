@@ -1,0 +1,137 @@
+//! Where requests go: the one interface behind every caller.
+//!
+//! A [`Mailbox`] is anything a request can be sent to. A caller holds one as a trait object and knows nothing else of
+//! it, so a feature that changes *where* a request runs is one new file here:
+//!
+//! - [`task`]: a worker's own task with a queue in front of it;
+//! - [`function`]: an async closure, for mocks and adapters.
+//!
+//! Both keep what waits in a [`queue`]. What changes *how* a call waits (deadlines, casts, blocking) is in
+//! [`call`](crate::call), once.
+//!
+//! # The way of a request
+//!
+//! ```text
+//!   CallState             Queue                          worker
+//!   New(request) ──poll──► slot: queued ───────recv────► TenoriteRequest { request, client }
+//!   Waiting(slot)           slot: running  ◄──────────── (the worker owns the request)
+//!   Replied(reply) ◄─poll── slot: done     ◄───send───── client
+//! ```
+//!
+//! Who owns the request at each step decides what an end in the middle means. In the `CallState`: nothing has
+//! happened. In the slot: it certainly did not run, and whoever removes it from the line under the lock decides its
+//! end alone. In the worker's hands: it may have run, and the client answers for it.
+
+pub(crate) mod function;
+pub(crate) mod queue;
+pub(crate) mod task;
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::error::TenoriteError;
+use crate::lifecycle::Lifecycle;
+use crate::reply::Reply;
+
+/// Anything that a caller can send requests to.
+///
+/// The value behind the `Arc` is the callers' side of the service, its door: the reference count of that `Arc` *is*
+/// the number of callers, a `Weak` is a weak caller, and the door's `Drop` is the event "the last caller is gone".
+/// Workers hold what lies behind the door, never the door.
+pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
+    /// Drives a call. The first poll takes its place in the order; `Ready` leaves the outcome in the state.
+    ///
+    /// A call with `no_wait` that is a cast is always ready at its first poll.
+    fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// The deadline has passed: ends the call, unless its outcome arrived first. Leaves the outcome in the state.
+    fn expire(&self, state: &mut CallState<Rq, Rs, Er>);
+
+    /// The call was dropped before its outcome.
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>);
+
+    /// Shuts the door. What was accepted is still handled.
+    fn stop(&self);
+
+    /// Whether the door is shut.
+    fn is_closed(&self) -> bool;
+
+    fn lifecycle(&self) -> &Lifecycle;
+
+    /// The runtime whose clock serves callers that have none.
+    fn runtime(&self) -> Option<&Handle>;
+
+    fn stats(&self) -> Stats;
+}
+
+/// One call as its mailbox sees it.
+pub(crate) struct CallState<Rq, Rs, Er> {
+    pub(crate) phase: Phase<Rq, Rs, Er>,
+    /// No reply is wanted: the call ends when the request is accepted.
+    pub(crate) cast: bool,
+    /// Fail rather than wait for room.
+    pub(crate) no_wait: bool,
+    /// Known from the first poll on.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Where a call stands. It only ever moves downwards.
+pub(crate) enum Phase<Rq, Rs, Er> {
+    /// Never polled. The call owns the request.
+    New(Rq),
+    /// The request, then its reply, is in this slot of the mailbox.
+    Waiting(usize),
+    /// The call drives its own handler: a closure polled where there is no runtime to give it to.
+    Driven(BoxFuture<Reply<Rs, Er>>),
+    /// The call ended in this.
+    Replied(Reply<Rs, Er>),
+    /// The cast ended: its request was accepted.
+    Accepted,
+    /// The outcome was taken.
+    Spent,
+}
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
+    pub(crate) fn new(request: Rq) -> Self {
+        Self { phase: Phase::New(request), cast: false, no_wait: false, deadline: None }
+    }
+
+    /// Whether the deadline lies behind us.
+    pub(crate) fn is_expired(&self) -> bool {
+        has_passed(self.deadline)
+    }
+
+    /// Ends the call in a failure, and gives back what the phase held.
+    pub(crate) fn fail(&mut self, failure: TenoriteError) -> Phase<Rq, Rs, Er> {
+        std::mem::replace(&mut self.phase, Phase::Replied(Err(failure)))
+    }
+
+    pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
+        std::mem::replace(&mut self.phase, Phase::Spent)
+    }
+}
+
+pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
+
+/// What a service has in hand, and what it did not have to do.
+///
+/// A snapshot: by the time it is read, it may have changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Accepted requests that wait for their turn. Never more than the backlog.
+    pub queued: usize,
+    /// Requests that wait for room in the backlog.
+    pub waiting_for_room: usize,
+    /// Requests that were never started, because their caller was dropped or their deadline passed first.
+    pub skipped: u64,
+    /// Requests and replies that nobody wanted any more and whose `Drop` panicked.
+    pub panicked_drops: u64,
+}

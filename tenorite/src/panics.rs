@@ -1,0 +1,141 @@
+//! Keeping other people's panics where they happened.
+//!
+//! User code runs in four places: handlers, `Drop` of requests and replies, wakers, and closures behind
+//! [`from_fn`](crate::TenoriteCaller::from_fn). A panic in any of them ends with an answer to the call it belongs to
+//! and never unwinds into a neighbour. The panic hook has already reported it by the time it is caught here.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use crate::error::PanicMessage;
+
+/// What a panic carries.
+pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// The text of a panic, as `panic!` makes it.
+pub(crate) fn message(payload: &Payload) -> PanicMessage {
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        PanicMessage::from(*text)
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        PanicMessage::from(text.as_str())
+    } else {
+        PanicMessage::from("a panic payload that is not text")
+    }
+}
+
+/// Calls `user`, which may panic. State that a panic tears must not be looked at again by the caller.
+pub(crate) fn catch<T>(user: impl FnOnce() -> T) -> Result<T, Payload> {
+    catch_unwind(AssertUnwindSafe(user))
+}
+
+/// Drops a payload, whose own `Drop` may panic as well: the second one is forgotten, since nobody is left to tell.
+pub(crate) fn discard(payload: Payload) {
+    if let Err(second) = catch(|| drop(payload)) {
+        std::mem::forget(second);
+    }
+}
+
+/// Drops a value of the user's. Returns whether its `Drop` went through without a panic.
+pub(crate) fn drop_quietly<T>(value: T) -> bool {
+    // Most replies are numbers and units: no frame is needed to catch what cannot be thrown.
+    if !std::mem::needs_drop::<T>() {
+        return true;
+    }
+    match catch(|| drop(value)) {
+        Ok(()) => true,
+        Err(payload) => {
+            discard(payload);
+            false
+        }
+    }
+}
+
+/// Wakes a task. A hand-written waker that panics is its owner's problem, not that of the task that wakes it.
+pub(crate) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker
+        && let Err(payload) = catch(|| waker.wake())
+    {
+        discard(payload);
+    }
+}
+
+/// Polls a future that may panic. After `Err` it must not be polled again.
+pub(crate) fn poll_caught<F: Future + ?Sized>(
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<F::Output, Payload>> {
+    match catch(|| future.poll(cx)) {
+        Ok(poll) => poll.map(Ok),
+        Err(payload) => Poll::Ready(Err(payload)),
+    }
+}
+
+/// Drives a future to its end or to its panic.
+pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, Payload> {
+    let mut future = pin!(future);
+    poll_fn(|cx| poll_caught(future.as_mut(), cx)).await
+}
+
+thread_local! {
+    /// The service whose worker is being polled on this thread, by the address of its queue.
+    static POLLED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Calls `poll` as the one who polls the worker behind `queue`, and who will catch its panics.
+pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> T {
+    /// Restores on unwind as well.
+    struct Restore(usize);
+
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = POLLED.try_with(|polled| polled.set(self.0));
+        }
+    }
+
+    // A thread that is being torn down has no context left; then panics are told without their text.
+    let previous = POLLED.try_with(|polled| polled.replace(std::ptr::from_ref(queue).addr()));
+    let _restore = previous.ok().map(Restore);
+    poll()
+}
+
+/// Whether the worker behind `queue` is being polled on this thread.
+pub(crate) fn is_polled_here<Q>(queue: &Q) -> bool {
+    POLLED.try_with(|polled| polled.get() == std::ptr::from_ref(queue).addr()).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::panic_any;
+
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic_any(String::from("boom"));
+        }
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_discarded() {
+        discard(Box::new(Bomb));
+    }
+
+    #[test]
+    fn a_value_that_panics_when_dropped_is_reported_not_propagated() {
+        assert!(!drop_quietly(Bomb));
+        assert!(drop_quietly(String::from("fine")));
+    }
+
+    #[test]
+    fn texts_of_both_kinds_are_kept() {
+        let text = |panic: fn()| message(&catch(panic).unwrap_err());
+        assert_eq!(text(|| panic!("plain")).as_str(), "plain");
+        assert_eq!(text(|| panic!("with {}", 1)).as_str(), "with 1");
+        assert_eq!(text(|| panic_any(1_u8)).as_str(), "a panic payload that is not text");
+    }
+}

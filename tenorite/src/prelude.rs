@@ -1,0 +1,11 @@
+//! What a program that uses services needs in scope: `use tenorite::prelude::*;`.
+//!
+//! The traits whose methods are called, and the names that stand in signatures. Nothing here shadows anything of the
+//! standard library.
+
+pub use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+pub use crate::error::{FetchReason, SendReason, TenoriteError};
+pub use crate::receiver::Receiver;
+pub use crate::reply::TenoriteRequest;
+pub use crate::service::TenoriteService;
+pub use crate::worker::TenoriteWorker;

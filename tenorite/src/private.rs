@@ -1,0 +1,164 @@
+//! What generated code calls. Not part of the public interface.
+
+use std::convert::Infallible;
+use std::fmt::{self, Debug};
+use std::marker::PhantomData;
+use std::panic::resume_unwind;
+
+use crate::call::Call;
+use crate::caller::TenoriteCaller;
+use crate::error::{FetchReason, TenoriteError};
+use crate::panics;
+use crate::receiver::Receiver;
+use crate::reply::TenoriteRequest;
+use crate::worker::TenoriteWorker;
+
+/// A worker whose requests are methods.
+pub trait Dispatch: TenoriteWorker<Error = Infallible, Config = Self, Output = Self> + Send + Sized {
+    /// Runs the method that `request` asks for.
+    fn dispatch(&mut self, request: Self::Request) -> impl Future<Output = Self::Response> + Send;
+}
+
+/// The task of a derived worker: one request after the other.
+///
+/// A panic of a handler reaches its own call with its text; then the worker, whose state it may have torn, is dropped
+/// and the task panics on.
+pub async fn serve<W: Dispatch>(
+    mut receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
+    mut worker: W,
+) -> W {
+    while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
+        // If this future is dropped here, the service was aborted while the request ran.
+        client.if_dropped(FetchReason::Stopped);
+        match panics::caught(worker.dispatch(request)).await {
+            Ok(response) => client.finish(Ok(Ok(response))),
+            Err(payload) => {
+                client.panicked(panics::message(&payload));
+                // Not by unwinding: a second panic in there would end the process.
+                panics::drop_quietly(worker);
+                resume_unwind(payload);
+            }
+        }
+    }
+    worker
+}
+
+/// The call of a typed method.
+pub fn call<Rq, Rs, T, E>(
+    caller: &TenoriteCaller<Rq, Rs>,
+    request: Rq,
+    map: fn(Result<Rs, Infallible>) -> Result<T, TenoriteError<E>>,
+) -> Call<'_, Rq, Rs, Infallible, T, E> {
+    caller.call(request, map)
+}
+
+/// The answer of a method that returns a `Result`, under whatever name.
+pub fn result<R: Fallible>(result: R) -> Result<R::Ok, TenoriteError<R::Err>> {
+    result.into_result().map_err(TenoriteError::ServiceError)
+}
+
+/// The answer was another method's.
+pub fn mismatched<T, E>() -> Result<T, TenoriteError<E>> {
+    Err(TenoriteError::FetchFailure(FetchReason::Mismatched))
+}
+
+/// `Result`, whatever alias it hides behind.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` ends in `Result` but is not a `std::result::Result`",
+    label = "not a `Result`"
+)]
+pub trait Fallible {
+    type Ok;
+    type Err;
+
+    fn into_result(self) -> Result<Self::Ok, Self::Err>;
+}
+
+impl<T, E> Fallible for Result<T, E> {
+    type Ok = T;
+    type Err = E;
+
+    fn into_result(self) -> Result<T, E> {
+        self
+    }
+}
+
+/// Asks of a type whether it is a `Result`: the inherent constant, where there is one, hides the trait's.
+#[derive(Debug)]
+pub struct Probe<T>(PhantomData<T>);
+
+impl<T, E> Probe<Result<T, E>> {
+    pub const FALLIBLE: bool = true;
+}
+
+/// The answer for everything else.
+pub trait Plain {
+    const FALLIBLE: bool = false;
+}
+
+impl<T> Plain for Probe<T> {}
+
+/// A reply, once it is known whether it is a `Result`.
+pub trait Reply<const FALLIBLE: bool>: Sized {
+    type Ok;
+    type Err;
+
+    fn into_reply(self) -> Result<Self::Ok, Self::Err>;
+}
+
+impl<T, E> Reply<true> for Result<T, E> {
+    type Ok = T;
+    type Err = E;
+
+    fn into_reply(self) -> Result<T, E> {
+        self
+    }
+}
+
+impl<T> Reply<false> for T {
+    type Ok = T;
+    type Err = Infallible;
+
+    fn into_reply(self) -> Result<T, Infallible> {
+        Ok(self)
+    }
+}
+
+/// The answer of a method whose return type is named like a `Result`.
+pub fn reply<const FALLIBLE: bool, R: Reply<FALLIBLE>>(reply: R) -> Result<R::Ok, TenoriteError<R::Err>> {
+    reply.into_reply().map_err(TenoriteError::ServiceError)
+}
+
+/// A field to be shown if it can be: `(&Field(&value)).show()` finds the first of these two traits that applies.
+#[derive(Debug)]
+pub struct Field<'a, T>(pub &'a T);
+
+/// The field has `Debug`.
+pub trait ShowDebug<'a> {
+    fn show(&self) -> &'a dyn Debug;
+}
+
+impl<'a, T: Debug> ShowDebug<'a> for Field<'a, T> {
+    fn show(&self) -> &'a dyn Debug {
+        self.0
+    }
+}
+
+/// The field has none, or nobody knows.
+pub trait ShowOpaque {
+    fn show(&self) -> &'static dyn Debug;
+}
+
+impl<T> ShowOpaque for &Field<'_, T> {
+    fn show(&self) -> &'static dyn Debug {
+        &Opaque
+    }
+}
+
+struct Opaque;
+
+impl Debug for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}

@@ -1,0 +1,52 @@
+//! The tests of tenorite's promises: the code of its documents, and what the integration tests share.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
+
+/// Counts how often it was woken.
+#[derive(Debug, Default)]
+pub struct Woken(AtomicUsize);
+
+impl Woken {
+    /// The count.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Polls once, with a waker that does nothing.
+pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Polls once, with a waker that counts.
+pub fn poll_counted<F: Future + Unpin>(future: &mut F) -> (Poll<F::Output>, Arc<Woken>) {
+    let woken = Arc::new(Woken::default());
+    let poll = Pin::new(future).poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
+    (poll, woken)
+}
+
+/// Takes the outcome of a future that must be ready.
+///
+/// # Panics
+///
+/// If it is not.
+#[track_caller]
+pub fn ready<T>(poll: Poll<T>) -> T {
+    match poll {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => panic!("it should be ready"),
+    }
+}
