@@ -129,28 +129,28 @@ pub fn reply<const FALLIBLE: bool, R: Reply<FALLIBLE>>(reply: R) -> Result<R::Ok
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }
 
-/// A field to be shown if it can be: `(&Field(&value)).show()` finds the first of these two traits that applies.
+/// A field to be shown if it can be: `(&Field(&value)).__tenorite_show()` finds the first of these two traits that applies.
 #[derive(Debug)]
 pub struct Field<'a, T>(pub &'a T);
 
 /// The field has `Debug`.
 pub trait ShowDebug<'a> {
-    fn show(&self) -> &'a dyn Debug;
+    fn __tenorite_show(&self) -> &'a dyn Debug;
 }
 
 impl<'a, T: Debug> ShowDebug<'a> for Field<'a, T> {
-    fn show(&self) -> &'a dyn Debug {
+    fn __tenorite_show(&self) -> &'a dyn Debug {
         self.0
     }
 }
 
 /// The field has none, or nobody knows.
 pub trait ShowOpaque {
-    fn show(&self) -> &'static dyn Debug;
+    fn __tenorite_show(&self) -> &'static dyn Debug;
 }
 
 impl<T> ShowOpaque for &Field<'_, T> {
-    fn show(&self) -> &'static dyn Debug {
+    fn __tenorite_show(&self) -> &'static dyn Debug {
         &Opaque
     }
 }

@@ -29,18 +29,18 @@ pub struct Receiver<M: Message> {
 pub trait Message: sealed::Message {}
 
 mod sealed {
+    // Without bounds, here and below: whether a future that holds a receiver is `Send` is decided with all lifetimes
+    // forgotten, and then no `&'static str` is known to be `'static`.
     pub trait Message {
-        type Request: Send + 'static;
-        type Response: Send + 'static;
-        type Error: Send + 'static;
+        type Request;
+        type Response;
+        type Error;
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Message for TenoriteRequest<Rq, Rs, Er> {}
+impl<Rq, Rs, Er> Message for TenoriteRequest<Rq, Rs, Er> {}
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> sealed::Message
-    for TenoriteRequest<Rq, Rs, Er>
-{
+impl<Rq, Rs, Er> sealed::Message for TenoriteRequest<Rq, Rs, Er> {
     type Request = Rq;
     type Response = Rs;
     type Error = Er;
@@ -143,10 +143,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     }
 
     fn hand_over(&self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
-        let client = match taken.slot {
-            Some(slot) => Client::new(Arc::clone(&self.queue) as _, slot),
-            None => Client::nobody(),
-        };
+        let client = Client::new(Arc::clone(&self.queue) as _, taken.slot);
         TenoriteRequest { request: taken.request, client }
     }
 }

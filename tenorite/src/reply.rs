@@ -10,7 +10,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{FetchReason, PanicMessage, TenoriteError};
-use crate::panics;
 
 /// How a call ended: the worker's answer, or why there is none.
 pub(crate) type Reply<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
@@ -19,6 +18,9 @@ pub(crate) type Reply<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
 pub(crate) trait Answer<Rs, Er>: Send + Sync {
     /// Puts the reply into the slot and wakes the caller. Gives it back if the caller has gone.
     fn answer(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>>;
+
+    /// Drops a reply that nobody wants.
+    fn discard(&self, reply: Reply<Rs, Er>);
 
     /// The client was dropped by an unwinding worker: the caller gets the panic's text if it can be had.
     fn unwound(&self, slot: usize);
@@ -62,20 +64,16 @@ impl<Rq: fmt::Debug, Rs, Er> fmt::Debug for TenoriteRequest<Rq, Rs, Er> {
 /// [`FetchFailure(Panicked)`](FetchReason::Panicked).
 #[must_use = "a client that is dropped unanswered is an error at its caller"]
 pub struct Client<Rs, Er = Infallible> {
+    answers: Arc<dyn Answer<Rs, Er>>,
     /// `None` for a cast, which has nobody waiting, and after the answer.
-    waiting: Option<(Arc<dyn Answer<Rs, Er>>, usize)>,
+    slot: Option<usize>,
     if_dropped: FetchReason,
 }
 
 impl<Rs, Er> Client<Rs, Er> {
-    /// The client of the call whose reply belongs into `slot`.
-    pub(crate) fn new(answers: Arc<dyn Answer<Rs, Er>>, slot: usize) -> Self {
-        Self { waiting: Some((answers, slot)), if_dropped: FetchReason::Unanswered }
-    }
-
-    /// The client of a request that wants no reply.
-    pub(crate) fn nobody() -> Self {
-        Self { waiting: None, if_dropped: FetchReason::Unanswered }
+    /// The client of the call whose reply belongs into `slot`, or of a cast.
+    pub(crate) fn new(answers: Arc<dyn Answer<Rs, Er>>, slot: Option<usize>) -> Self {
+        Self { answers, slot, if_dropped: FetchReason::Unanswered }
     }
 
     /// Changes what a caller is told when this client is dropped unanswered.
@@ -92,14 +90,15 @@ impl<Rs, Er> Client<Rs, Er> {
     /// Gives the answer back if the caller has hung up: it was dropped, or its deadline passed. That is no fault of
     /// the worker's and may be ignored.
     pub fn send(mut self, answer: Result<Rs, Er>) -> Result<(), Result<Rs, Er>> {
-        match self.waiting.take() {
-            None => Ok(()),
-            Some((answers, slot)) => {
-                answers.answer(slot, Ok(answer)).map_err(|undelivered| match undelivered {
-                    Ok(answer) => answer,
-                    Err(_) => unreachable!("what comes back is what was sent"),
-                })
+        match self.slot.take() {
+            None => {
+                self.answers.discard(Ok(answer));
+                Ok(())
             }
+            Some(slot) => self.answers.answer(slot, Ok(answer)).map_err(|undelivered| match undelivered {
+                Ok(answer) => answer,
+                Err(_) => unreachable!("what comes back is what was sent"),
+            }),
         }
     }
 
@@ -108,14 +107,17 @@ impl<Rs, Er> Client<Rs, Er> {
     /// Worth asking before long work. Always false for a cast: its caller never meant to wait.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.waiting.as_ref().is_some_and(|(answers, slot)| answers.is_abandoned(*slot))
+        self.slot.is_some_and(|slot| self.answers.is_abandoned(slot))
     }
 
-    /// Ends the call one way or the other. What reaches nobody is dropped, quietly.
+    /// Ends the call one way or the other, and drops what reaches nobody.
     pub(crate) fn finish(mut self, reply: Reply<Rs, Er>) {
-        match self.waiting.take() {
-            None => _ = panics::drop_quietly(reply),
-            Some((answers, slot)) => _ = panics::drop_quietly(answers.answer(slot, reply)),
+        let undelivered = match self.slot.take() {
+            None => Err(reply),
+            Some(slot) => self.answers.answer(slot, reply),
+        };
+        if let Err(reply) = undelivered {
+            self.answers.discard(reply);
         }
     }
 
@@ -127,11 +129,12 @@ impl<Rs, Er> Client<Rs, Er> {
 
 impl<Rs, Er> Drop for Client<Rs, Er> {
     fn drop(&mut self) {
-        if let Some((answers, slot)) = self.waiting.take() {
+        if let Some(slot) = self.slot.take() {
             if std::thread::panicking() {
-                answers.unwound(slot);
+                self.answers.unwound(slot);
             } else {
-                let _ = answers.answer(slot, Err(TenoriteError::FetchFailure(self.if_dropped.clone())));
+                // A caller that has gone needs no failure.
+                let _ = self.answers.answer(slot, Err(TenoriteError::FetchFailure(self.if_dropped.clone())));
             }
         }
     }

@@ -158,7 +158,9 @@ where
         let door = Door::new(Arc::clone(&queue), runtime.clone());
         let caller = C::from(TenoriteCaller::new(Arc::new(door), self.timeout));
         let config = make(WeakCaller::from(&caller));
-        (runtime.spawn(run::<W>(receiver, config, queue)), caller)
+        // Made here, not in the task: a task that is aborted before it was ever polled has an end as well.
+        let ending = Ending { queue, reason: StopReason::Aborted };
+        (runtime.spawn(run::<W>(receiver, config, ending)), caller)
     }
 }
 
@@ -176,22 +178,21 @@ type ReceiverOf<W> = Receiver<
     >,
 >;
 
-type QueueOf<W> =
-    Queue<<W as TenoriteWorker>::Request, <W as TenoriteWorker>::Response, <W as TenoriteWorker>::Error>;
-
 /// The service's task.
+///
+/// `ending` is dropped after everything of the worker's: as the last argument if the future was never polled, after the
+/// body's own variables if it was.
 async fn run<W: TenoriteWorker>(
     receiver: ReceiverOf<W>,
     config: W::Config,
-    queue: Arc<QueueOf<W>>,
+    mut ending: Ending<W::Request, W::Response, W::Error>,
 ) -> W::Output {
-    // Declared first, so dropped last: after the worker's own future, however this one ends.
-    let mut ending = Ending { queue: Arc::clone(&queue), reason: StopReason::Aborted };
     let outcome = {
         // Called inside the poll: the function may do something, and panic, before it returns its future.
         let mut task = pin!(async move { W::task(receiver, config).await });
+        let queue = &*ending.queue;
         poll_fn(|cx| {
-            let poll = panics::polled_here(&*queue, || panics::poll_caught(task.as_mut(), cx));
+            let poll = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
             let message = match &poll {
                 Poll::Ready(Err(payload)) => Some(panics::message(payload)),
                 _ => None,
@@ -203,7 +204,7 @@ async fn run<W: TenoriteWorker>(
     };
     match outcome {
         Ok(output) => {
-            ending.reason = queue.close_reason().unwrap_or(StopReason::Finished);
+            ending.reason = ending.queue.close_reason().unwrap_or(StopReason::Finished);
             output
         }
         Err(payload) => {

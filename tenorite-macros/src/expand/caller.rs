@@ -1,6 +1,6 @@
 //! The typed caller: a newtype over `TenoriteCaller` with a method for each request.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::parse_quote;
 use syn::spanned::Spanned;
@@ -205,24 +205,26 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     });
     let fields = if method.args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
     let ty = &method.reply.ty;
+    // Named where the tokens around it may stand at the user's.
+    let reply = Ident::new("reply", Span::mixed_site());
     let (returned, answer) = match &method.reply.kind {
         ReplyKind::Value | ReplyKind::GenericValue => {
-            (quote!(#ty), quote!(::core::result::Result::Ok(reply)))
+            (quote!(#ty), quote!(::core::result::Result::Ok(#reply)))
         }
         ReplyKind::Result(ok, err) => {
             // If this is not the `Result`, the error belongs on the type that looks like it.
-            let answer = quote_spanned!(ty.span()=> #krate::__private::result(reply));
+            let answer = quote_spanned!(ty.span()=> #krate::__private::result(#reply));
             (quote!(#ok, #err), answer)
         }
         ReplyKind::GenericResult => {
             let fallible = quote_spanned!(ty.span()=> #ty as #krate::__private::Fallible);
-            (quote!(<#fallible>::Ok, <#fallible>::Err), quote!(#krate::__private::result(reply)))
+            (quote!(<#fallible>::Ok, <#fallible>::Err), quote!(#krate::__private::result(#reply)))
         }
         ReplyKind::MaybeResult => {
             let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });
-            let reply = quote!(#ty as #krate::__private::Reply<#is_one>);
-            let answer = quote!(#krate::__private::reply::<#is_one, #ty>(reply));
-            (quote!(<#reply>::Ok, <#reply>::Err), answer)
+            let projected = quote!(#ty as #krate::__private::Reply<#is_one>);
+            let answer = quote!(#krate::__private::reply::<#is_one, #ty>(#reply));
+            (quote!(<#projected>::Ok, <#projected>::Err), answer)
         }
     };
     let check = matches!(method.reply.kind, ReplyKind::GenericValue).then(|| {
@@ -237,7 +239,7 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         #visibility fn #name(&self, #(#arguments),*) -> #call<'_, #caller_args #returned> {
             #check
             #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer {
-                ::core::result::Result::Ok(#response::#variant(reply)) => #answer,
+                ::core::result::Result::Ok(#response::#variant(#reply)) => #answer,
                 _ => #krate::__private::mismatched(),
             })
         }

@@ -92,7 +92,7 @@ fn derives_debug(service: &Service) -> bool {
 fn debug(service: &Service) -> TokenStream {
     let krate = &service.krate;
     let formatter = Ident::new("formatter", Span::mixed_site());
-    let show = |field: &Ident| quote!((&#krate::__private::Field(#field)).show());
+    let show = |field: &Ident| quote!((&#krate::__private::Field(#field)).__tenorite_show());
 
     let requests = service.methods.iter().map(|Method { cfgs, variant, args, .. }| {
         let label = variant.to_string();

@@ -40,6 +40,8 @@ fn allow() -> TokenStream {
             dead_code,
             deprecated,
             missing_docs,
+            non_camel_case_types,
+            non_snake_case,
             private_bounds,
             private_interfaces,
             unreachable_patterns,

@@ -111,14 +111,27 @@ where
 
         let mut future = match panics::catch(|| (self.function)(request)) {
             Ok(future) => Box::pin(async move { into_reply(future.await) }),
-            Err(payload) => return ended(state.cast, panicked(payload)),
+            Err(payload) => return self.ended(state.cast, panicked(payload)),
         };
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 slots.drop_quietly(future);
-                ended(state.cast, outcome.unwrap_or_else(panicked))
+                self.ended(state.cast, outcome.unwrap_or_else(panicked))
             }
             Poll::Pending => self.run_on(future, flight, state.cast, cx),
+        }
+    }
+
+    /// The closure is through. A cast was accepted all the same, whatever came of it.
+    fn ended(&self, cast: bool, reply: Reply<Rs, Er>) -> Phase<Rq, Rs, Er> {
+        match (cast, reply) {
+            (false, reply) => Phase::Replied(reply),
+            // The closure refused in the service's name: a cast hears of it, as it would from a service.
+            (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Replied(Err(failure)),
+            (true, unwanted) => {
+                self.shared.slots.drop_quietly(unwanted);
+                Phase::Accepted
+            }
         }
     }
 
@@ -132,8 +145,8 @@ where
     ) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
         match (Handle::try_current(), cast) {
-            (Ok(runtime), false) => {
-                let slot = slots.occupy(cx.waker().clone());
+            (Ok(runtime), cast) => {
+                let slot = (!cast).then(|| slots.occupy(cx.waker().clone()));
                 let mut client = Client::new(Arc::clone(slots) as _, slot);
                 client.if_dropped(FetchReason::Stopped);
                 runtime.spawn(async move {
@@ -142,20 +155,13 @@ where
                     // The service may end, now that the call has.
                     drop(flight);
                 });
-                Phase::Waiting(slot)
+                slot.map_or(Phase::Accepted, Phase::Waiting)
             }
             (Err(_), false) => Phase::Driven(Box::pin(async move {
                 let reply = future.await;
                 drop(flight);
                 reply
             })),
-            (Ok(runtime), true) => {
-                runtime.spawn(async move {
-                    let _unwanted = panics::caught(future).await;
-                    drop(flight);
-                });
-                Phase::Accepted
-            }
             (Err(_), true) => {
                 drive_on_thread(Box::pin(async move {
                     let _unwanted = future.await;
@@ -197,7 +203,7 @@ where
                 Poll::Pending => Phase::Driven(future),
                 Poll::Ready(outcome) => {
                     self.shared.slots.drop_quietly(future);
-                    ended(state.cast, outcome.unwrap_or_else(panicked))
+                    self.ended(state.cast, outcome.unwrap_or_else(panicked))
                 }
             },
             outcome => outcome,
@@ -260,19 +266,6 @@ fn panicked<Rs, Er>(payload: Payload) -> Reply<Rs, Er> {
     let message = panics::message(&payload);
     panics::discard(payload);
     Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
-}
-
-/// A closure that was ready at once: a cast was accepted all the same, whatever came of it.
-fn ended<Rq, Rs, Er>(cast: bool, reply: Reply<Rs, Er>) -> Phase<Rq, Rs, Er> {
-    match (cast, reply) {
-        (false, reply) => Phase::Replied(reply),
-        // The closure refused in the service's name: a cast hears of it, as it would from a service.
-        (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Replied(Err(failure)),
-        (true, unwanted) => {
-            panics::drop_quietly(unwanted);
-            Phase::Accepted
-        }
-    }
 }
 
 fn drive_on_thread<T: 'static>(mut future: BoxFuture<T>) {

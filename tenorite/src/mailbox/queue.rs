@@ -411,6 +411,10 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
         self.answer_slot(slot, reply)
     }
 
+    fn discard(&self, reply: Reply<Rs, Er>) {
+        self.drop_quietly(reply);
+    }
+
     fn unwound(&self, slot: usize) {
         if panics::is_polled_here(self) {
             // The one who polls the worker will catch the panic and knows its text.

@@ -1,0 +1,171 @@
+//! Limits on calls: over waiting for room, waiting for a turn, and running.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tenorite::prelude::*;
+use tenorite_tests::{poll_once, ready};
+use tokio::time::Instant;
+
+use crate::support::{ALL, ByHandService, Cargo, Kind, Probe, ProbeService, QUEUED, Watch};
+
+const EXPIRED: TenoriteError = TenoriteError::SendFailure(SendReason::Expired);
+const LATE: TenoriteError = TenoriteError::FetchFailure(FetchReason::Expired);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn expired_before_its_turn_it_never_runs() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start(1);
+        caller.hold(0).cast().await.unwrap();
+        watch.until_started(0).await;
+        let started = Instant::now();
+        let mut parked = caller.note(1).timeout(SECOND * 2);
+        assert!(poll_once(&mut parked).is_pending());
+        let (accepted, waiting, cast) = tokio::join!(
+            caller.note(2).timeout(SECOND),
+            caller.note(3).timeout(SECOND),
+            caller.note(4).timeout(SECOND).cast()
+        );
+        assert_eq!((accepted, waiting, cast), (Err(EXPIRED), Err(EXPIRED), Err(EXPIRED)), "{kind:?}");
+        assert_eq!(started.elapsed(), SECOND);
+        assert!(EXPIRED.is_retryable() && !LATE.is_retryable());
+
+        // Nobody polls this one when its time comes; the worker passes it over.
+        tokio::time::advance(SECOND * 2).await;
+        watch.release(1);
+        assert_eq!(caller.note(9).await, Ok(9));
+        assert_eq!(ready(poll_once(&mut parked)), Err(EXPIRED));
+        assert_eq!(watch.started(), [0, 9], "{kind:?}");
+        assert_eq!(caller.stats().skipped, 4);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_while_it_runs_the_handler_finishes() {
+    for kind in ALL {
+        let (caller, watch) = kind.caller();
+        let (cargo, drops) = Cargo::new(false);
+        let late = caller.carry_held(1, cargo).timeout(SECOND).await;
+        assert_eq!(late.err(), Some(LATE), "{kind:?}");
+        assert!(!watch.has_finished(1));
+        watch.release(1);
+        watch.until_finished(1).await;
+        while drops.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(caller.note(2).await, Ok(2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_zero_has_passed_before_the_start() {
+    for kind in ALL {
+        let (caller, watch) = kind.caller();
+        assert_eq!(ready(poll_once(&mut caller.note(1).timeout(Duration::ZERO))), Err(EXPIRED), "{kind:?}");
+        assert_eq!(caller.note(2).timeout(Duration::ZERO).try_cast(), Err(EXPIRED));
+        assert!(watch.started().is_empty());
+        assert_eq!(caller.stats().skipped, 2, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_counts_from_the_first_poll() {
+    for kind in ALL {
+        let (caller, _watch) = kind.caller();
+        let call = caller.note(1).timeout(SECOND);
+        tokio::time::advance(SECOND * 5).await;
+        assert_eq!(call.await, Ok(1), "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_and_a_service_have_defaults_and_a_call_its_own() {
+    let defaults = ALL.map(|kind| (kind.caller().0.with_timeout(SECOND), Some(kind)));
+    let builders = [
+        ProbeService.builder().timeout(SECOND).start_task(32, Probe::new(&Watch::new())).1,
+        ByHandService.builder().timeout(SECOND).start_task(32, Probe::new(&Watch::new())).1,
+    ]
+    .map(|caller| (caller, None));
+    for (caller, kind) in defaults.into_iter().chain(builders) {
+        for (limit, expected) in
+            [(None, SECOND), (Some(SECOND / 2), SECOND / 2), (Some(SECOND * 3), SECOND * 3)]
+        {
+            let started = Instant::now();
+            let call = caller.hold(1);
+            let call = match limit {
+                Some(limit) => call.timeout(limit),
+                None => call,
+            };
+            assert!(call.await.is_err());
+            assert_eq!(started.elapsed(), expected, "{kind:?}");
+        }
+        let started = Instant::now();
+        assert!(caller.clone().hold(2).await.is_err(), "a clone keeps it");
+        assert!(
+            caller.downgrade().upgrade().unwrap().hold(3).owned().await.is_err(),
+            "and so does a weak one"
+        );
+        assert_eq!(started.elapsed(), SECOND * 2, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_beyond_the_end_of_time_is_none() {
+    for kind in ALL {
+        let (caller, watch) = kind.caller();
+        let mut call = caller.hold(1).timeout(Duration::MAX);
+        assert!(poll_once(&mut call).is_pending());
+        watch.release(1);
+        assert_eq!(call.await, Ok(1), "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_is_there_wins_over_the_deadline() {
+    for kind in ALL {
+        let (caller, watch) = kind.caller();
+        let mut call = caller.hold(1).timeout(SECOND);
+        assert!(poll_once(&mut call).is_pending());
+        watch.release(1);
+        watch.until_finished(1).await;
+        tokio::task::yield_now().await;
+        tokio::time::advance(SECOND * 2).await;
+        assert_eq!(call.await, Ok(1), "{kind:?}");
+    }
+}
+
+/// A hand-rolled executor has no timers: the service's runtime lends its own, and a closure that has none gets a thread.
+#[test]
+fn a_caller_without_a_clock_of_its_own() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let limit = Duration::from_millis(20);
+    for kind in ALL {
+        let (caller, watch) = {
+            let _entered = runtime.enter();
+            kind.caller()
+        };
+        assert_eq!(futures::executor::block_on(caller.hold(1).timeout(limit)), Err(LATE), "{kind:?}");
+        assert_eq!(caller.hold(2).timeout(limit).blocking(), Err(LATE).or(busy(kind)), "{kind:?}");
+        watch.release(2);
+        futures::executor::block_on(watch.until_finished(1));
+    }
+}
+
+/// With the first handler still held, a second request does not get its turn.
+fn busy(kind: Kind) -> Result<u32, TenoriteError> {
+    Err(if kind == Kind::Function { LATE } else { EXPIRED })
+}
+
+#[test]
+fn a_runtime_without_time_is_no_obstacle_to_calls_that_need_none() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        for kind in ALL {
+            let (caller, _watch) = kind.caller();
+            assert_eq!(caller.note(1).await, Ok(1), "{kind:?}");
+            assert_eq!(caller.note(2).timeout(Duration::ZERO).await, Err(EXPIRED), "{kind:?}");
+        }
+    });
+}

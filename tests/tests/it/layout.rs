@@ -1,0 +1,60 @@
+//! The shape of the source, where a shape was decided.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn core() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenorite/src")
+}
+
+fn sources(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("the workspace is complete") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(core()).unwrap_or(&path).display().to_string();
+            found.push((name, fs::read_to_string(&path).expect("readable")));
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// `lib.rs` declares modules in reading order, and each uses only those before it.
+#[test]
+fn modules_import_only_what_stands_before_them() {
+    let lib = fs::read_to_string(core().join("lib.rs")).unwrap();
+    let order: Vec<&str> =
+        lib.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    assert!(order.len() > 8, "{order:?}");
+    let place = |module: &str| order.iter().position(|other| *other == module);
+    for (file, source) in sources(&core()) {
+        let module = file.split(['/', '.']).next().expect("a name");
+        let Some(own) = place(module) else { continue };
+        for line in source.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for (_, used) in line.match_indices("crate::").map(|(at, _)| line.split_at(at + "crate::".len()))
+            {
+                let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().expect("a name");
+                if let Some(other) = place(used) {
+                    assert!(other <= own, "{file} uses `{used}`, which comes after it: {line}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn features_are_not_sprinkled() {
+    for (file, source) in sources(&core()) {
+        assert!(file == "lib.rs" || !source.contains("cfg(feature"), "{file}");
+    }
+}
+
+#[test]
+fn there_is_no_unsafe_code() {
+    for (file, source) in sources(&core()) {
+        assert!(!source.contains("unsafe {") && !source.contains("unsafe impl"), "{file}");
+    }
+}

@@ -1,0 +1,21 @@
+//! The promises, kept: one binary, a module for each behaviour.
+
+mod support;
+
+mod auto_traits;
+mod blocking;
+mod bounded;
+mod calls;
+mod cancel;
+mod deadlines;
+mod derive;
+mod errors;
+mod function;
+mod generics;
+mod hygiene;
+mod layout;
+mod panic;
+mod receiver;
+mod results;
+mod stop;
+mod story;
