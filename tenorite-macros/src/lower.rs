@@ -41,16 +41,18 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
     }
 
     let worker_name = worker_name(&item, errors);
+    let methods = methods(&mut item, errors);
+    let mut borrows = false;
     for param in &item.generics.params {
         if let GenericParam::Lifetime(param) = param {
-            errors.at(
-                param,
-                "a worker outlives its callers' borrows: let it own its data instead of borrowing it",
-            );
+            errors.at(param, "a worker outlives its callers' borrows: let it own its data");
+            borrows = true;
         }
     }
-    let methods = methods(&mut item, errors);
-    let service = worker_name.map(|worker| service(args, &item, &worker, methods, errors));
+    let service = match worker_name {
+        Some(worker) if !borrows => service(args, &item, &worker, methods, errors),
+        _ => None,
+    };
     (item.into_token_stream(), service)
 }
 
@@ -100,18 +102,15 @@ fn service(
     worker_name: &Ident,
     methods: Vec<Method>,
     errors: &mut Errors,
-) -> Service {
-    if methods.is_empty() {
+) -> Option<Service> {
+    if methods.is_empty() && errors.is_empty() {
         errors.at(
             &item.self_ty,
             "a service needs at least one request: a method with `&self` or `&mut self` that is `pub`",
         );
     }
-    let mut generics = item.generics.clone();
-    generics.params =
-        generics.params.into_iter().filter(|param| !matches!(param, GenericParam::Lifetime(_))).collect();
-
-    let names = names(args.name, worker_name, &generics, errors);
+    let generics = item.generics.clone();
+    let names = names(args.name, worker_name, &generics, errors)?;
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
     let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
@@ -119,7 +118,7 @@ fn service(
     let response_generics = generics::named_in(&generics, &replies);
     let caller_generics = generics::named_in(&generics, &[fields, replies].into_iter().collect());
 
-    Service {
+    Some(Service {
         krate: args.krate.unwrap_or_else(|| parse_quote!(::tenorite)),
         worker: (*item.self_ty).clone(),
         visibility: widest(&methods),
@@ -130,7 +129,7 @@ fn service(
         request_generics,
         response_generics,
         caller_generics,
-    }
+    })
 }
 
 fn field_type(field: &Field) -> Option<TokenStream> {
@@ -140,7 +139,7 @@ fn field_type(field: &Field) -> Option<TokenStream> {
     }
 }
 
-fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut Errors) -> Names {
+fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut Errors) -> Option<Names> {
     let renamed = name.is_some();
     let base = name.unwrap_or_else(|| worker.clone());
     // Derived names stand at the worker's name, so that a collision is shown there.
@@ -167,18 +166,18 @@ fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut 
             ),
         );
     }
-    for derived in [&names.request, &names.response, &names.call, &names.caller, &names.service] {
-        if *derived == plain {
-            errors.at(
-                worker,
-                format!(
-                    "with `name = \"{base}\"` one of the derived types would be called `{plain}`, like the worker: \
-                     choose another `name`, or call the worker `{base}` or `{base}Worker`"
-                ),
-            );
-        }
+    let derived = [&names.request, &names.response, &names.call, &names.caller, &names.service];
+    if derived.into_iter().any(|derived| *derived == plain) {
+        errors.at(
+            worker,
+            format!(
+                "with `name = \"{base}\"` one of the derived types would be called `{plain}`, like the worker: \
+                 choose another `name`, or call the worker `{base}` or `{base}Worker`"
+            ),
+        );
+        return None;
     }
-    names
+    Some(names)
 }
 
 fn widest(methods: &[Method]) -> Visibility {
@@ -356,10 +355,14 @@ fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
         variant.extend(letters.next().into_iter().flat_map(char::to_uppercase));
         variant.push_str(letters.as_str());
     }
-    if variant.is_empty() || variant == "Self" || variant.starts_with(|first: char| first.is_numeric()) {
+    if variant.is_empty() {
+        errors.at(name, "there is nothing in this name to call the request by: rename the method");
+        return None;
+    }
+    if variant == "Self" || variant.starts_with(|first: char| first.is_numeric()) {
         errors.at(
             name,
-            format!("the request would be called `{variant}`, which is no name for it: rename the method"),
+            format!("the request would be called `{variant}`, which nothing can be: rename the method"),
         );
         return None;
     }
@@ -390,8 +393,7 @@ fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
     {
         return borrowed_arg(name, &input.ty, reference, errors);
     }
-    if !owns_its_data(&input.ty, "an argument travels to the worker in a request, which must own it", errors)
-    {
+    if !owns_its_data(&input.ty, errors) {
         return None;
     }
     let converts = types::is_std(&ty, "string", "String") || types::is_std(&ty, "path", "PathBuf");
@@ -425,20 +427,22 @@ fn borrowed_arg(
         Field::Exactly(elem.clone())
     };
     let owned = match &field {
-        Field::Slice(elem) => elem,
+        Field::Slice(item) => item,
         _ => elem,
     };
-    // Tokens of the user's, since `Self` may have been replaced in `elem`.
-    let fits =
-        owns_its_data(owned, "an argument travels to the worker in a request, which must own it", errors);
+    let fits = owns_its_data(owned, errors);
     fits.then_some(Arg { name, field, borrowed: true })
 }
 
-fn owns_its_data(ty: &Type, why: &str, errors: &mut Errors) -> bool {
+fn owns_its_data(ty: &Type, errors: &mut Errors) -> bool {
     let misfits = types::misfits(ty);
     for misfit in &misfits {
         match misfit {
-            Misfit::Borrow(tokens) => errors.at(tokens, format!("{why}: no borrows in here")),
+            Misfit::Borrow(tokens) => errors.at(
+                tokens,
+                "a request owns its arguments: write an owned type in here, such as `String` for `&str`, or borrow the \
+                 argument as a whole",
+            ),
             Misfit::ImplTrait(ty) => {
                 errors.at(ty, "a request is one type: write a concrete one, or a `Box<dyn … + Send>`");
             }

@@ -23,24 +23,28 @@ pub trait Dispatch: TenoriteWorker<Error = Infallible, Config = Self, Output = S
 ///
 /// A panic of a handler reaches its own call with its text; then the worker, whose state it may have torn, is dropped
 /// and the task panics on.
-pub async fn serve<W: Dispatch>(
+// Not an `async fn`: that it is `Send` is shown here, once, and not at each worker.
+#[allow(clippy::manual_async_fn)]
+pub fn serve<W: Dispatch>(
     mut receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
     mut worker: W,
-) -> W {
-    while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
-        // If this future is dropped here, the service was aborted while the request ran.
-        client.if_dropped(FetchReason::Stopped);
-        match panics::caught(worker.dispatch(request)).await {
-            Ok(response) => client.finish(Ok(Ok(response))),
-            Err(payload) => {
-                client.panicked(panics::message(&payload));
-                // Not by unwinding: a second panic in there would end the process.
-                panics::drop_quietly(worker);
-                resume_unwind(payload);
+) -> impl Future<Output = W> + Send {
+    async move {
+        while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
+            // If this future is dropped here, the service was aborted while the request ran.
+            client.if_dropped(FetchReason::Stopped);
+            match panics::caught(worker.dispatch(request)).await {
+                Ok(response) => client.finish(Ok(Ok(response))),
+                Err(payload) => {
+                    client.panicked(panics::message(&payload));
+                    // Not by unwinding: a second panic in there would end the process.
+                    panics::drop_quietly(worker);
+                    resume_unwind(payload);
+                }
             }
         }
+        worker
     }
-    worker
 }
 
 /// The call of a typed method.

@@ -5,7 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::parse_quote;
 use syn::spanned::Spanned;
 
-use super::{allow, messages};
+use super::{allowing, messages};
 use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
@@ -15,9 +15,9 @@ pub(super) fn types(service: &Service) -> TokenStream {
     let (request, response) = messages(service);
     let (params, _, clause) = caller_generics.split_for_impl();
     let plain = plain_params(service);
-    let allow = allow();
-    let call_doc = format!("A call to a [`{}`], as the methods of [`{caller}`] return it.", names.service);
-    let caller_doc = format!("A cloneable handle to a running [`{}`].", names.service);
+    let allow = allowing!(dead_code, private_bounds, private_interfaces, unreachable_pub);
+    let call_doc = format!(" A call to a [`{}`], as the methods of [`{caller}`] return it.", names.service);
+    let caller_doc = format!(" A cloneable handle to a running [`{}`].", names.service);
     quote! {
         #[doc = #call_doc]
         #allow
@@ -86,7 +86,16 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let inner = quote!(#krate::TenoriteCaller<#request, #response>);
     let (params, _, clause) = caller_generics.split_for_impl();
     let methods = service.methods.iter().map(|method| method_of(service, method));
-    let allow = allow();
+    // The names and the number of arguments are the user's; a service with one request has no other to be mismatched.
+    let allow = allowing!(
+        dead_code,
+        missing_docs,
+        non_snake_case,
+        private_interfaces,
+        unreachable_patterns,
+        unreachable_pub,
+        clippy::too_many_arguments
+    );
 
     let sendable = generics::with(
         &syn::Generics::default(),
@@ -205,8 +214,8 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     });
     let fields = if method.args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
     let ty = &method.reply.ty;
-    // Named where the tokens around it may stand at the user's.
-    let reply = Ident::new("reply", Span::mixed_site());
+    // A name of ours, and a place of the user's: what is wrong with a reply is wrong with the return type.
+    let reply = Ident::new("reply", Span::mixed_site().located_at(ty.span()));
     let (returned, answer) = match &method.reply.kind {
         ReplyKind::Value | ReplyKind::GenericValue => {
             (quote!(#ty), quote!(::core::result::Result::Ok(#reply)))

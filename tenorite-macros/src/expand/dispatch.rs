@@ -3,7 +3,7 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 
-use super::{allow, caller};
+use super::{allowing, caller};
 use crate::generics;
 use crate::model::{Method, Service};
 
@@ -13,7 +13,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let (request, response) = caller::messages(service);
     let generics = worker_generics(service);
     let (params, _, clause) = generics.split_for_impl();
-    let allow = allow();
+    // The user's word against calling a method is for its callers.
+    let allow = allowing!(deprecated);
 
     let arms = service.methods.iter().map(|method| {
         let Method { name, variant, cfgs, args, is_async, .. } = method;

@@ -5,14 +5,23 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
-use super::allow;
+use super::allowing;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
 pub(super) fn types(service: &Service) -> TokenStream {
     let Service { visibility, names, derives, .. } = service;
     let (request, response) = (&names.request, &names.response);
     let derive = if derives.is_empty() { quote!() } else { quote!(#[derive(#(#derives),*)]) };
-    let allow = allow();
+    // A variant is named after a method, and an argument may be of any size and of a private type.
+    let allow = allowing!(
+        dead_code,
+        missing_docs,
+        private_bounds,
+        private_interfaces,
+        unreachable_pub,
+        clippy::enum_variant_names,
+        clippy::large_enum_variant
+    );
 
     let requests = service.methods.iter().map(|Method { docs, cfgs, variant, args, .. }| {
         let fields = args.iter().map(|arg| {
@@ -25,14 +34,14 @@ pub(super) fn types(service: &Service) -> TokenStream {
     });
     let responses = service.methods.iter().map(|Method { cfgs, variant, reply, name, .. }| {
         let ty = &reply.ty;
-        let doc = format!("What `{}` returned.", name.unraw());
+        let doc = format!(" What `{}` returned.", name.unraw());
         quote!(#[doc = #doc] #(#cfgs)* #variant(#ty))
     });
 
     let (request_params, _, request_where) = service.request_generics.split_for_impl();
     let (response_params, _, response_where) = service.response_generics.split_for_impl();
-    let request_doc = format!("What can be asked of a [`{}`]: a variant for each method.", names.service);
-    let response_doc = format!("What a [`{}`] answers: to each request its variant.", names.service);
+    let request_doc = format!(" What can be asked of a [`{}`]: a variant for each method.", names.service);
+    let response_doc = format!(" What a [`{}`] answers: to each request its variant.", names.service);
     quote! {
         #[doc = #request_doc]
         #derive

@@ -33,22 +33,10 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
     }
 }
 
-/// Lints that would tell the user of things that only the derive could change.
-fn allow() -> TokenStream {
-    quote! {
-        #[allow(
-            dead_code,
-            deprecated,
-            missing_docs,
-            non_camel_case_types,
-            non_snake_case,
-            private_bounds,
-            private_interfaces,
-            unreachable_patterns,
-            unreachable_pub,
-            clippy::enum_variant_names,
-            clippy::large_enum_variant,
-            clippy::too_many_arguments
-        )]
-    }
+/// Turns lints off that would tell the user of things that only the derive could change.
+macro_rules! allowing {
+    ($($lint:path),+) => {
+        ::quote::quote!(#[allow($($lint),+)])
+    };
 }
+use allowing;

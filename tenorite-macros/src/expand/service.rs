@@ -3,17 +3,17 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 
-use super::{allow, caller, dispatch};
+use super::{allowing, caller, dispatch};
 use crate::model::Service;
 
 pub(super) fn types(service: &Service) -> TokenStream {
     let Service { visibility, names, .. } = service;
     let name = &names.service;
     let doc = format!(
-        "The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
+        " The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
         names.service_doc, names.caller
     );
-    let allow = allow();
+    let allow = allowing!(dead_code, unreachable_pub);
     quote! {
         #[doc = #doc]
         #[derive(::core::clone::Clone, ::core::marker::Copy, ::core::fmt::Debug, ::core::default::Default)]

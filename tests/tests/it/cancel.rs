@@ -176,7 +176,7 @@ async fn a_request_that_is_dropped_may_call_the_service() {
     #[tenorite::service]
     impl Post {
         pub async fn hold(&self) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         pub fn send(&self, letter: Letter) {
             drop(letter);

@@ -1,7 +1,12 @@
 //! What `#[tenorite::service]` derives, decision by decision.
 
-// Types are written with and without their paths on purpose.
-#![allow(unused_qualifications)]
+// Much is written here in ways that nobody would write it, on purpose.
+#![allow(
+    unused_qualifications,
+    clippy::needless_arbitrary_self_type,
+    clippy::non_minimal_cfg,
+    clippy::too_many_arguments
+)]
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -266,7 +271,7 @@ mod options {
         let again = request.clone();
         assert_eq!(request, again);
         assert_eq!(post.send_request(again).await, Ok(PostResponse::Send(2)));
-        let _: PostCall<'_, usize> = post.send("not sent");
+        drop::<PostCall<'_, usize>>(post.send("not sent"));
         let weak: WeakCaller<PostCaller> = post.downgrade();
         drop(post);
         assert!(weak.upgrade().is_none());

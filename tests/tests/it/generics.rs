@@ -122,7 +122,7 @@ async fn parameters_of_any_name() {
     assert_eq!(names.all(5, 6, 7, 8).await, Ok((5, 6, 7, 8)));
     assert_eq!(names.fallible(None).await, Ok(1));
     assert_eq!(names.fallible(Some(9)).await, Err(TenoriteError::ServiceError(9)));
-    let _: NamesCall<'_, u8, u16, u32, u64, u8, u16> = names.fallible(None);
+    drop::<NamesCall<'_, u8, u16, u32, u64, u8, u16>>(names.fallible(None));
 }
 
 /// Associated types, constants, aliases of `Result` and `Self`, all of them generic.

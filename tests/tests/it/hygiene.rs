@@ -3,13 +3,14 @@
 /// Under every lint that a careful crate turns on.
 mod strict {
     #![deny(warnings, missing_docs, unsafe_code, unused_qualifications, unreachable_pub)]
-    #![deny(clippy::pedantic, clippy::nursery)]
+    #![deny(clippy::all, clippy::pedantic)]
     #![forbid(unsafe_code)]
 
     /// A worker.
     #[derive(Debug, Default)]
     pub(crate) struct Strict {
         calls: u64,
+        last: Vec<u8>,
     }
 
     /// An error.
@@ -35,7 +36,7 @@ mod strict {
         pub(crate) fn much(
             &mut self,
             one: &str,
-            two: String,
+            two: Vec<u8>,
             three: &[u8],
             four: u8,
             five: u8,
@@ -47,7 +48,8 @@ mod strict {
             if three.is_empty() {
                 return Err(NeverMind);
             }
-            Ok(one.to_owned() + &two)
+            self.last = two;
+            Ok(one.to_owned())
         }
 
         /// Waits.
@@ -63,7 +65,7 @@ mod strict {
         let (_task, strict) = StrictService.start_task(1, Strict::default());
         assert_eq!(strict.count().await, Ok(1));
         assert_eq!(strict.nothing().await, Ok(()));
-        assert_eq!(strict.much("a", "b", [1], 1, 1, 1, 1, 1).await, Ok("ab".to_owned()));
+        assert_eq!(strict.much("a", vec![2], [1], 1, 1, 1, 1, 1).await, Ok("a".to_owned()));
         assert_eq!(strict.wait().await, Ok(7));
     }
 }

@@ -19,3 +19,4 @@ mod receiver;
 mod results;
 mod stop;
 mod story;
+mod ui;
