@@ -19,8 +19,9 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tenorite::prelude::*;
@@ -130,7 +131,15 @@ impl IntoResponse for Failure {
 }
 
 fn router(store: StoreCaller) -> Router {
-    Router::new().route("/keys/{key}", get(get_key).put(put_key).delete(delete_key)).with_state(store)
+    Router::new()
+        .route("/keys/{key}", get(get_key).put(put_key).delete(delete_key))
+        .layer(middleware::from_fn(log))
+        .with_state(store)
+}
+
+async fn log(request: Request, next: Next) -> Response {
+    println!("{} {}", request.method(), request.uri().path());
+    next.run(request).await
 }
 
 #[tokio::main]

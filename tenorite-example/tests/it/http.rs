@@ -1,0 +1,129 @@
+//! The store behind HTTP, over a real socket, from another process.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+
+struct Server {
+    process: Child,
+    output: BufReader<ChildStdout>,
+    address: String,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Server {
+    fn start(options: &[&str]) -> Self {
+        let mut process = Command::new(super::example("http"))
+            .args(["--listen", "127.0.0.1:0"])
+            .args(options)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let output = BufReader::new(process.stdout.take().expect("piped"));
+        let mut server = Self { process, output, address: String::new() };
+        let line = server.line();
+        server.address = line.strip_prefix("listening on http://").expect("it says where").to_owned();
+        server
+    }
+
+    /// Waits for the next line that the server prints.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("it still runs");
+        line.trim_end().to_owned()
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+        assert!(sent.expect("there is a `kill`").success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn request(address: &str, method: &str, path: &str, body: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    let (head, body) = text.split_once("\r\n\r\n").expect("an HTTP answer");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    Answer { status, head: head.to_lowercase(), body: body.to_owned() }
+}
+
+#[test]
+fn keys_come_and_go() {
+    let server = Server::start(&[]);
+    let ask = |method, path, body| request(&server.address, method, path, body);
+    assert_eq!(ask("GET", "/keys/test", "").status, 404);
+    assert_eq!(ask("PUT", "/keys/test", "weeee").status, 201);
+    assert_eq!(ask("PUT", "/keys/test", "weeee!").status, 204);
+    let found = ask("GET", "/keys/test", "");
+    assert_eq!((found.status, found.body.as_str()), (200, "weeee!"));
+    assert_eq!(ask("DELETE", "/keys/test", "").status, 204);
+    assert_eq!(ask("DELETE", "/keys/test", "").status, 404);
+    assert_eq!(ask("POST", "/keys/test", "").status, 405);
+    assert_eq!(ask("GET", "/elsewhere", "").status, 404);
+}
+
+#[test]
+fn what_did_not_run_may_be_retried_and_what_may_have_run_may_not() {
+    // The handler takes a minute, so whoever comes second cannot get its turn.
+    let server = Server::start(&["--delay-ms", "60000", "--timeout-ms", "300"]);
+    let address = &server.address;
+    let mut answers: Vec<_> = thread::scope(|scope| {
+        let asked = [1, 2].map(|_| scope.spawn(|| request(address, "PUT", "/keys/test", "weeee")));
+        asked.map(|asked| asked.join().expect("answered")).into()
+    });
+    answers.sort_by_key(|answer| answer.status);
+    let [unavailable, late] = &answers[..] else { panic!("two were asked for") };
+    assert_eq!((unavailable.status, late.status), (503, 504));
+    assert!(unavailable.head.contains("retry-after: 1"), "{}", unavailable.head);
+    assert!(!late.head.contains("retry-after"), "{}", late.head);
+    assert_eq!(unavailable.body, "the request was not run: its deadline passed before its turn came\n");
+}
+
+#[test]
+fn a_stop_answers_what_was_accepted() {
+    for signal in ["-TERM", "-INT"] {
+        let mut server = Server::start(&["--delay-ms", "300", "--timeout-ms", "60000"]);
+        let address = server.address.clone();
+        let asked = thread::spawn(move || request(&address, "PUT", "/keys/test", "weeee"));
+        assert_eq!(server.line(), "PUT /keys/test");
+        server.signal(signal);
+        assert_eq!(asked.join().expect("answered").status, 201, "{signal}");
+        assert_eq!(server.line(), "stopped with 1 keys");
+        assert!(server.process.wait().expect("it ends").success(), "{signal}");
+    }
+}
+
+#[test]
+fn misuse_is_told() {
+    for (options, expected) in [
+        (&["--backlog", "0"][..], "at least 1"),
+        (&["--delay-ms", "soon"], "takes a number"),
+        (&["--port", "1"], "unknown option `--port`"),
+        (&["--listen"], "needs a value"),
+    ] {
+        let output = Command::new(super::example("http")).args(options).output().expect("it runs");
+        assert!(!output.status.success());
+        let errors = String::from_utf8(output.stderr).expect("text");
+        assert!(errors.contains(expected), "{errors}");
+    }
+}
