@@ -26,6 +26,9 @@ pub(crate) mod function;
 pub(crate) mod queue;
 pub(crate) mod task;
 
+#[cfg(all(test, loom))]
+mod models;
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 

@@ -384,6 +384,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
+    #[cfg(all(test, loom))]
+    pub(crate) fn is_empty_of_slots(&self) -> bool {
+        self.state.lock().slots.is_empty()
+    }
+
     // After the lock.
 
     /// Drops what nobody wants, and counts it if it panicked.
