@@ -1,4 +1,53 @@
-//! Typed in-process services for tokio.
+//! Typed in-process services for tokio: annotate an `impl` block, and call its methods from anywhere.
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use tenorite::prelude::*;
+//!
+//! #[derive(Default)]
+//! struct Store(HashMap<String, String>);
+//!
+//! #[tenorite::service]
+//! impl Store {
+//!     pub fn get(&self, key: &str) -> Option<String> { self.0.get(key).cloned() }
+//!     pub fn set(&mut self, key: String, value: String) -> Option<String> { self.0.insert(key, value) }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let (task, store) = StoreService.start_task(32, Store::default());
+//!     store.set("test", "weeee").await?;
+//!     assert_eq!(store.get("test").await?, Some("weeee".to_owned()));
+//!     drop(store);
+//!     let Store(map) = task.await?;
+//!     assert_eq!(map.len(), 1);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The parts
+//!
+//! - [`#[tenorite::service]`](service) derives, from a worker's methods, a request and a response enum, a typed caller
+//!   and a unit struct that starts it.
+//! - [`TenoriteService`] starts a worker: `start_task(backlog, config)` gives `(JoinHandle, caller)`.
+//! - [`TenoriteCaller`] and the derived callers around it are cloneable handles; [`WeakCaller`] does not keep the
+//!   service alive.
+//! - [`Call`] is what their methods return: a future with options.
+//! - [`TenoriteError`] is what a call may end in: [`SendFailure`](TenoriteError::SendFailure), it certainly did not run;
+//!   [`FetchFailure`](TenoriteError::FetchFailure), it may have; [`ServiceError`](TenoriteError::ServiceError), it ran and
+//!   this is the answer.
+//! - [`TenoriteWorker`], [`Receiver`], [`TenoriteRequest`] and [`Client`] are for workers written by hand.
+//!
+//! # What holds
+//!
+//! **Every call ends**, whatever happens to the worker, its runtime or other callers. Handlers of one worker never
+//! overlap, and requests run in the order of their calls' first polls. What has started runs to its end; what was
+//! dropped or late before that never starts. At most `backlog` requests wait, and nobody who sleeps holds up anybody
+//! else. A panic reaches its own call with its text. A stop loses nothing that was accepted. Dropping a call is safe at
+//! any point.
+//!
+//! The guide: [services](guide::services), [calls](guide::calls), [starting and stopping](guide::lifecycle),
+//! [testing](guide::testing), [questions](guide::faq), [the promises and their tests](guide::promises).
 
 // Modules in reading order: each uses only those before it.
 mod sync;
@@ -39,4 +88,65 @@ pub use service::{Builder, TenoriteService};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
 
+/// Derives a service from an inherent `impl` block of a worker.
+///
+/// Every method that is `pub` in any way and takes `&self` or `&mut self` becomes a request; the others stay ordinary
+/// methods. The block itself is left as it is.
+///
+/// From `impl Store` come:
+///
+/// - `StoreRequest`, an enum with a variant for each request and a field for each argument, owned;
+/// - `StoreResponse`, an enum with a variant for each request that holds what its method returns;
+/// - `StoreCaller`, a cloneable handle with the methods, each of which returns a [`Call`], and with `from_fn`,
+///   `with_timeout` and `downgrade`; everything else of [`TenoriteCaller`] through `Deref`;
+/// - `StoreCall`, the type of those calls;
+/// - `StoreService`, which starts it: `StoreService.start_task(32, store)`.
+///
+/// # Options
+///
+/// - `name = "Mail"`: derived names begin with this instead of the worker's name.
+/// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
+/// - `crate = path`: where this crate is, if not at `::tenorite`.
+/// - `#[service(skip)]` on a method: not a request, though it is `pub`.
+///
+/// The rules for arguments, replies, names and generics: [the guide](guide::services).
+///
+/// # Examples
+///
+/// ```
+/// # use tenorite::prelude::*;
+/// struct Mailer { sent: Vec<String> }
+///
+/// #[tenorite::service(name = "Mail", derive(Clone))]
+/// impl Mailer {
+///     pub fn send(&mut self, letter: &str) -> usize {
+///         self.sent.push(letter.to_owned());
+///         self.sent.len()
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+/// let (_task, mail) = MailService.start_task(32, Mailer { sent: Vec::new() });
+/// let request = MailRequest::Send { letter: "hello".to_owned() };
+/// mail.send_request(request.clone()).await?;
+/// assert_eq!(mail.send("again").await?, 2);
+/// # Ok(()) }
+/// ```
 pub use tenorite_macros::service;
+
+/// The guide, chapter by chapter.
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    #[doc = include_str!("../docs/services.md")]
+    pub mod services {}
+    #[doc = include_str!("../docs/calls.md")]
+    pub mod calls {}
+    #[doc = include_str!("../docs/lifecycle.md")]
+    pub mod lifecycle {}
+    #[doc = include_str!("../docs/testing.md")]
+    pub mod testing {}
+    #[doc = include_str!("../docs/faq.md")]
+    pub mod faq {}
+    #[doc = include_str!("../docs/promises.md")]
+    pub mod promises {}
+}

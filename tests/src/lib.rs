@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+/// The code of the README, compiled and run. That of the guide is, in the core.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 mod readme {}

@@ -58,3 +58,29 @@ fn there_is_no_unsafe_code() {
         assert!(!source.contains("unsafe {") && !source.contains("unsafe impl"), "{file}");
     }
 }
+
+/// Every test that a promise names is there.
+#[test]
+fn promises_name_tests_that_exist() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let promises = include_str!("../../../docs/promises.md");
+    let named: Vec<_> = promises
+        .lines()
+        .filter_map(|line| line.strip_prefix("- `")?.strip_suffix('`')?.split_once("::"))
+        .collect();
+    assert!(named.len() > 30, "{named:?}");
+    for (module, test) in named {
+        let source = fs::read_to_string(tests.join(module).with_extension("rs")).expect(module);
+        let signature = format!("fn {test}()");
+        let (before, _) =
+            source.split_once(&signature).unwrap_or_else(|| panic!("{module}::{test} is not there"));
+        let attributes: Vec<_> = before
+            .trim_end_matches("async ")
+            .lines()
+            .rev()
+            .take_while(|line| line.starts_with("#["))
+            .collect();
+        let is_test = attributes.iter().any(|line| line.contains("test"));
+        assert!(is_test, "{module}::{test} is no test: {attributes:?}");
+    }
+}
