@@ -9,6 +9,7 @@ mod calls;
 mod cancel;
 mod deadlines;
 mod derive;
+mod drop_order;
 mod errors;
 mod function;
 mod generics;
