@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+use tokio::task::coop;
 use tokio::time::Instant;
 
 use crate::error::TenoriteError;
+use crate::mailbox::queue::Timing;
 use crate::mailbox::{CallState, Mailbox, Phase};
 use crate::park;
 use crate::reply::Reply;
@@ -45,7 +48,8 @@ use crate::timer::Timer;
 ///
 /// A call may be dropped at any time. Before its request has started the request is taken back and never runs; after
 /// that the handler runs to its end and its reply is dropped. Other calls notice nothing. A call that is forgotten
-/// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn.
+/// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn. (Only a closure of
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime is driven by its call.)
 ///
 /// # Panics
 ///
@@ -186,8 +190,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// # Panics
     ///
-    /// Exactly where tokio's own blocking calls would, that is, in async code, and whether or not there would be
-    /// something to wait for; and if the call has been polled.
+    /// Exactly where tokio's own blocking calls would, that is, in async code on a tokio runtime, and whether or not there
+    /// would be something to wait for; and if the call has been polled.
     #[track_caller]
     pub fn blocking(mut self) -> Result<T, TenoriteError<E>> {
         self.ticket.assert_not_polled("blocking");
@@ -222,7 +226,7 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 
 /// A request that wants no reply: a future that ends when it is accepted.
 ///
-/// Made by [`Call::cast`]. Dropping it before that takes the request back; after that it takes its turn.
+/// Made by [`Call::cast`]. Dropping it takes the request back, unless it has been accepted: then it takes its turn.
 ///
 /// # Errors
 ///
@@ -286,7 +290,8 @@ struct Ticket<'a, Rq, Rs, Er> {
     mailbox: MailboxRef<'a, Rq, Rs, Er>,
     state: CallState<Rq, Rs, Er>,
     timeout: Option<Duration>,
-    timer: Option<Timer>,
+    /// Boxed: few calls have one, and all are moved about.
+    timer: Option<Box<Timer>>,
     polled: bool,
 }
 
@@ -314,24 +319,44 @@ enum Clock {
 
 impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn poll(&mut self, cx: &mut Context<'_>, clock: Clock) -> Poll<()> {
-        if !self.polled {
+        let first = !self.polled;
+        if first {
             self.polled = true;
-            // A limit beyond the end of time is none.
-            self.state.deadline = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
+            if let Some(limit) = self.timeout {
+                self.state.timing = self.timing(limit);
+            }
         }
-        if self.mailbox.get().poll(&mut self.state, cx).is_ready() {
+        let mailbox = self.mailbox.get();
+        if mailbox.poll(&mut self.state, cx).is_ready() {
+            // A call that is over at once (refused, a cast, a closure that is ready) never gives its task's neighbours a
+            // turn, so it is charged like any resource of tokio's. What it did is done, and its outcome is kept; it only
+            // says "later".
+            if first && clock == Clock::Timer {
+                match coop::poll_proceed(cx) {
+                    Poll::Ready(budget) => budget.made_progress(),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
             return Poll::Ready(());
         }
-        if let Some(deadline) = self.state.deadline
+        if let Some(limit) = self.timeout
+            && self.state.timing.deadline.is_some()
             && clock == Clock::Timer
         {
-            let timer = self.timer.get_or_insert_with(|| Timer::new(deadline, self.mailbox.get().runtime()));
+            let timer = self.timer.get_or_insert_with(|| Box::new(Timer::new(limit, mailbox.runtime())));
             if timer.poll(cx).is_ready() {
-                self.mailbox.get().expire(&mut self.state);
+                mailbox.expire(&mut self.state);
                 return Poll::Ready(());
             }
         }
         Poll::Pending
+    }
+
+    /// When the request is too late to be started, by the clock of those who start it: the caller's may be another.
+    fn timing(&self, limit: Duration) -> Timing {
+        let _entered = self.mailbox.get().runtime().map(Handle::enter);
+        // A limit beyond the end of time is none.
+        Timing { expired: limit.is_zero(), deadline: Instant::now().checked_add(limit) }
     }
 
     #[track_caller]

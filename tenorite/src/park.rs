@@ -1,17 +1,23 @@
 //! Waiting without a runtime: a thread that parks until it is woken.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crate::panics;
 
-struct Unpark(Thread);
+/// Remembers a wake by itself: a thread's park token may be used up by whatever else parks inside the poll.
+struct Unpark {
+    thread: Thread,
+    woken: AtomicBool,
+}
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
     }
 }
 
@@ -20,18 +26,22 @@ pub(crate) fn block_until<T>(
     limit: Option<Instant>,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
 ) -> Option<T> {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let unpark = Arc::new(Unpark { thread: thread::current(), woken: AtomicBool::new(false) });
+    let waker = Waker::from(Arc::clone(&unpark));
     let mut cx = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(outcome) = poll(&mut cx) {
             return Some(outcome);
         }
-        match limit {
-            None => thread::park(),
-            Some(limit) => match limit.checked_duration_since(Instant::now()) {
-                None => return None,
-                Some(left) => thread::park_timeout(left),
-            },
+        // Tokens may be left over from others, so a thread that comes back looks whether it was for us.
+        while !unpark.woken.swap(false, Ordering::Acquire) {
+            match limit {
+                None => thread::park(),
+                Some(limit) => match limit.checked_duration_since(Instant::now()) {
+                    None => return None,
+                    Some(left) => thread::park_timeout(left),
+                },
+            }
         }
     }
 }
@@ -67,6 +77,19 @@ mod tests {
             if polls == 3 { Poll::Ready(polls) } else { Poll::Pending }
         });
         assert_eq!(outcome, Some(3));
+    }
+
+    #[test]
+    fn a_wake_outlives_a_token_that_somebody_else_used_up() {
+        let mut polls = 0;
+        let outcome = block_until(None, |cx| {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            // What any blocking primitive of std does in there.
+            thread::park();
+            if polls == 2 { Poll::Ready(polls) } else { Poll::Pending }
+        });
+        assert_eq!(outcome, Some(2));
     }
 
     #[test]

@@ -22,8 +22,9 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
     /// Drops a reply that nobody wants.
     fn discard(&self, reply: Reply<Rs, Er>);
 
-    /// The client was dropped by an unwinding worker: the caller gets the panic's text if it can be had.
-    fn unwound(&self, slot: usize);
+    /// The client was dropped while its thread unwinds: the caller gets the panic's text if it is the worker's and can be
+    /// had, and `otherwise` if it is somebody else's.
+    fn unwound(&self, slot: usize, otherwise: &FetchReason);
 
     /// Whether nobody waits for this slot's reply any more.
     fn is_abandoned(&self, slot: usize) -> bool;
@@ -131,7 +132,7 @@ impl<Rs, Er> Drop for Client<Rs, Er> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             if std::thread::panicking() {
-                self.answers.unwound(slot);
+                self.answers.unwound(slot, &self.if_dropped);
             } else {
                 // A caller that has gone needs no failure.
                 let _ = self.answers.answer(slot, Err(TenoriteError::FetchFailure(self.if_dropped.clone())));

@@ -59,6 +59,7 @@ pub trait TenoriteService<
     ///
     /// If `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
     fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
     where
         W::Config: Send,
@@ -75,6 +76,7 @@ pub trait TenoriteService<
     ///
     /// As [`start_task`](Self::start_task), and if `make` does.
     #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
     fn start_cyclic(
         self,
         backlog: usize,
@@ -128,6 +130,7 @@ where
     ///
     /// If `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
     where
         W::Config: Send,
@@ -142,6 +145,7 @@ where
     ///
     /// If `backlog` is 0, outside a tokio runtime, and if `make` does.
     #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_cyclic(
         self,
         backlog: usize,
@@ -157,9 +161,10 @@ where
         let receiver = Receiver::new(Arc::clone(&queue));
         let door = Door::new(Arc::clone(&queue), runtime.clone());
         let caller = C::from(TenoriteCaller::new(Arc::new(door), self.timeout));
-        let config = make(WeakCaller::from(&caller));
-        // Made here, not in the task: a task that is aborted before it was ever polled has an end as well.
+        // Made here, not in the task: a service whose `make` panics, or whose task is aborted before it was ever polled,
+        // has an end as well.
         let ending = Ending { queue, reason: StopReason::Aborted };
+        let config = make(WeakCaller::from(&caller));
         (runtime.spawn(run::<W>(receiver, config, ending)), caller)
     }
 }
@@ -191,7 +196,9 @@ async fn run<W: TenoriteWorker>(
         // Called inside the poll: the function may do something, and panic, before it returns its future.
         let mut task = pin!(async move { W::task(receiver, config).await });
         let queue = &*ending.queue;
-        poll_fn(|cx| {
+        // Dropped before the worker's future is, if the service is dropped here.
+        let aborted = Aborted(queue);
+        let outcome = poll_fn(|cx| {
             let poll = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
             let message = match &poll {
                 Poll::Ready(Err(payload)) => Some(panics::message(payload)),
@@ -200,7 +207,9 @@ async fn run<W: TenoriteWorker>(
             queue.settle_unwound(message.as_ref());
             poll
         })
-        .await
+        .await;
+        std::mem::forget(aborted);
+        outcome
     };
     match outcome {
         Ok(output) => {
@@ -212,6 +221,15 @@ async fn run<W: TenoriteWorker>(
             drop(ending);
             resume_unwind(payload)
         }
+    }
+}
+
+/// From here on, clients are dropped because the service is, whatever else unwinds on this thread.
+struct Aborted<'a, Rq, Rs, Er>(&'a Queue<Rq, Rs, Er>);
+
+impl<Rq, Rs, Er> Drop for Aborted<'_, Rq, Rs, Er> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -5,18 +5,25 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 
 use crate::panics;
 use crate::sync::Mutex;
 
-/// Registered only once a call with a deadline has to wait.
-pub(crate) enum Timer {
+/// Registered only once a call with a limit has to wait.
+pub(crate) struct Timer {
+    /// As the machine counts, for when the runtime's clock is no more.
+    deadline: Instant,
+    clock: Clock,
+}
+
+enum Clock {
     /// The timer of the runtime that polls the call or, if it has none, of the one that the service runs on.
     Runtime(Pin<Box<Sleep>>),
-    /// There is no runtime anywhere near: a thread of its own.
+    /// There is no runtime, or no longer: a thread of its own.
     Thread(ThreadTimer),
 }
 
@@ -24,34 +31,48 @@ impl Timer {
     /// # Panics
     ///
     /// If the runtime it finds was built without time.
-    pub(crate) fn new(deadline: Instant, fallback: Option<&Handle>) -> Self {
-        match (Handle::try_current(), fallback) {
-            (Ok(_), _) => Self::Runtime(Box::pin(sleep_until(deadline))),
+    pub(crate) fn new(limit: Duration, fallback: Option<&Handle>) -> Self {
+        let deadline = Instant::now() + limit;
+        let clock = match (Handle::try_current(), fallback) {
+            (Ok(_), _) => Clock::Runtime(Box::pin(sleep(limit))),
             (Err(_), Some(runtime)) => {
                 let _entered = runtime.enter();
-                Self::Runtime(Box::pin(sleep_until(deadline)))
+                Clock::Runtime(Box::pin(sleep(limit)))
             }
-            (Err(_), None) => Self::Thread(ThreadTimer::new(deadline)),
-        }
+            (Err(_), None) => Clock::Thread(ThreadTimer::new(deadline)),
+        };
+        Self { deadline, clock }
     }
 
-    /// Ready once the deadline has passed.
+    /// Ready once the limit has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Self::Runtime(sleep) => sleep.as_mut().poll(cx),
-            Self::Thread(timer) => timer.poll(cx),
+        if let Clock::Runtime(sleep) = &mut self.clock {
+            // The runtime may have shut down since, and then its timers panic, though the reply may be on its way.
+            match panics::catch(|| sleep.as_mut().poll(cx)) {
+                Ok(poll) => return poll,
+                Err(payload) => panics::discard(payload),
+            }
+            self.clock = Clock::Thread(ThreadTimer::new(self.deadline));
+        }
+        match &mut self.clock {
+            Clock::Thread(timer) => timer.poll(cx),
+            Clock::Runtime(_) => unreachable!("it was replaced"),
         }
     }
 }
 
-/// A thread that sleeps until a deadline. Good enough for what has no runtime, which is mocks.
-pub(crate) struct ThreadTimer {
+/// A thread that sleeps until a deadline. Good enough for what has no runtime, which is mocks and what is left of a
+/// runtime that is gone.
+struct ThreadTimer {
     deadline: Instant,
     waker: Arc<Mutex<Option<Waker>>>,
     sleeper: Thread,
 }
 
 impl ThreadTimer {
+    /// # Panics
+    ///
+    /// If the system has no thread left.
     fn new(deadline: Instant) -> Self {
         let waker = Arc::new(Mutex::new(None));
         let theirs = Arc::clone(&waker);
@@ -74,7 +95,7 @@ impl ThreadTimer {
         let waker = cx.waker().clone();
         // Register first, then look: the thread may fire in between, and then we see that it is time.
         let previous = self.waker.lock().replace(waker);
-        drop(previous);
+        panics::drop_quietly(previous);
         if self.deadline <= Instant::now() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

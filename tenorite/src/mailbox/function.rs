@@ -3,14 +3,13 @@
 //! There is no queue: the closure's own concurrency is what there is, and a request has started when it is first
 //! polled. It is polled in place. If it has to wait it is given to the runtime, like a handler, so that dropping its
 //! caller cancels nothing. Where there is no runtime the caller drives it, and a thread takes it over if the caller
-//! leaves: what has started runs to its end.
+//! leaves: what has started runs to its end. (A call that is forgotten there is driven by nobody.)
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
 use tokio::runtime::Handle;
-use tokio::task::coop;
 
 use super::queue::Queue;
 use super::{BoxFuture, CallState, Mailbox, Phase, Stats};
@@ -23,7 +22,8 @@ use crate::sync::Mutex;
 
 /// The callers' side: dropped with the last of them.
 pub(crate) struct Function<F, Rq, Rs, Er> {
-    function: F,
+    /// Always there until this is dropped.
+    function: Option<F>,
     shared: Arc<Shared<Rq, Rs, Er>>,
 }
 
@@ -45,7 +45,7 @@ struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>);
 impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     pub(crate) fn new(function: F) -> Self {
         let gate = Mutex::new(Gate { closed: None, in_flight: 0 });
-        Self { function, shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
+        Self { function: Some(function), shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
     }
 }
 
@@ -86,6 +86,7 @@ impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
 impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
     fn drop(&mut self) {
         self.shared.close(StopReason::CallersGone);
+        self.shared.slots.drop_quietly(self.function.take());
     }
 }
 
@@ -104,12 +105,13 @@ where
             slots.drop_quietly(request);
             return refused(SendReason::Stopped);
         };
-        if state.is_expired() {
+        if state.timing.expired {
             slots.skip(request);
             return refused(SendReason::Expired);
         }
 
-        let mut future = match panics::catch(|| (self.function)(request)) {
+        let function = self.function.as_ref().expect("it is there until the last caller is gone");
+        let mut future = match panics::catch(|| function(request)) {
             Ok(future) => Box::pin(async move { into_reply(future.await) }),
             Err(payload) => return self.ended(state.cast, panicked(payload)),
         };
@@ -182,32 +184,22 @@ where
     Er: Send + 'static,
 {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
-        state.phase = match state.take() {
-            Phase::New(request) => {
-                let phase = self.start(request, state, cx);
-                // A closure that is always ready would never let its task's neighbours run: it is charged like any
-                // resource of tokio's. The request has run and keeps its reply; only the call says "later".
-                if matches!(phase, Phase::Replied(_) | Phase::Accepted) && !(state.cast && state.no_wait) {
-                    match coop::poll_proceed(cx) {
-                        Poll::Ready(budget) => budget.made_progress(),
-                        Poll::Pending => {
-                            state.phase = phase;
-                            return Poll::Pending;
-                        }
-                    }
-                }
-                phase
+        let next = match &mut state.phase {
+            Phase::Waiting(slot) => self.shared.slots.poll(*slot, cx.waker()),
+            Phase::New(_) => {
+                let Phase::New(request) = state.take() else { unreachable!("it was new a line ago") };
+                self.start(request, state, cx)
             }
-            Phase::Waiting(slot) => self.shared.slots.poll(slot, cx.waker()),
-            Phase::Driven(mut future) => match panics::poll_caught(future.as_mut(), cx) {
-                Poll::Pending => Phase::Driven(future),
+            Phase::Driven(future) => match panics::poll_caught(future.as_mut(), cx) {
+                Poll::Pending => return Poll::Pending,
                 Poll::Ready(outcome) => {
-                    self.shared.slots.drop_quietly(future);
+                    self.shared.slots.drop_quietly(state.take());
                     self.ended(state.cast, outcome.unwrap_or_else(panicked))
                 }
             },
-            outcome => outcome,
+            _ => return Poll::Ready(()),
         };
+        state.phase = next;
         if matches!(state.phase, Phase::Waiting(_) | Phase::Driven(_)) {
             Poll::Pending
         } else {
@@ -268,10 +260,19 @@ fn panicked<Rs, Er>(payload: Payload) -> Reply<Rs, Er> {
     Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
 }
 
-fn drive_on_thread<T: 'static>(mut future: BoxFuture<T>) {
-    thread::spawn(move || {
+/// If the system has no thread left the future is dropped instead: there is nobody to be told, and this may be a `Drop`.
+fn drive_on_thread<T: 'static>(future: BoxFuture<T>) {
+    // Shared, so that a failed start does not drop it where its panic would escape.
+    let future = Arc::new(Mutex::new(Some(future)));
+    let theirs = Arc::clone(&future);
+    let started = thread::Builder::new().spawn(move || {
+        let Some(mut future) = theirs.lock().take() else { return };
         let outcome = park::block_until(None, |cx| panics::poll_caught(future.as_mut(), cx));
         panics::drop_quietly(outcome);
         panics::drop_quietly(future);
     });
+    if started.is_err() {
+        let unstarted = future.lock().take();
+        panics::drop_quietly(unstarted);
+    }
 }

@@ -33,8 +33,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
+use self::queue::Timing;
 use crate::error::TenoriteError;
 use crate::lifecycle::Lifecycle;
 use crate::reply::Reply;
@@ -64,7 +64,7 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
 
     fn lifecycle(&self) -> &Lifecycle;
 
-    /// The runtime whose clock serves callers that have none.
+    /// The runtime that the service lives on: its clock judges deadlines, and serves callers that have none.
     fn runtime(&self) -> Option<&Handle>;
 
     fn stats(&self) -> Stats;
@@ -78,7 +78,7 @@ pub(crate) struct CallState<Rq, Rs, Er> {
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
     /// Known from the first poll on.
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) timing: Timing,
 }
 
 /// Where a call stands. It only ever moves downwards.
@@ -101,12 +101,8 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(request: Rq) -> Self {
-        Self { phase: Phase::New(request), cast: false, no_wait: false, deadline: None }
-    }
-
-    /// Whether the deadline lies behind us.
-    pub(crate) fn is_expired(&self) -> bool {
-        has_passed(self.deadline)
+        let timing = Timing { expired: false, deadline: None };
+        Self { phase: Phase::New(request), cast: false, no_wait: false, timing }
     }
 
     /// Ends the call in a failure, and gives back what the phase held.
@@ -117,10 +113,6 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
         std::mem::replace(&mut self.phase, Phase::Spent)
     }
-}
-
-pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// What a service has in hand, and what it did not have to do.

@@ -13,13 +13,14 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::Phase;
-use super::queue::{Next, Queue};
+use super::queue::{Next, Queue, Timing};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::{Answer, Reply};
 
 type Model = Queue<u32, u32, ()>;
 
+const UNTIMED: Timing = Timing { expired: false, deadline: None };
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
 fn answered(value: u32) -> Reply<u32, ()> {
@@ -31,7 +32,7 @@ fn call(queue: &Model, request: u32) -> Reply<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => queue.push(request, None, false, false, cx.waker()),
+            None => queue.push(request, UNTIMED, false, false, cx.waker()),
             Some(slot) => queue.poll(slot, cx.waker()),
         };
         match next {
@@ -112,7 +113,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, None, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             queue.abandon(slot);
@@ -128,7 +129,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) = queue.push(1, None, false, false, Waker::noop()) else {
+            let Phase::Waiting(first) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
@@ -146,7 +147,7 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) = queue.push(1, None, false, false, Waker::noop()) else {
+            let Phase::Waiting(accepted) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let waiting = spawn(&queue, |queue| call(queue, 2));
@@ -195,7 +196,7 @@ fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, None, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let Phase::Replied(outcome) = queue.expire(slot) else { unreachable!("a call ends in a reply") };
@@ -214,8 +215,8 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(queue.push(1, None, true, false, Waker::noop()), Phase::Accepted));
-            let Phase::Waiting(waiting) = queue.push(2, None, true, false, Waker::noop()) else {
+            assert!(matches!(queue.push(1, UNTIMED, true, false, Waker::noop()), Phase::Accepted));
+            let Phase::Waiting(waiting) = queue.push(2, UNTIMED, true, false, Waker::noop()) else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {

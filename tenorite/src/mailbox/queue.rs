@@ -42,14 +42,14 @@ use std::task::Waker;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Phase, Stats, has_passed};
+use super::{Phase, Stats};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
 use crate::reply::{Answer, Reply};
 use crate::sync::Mutex;
 
-/// A slab that has grown beyond this many slots in a burst gives its memory back once it is empty.
+/// A slab that has grown beyond this many slots in a burst gives its memory back.
 const KEPT_SLOTS: usize = 64;
 
 pub(crate) struct Queue<Rq, Rs, Er> {
@@ -73,6 +73,12 @@ struct State<Rq, Rs, Er> {
     worker: Option<Waker>,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
     unwound: Vec<usize>,
+    /// The worker is being dropped, not polled.
+    aborted: bool,
+    /// Slots freed since the slab was last trimmed.
+    freed: usize,
+    /// Down to how many occupied slots trimming is not worth another look.
+    trim_below: usize,
     skipped: u64,
     panicked_drops: u64,
 }
@@ -108,6 +114,15 @@ enum Awaited {
     Reply,
     Acceptance,
     Nothing,
+}
+
+/// When a request is too late.
+#[derive(Clone, Copy)]
+pub(crate) struct Timing {
+    /// It is already.
+    pub(crate) expired: bool,
+    /// It will be then, by the service's clock.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A request that has left the line for the worker.
@@ -156,10 +171,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 closed: None,
                 worker: None,
                 unwound: Vec::new(),
+                aborted: false,
+                freed: 0,
+                trim_below: usize::MAX,
                 skipped: 0,
                 panicked_drops: 0,
             }),
-            lifecycle: Lifecycle::default(),
+            lifecycle: Lifecycle::new(),
         }
     }
 
@@ -169,17 +187,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn push(
         &self,
         request: Rq,
-        deadline: Option<Instant>,
+        timing: Timing,
         cast: bool,
         no_wait: bool,
         waker: &Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let expired = has_passed(deadline);
         let waker = waker.clone();
         let mut state = self.state.lock();
         let refused = if state.closed.is_some() {
             Some(SendReason::Stopped)
-        } else if expired {
+        } else if timing.expired {
             state.skipped += 1;
             Some(SendReason::Expired)
         } else if no_wait && state.len >= state.backlog {
@@ -203,11 +220,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         // An accepted cast awaits nothing: its caller's waker has no place in the slot.
         let (kept, unused) =
             if awaited == Awaited::Nothing { (None, Some(waker)) } else { (Some(waker), None) };
-        let slot = state.append(request, deadline, awaited, accepted, kept);
+        let slot = state.append(request, timing.deadline, awaited, accepted, kept);
         let worker = if accepted { state.worker.take() } else { None };
         drop(state);
-        drop(unused);
+        // Wakers are the user's, and may panic when they are dropped: what others depend on comes first.
         panics::wake(worker);
+        panics::drop_quietly(unused);
         if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) }
     }
 
@@ -226,7 +244,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
         let previous = state.slots[slot].waker.replace(waker);
         drop(state);
-        drop(previous);
+        panics::drop_quietly(previous);
         Phase::Waiting(slot)
     }
 
@@ -307,6 +325,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut previous = None;
         let mut after = After::new();
         let mut state = self.state.lock();
+        // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
+        let unwound = if std::thread::panicking() { Vec::new() } else { std::mem::take(&mut state.unwound) };
         let next = loop {
             let Some(first) = state.first else {
                 if state.closed.is_some() {
@@ -317,7 +337,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 }
                 break Next::Empty;
             };
-            if has_passed(state.entry(first).deadline) {
+            if state.entry(first).deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 // Its caller may not have noticed yet, or may never be polled again.
                 state.skipped += 1;
                 state.fail_queued(first, SendReason::Expired, &mut after);
@@ -326,8 +346,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             }
         };
         drop(state);
-        drop(previous);
         self.finish(after);
+        panics::drop_quietly(previous);
+        for slot in unwound {
+            self.answer_unwound(slot, None);
+        }
         next
     }
 
@@ -346,8 +369,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
         let worker = state.worker.take();
         drop(state);
-        drop(worker);
         self.finish(after);
+        panics::drop_quietly(worker);
+    }
+
+    /// The worker is about to be dropped: clients that are dropped from here on are not dropped by a panic of its own.
+    pub(crate) fn abort(&self) {
+        self.state.lock().aborted = true;
     }
 
     /// The panic that dropped clients has been caught: tells their callers what it said, as far as that is known.
@@ -404,10 +432,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             panics::wake(Some(waker));
         }
         let (requests, waker) = after.to_drop;
-        drop(waker);
+        panics::drop_quietly(waker);
         for request in requests {
             self.drop_quietly(request);
         }
+    }
+}
+
+impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {
+    /// What calls that were forgotten have left behind.
+    fn drop(&mut self) {
+        panics::drop_quietly(std::mem::take(&mut self.state.lock().slots));
     }
 }
 
@@ -420,10 +455,20 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
         self.drop_quietly(reply);
     }
 
-    fn unwound(&self, slot: usize) {
+    fn unwound(&self, slot: usize, otherwise: &FetchReason) {
+        let mut state = self.state.lock();
         if panics::is_polled_here(self) {
             // The one who polls the worker will catch the panic and knows its text.
-            self.state.lock().unwound.push(slot);
+            state.unwound.push(slot);
+            return;
+        }
+        // In a task of the worker's own, whose panic others catch; or dropped with its service, while its thread unwinds
+        // for a reason of its own.
+        let service_ended = state.aborted || *otherwise == FetchReason::Stopped;
+        drop(state);
+        if service_ended {
+            // A caller that has gone needs no failure.
+            let _ = self.answer(slot, Err(TenoriteError::FetchFailure(otherwise.clone())));
         } else {
             self.answer_unwound(slot, None);
         }
@@ -587,13 +632,27 @@ impl<Rq, Rs, Er> State<Rq, Rs, Er> {
         after.wake(self.worker.take());
     }
 
+    /// After a burst, trims what is empty at the end of the slab.
+    ///
+    /// A trim takes time in proportion to the capacity. It is tried each time when half of what was there has gone, and
+    /// after as many frees as there is capacity, so that a free costs constant time on average.
+    fn give_memory_back(&mut self) {
+        let (len, capacity) = (self.slots.len(), self.slots.capacity());
+        self.freed += 1;
+        if len > capacity / 4 {
+            self.trim_below = usize::MAX;
+        } else if capacity > KEPT_SLOTS && (len <= self.trim_below || self.freed >= capacity) {
+            self.freed = 0;
+            self.trim_below = len / 2;
+            self.slots.shrink_to_fit();
+        }
+    }
+
     /// Frees a slot whose waker has been taken.
     fn free(&mut self, slot: usize) -> Stage<Rq, Rs, Er> {
         let slot = self.slots.remove(slot);
         debug_assert!(slot.waker.is_none(), "a waker would be dropped under the lock");
-        if self.slots.is_empty() && self.slots.capacity() > KEPT_SLOTS {
-            self.slots = Slab::new();
-        }
+        self.give_memory_back();
         slot.stage
     }
 }

@@ -29,13 +29,16 @@ impl<Rq, Rs, Er> Drop for Door<Rq, Rs, Er> {
 
 impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
-        state.phase = match state.take() {
-            Phase::New(request) => {
-                self.queue.push(request, state.deadline, state.cast, state.no_wait, cx.waker())
-            }
+        // The phase of a call that waits stays where it is: cloning its waker may panic, and then it still waits.
+        let next = match state.phase {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
-            outcome => outcome,
+            Phase::New(_) => {
+                let Phase::New(request) = state.take() else { unreachable!("it was new a line ago") };
+                self.queue.push(request, state.timing, state.cast, state.no_wait, cx.waker())
+            }
+            _ => return Poll::Ready(()),
         };
+        state.phase = next;
         if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
     }
 

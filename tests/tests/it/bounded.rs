@@ -99,6 +99,27 @@ async fn memory_comes_back_after_a_burst() {
     }
 }
 
+/// One call that stays must not keep the memory of all that have gone.
+#[tokio::test]
+async fn memory_comes_back_while_something_is_outstanding() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start(4);
+        let mut held = caller.hold(0);
+        assert!(poll_once(&mut held).is_pending());
+        watch.until_started(0).await;
+        let before = live();
+        let mut calls: Vec<_> = (0..100_000).map(|id| caller.note(id)).collect();
+        for call in &mut calls {
+            assert!(poll_once(call).is_pending());
+        }
+        drop(calls);
+        let kept = live() - before;
+        assert!(kept < 64 * 1024, "{kind:?}: {kept} bytes");
+        watch.release(1);
+        assert_eq!(held.await, Ok(0));
+    }
+}
+
 #[tokio::test]
 async fn at_most_the_backlog_is_accepted() {
     let (_task, caller, watch) = Kind::Derived.start(3);

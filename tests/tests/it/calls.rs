@@ -313,6 +313,27 @@ async fn a_loop_of_ready_calls_lets_its_neighbours_run() {
     }
 }
 
+/// What is refused at once, or accepted at once, must not keep the worker from its turn.
+#[tokio::test]
+async fn a_loop_of_calls_that_are_over_at_once_lets_the_worker_run() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start(1);
+        caller.note(1).cast().await.unwrap();
+        while let Err(error) = caller.note(2).no_wait().await {
+            assert!(error.is_retryable());
+        }
+        while caller.note(3).timeout(Duration::ZERO).await.is_err() && caller.stats().skipped < 1_000 {}
+
+        let (_task, caller, other) = kind.start(usize::MAX);
+        let mut casts = 0;
+        while other.started().is_empty() {
+            caller.note(casts).cast().await.unwrap();
+            casts += 1;
+        }
+        assert_eq!(watch.started(), [1, 2], "{kind:?}");
+    }
+}
+
 #[tokio::test]
 async fn debug_says_where_a_call_stands() {
     let (caller, watch) = Kind::Derived.caller();
