@@ -1,41 +1,74 @@
 //! Which of the worker's parameters a derived type needs.
 
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::ToTokens;
-use syn::{GenericParam, Generics, WherePredicate};
+use syn::punctuated::Punctuated;
+use syn::{
+    GenericArgument, GenericParam, Generics, PathArguments, PathSegment, Token, TraitBound, TypeParamBound,
+    WherePredicate,
+};
 
 use crate::types::names;
 
 /// The parameters that `tokens` name, in their order, with the bounds and predicates that speak of nothing else.
+///
+/// A bound like `Iterator<Item = T>` without its `T` is kept as `Iterator`.
 pub(crate) fn named_in(generics: &Generics, tokens: &TokenStream) -> Generics {
     let (used, unused): (Vec<_>, Vec<_>) =
         generics.params.iter().partition(|param| names(tokens.clone(), parameter_name(param)));
-    let speaks_of_unused =
-        |tokens: TokenStream| unused.iter().any(|param| names(tokens.clone(), parameter_name(param)));
+    let foreign: Vec<&Ident> = unused.into_iter().map(parameter_name).collect();
 
     let mut kept = Generics::default();
     for param in used {
         let mut param = param.clone();
         if let GenericParam::Type(param) = &mut param {
-            param.bounds = std::mem::take(&mut param.bounds)
-                .into_iter()
-                .filter(|bound| !speaks_of_unused(bound.to_token_stream()))
-                .collect();
+            param.bounds = without(&param.bounds, &foreign);
             if param.bounds.is_empty() {
                 param.colon_token = None;
             }
         }
         kept.params.push(param);
     }
-    let predicates = generics.where_clause.iter().flat_map(|clause| &clause.predicates);
-    for predicate in predicates {
-        let tokens = predicate.to_token_stream();
-        let speaks_of_kept = kept.params.iter().any(|param| names(tokens.clone(), parameter_name(param)));
-        if speaks_of_kept && !speaks_of_unused(tokens) {
-            kept.make_where_clause().predicates.push(predicate.clone());
+    for predicate in generics.where_clause.iter().flat_map(|clause| &clause.predicates) {
+        let WherePredicate::Type(predicate) = predicate else { continue };
+        let bounded = predicate.bounded_ty.to_token_stream();
+        let speaks_of_kept =
+            kept.params.iter().any(|param| names(predicate.to_token_stream(), parameter_name(param)));
+        if !speaks_of_kept || foreign.iter().any(|name| names(bounded.clone(), name)) {
+            continue;
+        }
+        let mut predicate = predicate.clone();
+        predicate.bounds = without(&predicate.bounds, &foreign);
+        if !predicate.bounds.is_empty() {
+            kept.make_where_clause().predicates.push(WherePredicate::Type(predicate));
         }
     }
     kept
+}
+
+type Bounds = Punctuated<TypeParamBound, Token![+]>;
+
+/// The bounds that can be said without these names.
+fn without(bounds: &Bounds, foreign: &[&Ident]) -> Bounds {
+    let is_foreign = |tokens: TokenStream| foreign.iter().any(|name| names(tokens.clone(), name));
+    let without_bindings = |bound: &TypeParamBound| {
+        let mut bound = bound.clone();
+        if let TypeParamBound::Trait(TraitBound { path, .. }) = &mut bound
+            && let Some(PathSegment { arguments: PathArguments::AngleBracketed(arguments), .. }) =
+                path.segments.last_mut()
+        {
+            arguments.args = std::mem::take(&mut arguments.args)
+                .into_iter()
+                .filter(|argument| {
+                    let is_binding =
+                        matches!(argument, GenericArgument::AssocType(_) | GenericArgument::Constraint(_));
+                    !is_binding || !is_foreign(argument.to_token_stream())
+                })
+                .collect();
+        }
+        bound
+    };
+    bounds.iter().map(without_bindings).filter(|bound| !is_foreign(bound.to_token_stream())).collect()
 }
 
 /// The same parameters with more to their `where` clause.
@@ -54,7 +87,7 @@ pub(crate) fn free_name(generics: &Generics, wanted: &str) -> Ident {
     while !is_free(&name) {
         name.push('_');
     }
-    Ident::new(&name, proc_macro2::Span::call_site())
+    Ident::new(&name, Span::call_site())
 }
 
 fn parameter_name(param: &GenericParam) -> &Ident {

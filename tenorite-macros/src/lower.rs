@@ -14,6 +14,9 @@ use crate::generics;
 use crate::model::{Arg, Field, Method, Names, Reply, ReplyKind, Service};
 use crate::types::{self, Misfit};
 
+/// Said of methods that may not have been meant as requests.
+const OR_SKIP: &str = ". If it is no request, say so with `#[service(skip)]`";
+
 /// Methods that every caller has.
 const RESERVED: [&str; 4] = ["clone", "from_fn", "with_timeout", "downgrade"];
 
@@ -109,7 +112,8 @@ fn service(
             "a service needs at least one request: a method with `&self` or `&mut self` that is `pub`",
         );
     }
-    let generics = item.generics.clone();
+    let mut generics = item.generics.clone();
+    types::replace_self_in_generics(&mut generics, &item.self_ty);
     let names = names(args.name, worker_name, &generics, errors)?;
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
@@ -121,7 +125,7 @@ fn service(
     Some(Service {
         krate: args.krate.unwrap_or_else(|| parse_quote!(::tenorite)),
         worker: (*item.self_ty).clone(),
-        visibility: widest(&methods),
+        allows: item.attrs.iter().filter(|attribute| attribute.path().is_ident("allow")).cloned().collect(),
         derives: args.derives.unwrap_or_default(),
         names,
         methods,
@@ -135,7 +139,7 @@ fn service(
 fn field_type(field: &Field) -> Option<TokenStream> {
     match field {
         Field::Exactly(ty) | Field::Into(ty) | Field::Slice(ty) => Some(ty.to_token_stream()),
-        Field::Str | Field::Path => None,
+        Field::Owner(_) => None,
     }
 }
 
@@ -178,25 +182,6 @@ fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut 
         return None;
     }
     Some(names)
-}
-
-fn widest(methods: &[Method]) -> Visibility {
-    // Paths cannot be compared without knowing the module they stand in: of two that are restricted to some module
-    // this takes the one that names it from the crate's root.
-    let rank = |visibility: &Visibility| match visibility {
-        Visibility::Public(_) => 4,
-        Visibility::Restricted(restricted) if restricted.path.is_ident("crate") => 3,
-        Visibility::Restricted(restricted) if restricted.path.is_ident("super") => 1,
-        Visibility::Restricted(restricted) if restricted.path.is_ident("self") => 0,
-        Visibility::Restricted(_) => 2,
-        _ => 0,
-    };
-    methods
-        .iter()
-        .map(|method| &method.visibility)
-        .max_by_key(|visibility| rank(visibility))
-        .cloned()
-        .unwrap_or(Visibility::Inherited)
 }
 
 /// The methods that are requests. Takes our attributes out of all of them.
@@ -250,6 +235,14 @@ fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
 /// Reads and takes out `#[service(skip)]`.
 fn is_skipped(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> bool {
     let mut skipped = false;
+    let hides = |attribute: &mut Attribute| {
+        let tokens = attribute.meta.to_token_stream();
+        let mentions = |name: &str| types::names(tokens.clone(), &format_ident!("{name}"));
+        attribute.path().is_ident("cfg_attr") && (mentions("service") || mentions("cfg"))
+    };
+    for attribute in attributes.extract_if(.., hides) {
+        errors.at(attribute, "what a `cfg_attr` holds cannot be seen here: write `cfg` and `service` openly");
+    }
     for attribute in take_attributes(attributes) {
         if !matches!(attribute.meta, Meta::List(_)) {
             errors.at(&attribute, "say what the method is to the service: `#[service(skip)]`");
@@ -278,7 +271,7 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
     let name = &signature.ident;
     let mut fits = true;
     let mut misfit = |tokens: &dyn ToTokens, message: &str| {
-        errors.at(tokens, message);
+        errors.at(tokens, format!("{message}{OR_SKIP}"));
         fits = false;
     };
 
@@ -334,17 +327,16 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         function.attrs.iter().filter(|attribute| wanted(attribute)).cloned().collect()
     };
     Some(Method {
+        docs: attributes(|attribute| attribute.path().is_ident("doc")),
+        cfgs: attributes(|attribute| attribute.path().is_ident("cfg")),
+        allows: attributes(|attribute| attribute.path().is_ident("allow")),
+        deprecated: attributes(|attribute| attribute.path().is_ident("deprecated")),
         name: name.clone(),
         variant: variant?,
         visibility: function.vis.clone(),
         is_async: signature.asyncness.is_some(),
         args,
         reply: reply?,
-        docs: attributes(|attribute| attribute.path().is_ident("doc")),
-        cfgs: attributes(|attribute| attribute.path().is_ident("cfg")),
-        call_attrs: attributes(|attribute| {
-            attribute.path().is_ident("deprecated") || attribute.path().is_ident("allow")
-        }),
     })
 }
 
@@ -414,10 +406,8 @@ fn borrowed_arg(
         return None;
     }
     let elem = types::peeled(&reference.elem);
-    let field = if types::plain_path(elem).is_some_and(|path| path.is_ident("str")) {
-        Field::Str
-    } else if types::is_std(elem, "path", "Path") {
-        Field::Path
+    let field = if let Some(owner) = types::owner(elem) {
+        Field::Owner(owner)
     } else if let Type::Slice(slice) = elem {
         Field::Slice((*slice.elem).clone())
     } else if matches!(elem, Type::TraitObject(_)) {
@@ -461,12 +451,15 @@ fn reply(output: &ReturnType, worker: &Type, generics: &Generics, errors: &mut E
         match misfit {
             Misfit::Borrow(tokens) => errors.at(
                 tokens,
-                "a reply leaves the worker and cannot borrow from it: return an owned value, with `.to_owned()` or \
-                 `.cloned()`",
+                format!(
+                    "a reply leaves the worker and cannot borrow from it: return an owned value, with `.to_owned()` or \
+                     `.cloned()`{OR_SKIP}"
+                ),
             ),
-            Misfit::ImplTrait(ty) => {
-                errors.at(ty, "a reply is one type: write a concrete one, or a `Box<dyn … + Send>`");
-            }
+            Misfit::ImplTrait(ty) => errors.at(
+                ty,
+                format!("a reply is one type: write a concrete one, or a `Box<dyn … + Send>`{OR_SKIP}"),
+            ),
         }
     }
     if matches!(types::peeled(written), Type::Never(_)) {
@@ -484,7 +477,12 @@ fn reply(output: &ReturnType, worker: &Type, generics: &Generics, errors: &mut E
     let kind = if let Some((ok, err)) = types::result_arguments(&ty) {
         ReplyKind::Result(Box::new(ok.clone()), Box::new(err.clone()))
     } else if is_generic {
-        if name == "Result" { ReplyKind::GenericResult } else { ReplyKind::GenericValue }
+        // An associated type, `S::Result`, may be anything.
+        let is_associated = types::plain_path(&ty).is_none_or(|path| {
+            let first = path.segments[0].ident.to_token_stream();
+            path.segments.len() > 1 && !generics::named_in(generics, &first).params.is_empty()
+        });
+        if name == "Result" && !is_associated { ReplyKind::GenericResult } else { ReplyKind::GenericValue }
     } else if name.ends_with("Result") {
         ReplyKind::MaybeResult
     } else {

@@ -12,8 +12,8 @@ pub(crate) struct Service {
     /// The parameters of the `impl` block.
     pub(crate) generics: Generics,
     pub(crate) names: Names,
-    /// The widest among the methods.
-    pub(crate) visibility: Visibility,
+    /// What the user allows all over the `impl` block.
+    pub(crate) allows: Vec<Attribute>,
     /// What the user asked for, on both enums.
     pub(crate) derives: Vec<Path>,
     pub(crate) methods: Vec<Method>,
@@ -50,8 +50,10 @@ pub(crate) struct Method {
     pub(crate) docs: Vec<Attribute>,
     /// On everything that is derived from the method.
     pub(crate) cfgs: Vec<Attribute>,
-    /// On the caller's method: what the user said about calling it.
-    pub(crate) call_attrs: Vec<Attribute>,
+    /// On everything as well: lints that the user turned off for it.
+    pub(crate) allows: Vec<Attribute>,
+    /// On the caller's method.
+    pub(crate) deprecated: Vec<Attribute>,
 }
 
 pub(crate) struct Arg {
@@ -67,10 +69,8 @@ pub(crate) enum Field {
     Exactly(Type),
     /// This type, and the caller takes whatever converts into it.
     Into(Type),
-    /// A `&str`.
-    Str,
-    /// A `&Path`.
-    Path,
+    /// A reference to something that has no size of its own: this type of the standard library owns it.
+    Owner(&'static str),
     /// A slice of these.
     Slice(Type),
 }

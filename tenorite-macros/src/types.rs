@@ -5,9 +5,9 @@ use quote::ToTokens;
 use syn::visit::{self, Visit};
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    AngleBracketedGenericArguments, Expr, ExprPath, GenericArgument, Lifetime, ParenthesizedGenericArguments,
-    Path, PathArguments, QSelf, Token, Type, TypeFnPtr, TypeImplTrait, TypePath, TypeReference,
-    TypeTraitObject,
+    AngleBracketedGenericArguments, Expr, ExprPath, GenericArgument, Generics, Lifetime,
+    ParenthesizedGenericArguments, Path, PathArguments, QSelf, Token, Type, TypeFnPtr, TypeImplTrait,
+    TypePath, TypeReference, TypeTraitObject,
 };
 
 /// The type without what parentheses and macros wrap around it.
@@ -42,6 +42,20 @@ pub(crate) fn is_std(ty: &Type, module: &str, name: &str) -> bool {
         [root, parent, last] => matches!(root, "std" | "alloc" | "core") && parent == module && last == name,
         _ => false,
     }
+}
+
+/// Who owns what this type is a borrow of, for those of the standard library that have no size.
+pub(crate) fn owner(ty: &Type) -> Option<&'static str> {
+    if plain_path(ty).is_some_and(|path| path.is_ident("str")) {
+        return Some("::std::string::String");
+    }
+    [
+        ("path", "Path", "::std::path::PathBuf"),
+        ("ffi", "OsStr", "::std::ffi::OsString"),
+        ("ffi", "CStr", "::std::ffi::CString"),
+    ]
+    .into_iter()
+    .find_map(|(module, name, owner)| is_std(ty, module, name).then_some(owner))
 }
 
 /// The two arguments of a `Result<T, E>` that is written out.
@@ -143,6 +157,11 @@ pub(crate) fn names(tokens: TokenStream, parameter: &Ident) -> bool {
 /// Puts the worker's type where `Self` stands: derived items have another `Self`, or none.
 pub(crate) fn replace_self(ty: &mut Type, worker: &Type) {
     ReplaceSelf { worker }.visit_type_mut(ty);
+}
+
+/// The same for bounds.
+pub(crate) fn replace_self_in_generics(generics: &mut Generics, worker: &Type) {
+    ReplaceSelf { worker }.visit_generics_mut(generics);
 }
 
 struct ReplaceSelf<'a> {

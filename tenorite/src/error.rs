@@ -117,7 +117,7 @@ impl<E> TenoriteError<E> {
     /// Turns either kind into the caller's own error type.
     ///
     /// This is the way for services whose own error is not a [`std::error::Error`], and the way for one service to
-    /// pass on another's: `other.get(key).await.map_err(TenoriteError::flatten)?`.
+    /// pass on another's: `other.get(key).await.map_err(TenoriteError::flatten::<AppError>)?`.
     ///
     /// # Examples
     ///

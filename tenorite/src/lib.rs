@@ -90,8 +90,8 @@ pub use worker::TenoriteWorker;
 
 /// Derives a service from an inherent `impl` block of a worker.
 ///
-/// Every method that is `pub` in any way and takes `&self` or `&mut self` becomes a request; the others stay ordinary
-/// methods. The block itself is left as it is.
+/// Every method that is `pub` in any way and has a `self`, which it takes as `&self` or `&mut self`, becomes a request; the
+/// others stay ordinary methods. The block itself is left as it is.
 ///
 /// From `impl Store` come:
 ///
@@ -108,6 +108,8 @@ pub use worker::TenoriteWorker;
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
 /// - `crate = path`: where this crate is, if not at `::tenorite`.
 /// - `#[service(skip)]` on a method: not a request, though it is `pub`.
+///
+/// One block is one service: a type has one such block.
 ///
 /// The rules for arguments, replies, names and generics: [the guide](guide::services).
 ///

@@ -62,9 +62,14 @@ pub fn result<R: Fallible>(result: R) -> Result<R::Ok, TenoriteError<R::Err>> {
 }
 
 /// The answer was another method's.
-pub fn mismatched<T, E>() -> Result<T, TenoriteError<E>> {
+pub fn mismatched<Rs, T, E>(other: Rs) -> Result<T, TenoriteError<E>> {
+    // In the caller's stack, where its panic would be a surprise.
+    panics::drop_quietly(other);
     Err(TenoriteError::FetchFailure(FetchReason::Mismatched))
 }
+
+/// Asks of an argument or reply whether it can go to the worker and back.
+pub fn sendable<T: Send + 'static>() {}
 
 /// `Result`, whatever alias it hides behind.
 #[diagnostic::on_unimplemented(

@@ -2,6 +2,7 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 use syn::parse_quote;
 use syn::spanned::Spanned;
 
@@ -10,7 +11,7 @@ use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
 pub(super) fn types(service: &Service) -> TokenStream {
-    let Service { krate, visibility, names, caller_generics, .. } = service;
+    let Service { krate, names, caller_generics, allows, .. } = service;
     let (call, caller, value, error) = (&names.call, &names.caller, &names.value, &names.error);
     let (request, response) = messages(service);
     let (params, _, clause) = caller_generics.split_for_impl();
@@ -21,12 +22,13 @@ pub(super) fn types(service: &Service) -> TokenStream {
     quote! {
         #[doc = #call_doc]
         #allow
-        #visibility type #call<'a, #(#plain,)* #value, #error = ::core::convert::Infallible> =
+        pub type #call<'a, #(#plain,)* #value, #error = ::core::convert::Infallible> =
             #krate::Call<'a, #request, #response, ::core::convert::Infallible, #value, #error>;
 
         #[doc = #caller_doc]
         #allow
-        #visibility struct #caller #params (#krate::TenoriteCaller<#request, #response>) #clause;
+        #(#allows)*
+        pub struct #caller #params (#krate::TenoriteCaller<#request, #response>) #clause;
     }
 }
 
@@ -45,8 +47,7 @@ pub(super) fn caller(service: &Service) -> TokenStream {
     quote!(#caller #args)
 }
 
-/// What generic enums have to be. Of those that are not generic the compiler knows it, and where it is not so says it
-/// at the type at fault.
+/// What generic enums have to be. Of those that are not generic the compiler knows it.
 pub(super) fn message_bounds(service: &Service, bound: &TokenStream) -> Vec<syn::WherePredicate> {
     let (request, response) = messages(service);
     [(request, &service.request_generics), (response, &service.response_generics)]
@@ -78,7 +79,7 @@ fn plain_params(service: &Service) -> Vec<TokenStream> {
 }
 
 pub(super) fn impls(service: &Service) -> TokenStream {
-    let Service { krate, visibility, names, caller_generics, .. } = service;
+    let Service { krate, names, caller_generics, allows, .. } = service;
     let (name, function, future) = (&names.caller, &names.function, &names.future);
     let label = name.to_string();
     let caller = caller(service);
@@ -89,12 +90,12 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     // The names and the number of arguments are the user's; a service with one request has no other to be mismatched.
     let allow = allowing!(
         dead_code,
-        missing_docs,
         non_snake_case,
         private_interfaces,
         unreachable_patterns,
         unreachable_pub,
-        clippy::too_many_arguments
+        clippy::too_many_arguments,
+        rustdoc::broken_intra_doc_links
     );
 
     let sendable = generics::with(
@@ -112,13 +113,14 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
     quote! {
         #allow
+        #(#allows)*
         #[automatically_derived]
         impl #params #caller #clause {
             #(#methods)*
 
             /// A caller with an async closure behind it: a mock, or an adapter to something else. See
             /// `TenoriteCaller::from_fn`.
-            #visibility fn from_fn<#function, #future>(function: #function) -> Self
+            pub fn from_fn<#function, #future>(function: #function) -> Self
             where
                 #function: ::core::ops::Fn(#request) -> #future
                     + ::core::marker::Send + ::core::marker::Sync + 'static,
@@ -132,13 +134,13 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
             /// A caller of the same service whose calls have this limit, unless they set their own.
             #[must_use = "the caller it is called on stays as it is"]
-            #visibility fn with_timeout(&self, limit: ::core::time::Duration) -> Self {
+            pub fn with_timeout(&self, limit: ::core::time::Duration) -> Self {
                 Self(#krate::TenoriteCaller::with_timeout(&self.0, limit))
             }
 
             /// A handle that does not keep the service alive.
             #[must_use]
-            #visibility fn downgrade(&self) -> #krate::WeakCaller<Self> #lasting {
+            pub fn downgrade(&self) -> #krate::WeakCaller<Self> #lasting {
                 ::core::convert::From::from(self)
             }
         }
@@ -199,7 +201,11 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 fn method_of(service: &Service, method: &Method) -> TokenStream {
     let krate = &service.krate;
     let (request, response, call) = (&service.names.request, &service.names.response, &service.names.call);
-    let Method { name, variant, visibility, docs, cfgs, call_attrs, .. } = method;
+    let Method { name, variant, visibility, docs, cfgs, allows, deprecated, .. } = method;
+    let doc = docs.is_empty().then(|| {
+        let doc = format!(" Calls `{}`.", name.unraw());
+        quote!(#[doc = #doc])
+    });
     let (_, caller_args, _) = service.caller_generics.split_for_impl();
     let caller_args = caller_args_only(&quote!(#caller_args));
 
@@ -226,8 +232,10 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
             (quote!(#ok, #err), answer)
         }
         ReplyKind::GenericResult => {
-            let fallible = quote_spanned!(ty.span()=> #ty as #krate::__private::Fallible);
-            (quote!(<#fallible>::Ok, <#fallible>::Err), quote!(#krate::__private::result(#reply)))
+            let returned = quote_spanned! {ty.span()=>
+                <#ty as #krate::__private::Fallible>::Ok, <#ty as #krate::__private::Fallible>::Err
+            };
+            (returned, quote!(#krate::__private::result(#reply)))
         }
         ReplyKind::MaybeResult => {
             let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });
@@ -243,13 +251,15 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
 
     quote! {
         #(#docs)*
+        #doc
         #(#cfgs)*
-        #(#call_attrs)*
+        #(#allows)*
+        #(#deprecated)*
         #visibility fn #name(&self, #(#arguments),*) -> #call<'_, #caller_args #returned> {
             #check
             #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer {
                 ::core::result::Result::Ok(#response::#variant(#reply)) => #answer,
-                _ => #krate::__private::mismatched(),
+                other => #krate::__private::mismatched(other),
             })
         }
     }

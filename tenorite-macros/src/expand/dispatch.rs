@@ -14,7 +14,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let generics = worker_generics(service);
     let (params, _, clause) = generics.split_for_impl();
     // The user's word against calling a method is for its callers.
-    let allow = allowing!(deprecated);
+    let is_deprecated = service.methods.iter().any(|method| !method.deprecated.is_empty());
+    let allow = is_deprecated.then(|| allowing!(deprecated));
 
     let arms = service.methods.iter().map(|method| {
         let Method { name, variant, cfgs, args, is_async, .. } = method;

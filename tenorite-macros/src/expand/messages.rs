@@ -6,36 +6,40 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
 use super::allowing;
+use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
 pub(super) fn types(service: &Service) -> TokenStream {
-    let Service { visibility, names, derives, .. } = service;
+    let Service { names, derives, allows, .. } = service;
     let (request, response) = (&names.request, &names.response);
     let derive = if derives.is_empty() { quote!() } else { quote!(#[derive(#(#derives),*)]) };
     // A variant is named after a method, and an argument may be of any size and of a private type.
     let allow = allowing!(
         dead_code,
-        missing_docs,
         private_bounds,
         private_interfaces,
         unreachable_pub,
         clippy::enum_variant_names,
-        clippy::large_enum_variant
+        clippy::large_enum_variant,
+        rustdoc::broken_intra_doc_links
     );
 
-    let requests = service.methods.iter().map(|Method { docs, cfgs, variant, args, .. }| {
+    let requests = service.methods.iter().map(|method| {
+        let Method { cfgs, allows, variant, args, name, .. } = method;
+        let doc = summary(method).unwrap_or_else(|| format!(" Asks for `{}`.", name.unraw()));
         let fields = args.iter().map(|arg| {
             let Arg { name, .. } = arg;
             let ty = owned(arg);
-            quote!(#name: #ty)
+            let doc = format!(" The argument `{}`.", name.unraw());
+            quote!(#[doc = #doc] #name: #ty)
         });
         let fields = if args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
-        quote!(#(#docs)* #(#cfgs)* #variant #fields)
+        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #variant #fields)
     });
-    let responses = service.methods.iter().map(|Method { cfgs, variant, reply, name, .. }| {
+    let responses = service.methods.iter().map(|Method { cfgs, allows, variant, reply, name, .. }| {
         let ty = &reply.ty;
         let doc = format!(" What `{}` returned.", name.unraw());
-        quote!(#[doc = #doc] #(#cfgs)* #variant(#ty))
+        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #variant(#ty))
     });
 
     let (request_params, _, request_where) = service.request_generics.split_for_impl();
@@ -46,29 +50,65 @@ pub(super) fn types(service: &Service) -> TokenStream {
         #[doc = #request_doc]
         #derive
         #allow
-        #visibility enum #request #request_params #request_where { #(#requests),* }
+        #(#allows)*
+        pub enum #request #request_params #request_where { #(#requests),* }
 
         #[doc = #response_doc]
         #derive
         #allow
-        #visibility enum #response #response_params #response_where { #(#responses),* }
+        #(#allows)*
+        pub enum #response #response_params #response_where { #(#responses),* }
     }
+}
+
+/// The first paragraph of a method's documentation: the rest, and its examples, are about calling it.
+fn summary(method: &Method) -> Option<String> {
+    let lines = method.docs.iter().filter_map(|doc| match &doc.meta {
+        syn::Meta::NameValue(syn::MetaNameValue {
+            value: syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(line), .. }),
+            ..
+        }) => Some(line.value()),
+        _ => None,
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let paragraph = text.trim_start_matches('\n').split("\n\n").next()?.to_owned();
+    (!paragraph.trim().is_empty() && !paragraph.contains("```")).then_some(paragraph)
 }
 
 /// The type of the request's field.
 pub(super) fn owned(arg: &Arg) -> TokenStream {
     match &arg.field {
         Field::Exactly(ty) | Field::Into(ty) => quote!(#ty),
-        Field::Str => quote!(::std::string::String),
-        Field::Path => quote!(::std::path::PathBuf),
+        Field::Owner(owner) => owner.parse().expect("it is a path"),
         Field::Slice(elem) => quote!(::std::vec::Vec<#elem>),
     }
 }
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let checks = service.methods.iter().filter_map(|method| value_check(service, method));
+    let sendable = sendable_check(service);
     let debug = (!derives_debug(service)).then(|| debug(service));
-    quote!(#(#checks)* #debug)
+    quote!(#sendable #(#checks)* #debug)
+}
+
+/// What cannot be sent is told at the type at fault, before the compiler tells it of everything that is made of it.
+///
+/// Of a type that names a parameter it is told where the service is started.
+fn sendable_check(service: &Service) -> TokenStream {
+    let krate = &service.krate;
+    let is_generic = |ty: &TokenStream| !generics::named_in(&service.generics, ty).params.is_empty();
+    let checks = service.methods.iter().flat_map(|method| {
+        let arguments = method.args.iter().filter_map(|arg| match &arg.field {
+            Field::Exactly(ty) | Field::Slice(ty) => Some(ty),
+            Field::Into(_) | Field::Owner(_) => None,
+        });
+        let Method { cfgs, allows, .. } = method;
+        arguments.chain([&method.reply.ty]).filter(move |ty| !is_generic(&quote!(#ty))).map(move |ty| {
+            let check = quote_spanned!(ty.span()=> #krate::__private::sendable::<#ty>());
+            quote!(#(#cfgs)* #(#allows)* #check;)
+        })
+    });
+    quote!(const _: fn() = || { #(#checks)* };)
 }
 
 /// A return type that is not called `Result` must not be one: its error would be lost inside a value.
@@ -84,13 +124,14 @@ fn value_check(service: &Service, method: &Method) -> Option<TokenStream> {
 pub(super) fn value_assertion(service: &Service, method: &Method) -> TokenStream {
     let krate = &service.krate;
     let ty = &method.reply.ty;
+    let advice = match method.reply.kind {
+        ReplyKind::GenericValue => {
+            "this is an alias of `Result`: write `Result<T, E>`, or call it just `Result`"
+        }
+        _ => "this is an alias of `Result`: write `Result<T, E>`, or end its name in `Result`",
+    };
     // On the return type as it was written.
-    quote_spanned! {ty.span()=>
-        ::core::assert!(
-            !#krate::__private::Probe::<#ty>::FALLIBLE,
-            "this is an alias of `Result`: write `Result<T, E>`, or end its name in `Result`",
-        )
-    }
+    quote_spanned!(ty.span()=> ::core::assert!(!#krate::__private::Probe::<#ty>::FALLIBLE, #advice))
 }
 
 fn derives_debug(service: &Service) -> bool {

@@ -7,7 +7,7 @@ use super::{allowing, caller, dispatch};
 use crate::model::Service;
 
 pub(super) fn types(service: &Service) -> TokenStream {
-    let Service { visibility, names, .. } = service;
+    let names = &service.names;
     let name = &names.service;
     let doc = format!(
         " The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
@@ -18,7 +18,7 @@ pub(super) fn types(service: &Service) -> TokenStream {
         #[doc = #doc]
         #[derive(::core::clone::Clone, ::core::marker::Copy, ::core::fmt::Debug, ::core::default::Default)]
         #allow
-        #visibility struct #name;
+        pub struct #name;
     }
 }
 

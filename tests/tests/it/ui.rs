@@ -8,6 +8,8 @@ const WORDED_BY: &str = "rustc 1.95.";
 #[test]
 fn mistakes() {
     let cases = trybuild::TestCases::new();
+    // With a case that passes all are built, not only checked: some mistakes show no earlier.
+    cases.pass("tests/it/ui/pass/*.rs");
     cases.compile_fail("tests/it/ui/*.rs");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = Command::new(rustc).arg("--version").output().expect("rustc runs");
