@@ -1,0 +1,121 @@
+//! The contestants side by side, in one process, in interleaved rounds.
+//!
+//! `cargo run --release --manifest-path benches/Cargo.toml [-- --quick] [-- --only WORKLOAD]`
+//!
+//! Writes `target/bench/results.json`, `results.md` and `results.svg`. Read ratios within one run, not nanoseconds:
+//! whatever disturbs the machine disturbs a round of everybody's.
+
+mod contestants;
+mod memory;
+mod report;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use contestants::Contestant;
+use report::Row;
+use workloads::{Figures, WORKLOADS, Workload};
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+struct Entry {
+    name: &'static str,
+    casts: bool,
+    many: bool,
+    round: fn(&str, usize) -> Figures,
+}
+
+const fn entry<C: Contestant>() -> Entry {
+    Entry { name: C::NAME, casts: C::CASTS, many: C::MANY, round: workloads::round::<C> }
+}
+
+const CONTESTANTS: &[Entry] = &[
+    entry::<contestants::derived::StoreCaller>(),
+    entry::<tenorite::TenoriteCaller<contestants::by_hand::Request, Option<String>>>(),
+    entry::<contestants::channels::Store>(),
+    entry::<contestants::mutex::Store>(),
+    entry::<contestants::tokio_mutex::Store>(),
+    entry::<contestants::tower::Store>(),
+    entry::<contestants::actix::Store>(),
+    entry::<contestants::ractor::Store>(),
+    entry::<contestants::kameo::Store>(),
+    entry::<contestants::xtra::Store>(),
+    entry::<contestants::rsactor::Store>(),
+    entry::<contestants::actify::Store>(),
+    entry::<contestants::hannibal::Store>(),
+    entry::<
+        tenorite_012::TenoriteCaller<
+            contestants::tenorite_012::Request,
+            Option<String>,
+            contestants::tenorite_012::Never,
+        >,
+    >(),
+];
+
+struct Options {
+    quick: bool,
+    only: Option<String>,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut options = Options { quick: false, only: None };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--quick" => options.quick = true,
+            "--only" => options.only = Some(args.next().ok_or("`--only` needs a workload")?),
+            _ => {
+                return Err(
+                    format!("unknown option `{arg}`: there are `--quick` and `--only WORKLOAD`").into()
+                );
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for workload in WORKLOADS {
+        if options.only.as_ref().is_none_or(|only| workload.name.contains(only.as_str())) {
+            eprintln!("{}", workload.name);
+            rows.extend(measure(workload, options.quick));
+        }
+    }
+    if rows.is_empty() {
+        return Err("no workload is called that".into());
+    }
+    println!("{}", report::table(&rows));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    report::write(&folder, &rows)?;
+    eprintln!("written to {}", folder.display());
+    Ok(())
+}
+
+/// Round by round, each contestant in turn, so that what disturbs one disturbs all. The first round warms up.
+fn measure(workload: &Workload, quick: bool) -> Vec<Row> {
+    let (rounds, calls) = match (quick, workload.many) {
+        (true, _) => (3, workload.calls / 20),
+        (false, true) => (5, workload.calls),
+        (false, false) => (9, workload.calls),
+    };
+    let mut figures: BTreeMap<(usize, &'static str), Vec<f64>> = BTreeMap::new();
+    for round in 0..=rounds {
+        for (place, contestant) in CONTESTANTS.iter().enumerate() {
+            if (workload.casts && !contestant.casts) || (workload.many && !contestant.many) {
+                continue;
+            }
+            for (part, figure) in (contestant.round)(workload.name, calls) {
+                if round > 0 {
+                    figures.entry((place, part)).or_default().push(figure);
+                }
+            }
+        }
+    }
+    figures
+        .into_iter()
+        .map(|((place, part), figures)| {
+            let name =
+                if part.is_empty() { workload.name.to_owned() } else { format!("{}, {part}", workload.name) };
+            Row::of(name, CONTESTANTS[place].name, workload.unit, figures)
+        })
+        .collect()
+}
