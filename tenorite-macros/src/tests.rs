@@ -25,7 +25,7 @@ fn a_plain_service() {
                     self.data.remove(key).ok_or(NoSuchKey)
                 }
                 pub fn load(&mut self, #[allow(unused)] from: PathBuf) -> io::Result<usize> {
-                    todo!()
+                    fs::read(from).map(|bytes| bytes.len())
                 }
                 fn helper(&self) {}
             }

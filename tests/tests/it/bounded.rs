@@ -54,9 +54,7 @@ async fn a_backlog_sets_no_memory_aside() {
 #[tokio::test(start_paused = true)]
 async fn timed_out_and_cancelled_calls_leave_nothing_behind() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(4);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, watch) = kind.start_busy(4).await;
         let round = || async {
             let calls = (1..100).map(|id| caller.note(id).timeout(Duration::from_millis(1)));
             for outcome in futures::future::join_all(calls).await {

@@ -178,9 +178,7 @@ async fn a_cast_ends_when_it_is_accepted() {
 #[tokio::test]
 async fn a_cast_waits_for_room() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, watch) = kind.start_busy(1).await;
         caller.note(1).cast().await.unwrap();
         let mut waiting = caller.note(2).cast();
         let (poll, woken) = poll_counted(&mut waiting);
@@ -196,9 +194,7 @@ async fn a_cast_waits_for_room() {
 #[tokio::test]
 async fn a_cast_that_was_accepted_unseen_runs() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, watch) = kind.start_busy(1).await;
         caller.note(1).cast().await.unwrap();
         let mut seen_late = caller.note(2).cast();
         let mut never_seen = caller.note(3).cast();

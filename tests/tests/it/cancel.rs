@@ -36,9 +36,7 @@ async fn a_request_whose_caller_left_before_it_started_is_skipped_and_counted() 
 #[tokio::test]
 async fn a_request_that_is_taken_back_is_dropped_at_once() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, _watch) = kind.start_busy(1).await;
         let (cargo, drops) = Cargo::new(false);
         let mut call = caller.carry(cargo);
         assert!(poll_once(&mut call).is_pending());
@@ -121,9 +119,7 @@ async fn a_parked_call_holds_up_nobody() {
 #[tokio::test]
 async fn a_forgotten_call_holds_up_nobody() {
     for kind in QUEUED {
-        let (task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (task, caller, watch) = kind.start_busy(1).await;
         for id in 1..4 {
             let mut call = caller.note(id);
             assert!(poll_once(&mut call).is_pending());
@@ -142,9 +138,7 @@ async fn leaving_from_anywhere_in_the_line_keeps_the_order_of_the_rest() {
     // Every subset of five that leave, of which two are accepted and three wait for room.
     for kind in QUEUED {
         for leaving in 0_u32..32 {
-            let (_task, caller, watch) = kind.start(2);
-            caller.hold(0).cast().await.unwrap();
-            watch.until_started(0).await;
+            let (_task, caller, watch) = kind.start_busy(2).await;
             let mut calls: Vec<_> = (1..6).map(|id| Some(caller.note(id))).collect();
             for call in calls.iter_mut().flatten() {
                 assert!(poll_once(call).is_pending());

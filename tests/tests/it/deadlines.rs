@@ -16,9 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[tokio::test(start_paused = true)]
 async fn expired_before_its_turn_it_never_runs() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, watch) = kind.start_busy(1).await;
         let started = Instant::now();
         let mut parked = caller.note(1).timeout(SECOND * 2);
         assert!(poll_once(&mut parked).is_pending());

@@ -6,7 +6,7 @@ use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::poll_once;
 
-use crate::support::{ALL, ByHandService, Cargo, Kind, Probe, QUEUED, Refused, Watch, stopped};
+use crate::support::{ALL, ByHandService, Cargo, Kind, Probe, QUEUED, Refused, Watch};
 
 fn panicked(text: &str) -> TenoriteError {
     TenoriteError::FetchFailure(FetchReason::Panicked(text.into()))
@@ -44,7 +44,7 @@ async fn a_panic_ends_a_service_that_cannot_be_rebuilt() {
         assert_eq!(caller.note(3).await, Err(STOPPED));
         let error = task.await.err().expect("it panicked");
         assert_eq!(error.into_panic().downcast_ref::<String>().unwrap(), "torn");
-        assert_eq!(stopped(&caller).await, StopReason::Panicked("torn".into()));
+        assert_eq!(caller.stopped().await, StopReason::Panicked("torn".into()));
         assert!(watch.started().is_empty(), "torn state is not used again");
         assert_eq!(watch.worker_drops(), 1);
     }
@@ -72,9 +72,7 @@ async fn a_service_error_is_an_answer() {
 #[tokio::test]
 async fn a_request_that_panics_when_taken_back_is_counted_and_harms_nobody() {
     for kind in QUEUED {
-        let (_task, caller, watch) = kind.start(2);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (_task, caller, watch) = kind.start_busy(2).await;
         let (cargo, drops) = Cargo::new(true);
         let mut call = caller.carry(cargo);
         assert!(poll_once(&mut call).is_pending());
@@ -89,9 +87,7 @@ async fn a_request_that_panics_when_taken_back_is_counted_and_harms_nobody() {
 #[tokio::test]
 async fn requests_that_panic_when_the_service_ends_do_not_stop_the_others_from_hearing_of_it() {
     for kind in QUEUED {
-        let (task, caller, watch) = kind.start(1);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (task, caller, _watch) = kind.start_busy(1).await;
         let mut bombs: Vec<_> = (0..3).map(|_| caller.carry(Cargo::new(true).0)).collect();
         let mut last = caller.note(1);
         for bomb in &mut bombs {
@@ -103,7 +99,7 @@ async fn requests_that_panic_when_the_service_ends_do_not_stop_the_others_from_h
             assert_eq!(bomb.await.err(), Some(STOPPED), "{kind:?}");
         }
         assert_eq!(last.await, Err(STOPPED));
-        assert_eq!(stopped(&caller).await, StopReason::Aborted);
+        assert_eq!(caller.stopped().await, StopReason::Aborted);
         assert_eq!(caller.stats().panicked_drops, 3);
     }
 }
@@ -176,7 +172,7 @@ async fn a_worker_that_panics_when_dropped_has_answered_everybody() {
         task.abort();
         assert!(matches!(running.await, Err(TenoriteError::FetchFailure(_))), "{kind:?}");
         assert_eq!(queued.await, Err(STOPPED), "{kind:?}");
-        assert_eq!(stopped(&caller).await, StopReason::Aborted);
+        assert_eq!(caller.stopped().await, StopReason::Aborted);
         assert!(task.await.is_err());
     }
 }

@@ -4,7 +4,7 @@ use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::{poll_once, ready};
 
-use crate::support::{ALL, Kind, Probe, QUEUED, Watch, stopped};
+use crate::support::{ALL, Kind, Probe, QUEUED, Watch};
 
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
@@ -67,13 +67,13 @@ async fn stopped_tells_everybody_whenever_they_ask() {
         let (caller, _watch) = kind.caller();
         let early = tokio::spawn({
             let caller = caller.clone();
-            async move { stopped(&caller).await }
+            async move { caller.stopped().await }
         });
         tokio::task::yield_now().await;
         assert!(!caller.is_stopped());
         caller.stop();
         assert_eq!(early.await.unwrap(), StopReason::Requested, "{kind:?}");
-        assert_eq!(stopped(&caller).await, StopReason::Requested, "{kind:?}");
+        assert_eq!(caller.stopped().await, StopReason::Requested, "{kind:?}");
         assert!(caller.is_stopped());
     }
 }
@@ -87,7 +87,7 @@ async fn stopped_means_that_the_worker_is_gone() {
         assert!(poll_once(&mut call).is_pending());
         watch.until_started(0).await;
         task.abort();
-        assert_eq!(stopped(&caller).await, StopReason::Aborted);
+        assert_eq!(caller.stopped().await, StopReason::Aborted);
         assert_eq!(watch.worker_drops(), 1, "{kind:?}");
     }
 }
@@ -118,7 +118,7 @@ async fn abort_answers_everybody() {
         assert_eq!(caller.note(4).await, Err(STOPPED), "{kind:?}");
         assert!(task.await.err().expect("aborted").is_cancelled());
         assert_eq!(watch.started(), [0]);
-        assert_eq!(stopped(&caller).await, StopReason::Aborted);
+        assert_eq!(caller.stopped().await, StopReason::Aborted);
     }
 }
 
@@ -130,7 +130,7 @@ async fn an_abort_before_the_first_poll_answers_everybody() {
         assert!(poll_once(&mut call).is_pending());
         task.abort();
         assert_eq!(call.await, Err(STOPPED), "{kind:?}");
-        assert_eq!(stopped(&caller).await, StopReason::Aborted);
+        assert_eq!(caller.stopped().await, StopReason::Aborted);
         assert_eq!((watch.worker_drops(), watch.started()), (1, vec![]));
     }
 }
@@ -198,9 +198,7 @@ fn a_service_started_on_a_dead_runtime_is_stopped() {
 #[tokio::test]
 async fn a_full_queue_at_stop_loses_nothing_accepted() {
     for kind in QUEUED {
-        let (task, caller, watch) = kind.start(4);
-        caller.hold(0).cast().await.unwrap();
-        watch.until_started(0).await;
+        let (task, caller, watch) = kind.start_busy(4).await;
         let accepted: Vec<_> = (1..5).map(|id| tokio::spawn(caller.note(id).owned())).collect();
         let waiting: Vec<_> = (5..69).map(|id| tokio::spawn(caller.note(id).owned())).collect();
         while caller.stats().waiting_for_room < 64 {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenorite::prelude::*;
-use tenorite::{Builder, StopReason};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -216,6 +215,14 @@ impl Kind {
         (task, caller, watch)
     }
 
+    /// As `start`, with handler 0 running until it is released, so that nothing else gets its turn.
+    pub async fn start_busy(self, backlog: usize) -> (JoinHandle<Probe>, ProbeCaller, Watch) {
+        let (task, caller, watch) = self.start(backlog);
+        caller.hold(0).cast().await.unwrap();
+        watch.until_started(0).await;
+        (task, caller, watch)
+    }
+
     pub fn start_with(self, backlog: usize, probe: Probe) -> (JoinHandle<Probe>, ProbeCaller) {
         match self {
             Self::Derived => ProbeService.start_task(backlog, probe),
@@ -242,13 +249,4 @@ impl Kind {
             }
         }
     }
-}
-
-/// What stopped means to a test that does not care why.
-pub async fn stopped(caller: &ProbeCaller) -> StopReason {
-    caller.stopped().await
-}
-
-pub fn _builder_is_public(builder: Builder<Probe, ProbeCaller>) -> Builder<Probe, ProbeCaller> {
-    builder
 }
