@@ -9,7 +9,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::coop;
 
 use crate::lifecycle::StopReason;
-use crate::mailbox::queue::{Next, Queue, Taken};
+use crate::mailbox::line::Taken;
+use crate::mailbox::queue::{Next, Queue};
 use crate::park;
 use crate::reply::{Client, TenoriteRequest};
 
