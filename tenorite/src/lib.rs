@@ -27,7 +27,7 @@
 //!
 //! # The parts
 //!
-//! - [`#[tenorite::service]`](service) derives, from a worker's methods, a request and a response enum, a typed caller
+//! - [`#[tenorite::service]`](macro@service) derives, from a worker's methods, a request and a response enum, a typed caller
 //!   and a unit struct that starts it.
 //! - [`TenoriteService`] starts a worker: `start_task(backlog, config)` gives `(JoinHandle, caller)`.
 //! - [`TenoriteCaller`] and the derived callers around it are cloneable handles; [`WeakCaller`] does not keep the

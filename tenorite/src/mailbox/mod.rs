@@ -6,7 +6,7 @@
 //! - [`task`]: a worker's own task with a queue in front of it;
 //! - [`function`]: an async closure, for mocks and adapters.
 //!
-//! Both keep what waits in a [`queue`], which is a [`line`] behind a lock. What changes *how* a call waits (deadlines, casts, blocking) is in
+//! Both keep what waits in a [`queue`], which is a [line](mod@line) behind a lock. What changes *how* a call waits (deadlines, casts, blocking) is in
 //! [`call`](crate::call), once.
 //!
 //! # The way of a request
