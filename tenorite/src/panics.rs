@@ -81,14 +81,16 @@ pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, Payload> {
 }
 
 thread_local! {
-    /// The service whose worker is being polled on this thread, by the address of its queue.
-    static POLLED: Cell<usize> = const { Cell::new(0) };
+    /// The service whose worker is being polled on this thread, by the address of its queue, and whether anything was
+    /// left for the one who polls it to settle.
+    static POLLED: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }
 
-/// Calls `poll` as the one who polls the worker behind `queue`, and who will catch its panics.
-pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> T {
+/// Calls `poll` as the one who polls the worker behind `queue`, and who will catch its panics. Also returns whether
+/// [`defer_here`] was called meanwhile.
+pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> (T, bool) {
     /// Restores on unwind as well.
-    struct Restore(usize);
+    struct Restore((usize, bool));
 
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -97,14 +99,23 @@ pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> T {
     }
 
     // A thread that is being torn down has no context left; then panics are told without their text.
-    let previous = POLLED.try_with(|polled| polled.replace(std::ptr::from_ref(queue).addr()));
+    let previous = POLLED.try_with(|polled| polled.replace((std::ptr::from_ref(queue).addr(), false)));
     let _restore = previous.ok().map(Restore);
-    poll()
+    let polled = poll();
+    (polled, POLLED.try_with(|polled| polled.get().1).unwrap_or(false))
 }
 
-/// Whether the worker behind `queue` is being polled on this thread.
-pub(crate) fn is_polled_here<Q>(queue: &Q) -> bool {
-    POLLED.try_with(|polled| polled.get() == std::ptr::from_ref(queue).addr()).unwrap_or(false)
+/// Leaves something to the one who polls the worker behind `queue` on this thread, if somebody does.
+pub(crate) fn defer_here<Q>(queue: &Q) -> bool {
+    let defer = |polled: &Cell<(usize, bool)>| {
+        let (address, _) = polled.get();
+        let is_here = address == std::ptr::from_ref(queue).addr();
+        if is_here {
+            polled.set((address, true));
+        }
+        is_here
+    };
+    POLLED.try_with(defer).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -199,12 +199,14 @@ async fn run<W: TenoriteWorker>(
         // Dropped before the worker's future is, if the service is dropped here.
         let aborted = Aborted(queue);
         let outcome = poll_fn(|cx| {
-            let poll = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
-            let message = match &poll {
-                Poll::Ready(Err(payload)) => Some(panics::message(payload)),
-                _ => None,
-            };
-            queue.settle_unwound(message.as_ref());
+            let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
+            if unwound {
+                let message = match &poll {
+                    Poll::Ready(Err(payload)) => Some(panics::message(payload)),
+                    _ => None,
+                };
+                queue.settle_unwound(message.as_ref());
+            }
             poll
         })
         .await;

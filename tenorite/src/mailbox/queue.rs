@@ -321,7 +321,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
 
     fn unwound(&self, slot: usize, otherwise: &FetchReason) {
         let mut line = self.line.lock();
-        if panics::is_polled_here(self) {
+        if panics::defer_here(self) {
             // The one who polls the worker will catch the panic and knows its text.
             line.unwound.push(slot);
             return;
