@@ -313,7 +313,7 @@ impl<Rq, Rs, Er> MailboxRef<'_, Rq, Rs, Er> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clock {
     Timer,
-    /// Whoever polls looks at the clock himself.
+    /// Nobody: whoever polls looks at the clock as well.
     None,
 }
 
