@@ -56,11 +56,6 @@ pub fn call<Rq, Rs, T, E>(
     caller.call(request, map)
 }
 
-/// The answer of a method that returns a `Result`, under whatever name.
-pub fn result<R: Fallible>(result: R) -> Result<R::Ok, TenoriteError<R::Err>> {
-    result.into_result().map_err(TenoriteError::ServiceError)
-}
-
 /// The answer was another method's.
 pub fn mismatched<Rs, T, E>(other: Rs) -> Result<T, TenoriteError<E>> {
     // In the caller's stack, where its panic would be a surprise.
@@ -70,27 +65,6 @@ pub fn mismatched<Rs, T, E>(other: Rs) -> Result<T, TenoriteError<E>> {
 
 /// Asks of an argument or reply whether it can go to the worker and back.
 pub fn sendable<T: Send + 'static>() {}
-
-/// `Result`, whatever alias it hides behind.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` ends in `Result` but is not a `std::result::Result`",
-    label = "not a `Result`"
-)]
-pub trait Fallible {
-    type Ok;
-    type Err;
-
-    fn into_result(self) -> Result<Self::Ok, Self::Err>;
-}
-
-impl<T, E> Fallible for Result<T, E> {
-    type Ok = T;
-    type Err = E;
-
-    fn into_result(self) -> Result<T, E> {
-        self
-    }
-}
 
 /// Asks of a type whether it is a `Result`: the inherent constant, where there is one, hides the trait's.
 #[derive(Debug)]
@@ -107,7 +81,11 @@ pub trait Plain {
 
 impl<T> Plain for Probe<T> {}
 
-/// A reply, once it is known whether it is a `Result`.
+/// A reply, once it is known whether it is a `Result`, whatever alias that hides behind.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` ends in `Result` but is not a `std::result::Result`",
+    label = "not a `Result`"
+)]
 pub trait Reply<const FALLIBLE: bool>: Sized {
     type Ok;
     type Err;
@@ -133,7 +111,7 @@ impl<T> Reply<false> for T {
     }
 }
 
-/// The answer of a method whose return type is named like a `Result`.
+/// The answer of a method whose return type is named like a `Result`: one that is known to be, or that was asked.
 pub fn reply<const FALLIBLE: bool, R: Reply<FALLIBLE>>(reply: R) -> Result<R::Ok, TenoriteError<R::Err>> {
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }

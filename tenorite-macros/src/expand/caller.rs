@@ -98,14 +98,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         rustdoc::broken_intra_doc_links
     );
 
-    let sendable = generics::with(
-        &syn::Generics::default(),
-        message_bounds(service, &quote!(::core::marker::Send + 'static)),
-    );
-    let sendable = sendable.where_clause.map(|clause| {
-        let predicates = clause.predicates;
-        quote!(#predicates)
-    });
+    let sendable = message_bounds(service, &quote!(::core::marker::Send + 'static));
     let lasting =
         generics::with(&syn::Generics::default(), message_bounds(service, &quote!('static))).where_clause;
     let static_generics = generics::with(caller_generics, message_bounds(service, &quote!('static)));
@@ -127,7 +120,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 #future: ::core::future::Future<
                         Output = ::core::result::Result<#response, #krate::TenoriteError>,
                     > + ::core::marker::Send + 'static,
-                #sendable
+                #(#sendable),*
             {
                 Self(#krate::TenoriteCaller::from_fn(function))
             }
@@ -228,14 +221,14 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         }
         ReplyKind::Result(ok, err) => {
             // If this is not the `Result`, the error belongs on the type that looks like it.
-            let answer = quote_spanned!(ty.span()=> #krate::__private::result(#reply));
+            let answer = quote_spanned!(ty.span()=> #krate::__private::reply::<true, _>(#reply));
             (quote!(#ok, #err), answer)
         }
         ReplyKind::GenericResult => {
             let returned = quote_spanned! {ty.span()=>
-                <#ty as #krate::__private::Fallible>::Ok, <#ty as #krate::__private::Fallible>::Err
+                <#ty as #krate::__private::Reply<true>>::Ok, <#ty as #krate::__private::Reply<true>>::Err
             };
-            (returned, quote!(#krate::__private::result(#reply)))
+            (returned, quote!(#krate::__private::reply::<true, _>(#reply)))
         }
         ReplyKind::MaybeResult => {
             let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });

@@ -212,7 +212,7 @@ where
             Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot),
             Phase::Driven(future) => {
                 drive_on_thread(future);
-                state.fail(TenoriteError::FetchFailure(FetchReason::Expired));
+                state.phase = Phase::Replied(Err(TenoriteError::FetchFailure(FetchReason::Expired)));
             }
             outcome => state.phase = outcome,
         }

@@ -36,7 +36,6 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 
 use self::queue::Timing;
-use crate::error::TenoriteError;
 use crate::lifecycle::Lifecycle;
 use crate::reply::Reply;
 
@@ -104,11 +103,6 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(request: Rq) -> Self {
         let timing = Timing { expired: false, deadline: None };
         Self { phase: Phase::New(request), cast: false, no_wait: false, timing }
-    }
-
-    /// Ends the call in a failure, and gives back what the phase held.
-    pub(crate) fn fail(&mut self, failure: TenoriteError) -> Phase<Rq, Rs, Er> {
-        std::mem::replace(&mut self.phase, Phase::Replied(Err(failure)))
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
