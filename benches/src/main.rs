@@ -23,12 +23,11 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 struct Entry {
     name: &'static str,
     casts: bool,
-    many: bool,
     round: fn(&str, usize) -> Figures,
 }
 
 const fn entry<C: Contestant>() -> Entry {
-    Entry { name: C::NAME, casts: C::CASTS, many: C::MANY, round: workloads::round::<C> }
+    Entry { name: C::NAME, casts: C::CASTS, round: workloads::round::<C> }
 }
 
 const CONTESTANTS: &[Entry] = &[
@@ -100,7 +99,7 @@ fn measure(workload: &Workload, quick: bool) -> Vec<Row> {
     let mut figures: BTreeMap<(usize, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 0..=rounds {
         for (place, contestant) in CONTESTANTS.iter().enumerate() {
-            if (workload.casts && !contestant.casts) || (workload.many && !contestant.many) {
+            if workload.casts && !contestant.casts {
                 continue;
             }
             for (part, figure) in (contestant.round)(workload.name, calls) {

@@ -24,8 +24,6 @@ pub trait Contestant: Clone + Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether a message can be sent without waiting for a reply.
     const CASTS: bool = true;
-    /// Whether a service can be started a hundred thousand times in one process.
-    const MANY: bool = true;
 
     /// At most `backlog` requests wait, where that can be said.
     fn start(backlog: usize, map: Map) -> impl Future<Output = Self> + Send;

@@ -44,14 +44,17 @@ impl Watch {
 
     /// Waits until the handler with this number has started.
     pub async fn until_started(&self, id: u32) {
-        let mut log = self.0.log.subscribe();
-        log.wait_for(|log| log.contains(&Event::Started(id))).await.expect("the log lives as long as this");
+        self.until(&Event::Started(id)).await;
     }
 
     /// Waits until the handler with this number has finished.
     pub async fn until_finished(&self, id: u32) {
+        self.until(&Event::Finished(id)).await;
+    }
+
+    async fn until(&self, event: &Event) {
         let mut log = self.0.log.subscribe();
-        log.wait_for(|log| log.contains(&Event::Finished(id))).await.expect("the log lives as long as this");
+        log.wait_for(|log| log.contains(event)).await.expect("the log lives as long as this");
     }
 
     /// The handlers that have started, in order.
