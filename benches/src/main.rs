@@ -1,6 +1,6 @@
 //! The contestants side by side, in one process, in interleaved rounds.
 //!
-//! `cargo run --release --manifest-path benches/Cargo.toml [-- --quick] [-- --only WORKLOAD]`
+//! `cargo run --release --manifest-path benches/Cargo.toml [-- --quick] [-- --only WORKLOAD] [-- --among NAME,NAME]`
 //!
 //! Writes `target/bench/results.json`, `results.md` and `results.svg`. Read ratios within one run, not nanoseconds:
 //! whatever disturbs the machine disturbs a round of everybody's.
@@ -55,20 +55,26 @@ const CONTESTANTS: &[Entry] = &[
 
 struct Options {
     quick: bool,
+    /// Workloads whose name contains this.
     only: Option<String>,
+    /// Contestants with these names.
+    among: Option<Vec<String>>,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut options = Options { quick: false, only: None };
+    let mut options = Options { quick: false, only: None, among: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
             "--only" => options.only = Some(args.next().ok_or("`--only` needs a workload")?),
+            "--among" => {
+                let names = args.next().ok_or("`--among` needs contestants, with commas between them")?;
+                options.among = Some(names.split(',').map(|name| name.trim().to_owned()).collect());
+            }
             _ => {
-                return Err(
-                    format!("unknown option `{arg}`: there are `--quick` and `--only WORKLOAD`").into()
-                );
+                let known = "`--quick`, `--only WORKLOAD` and `--among NAME,NAME`";
+                return Err(format!("unknown option `{arg}`: there are {known}").into());
             }
         }
     }
@@ -76,11 +82,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for workload in WORKLOADS {
         if options.only.as_ref().is_none_or(|only| workload.name.contains(only.as_str())) {
             eprintln!("{}", workload.name);
-            rows.extend(measure(workload, options.quick));
+            rows.extend(measure(workload, &options));
         }
     }
     if rows.is_empty() {
-        return Err("no workload is called that".into());
+        return Err("no workload, or no contestant, is called that".into());
     }
     println!("{}", report::table(&rows));
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
@@ -90,8 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Round by round, each contestant in turn, so that what disturbs one disturbs all. The first round warms up.
-fn measure(workload: &Workload, quick: bool) -> Vec<Row> {
-    let (rounds, calls) = match (quick, workload.many) {
+fn measure(workload: &Workload, options: &Options) -> Vec<Row> {
+    let (rounds, calls) = match (options.quick, workload.many) {
         (true, _) => (3, workload.calls / 20),
         (false, true) => (5, workload.calls),
         (false, false) => (9, workload.calls),
@@ -99,7 +105,9 @@ fn measure(workload: &Workload, quick: bool) -> Vec<Row> {
     let mut figures: BTreeMap<(usize, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 0..=rounds {
         for (place, contestant) in CONTESTANTS.iter().enumerate() {
-            if workload.casts && !contestant.casts {
+            let is_among =
+                options.among.as_ref().is_none_or(|names| names.iter().any(|name| name == contestant.name));
+            if !is_among || (workload.casts && !contestant.casts) {
                 continue;
             }
             for (part, figure) in (contestant.round)(workload.name, calls) {

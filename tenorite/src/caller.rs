@@ -81,6 +81,10 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: Some(limit) }
     }
 
+    pub(crate) fn with_default_timeout(self, timeout: Option<Duration>) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// A handle that does not keep the service alive.
     #[must_use]
     pub fn downgrade(&self) -> WeakCaller<Self>

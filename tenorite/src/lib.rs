@@ -55,6 +55,7 @@ mod error;
 mod panics;
 mod park;
 mod lifecycle;
+mod context;
 mod reply;
 mod mailbox;
 mod timer;
@@ -79,6 +80,8 @@ pub use error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
 pub use lifecycle::StopReason;
 #[doc(inline)]
 pub use mailbox::Stats;
+#[doc(inline)]
+pub use mailbox::inline::Inline;
 #[doc(inline)]
 pub use receiver::{Message, Receiver};
 #[doc(inline)]

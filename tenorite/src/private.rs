@@ -8,18 +8,28 @@ use std::panic::resume_unwind;
 use crate::call::Call;
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, TenoriteError};
+use crate::mailbox::cell::Solo;
 use crate::panics;
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
-use crate::worker::TenoriteWorker;
 
-/// A worker whose requests are methods.
-pub trait Dispatch: TenoriteWorker<Error = Infallible, Config = Self, Output = Self> + Send + Sized {
-    /// Runs the method that `request` asks for.
-    fn dispatch(&mut self, request: Self::Request) -> impl Future<Output = Self::Response> + Send;
+pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, SomeSpace, Space, Step};
+pub use crate::worker::Start;
+pub use tokio::task::JoinHandle;
+
+/// Starts a derived worker in a cell.
+#[track_caller]
+pub fn start<W>(
+    start: Start,
+    make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> W,
+) -> JoinHandle<W>
+where
+    W: Dispatch,
+{
+    start.cell(make)
 }
 
-/// The task of a derived worker: one request after the other.
+/// The task of a derived worker that is given a receiver: one request after the other.
 ///
 /// A panic of a handler reaches its own call with its text; then the worker, whose state it may have torn, is dropped
 /// and the task panics on.
@@ -27,13 +37,14 @@ pub trait Dispatch: TenoriteWorker<Error = Infallible, Config = Self, Output = S
 #[allow(clippy::manual_async_fn)]
 pub fn serve<W: Dispatch>(
     mut receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
-    mut worker: W,
+    worker: W,
 ) -> impl Future<Output = W> + Send {
     async move {
+        let mut worker = Solo::new(worker);
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             // If this future is dropped here, the service was aborted while the request ran.
             client.if_dropped(FetchReason::Stopped);
-            match panics::caught(worker.dispatch(request)).await {
+            match worker.handle(request).await {
                 Ok(response) => client.finish(Ok(Ok(response))),
                 Err(payload) => {
                     client.panicked(panics::message(&payload));
@@ -43,7 +54,7 @@ pub fn serve<W: Dispatch>(
                 }
             }
         }
-        worker
+        worker.into_worker()
     }
 }
 

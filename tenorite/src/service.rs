@@ -10,24 +10,14 @@
 //! | is aborted, or its runtime shuts down | `SendFailure(Stopped)` | `FetchFailure(Unanswered)`; of a derived worker `Stopped` | `is_cancelled()` | `Aborted` |
 
 use std::fmt;
-use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::panic::resume_unwind;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
-use crate::lifecycle::StopReason;
-use crate::mailbox::queue::Queue;
-use crate::mailbox::task::Door;
-use crate::panics;
-use crate::receiver::Receiver;
-use crate::worker::TenoriteWorker;
+use crate::mailbox::inline::Inline;
+use crate::worker::{Start, TenoriteWorker};
 
 /// A kind of service: a name to start a worker under.
 ///
@@ -91,7 +81,7 @@ pub trait TenoriteService<
 
     /// For what the service should have besides a backlog and a config.
     fn builder(self) -> Builder<W, C> {
-        Builder { timeout: None, worker: PhantomData }
+        Builder { timeout: None, inline: Inline::Auto, worker: PhantomData }
     }
 }
 
@@ -109,6 +99,7 @@ pub trait TenoriteService<
 #[must_use = "a builder starts nothing until one of its `start_…` methods is called"]
 pub struct Builder<W, C> {
     timeout: Option<Duration>,
+    inline: Inline,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -122,6 +113,25 @@ where
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
+    }
+
+    /// Where the handlers of a derived service run. Left alone, a call to an idle service runs its handler itself.
+    ///
+    /// What a handler can tell of it: the thread, and what belongs to the calling task (its `task_local!`s, its
+    /// `task::id()`). [The guide](crate::guide::testing) has the list. [`Inline::Random`] is for tests that should see both ways.
+    ///
+    /// A hand-written worker always runs on its task.
+    pub fn inline(mut self, inline: Inline) -> Self {
+        self.inline = inline;
+        self
+    }
+
+    /// Runs all handlers on the service's task, never on a caller's thread: [`Inline::Never`].
+    ///
+    /// For handlers that take long without waiting, so that callers, above all those of
+    /// [`cast`](crate::Call::cast), do not pay for them; each call then costs two switches between tasks.
+    pub fn on_worker_task(self) -> Self {
+        self.inline(Inline::Never)
     }
 
     /// Starts the worker: see [`TenoriteService::start_task`].
@@ -156,95 +166,23 @@ where
         W::Output: Send,
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
-        let runtime = Handle::current();
-        let queue = Arc::new(Queue::new(backlog));
-        let receiver = Receiver::new(Arc::clone(&queue));
-        let door = Door::new(Arc::clone(&queue), runtime.clone());
-        let caller = C::from(TenoriteCaller::new(Arc::new(door), self.timeout));
-        // Made here, not in the task: a service whose `make` panics, or whose task is aborted before it was ever polled,
-        // has an end as well.
-        let ending = Ending { queue, reason: StopReason::Aborted };
-        let config = make(WeakCaller::from(&caller));
-        (runtime.spawn(run::<W>(receiver, config, ending)), caller)
+        let mut started = None;
+        let start = Start { backlog, inline: self.inline };
+        let task = W::__start(start, |caller| {
+            let caller = C::from(caller.with_default_timeout(self.timeout));
+            let config = make(WeakCaller::from(&caller));
+            started = Some(caller);
+            config
+        });
+        (task, started.expect("a worker is made before it is started"))
     }
 }
 
 impl<W, C> fmt::Debug for Builder<W, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("timeout", &self.timeout).finish_non_exhaustive()
-    }
-}
-
-type ReceiverOf<W> = Receiver<
-    crate::reply::TenoriteRequest<
-        <W as TenoriteWorker>::Request,
-        <W as TenoriteWorker>::Response,
-        <W as TenoriteWorker>::Error,
-    >,
->;
-
-/// The service's task.
-///
-/// `ending` is dropped after everything of the worker's: as the last argument if the future was never polled, after the
-/// body's own variables if it was.
-async fn run<W: TenoriteWorker>(
-    receiver: ReceiverOf<W>,
-    config: W::Config,
-    mut ending: Ending<W::Request, W::Response, W::Error>,
-) -> W::Output {
-    let outcome = {
-        // Called inside the poll: the function may do something, and panic, before it returns its future.
-        let mut task = pin!(async move { W::task(receiver, config).await });
-        let queue = &*ending.queue;
-        // Dropped before the worker's future is, if the service is dropped here.
-        let aborted = Aborted(queue);
-        let outcome = poll_fn(|cx| {
-            let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
-            if unwound {
-                let message = match &poll {
-                    Poll::Ready(Err(payload)) => Some(panics::message(payload)),
-                    _ => None,
-                };
-                queue.settle_unwound(message.as_ref());
-            }
-            poll
-        })
-        .await;
-        std::mem::forget(aborted);
-        outcome
-    };
-    match outcome {
-        Ok(output) => {
-            ending.reason = ending.queue.close_reason().unwrap_or(StopReason::Finished);
-            output
-        }
-        Err(payload) => {
-            ending.reason = StopReason::Panicked(panics::message(&payload));
-            drop(ending);
-            resume_unwind(payload)
-        }
-    }
-}
-
-/// From here on, clients are dropped because the service is, whatever else unwinds on this thread.
-struct Aborted<'a, Rq, Rs, Er>(&'a Queue<Rq, Rs, Er>);
-
-impl<Rq, Rs, Er> Drop for Aborted<'_, Rq, Rs, Er> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Tells everybody, at the very end.
-struct Ending<Rq, Rs, Er> {
-    queue: Arc<Queue<Rq, Rs, Er>>,
-    reason: StopReason,
-}
-
-impl<Rq, Rs, Er> Drop for Ending<Rq, Rs, Er> {
-    fn drop(&mut self) {
-        // The worker may have moved its receiver elsewhere: nobody would ever answer what comes in.
-        self.queue.shut_down(self.reason.clone());
-        self.queue.lifecycle.end(self.reason.clone());
+        f.debug_struct("Builder")
+            .field("timeout", &self.timeout)
+            .field("inline", &self.inline)
+            .finish_non_exhaustive()
     }
 }

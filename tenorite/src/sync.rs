@@ -1,9 +1,22 @@
-//! The lock, real or modelled. Nothing else in the crate blocks or shares.
+//! What threads share: real, modelled by loom, or scheduled by shuttle. Nothing else in the crate blocks or shares.
 
 #[cfg(loom)]
 use loom::sync::{Mutex as Inner, MutexGuard};
+#[cfg(shuttle)]
+use shuttle::sync::{Mutex as Inner, MutexGuard};
+#[cfg(not(any(loom, shuttle)))]
+use std::sync::{Mutex as Inner, MutexGuard};
+
+use std::sync::OnceLock;
 #[cfg(not(loom))]
-use std::sync::{Mutex as Inner, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A mutex without poisoning: no user code ever runs under one of our locks, so no panic can tear what it guards.
 #[derive(Debug)]
@@ -19,5 +32,32 @@ impl<T> Mutex<T> {
         return self.0.lock().unwrap_or_else(PoisonError::into_inner);
         #[cfg(loom)]
         return self.0.lock().expect("no user code runs under the lock");
+    }
+}
+
+/// A value that is set once.
+///
+/// The flag beside the value is what is modelled: a reader that has not been told of the value does not find it.
+#[derive(Debug)]
+pub(crate) struct Once<T> {
+    value: OnceLock<T>,
+    is_set: AtomicBool,
+}
+
+impl<T> Once<T> {
+    pub(crate) fn new() -> Self {
+        Self { value: OnceLock::new(), is_set: AtomicBool::new(false) }
+    }
+
+    /// Sets it, unless it was. By one thread only.
+    pub(crate) fn set_with(&self, value: impl FnOnce() -> T) {
+        if !self.is_set.load(Ordering::Relaxed) {
+            self.value.get_or_init(value);
+            self.is_set.store(true, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        if self.is_set.load(Ordering::Acquire) { self.value.get() } else { None }
     }
 }

@@ -37,7 +37,7 @@ impl TenoriteService<Worker> for Service {}
 type Store = TenoriteCaller<Request, Option<String>>;
 
 impl Contestant for Store {
-    const NAME: &'static str = "tenorite, by hand";
+    const NAME: &'static str = "tenorite by hand";
 
     async fn start(backlog: usize, map: Map) -> Self {
         Service.start_task(backlog, map).1

@@ -1,6 +1,6 @@
 //! From a request to its method.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 
 use super::{allowing, caller};
@@ -16,6 +16,9 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     // The user's word against calling a method is for its callers.
     let is_deprecated = service.methods.iter().any(|method| !method.deprecated.is_empty());
     let allow = is_deprecated.then(|| allowing!(deprecated));
+    // An argument may be called so as well.
+    let job = Ident::new("job", Span::mixed_site());
+    let make = &service.names.function;
 
     let arms = service.methods.iter().map(|method| {
         let Method { name, variant, cfgs, args, is_async, .. } = method;
@@ -25,13 +28,19 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             let name = &arg.name;
             if arg.borrowed { quote!(&#name) } else { quote!(#name) }
         });
-        // A future that is not `Send` is the method's fault: the error points at its name.
-        let awaited = is_async.then(|| quote_spanned!(name.span()=> .await));
-        quote! {
-            #(#cfgs)*
-            #request_name::#variant #pattern => #response_name::#variant(Self::#name(self, #(#passed),*)#awaited),
-        }
+        let called = quote!(Self::#name(self, #(#passed),*));
+        let step = if *is_async {
+            // A future that is not `Send` is the method's fault: the error points at its name.
+            let awaited = quote_spanned!(name.span()=> .await);
+            let future = quote!(async move { #response_name::#variant(#called #awaited) });
+            quote_spanned!(name.span()=> #job.run(move || #future))
+        } else {
+            quote!(#job.reply(#response_name::#variant(#called)))
+        };
+        quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
     });
+    let is_async = service.methods.iter().any(|method| method.is_async);
+    let space = if is_async { quote!(SomeSpace) } else { quote!(NoSpace) };
 
     quote! {
         #[automatically_derived]
@@ -48,13 +57,27 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             ) -> impl ::core::future::Future<Output = Self> + ::core::marker::Send {
                 #krate::__private::serve(receiver, worker)
             }
+
+            fn __start<#make>(start: #krate::__private::Start, make: #make) -> #krate::__private::JoinHandle<Self>
+            where
+                #make: ::core::ops::FnOnce(#krate::TenoriteCaller<#request, #response>) -> Self,
+            {
+                #krate::__private::start(start, make)
+            }
         }
 
         #allow
         #[automatically_derived]
         impl #params #krate::__private::Dispatch for #worker #clause {
-            async fn dispatch(&mut self, request: #request) -> #response {
-                match request { #(#arms)* }
+            type Request = #request;
+            type Response = #response;
+            type Space = #krate::__private::#space;
+
+            fn dispatch<'__tenorite>(
+                &'__tenorite mut self,
+                mut #job: #krate::__private::Job<'__tenorite, '_, #request, #response>,
+            ) -> #krate::__private::Step {
+                match #job.request() { #(#arms)* }
             }
         }
     }

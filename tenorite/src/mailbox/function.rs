@@ -148,7 +148,7 @@ where
         let slots = &self.shared.slots;
         match (Handle::try_current(), cast) {
             (Ok(runtime), cast) => {
-                let slot = (!cast).then(|| slots.occupy(cx.waker().clone()));
+                let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone())));
                 let mut client = Client::new(Arc::clone(slots) as _, slot);
                 client.if_dropped(FetchReason::Stopped);
                 runtime.spawn(async move {

@@ -107,6 +107,9 @@ pub(crate) struct Taken<Rq> {
     pub(crate) slot: Option<usize>,
 }
 
+/// There is work for another.
+pub(super) struct Spent;
+
 /// What is left to do once the lock is released.
 pub(super) struct After<Rq> {
     pub(super) to_wake: Vec<Waker>,
@@ -151,17 +154,13 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
-    pub(super) fn occupy(&mut self, waker: Waker) -> usize {
-        self.slots.insert(Slot { stage: Stage::Running, waker: Some(waker) })
+    pub(super) fn occupy(&mut self, waker: Option<Waker>) -> usize {
+        self.slots.insert(Slot { stage: Stage::Running, waker })
     }
 
     /// Who is to be woken when the slot changes. Returns who was.
     pub(super) fn register(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
         self.slots[slot].waker.replace(waker)
-    }
-
-    pub(super) fn deadline(&mut self, slot: usize) -> Option<Instant> {
-        self.entry(slot).deadline
     }
 
     /// The worker's side has an outcome for a request that runs. Returns whom to wake, or the reply if its caller has gone.
@@ -265,8 +264,25 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.accepted += 1;
     }
 
+    /// The worker takes the entry whose turn it is, if it `may`. `Err` if it may not, and there is one.
+    ///
+    /// Those that are too late are passed over: their callers may not have noticed, or may never be polled again.
+    pub(super) fn take_next(&mut self, may: bool, after: &mut After<Rq>) -> Result<Option<Taken<Rq>>, Spent> {
+        while let Some(first) = self.first {
+            if !may {
+                return Err(Spent);
+            }
+            if self.entry(first).deadline.is_none_or(|deadline| deadline > Instant::now()) {
+                return Ok(Some(self.start(first, after)));
+            }
+            self.skipped += 1;
+            self.fail_queued(first, SendReason::Expired, after);
+        }
+        Ok(None)
+    }
+
     /// The worker takes this entry, which is the first.
-    pub(super) fn start(&mut self, slot: usize, after: &mut After<Rq>) -> Taken<Rq> {
+    fn start(&mut self, slot: usize, after: &mut After<Rq>) -> Taken<Rq> {
         let entry = self.unlink(slot, Stage::Running, after);
         let slot = match entry.awaited {
             Awaited::Reply => Some(slot),

@@ -3,10 +3,11 @@
 //! A [`Mailbox`] is anything a request can be sent to. A caller holds one as a trait object and knows nothing else of
 //! it, so a feature that changes *where* a request runs is one new file here:
 //!
-//! - [`task`]: a worker's own task with a queue in front of it;
+//! - [`cell`]: a worker that is lent to whoever finds it idle, for derived services;
+//! - [`task`]: a worker's own task with a queue in front of it, for those written by hand;
 //! - [`function`]: an async closure, for mocks and adapters.
 //!
-//! Both keep what waits in a [`queue`], which is a [line](mod@line) behind a lock. What changes *how* a call waits (deadlines, casts, blocking) is in
+//! All keep what waits in a [`queue`], which is a [line](mod@line) behind a lock. What changes *how* a call waits (deadlines, casts, blocking) is in
 //! [`call`](crate::call), once.
 //!
 //! # The way of a request
@@ -22,7 +23,11 @@
 //! happened. In the slot: it certainly did not run, and whoever removes it from the line under the lock decides its
 //! end alone. In the worker's hands: it may have run, and the client answers for it.
 
+// The only one.
+#[allow(unsafe_code)]
+pub(crate) mod cell;
 pub(crate) mod function;
+pub(crate) mod inline;
 pub(crate) mod line;
 pub(crate) mod queue;
 pub(crate) mod task;

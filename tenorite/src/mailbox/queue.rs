@@ -42,6 +42,24 @@ pub(crate) struct Timing {
     pub(crate) deadline: Option<Instant>,
 }
 
+/// What a request does that comes to the line.
+pub(crate) enum Join<T> {
+    /// It is appended. Its caller wants to be woken for it, unless it comes back anyway.
+    Append { keep_waker: bool, found: T },
+    /// It does not: the worker was idle, and is the caller's now.
+    Run,
+}
+
+/// What has become of a request that came to the line.
+pub(crate) enum Entered<Rq, Rs, Er, T> {
+    /// It was refused, and this is why.
+    Refused(Phase<Rq, Rs, Er>),
+    /// It stands in the line.
+    Line(Phase<Rq, Rs, Er>, T),
+    /// The caller is to run it.
+    Own(Rq),
+}
+
 /// What the worker's side finds in the line.
 pub(crate) enum Next<Rq> {
     Request(Taken<Rq>),
@@ -58,7 +76,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     // The callers' side.
 
-    /// Takes a place in the line. Returns the phase that the call is in then.
+    /// Takes a place in the line of a worker that waits for requests itself. Returns the phase that the call is in then.
     pub(crate) fn push(
         &self,
         request: Rq,
@@ -67,6 +85,31 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         no_wait: bool,
         waker: &Waker,
     ) -> Phase<Rq, Rs, Er> {
+        let entered = self.enter(request, timing, cast, no_wait, waker, |line, accepted| {
+            let worker = if accepted { line.worker.take() } else { None };
+            Join::Append { keep_waker: true, found: worker }
+        });
+        match entered {
+            Entered::Line(phase, worker) => {
+                panics::wake(worker);
+                phase
+            }
+            Entered::Refused(phase) => phase,
+            Entered::Own(_) => unreachable!("nobody runs it here"),
+        }
+    }
+
+    /// Takes a place in the line, unless `join` finds, under the lock and with all that refuses a request ruled out, that
+    /// the caller may run it itself. It is told whether the request would be accepted.
+    pub(super) fn enter<T>(
+        &self,
+        request: Rq,
+        timing: Timing,
+        cast: bool,
+        no_wait: bool,
+        waker: &Waker,
+        join: impl FnOnce(&mut Line<Rq, Rs, Er>, bool) -> Join<T>,
+    ) -> Entered<Rq, Rs, Er, T> {
         let waker = waker.clone();
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
@@ -82,30 +125,41 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         };
         if let Some(reason) = refused {
             drop(line);
+            panics::drop_quietly(waker);
             self.drop_quietly(request);
-            return Phase::Replied(Err(TenoriteError::SendFailure(reason)));
+            return Entered::Refused(Phase::Replied(Err(TenoriteError::SendFailure(reason))));
         }
 
         let accepted = line.len < line.backlog;
+        let (keep_waker, found) = match join(&mut line, accepted) {
+            Join::Append { keep_waker, found } => (keep_waker, found),
+            Join::Run => {
+                drop(line);
+                panics::drop_quietly(waker);
+                return Entered::Own(request);
+            }
+        };
         let awaited = match (cast, accepted) {
             (false, _) => Awaited::Reply,
             (true, false) => Awaited::Acceptance,
             (true, true) => Awaited::Nothing,
         };
         // An accepted cast awaits nothing: its caller's waker has no place in the slot.
-        let (kept, unused) =
-            if awaited == Awaited::Nothing { (None, Some(waker)) } else { (Some(waker), None) };
+        let (kept, unused) = if awaited == Awaited::Nothing || !keep_waker {
+            (None, Some(waker))
+        } else {
+            (Some(waker), None)
+        };
         let slot = line.append(request, timing.deadline, awaited, accepted, kept);
-        let worker = if accepted { line.worker.take() } else { None };
         drop(line);
-        // Wakers are the user's, and may panic when they are dropped: what others depend on comes first.
-        panics::wake(worker);
+        // Wakers are the user's, and may panic when they are dropped.
         panics::drop_quietly(unused);
-        if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) }
+        let phase = if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) };
+        Entered::Line(phase, found)
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
-    pub(crate) fn occupy(&self, waker: Waker) -> usize {
+    pub(crate) fn occupy(&self, waker: Option<Waker>) -> usize {
         self.line.lock().occupy(waker)
     }
 
@@ -202,22 +256,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
         let unwound = if std::thread::panicking() { Vec::new() } else { std::mem::take(&mut line.unwound) };
-        let next = loop {
-            let Some(first) = line.first else {
-                if line.closed.is_some() {
-                    break Next::Closed;
-                }
+        let next = match line.take_next(true, &mut after) {
+            Ok(Some(taken)) => Next::Request(taken),
+            _ if line.closed.is_some() => Next::Closed,
+            _ => {
                 if let Some(waker) = waker {
                     previous = line.worker.replace(waker);
                 }
-                break Next::Empty;
-            };
-            if line.deadline(first).is_some_and(|deadline| deadline <= Instant::now()) {
-                // Its caller may not have noticed yet, or may never be polled again.
-                line.skipped += 1;
-                line.fail_queued(first, SendReason::Expired, &mut after);
-            } else {
-                break Next::Request(line.start(first, &mut after));
+                Next::Empty
             }
         };
         drop(line);
@@ -227,6 +273,27 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             self.answer_unwound(slot, None);
         }
         next
+    }
+
+    /// One step of a worker that goes straight on: answers the last request and decides about the next, in one critical
+    /// section.
+    pub(super) fn step<T>(
+        &self,
+        finished: Option<(usize, Reply<Rs, Er>)>,
+        decide: impl FnOnce(&mut Line<Rq, Rs, Er>, &mut After<Rq>) -> T,
+    ) -> T {
+        let mut after = After::new();
+        let mut line = self.line.lock();
+        let answered = finished.map(|(slot, reply)| line.answer(slot, reply));
+        let decided = decide(&mut line, &mut after);
+        drop(line);
+        match answered {
+            Some(Ok(waker)) => panics::wake(waker),
+            Some(Err(undelivered)) => self.drop_quietly(undelivered),
+            None => {}
+        }
+        self.finish(after);
+        decided
     }
 
     /// How many accepted requests wait.
@@ -268,7 +335,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let _ = self.answer_slot(slot, Err(failure));
     }
 
-    fn answer_slot(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>> {
+    /// Gives the reply back if its caller has gone.
+    pub(crate) fn answer_slot(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>> {
         let mut line = self.line.lock();
         let answered = line.answer(slot, reply);
         drop(line);

@@ -53,10 +53,14 @@ fn features_are_not_sprinkled() {
 }
 
 #[test]
-fn there_is_no_unsafe_code() {
+fn unsafe_code_is_in_the_cell_alone() {
+    let mut found = 0;
     for (file, source) in sources(&core()) {
-        assert!(!source.contains("unsafe {") && !source.contains("unsafe impl"), "{file}");
+        let blocks = source.matches("unsafe {").count() + source.matches("unsafe impl").count();
+        assert!(blocks == 0 || file.starts_with("mailbox/cell/"), "{file}");
+        found += blocks;
     }
+    assert!(found > 0);
 }
 
 /// Every test that a promise names is there.

@@ -147,16 +147,19 @@ async fn an_undeliverable_reply_that_panics_harms_nobody() {
 #[tokio::test]
 async fn a_worker_that_panics_when_dropped_has_answered_everybody() {
     // After a panic of a handler, when a second one must not end the process.
-    let watch = Watch::new();
-    let mut probe = Probe::new(&watch);
-    probe.explodes = true;
-    let (task, caller) = Kind::Derived.start_with(4, probe);
-    let mut failing = caller.explode("first");
-    let mut queued = caller.note(1);
-    let _ = (poll_once(&mut failing), poll_once(&mut queued));
-    assert_eq!(failing.await, Err(panicked("first")));
-    assert_eq!(queued.await, Err(STOPPED));
-    assert_eq!(task.await.unwrap_err_text(), "first");
+    for kind in [Kind::Derived, Kind::OnTask, Kind::ByChance] {
+        let watch = Watch::new();
+        let mut probe = Probe::new(&watch);
+        probe.explodes = true;
+        let (task, caller) = kind.start_with(4, probe);
+        let mut failing = caller.explode_later("first");
+        let mut queued = caller.note(1);
+        assert!(poll_once(&mut failing).is_pending() && poll_once(&mut queued).is_pending());
+        watch.release(1);
+        assert_eq!(failing.await, Err(panicked("first")), "{kind:?}");
+        assert_eq!(queued.await, Err(STOPPED), "{kind:?}");
+        assert_eq!(task.await.unwrap_err_text(), "first");
+    }
 
     // At an abort.
     for kind in QUEUED {

@@ -4,7 +4,7 @@ use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::{poll_once, ready};
 
-use crate::support::{ALL, Kind, Probe, QUEUED, Watch};
+use crate::support::{ALL, Kind, ON_TASKS, Probe, QUEUED, Watch};
 
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
@@ -107,10 +107,7 @@ async fn abort_answers_everybody() {
         assert!(poll_once(&mut waiting_cast).is_pending());
         task.abort();
         task.abort();
-        let lost = match kind {
-            Kind::Derived => FetchReason::Stopped,
-            _ => FetchReason::Unanswered,
-        };
+        let lost = if kind.is_derived() { FetchReason::Stopped } else { FetchReason::Unanswered };
         assert_eq!(running.await, Err(TenoriteError::FetchFailure(lost)), "{kind:?}");
         assert_eq!(accepted.await, Err(STOPPED), "{kind:?}");
         assert_eq!(waiting.await, Err(STOPPED), "{kind:?}");
@@ -124,7 +121,7 @@ async fn abort_answers_everybody() {
 
 #[tokio::test]
 async fn an_abort_before_the_first_poll_answers_everybody() {
-    for kind in QUEUED {
+    for kind in ON_TASKS {
         let (task, caller, watch) = kind.start(1);
         let mut call = caller.note(1);
         assert!(poll_once(&mut call).is_pending());
@@ -133,6 +130,19 @@ async fn an_abort_before_the_first_poll_answers_everybody() {
         assert_eq!(caller.stopped().await, StopReason::Aborted);
         assert_eq!((watch.worker_drops(), watch.started()), (1, vec![]));
     }
+
+    // Whose call has run its handler so far itself.
+    let (task, caller, watch) = Kind::Derived.start(1);
+    let (mut running, mut accepted, mut waiting) = (caller.hold(1), caller.note(2), caller.note(3));
+    for call in [&mut running, &mut accepted, &mut waiting] {
+        assert!(poll_once(call).is_pending());
+    }
+    task.abort();
+    assert_eq!(running.await, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+    assert_eq!(accepted.await, Err(STOPPED));
+    assert_eq!(waiting.await, Err(STOPPED));
+    assert_eq!(caller.stopped().await, StopReason::Aborted);
+    assert_eq!((watch.worker_drops(), watch.started()), (1, vec![1]));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tenorite::Inline;
 use tenorite::prelude::*;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -201,16 +202,30 @@ impl TenoriteService<ByHand, ProbeCaller> for ByHandService {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Derived,
+    /// Derived, with all handlers on its task.
+    OnTask,
+    /// Derived, with some handlers on its task, and others with their callers.
+    ByChance,
     ByHand,
     Function,
 }
 
 /// Every kind: what callers may rely on.
-pub const ALL: [Kind; 3] = [Kind::Derived, Kind::ByHand, Kind::Function];
+pub const ALL: [Kind; 5] = [Kind::Derived, Kind::OnTask, Kind::ByChance, Kind::ByHand, Kind::Function];
 /// Those with a worker and a queue.
-pub const QUEUED: [Kind; 2] = [Kind::Derived, Kind::ByHand];
+pub const QUEUED: [Kind; 4] = [Kind::Derived, Kind::OnTask, Kind::ByChance, Kind::ByHand];
+/// Those that run nothing before their task does.
+pub const ON_TASKS: [Kind; 2] = [Kind::OnTask, Kind::ByHand];
+
+/// Another one for each service that is started by chance.
+static SEEDS: AtomicUsize = AtomicUsize::new(0);
 
 impl Kind {
+    /// Whether `#[tenorite::service]` made the service.
+    pub fn is_derived(self) -> bool {
+        matches!(self, Self::Derived | Self::OnTask | Self::ByChance)
+    }
+
     /// Starts a service with a queue.
     pub fn start(self, backlog: usize) -> (JoinHandle<Probe>, ProbeCaller, Watch) {
         let watch = Watch::new();
@@ -229,6 +244,11 @@ impl Kind {
     pub fn start_with(self, backlog: usize, probe: Probe) -> (JoinHandle<Probe>, ProbeCaller) {
         match self {
             Self::Derived => ProbeService.start_task(backlog, probe),
+            Self::OnTask => ProbeService.builder().on_worker_task().start_task(backlog, probe),
+            Self::ByChance => {
+                let seed = SEEDS.fetch_add(1, Ordering::Relaxed) as u64;
+                ProbeService.builder().inline(Inline::Random(seed)).start_task(backlog, probe)
+            }
             Self::ByHand => ByHandService.start_task(backlog, probe),
             Self::Function => unreachable!("a closure has no task"),
         }

@@ -1,0 +1,317 @@
+//! Where a thread stands while it runs a handler: in which runtime, and how deep.
+//!
+//! A handler may be polled by whoever calls its service: a task of another runtime, a thread without any. It is to see
+//! the runtime that its service was started on all the same, so that `spawn`, timers and IO work from anywhere. Entering a
+//! runtime costs as much as the rest of a call (it counts references to the runtime, on a cache line that all its services
+//! share), so a thread remembers which task it ran last and on which runtime that was: a task never changes its runtime,
+//! and asking for its id costs nothing.
+//!
+//! Calls nest: a handler that calls an idle service runs that one's handler on its own stack. So a thread also remembers
+//! how deep it is, and beyond [`MAX_DEPTH`] or [`MAX_STACK`] a request is queued instead.
+
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use real::Home;
+
+#[cfg(any(loom, shuttle))]
+pub(crate) use modelled::Home;
+
+/// How many handlers run on top of each other at most.
+#[cfg(not(any(loom, shuttle)))]
+const MAX_DEPTH: u32 = 32;
+/// How much stack, in bytes, handlers on top of each other may have used before one more is queued instead.
+#[cfg(not(any(loom, shuttle)))]
+const MAX_STACK: usize = 64 * 1024;
+
+/// In whose surroundings a handler is about to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stance {
+    /// The service's runtime is the current one.
+    Native,
+    /// It has to be entered.
+    Foreign,
+}
+
+#[cfg(not(any(loom, shuttle)))]
+mod real {
+    use std::cell::Cell;
+
+    use tokio::runtime::{self, EnterGuard, Handle};
+    use tokio::task;
+
+    use super::{MAX_DEPTH, MAX_STACK, Stance};
+
+    /// The runtime that a service lives on.
+    pub(crate) struct Home {
+        handle: Handle,
+        id: runtime::Id,
+    }
+
+    /// What a thread remembers.
+    #[derive(Clone, Copy)]
+    struct Here {
+        /// The task that was last asked for, with its runtime; or, while a runtime is entered here, that one.
+        task: Option<(task::Id, runtime::Id)>,
+        depth: u32,
+        /// Where on the stack the outermost handler began.
+        base: usize,
+    }
+
+    thread_local! {
+        // Without a destructor, so that it is there as long as the thread is.
+        static HERE: Cell<Here> = const { Cell::new(Here { task: None, depth: 0, base: 0 }) };
+    }
+
+    /// A thread that stands in a service's surroundings. It steps back when this is dropped, on unwind as well.
+    ///
+    /// The drop panics if the handler has leaked an `EnterGuard` of its own.
+    pub(crate) struct Entered<'a> {
+        previous: Here,
+        _runtime: Option<EnterGuard<'a>>,
+    }
+
+    impl Drop for Entered<'_> {
+        fn drop(&mut self) {
+            HERE.set(self.previous);
+        }
+    }
+
+    impl Home {
+        /// # Panics
+        ///
+        /// Outside a runtime.
+        #[track_caller]
+        pub(crate) fn current() -> Self {
+            let handle = Handle::current();
+            Self { id: handle.id(), handle }
+        }
+
+        pub(crate) fn handle(&self) -> &Handle {
+            &self.handle
+        }
+
+        /// Whether a handler may run right here, on top of what this thread does; and in whose surroundings that would be.
+        #[inline]
+        pub(crate) fn look(&self) -> Option<Stance> {
+            let here = HERE.get();
+            if here.depth > 0 && here.is_deep() {
+                return None;
+            }
+            match (here.task, task::try_id()) {
+                (Some((known, runtime)), Some(task)) if known == task && runtime == self.id => {
+                    Some(Stance::Native)
+                }
+                (_, task) => self.look_closer(task),
+            }
+        }
+
+        #[cold]
+        fn look_closer(&self, task: Option<task::Id>) -> Option<Stance> {
+            match Handle::try_current() {
+                Ok(current) => {
+                    let runtime = current.id();
+                    if let Some(task) = task {
+                        HERE.set(Here { task: Some((task, runtime)), ..HERE.get() });
+                    }
+                    Some(if runtime == self.id { Stance::Native } else { Stance::Foreign })
+                }
+                // The thread is being torn down: nothing can be entered any more.
+                Err(error) if error.is_thread_local_destroyed() => None,
+                Err(_) => Some(Stance::Foreign),
+            }
+        }
+
+        /// Steps into the service's surroundings.
+        #[inline]
+        pub(crate) fn enter(&self, stance: Stance) -> Entered<'_> {
+            let previous = HERE.get();
+            let base = if previous.depth == 0 { stack_address() } else { previous.base };
+            let here = Here { depth: previous.depth + 1, base, ..previous };
+            match stance {
+                Stance::Native => {
+                    HERE.set(here);
+                    Entered { previous, _runtime: None }
+                }
+                Stance::Foreign => self.enter_foreign(here, previous),
+            }
+        }
+
+        #[cold]
+        fn enter_foreign(&self, here: Here, previous: Here) -> Entered<'_> {
+            // First what may panic.
+            let runtime = self.handle.enter();
+            let task = task::try_id().map(|task| (task, self.id));
+            HERE.set(Here { task, ..here });
+            Entered { previous, _runtime: Some(runtime) }
+        }
+
+        /// For the service's own task, which runs where it should.
+        pub(crate) fn enter_as_task(&self) -> Entered<'_> {
+            let previous = HERE.get();
+            let task = task::try_id().map(|task| (task, self.id));
+            HERE.set(Here { task, ..previous });
+            Entered { previous, _runtime: None }
+        }
+
+        /// Calls what may need the runtime, from wherever this is. For `Drop`s at the end, when nothing else can be done.
+        pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
+            let stance = if HERE.get().depth > 0 {
+                // However deep it is.
+                self.look_closer(task::try_id())
+            } else {
+                self.look()
+            };
+            let _entered = stance.map(|stance| self.enter(stance));
+            user()
+        }
+    }
+
+    impl Here {
+        #[inline]
+        fn is_deep(self) -> bool {
+            self.depth >= MAX_DEPTH || self.base.abs_diff(stack_address()) > MAX_STACK
+        }
+    }
+
+    /// About where the stack ends now. Not in an async function: its variables may be anywhere.
+    #[inline]
+    fn stack_address() -> usize {
+        let here = 0_u8;
+        std::ptr::from_ref(&here).addr()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use std::thread;
+        use tokio::runtime::{Builder, Runtime};
+
+        fn runtime() -> Runtime {
+            Builder::new_current_thread().build().unwrap()
+        }
+
+        fn home(runtime: &Runtime) -> Home {
+            let _entered = runtime.enter();
+            Home::current()
+        }
+
+        #[test]
+        fn a_task_is_known_again() {
+            let runtime = runtime();
+            let at_home = home(&runtime);
+            runtime.block_on(async move {
+                tokio::spawn(async move {
+                    assert_eq!(at_home.look(), Some(Stance::Native));
+                    assert_eq!(HERE.get().task, Some((task::id(), at_home.id)));
+                    assert_eq!(at_home.look(), Some(Stance::Native));
+                })
+                .await
+                .unwrap();
+            });
+        }
+
+        #[test]
+        fn what_is_entered_holds_until_it_is_left_and_not_longer() {
+            let (ours, theirs) = (runtime(), runtime());
+            let (ours_home, theirs_home) = (home(&ours), home(&theirs));
+            ours.block_on(async move {
+                tokio::spawn(async move {
+                    assert_eq!(ours_home.look(), Some(Stance::Native));
+                    assert_eq!(theirs_home.look(), Some(Stance::Foreign));
+                    {
+                        let _entered = theirs_home.enter(Stance::Foreign);
+                        assert_eq!(Handle::current().id(), theirs_home.id);
+                        assert_eq!(theirs_home.look(), Some(Stance::Native));
+                        assert_eq!(ours_home.look(), Some(Stance::Foreign));
+                    }
+                    assert_eq!(ours_home.look(), Some(Stance::Native));
+                    assert_eq!(Handle::current().id(), ours_home.id);
+                })
+                .await
+                .unwrap();
+            });
+        }
+
+        #[test]
+        fn a_thread_without_a_runtime_is_foreign() {
+            let runtime = runtime();
+            assert_eq!(home(&runtime).look(), Some(Stance::Foreign));
+        }
+
+        #[test]
+        fn what_is_too_deep_is_refused() {
+            let runtime = runtime();
+            let home = home(&runtime);
+            let entered: Vec<_> = (0..MAX_DEPTH).map(|_| home.enter(Stance::Native)).collect();
+            assert_eq!(home.look(), None);
+            assert_eq!(HERE.get().depth, MAX_DEPTH);
+            entered.into_iter().rev().for_each(drop);
+            assert_eq!(home.look(), Some(Stance::Foreign));
+        }
+
+        #[test]
+        fn a_stack_that_is_much_used_is_refused() {
+            #[inline(never)]
+            fn with_much_stack(home: &Home) -> Option<Stance> {
+                let used = std::hint::black_box([0_u8; 2 * MAX_STACK]);
+                let stance = home.look();
+                std::hint::black_box(used);
+                stance
+            }
+            let runtime = runtime();
+            let home = home(&runtime);
+            let _entered = home.enter(Stance::Native);
+            assert_eq!(with_much_stack(&home), None);
+            assert!(home.look().is_some());
+        }
+
+        #[test]
+        fn a_thread_that_ends_is_refused() {
+            struct Late(Home, std::sync::mpsc::Sender<Option<Stance>>);
+
+            impl Drop for Late {
+                fn drop(&mut self) {
+                    let _ = self.1.send(self.0.look());
+                }
+            }
+
+            thread_local! {
+                static LATE: std::cell::OnceCell<Late> = const { std::cell::OnceCell::new() };
+            }
+
+            let runtime = runtime();
+            let home = home(&runtime);
+            let (sender, receiver) = std::sync::mpsc::channel();
+            thread::spawn(move || {
+                LATE.with(|late| assert!(late.set(Late(home, sender)).is_ok()));
+                // Registered later, so destroyed earlier.
+                assert!(Handle::try_current().is_err());
+                Builder::new_current_thread().build().unwrap().block_on(async {});
+            })
+            .join()
+            .unwrap();
+            assert_eq!(receiver.recv(), Ok(None));
+        }
+    }
+}
+
+/// Model threads share one real thread, and have no runtime.
+#[cfg(any(loom, shuttle))]
+mod modelled {
+    use super::Stance;
+
+    pub(crate) struct Home;
+
+    impl Home {
+        pub(crate) fn look(&self) -> Option<Stance> {
+            Some(Stance::Native)
+        }
+
+        pub(crate) fn enter(&self, _stance: Stance) {}
+
+        pub(crate) fn enter_as_task(&self) {}
+
+        pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
+            user()
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! How a call comes to the worker.
+
+use std::convert::Infallible;
+use std::mem;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+
+use super::owner::{Credit, Owner, Run};
+use super::word::{Found, Join};
+use super::{Core, Dispatch};
+use crate::context::Stance;
+use crate::error::{FetchReason, TenoriteError};
+use crate::lifecycle::{Lifecycle, StopReason};
+use crate::mailbox::queue::{self, Entered};
+use crate::mailbox::{CallState, Mailbox, Phase, Stats};
+use crate::panics;
+
+type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
+
+/// The callers' side: dropped with the last of them.
+pub(crate) struct Door<W: Dispatch> {
+    core: Arc<Core<W>>,
+}
+
+impl<W: Dispatch> Drop for Door<W> {
+    fn drop(&mut self) {
+        self.core.close(StopReason::CallersGone);
+    }
+}
+
+impl<W: Dispatch> Door<W> {
+    pub(super) fn new(core: Arc<Core<W>>) -> Self {
+        Self { core }
+    }
+
+    /// The worker is this thread's, for the call's own request.
+    #[inline]
+    fn run(
+        &self,
+        owner: Owner<'_, W>,
+        state: &mut State<W>,
+        cx: &mut Context<'_>,
+        stance: Stance,
+    ) -> Poll<()> {
+        let mut owner = owner;
+        match owner.start(&mut state.phase, stance) {
+            Run::Replied => {
+                if self.core.word.release_idle() {
+                    mem::forget(owner);
+                } else {
+                    self.release(owner, cx, stance);
+                }
+                if state.cast {
+                    self.core.queue.drop_quietly(state.take());
+                    state.phase = Phase::Accepted;
+                }
+                Poll::Ready(())
+            }
+            Run::Waits => self.wait(owner, state, cx),
+            Run::Panicked(payload) => {
+                let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
+                state.phase = if state.cast { Phase::Accepted } else { Phase::Replied(Err(failure)) };
+                owner.panicked(None, payload);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Somebody else has come meanwhile.
+    #[cold]
+    fn release(&self, owner: Owner<'_, W>, cx: &mut Context<'_>, stance: Stance) {
+        owner.drain(None, Credit::of_a_caller(&self.core.dice), stance, cx);
+    }
+
+    /// The handler has to wait, and so does the call.
+    #[inline(never)]
+    fn wait(&self, owner: Owner<'_, W>, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+        if state.cast {
+            state.phase = Phase::Accepted;
+            owner.park(None);
+            return Poll::Ready(());
+        }
+        // A waker that panics is its owner's problem: the handler goes on.
+        let (waker, panic) = match panics::catch(|| cx.waker().clone()) {
+            Ok(waker) => (Some(waker), None),
+            Err(payload) => (None, Some(payload)),
+        };
+        let slot = self.core.queue.occupy(waker);
+        state.phase = Phase::Waiting(slot);
+        owner.park(Some(slot));
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+        Poll::Pending
+    }
+
+    /// The worker was not idle, or may not be asked without the lock.
+    #[cold]
+    #[inline(never)]
+    fn poll_slowly(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+        let core = &self.core;
+        let next = match state.phase {
+            Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
+            Phase::New(_) => {
+                let stance = if core.dice.allows() { core.home.look() } else { None };
+                if let Some(stance) = stance
+                    && !state.timing.expired
+                    && self.spin()
+                {
+                    return self.run(Owner::claimed(core), state, cx, stance);
+                }
+                return self.enter(state, cx, stance);
+            }
+            _ => return Poll::Ready(()),
+        };
+        state.phase = next;
+        if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// T6.
+    fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
+        let core = &self.core;
+        let Phase::New(request) = state.take() else { unreachable!("it was new a moment ago") };
+        let entered =
+            core.queue.enter(request, state.timing, state.cast, state.no_wait, cx.waker(), |line, _| {
+                match core.word.join(stance.is_some(), line.first.is_none()) {
+                    Join::Claimed(Found::Idle) => queue::Join::Run,
+                    join => {
+                        queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join }
+                    }
+                }
+            });
+        match entered {
+            Entered::Refused(phase) => state.phase = phase,
+            Entered::Own(request) => {
+                state.phase = Phase::New(request);
+                let stance = stance.expect("the worker was claimed");
+                return self.run(Owner::claimed(core), state, cx, stance);
+            }
+            Entered::Line(phase, join) => {
+                state.phase = phase;
+                match (join, stance) {
+                    (Join::Claimed(found), Some(stance)) => self.help(found, state, cx, stance),
+                    (Join::Wake, _) => core.wake_task(),
+                    _ => {}
+                }
+            }
+        }
+        if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// The worker was left with work, and the task has not come yet: serves the line, in which the own request is.
+    fn help(&self, found: Found, state: &mut State<W>, cx: &mut Context<'_>, stance: Stance) {
+        let credit = Credit::of_a_caller(&self.core.dice);
+        let owner = Owner::claimed(&self.core);
+        match found {
+            Found::Parked => owner.go_on(credit, stance, cx),
+            _ => owner.drain(None, credit, stance, cx),
+        };
+        if let Phase::Waiting(slot) = state.phase {
+            state.phase = self.core.queue.poll(slot, cx.waker());
+        }
+    }
+
+    /// Waits a moment for a handler that runs on another thread. Returns whether the worker was claimed.
+    #[cfg(not(any(loom, shuttle)))]
+    fn spin(&self) -> bool {
+        const LOOKS: u32 = 10;
+        const PAUSES: u32 = 10;
+        for _ in 0..LOOKS {
+            if !self.core.word.is_only_running() {
+                break;
+            }
+            for _ in 0..PAUSES {
+                std::hint::spin_loop();
+            }
+        }
+        self.core.word.claim_idle()
+    }
+
+    #[cfg(any(loom, shuttle))]
+    fn spin(&self) -> bool {
+        false
+    }
+}
+
+impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
+    fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+        // T1
+        if matches!(state.phase, Phase::New(_))
+            && !state.timing.expired
+            && let Some(stance) = self.core.home.look()
+            && self.core.word.claim_idle()
+        {
+            return self.run(Owner::claimed(&self.core), state, cx, stance);
+        }
+        self.poll_slowly(state, cx)
+    }
+
+    fn expire(&self, state: &mut State<W>) {
+        if let Phase::Waiting(slot) = state.phase {
+            state.phase = self.core.queue.expire(slot);
+        }
+    }
+
+    fn abandon(&self, state: &mut State<W>) {
+        match state.take() {
+            Phase::Waiting(slot) => self.core.queue.abandon(slot),
+            other => self.core.queue.drop_quietly(other),
+        }
+    }
+
+    fn stop(&self) {
+        self.core.close(StopReason::Requested);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.core.queue.is_closed()
+    }
+
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.core.queue.lifecycle
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn runtime(&self) -> Option<&Handle> {
+        Some(self.core.home.handle())
+    }
+
+    #[cfg(any(loom, shuttle))]
+    fn runtime(&self) -> Option<&Handle> {
+        None
+    }
+
+    fn stats(&self) -> Stats {
+        self.core.queue.stats()
+    }
+}

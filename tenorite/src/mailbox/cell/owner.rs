@@ -1,0 +1,293 @@
+//! What the one who has the worker does with it.
+
+use std::mem::{self, ManuallyDrop};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::task::coop;
+
+use super::seat::{Progress, reply_of};
+use super::word::{Leave, Park};
+use super::{Answered, Core, Dispatch, Exchange, Owned};
+use crate::context::Stance;
+use crate::error::{FetchReason, TenoriteError};
+use crate::lifecycle::StopReason;
+use crate::mailbox::Phase;
+use crate::mailbox::inline::Dice;
+use crate::mailbox::line::Taken;
+use crate::panics::{self, Payload};
+
+/// How many requests of others a caller serves before it goes on with its own business.
+const CREDIT: u32 = 16;
+
+/// The right to touch what is owned. There is one at a time, made by a claim and given up by a release.
+///
+/// If it is dropped otherwise, something unwinds that should not have: then the service ends rather than hang.
+pub(super) struct Owner<'a, W: Dispatch>(&'a Arc<Core<W>>);
+
+/// What a run of a handler came to.
+pub(super) enum Run {
+    /// The reply is where the request was.
+    Replied,
+    /// The future waits in the seat.
+    Waits,
+    Panicked(Payload),
+}
+
+/// What came of the worker when its owner let go.
+pub(super) enum Left<W> {
+    /// It is idle, parked, or left to the task.
+    Alive,
+    /// The door is shut and all is done: here it is.
+    HandedBack(W),
+    /// It was dropped.
+    Dead,
+}
+
+/// What an owner does next.
+enum Next<Rq> {
+    Serve(Taken<Rq>),
+    /// The word was changed: it owns nothing any more.
+    Left {
+        wake: bool,
+    },
+    /// The door is shut, the line is empty, and this is the task.
+    End,
+    /// The task is gone.
+    Aborted,
+}
+
+impl<'a, W: Dispatch> Owner<'a, W> {
+    /// To be made by who has just changed the word to `RUN`, and by nobody else.
+    #[inline]
+    pub(super) fn claimed(core: &'a Arc<Core<W>>) -> Self {
+        Self(core)
+    }
+
+    fn owned(&mut self) -> *mut Owned<W> {
+        self.0.owned.get()
+    }
+
+    /// A waker of the cell's own, without counting a reference: it lives for as long as this borrow.
+    #[inline]
+    fn waker(core: &'a Arc<Core<W>>) -> ManuallyDrop<Waker> {
+        // SAFETY: the pointer is an `Arc`'s, and the reference that is made up for it is never dropped. Clones of the waker
+        // count their own.
+        let core = unsafe { Arc::from_raw(Arc::as_ptr(core)) };
+        ManuallyDrop::new(Waker::from(core))
+    }
+
+    /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
+    #[inline]
+    pub(super) fn start(&mut self, exchange: &mut Exchange<W>, stance: Stance) -> Run {
+        let core = self.0;
+        let waker = Self::waker(core);
+        let owned = self.owned();
+        let ran = panics::catch(|| {
+            let _entered = core.home.enter(stance);
+            // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
+            // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
+            unsafe { (*owned).seat.start(exchange, &waker) }
+        });
+        match ran {
+            Ok(Progress::Replied) => Run::Replied,
+            Ok(Progress::Waits) => Run::Waits,
+            Err(payload) => Run::Panicked(payload),
+        }
+    }
+
+    /// Goes on with the handler that waits.
+    fn resume(&mut self, stance: Stance) -> Poll<Result<W::Response, Payload>> {
+        let core = self.0;
+        let waker = Self::waker(core);
+        let owned = self.owned();
+        let ran = panics::catch(|| {
+            let _entered = core.home.enter(stance);
+            // SAFETY: this is the owner.
+            unsafe { (*owned).seat.resume(&mut Context::from_waker(&waker)) }
+        });
+        match ran {
+            Ok(poll) => poll.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        }
+    }
+
+    /// T3. The handler waits; its reply belongs into `slot`.
+    pub(super) fn park(mut self, slot: Option<usize>) -> Left<W> {
+        let core = self.0;
+        // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
+        unsafe { (*self.owned()).serving = slot };
+        match core.word.park() {
+            Park::Aborted => self.end(StopReason::Aborted, None),
+            parked => {
+                mem::forget(self);
+                if parked == Park::Notified {
+                    core.wake_task();
+                }
+                Left::Alive
+            }
+        }
+    }
+
+    /// T10. The handler panicked whose reply belongs into `slot`.
+    #[cold]
+    pub(super) fn panicked(self, slot: Option<usize>, payload: Payload) -> Left<W> {
+        let message = panics::message(&payload);
+        let failure = TenoriteError::FetchFailure(FetchReason::Panicked(message.clone()));
+        self.0.answer(slot, Err(failure));
+        self.end(StopReason::Panicked(message), Some(payload))
+    }
+
+    /// Serves those in line, from the front, and lets go when there are no more, when a handler has to wait, or when the
+    /// credit is spent. `finished` is the last request's slot and its reply.
+    pub(super) fn drain(
+        mut self,
+        mut finished: Option<(usize, Answered<W>)>,
+        mut credit: Credit,
+        stance: Stance,
+        cx: &mut Context<'_>,
+    ) -> Left<W> {
+        let core = self.0;
+        loop {
+            let may_go_on = credit.is_left();
+            let next = core.queue.step(finished.take(), |line, after| {
+                if core.word.is_aborted() {
+                    return Next::Aborted;
+                }
+                let leave = match line.take_next(may_go_on, after) {
+                    Ok(Some(taken)) => return Next::Serve(taken),
+                    Ok(None) if line.closed.is_none() => Leave::Idle,
+                    Ok(None) if credit.is_task => return Next::End,
+                    // The task ends it; or serves those whom the credit does not reach.
+                    Ok(None) | Err(_) => Leave::Ready,
+                };
+                if core.word.leave(leave) {
+                    Next::Left { wake: leave == Leave::Ready }
+                } else {
+                    Next::Aborted
+                }
+            });
+            match next {
+                Next::Serve(Taken { request, slot }) => {
+                    credit.charge(cx);
+                    let mut exchange = Phase::New(request);
+                    match self.start(&mut exchange, stance) {
+                        Run::Replied => {
+                            let reply = reply_of(exchange);
+                            match slot {
+                                Some(slot) => finished = Some((slot, reply)),
+                                None => core.queue.drop_quietly(reply),
+                            }
+                        }
+                        Run::Waits => return self.park(slot),
+                        Run::Panicked(payload) => return self.panicked(slot, payload),
+                    }
+                }
+                Next::Left { wake } => {
+                    mem::forget(self);
+                    if wake {
+                        core.wake_task();
+                    }
+                    return Left::Alive;
+                }
+                Next::End => return self.hand_back(),
+                Next::Aborted => return self.end(StopReason::Aborted, None),
+            }
+        }
+    }
+
+    /// Polls the handler that waits, then serves those in line.
+    pub(super) fn go_on(mut self, credit: Credit, stance: Stance, cx: &mut Context<'_>) -> Left<W> {
+        // SAFETY: this is the owner.
+        let slot = unsafe { (*self.owned()).serving.take() };
+        match self.resume(stance) {
+            Poll::Pending => self.park(slot),
+            Poll::Ready(Err(payload)) => self.panicked(slot, payload),
+            Poll::Ready(Ok(response)) => {
+                let reply = Ok(Ok(response));
+                let finished = match slot {
+                    Some(slot) => Some((slot, reply)),
+                    None => {
+                        self.0.queue.drop_quietly(reply);
+                        None
+                    }
+                };
+                self.drain(finished, credit, stance, cx)
+            }
+        }
+    }
+
+    /// T8. The door is shut and the line is empty.
+    fn hand_back(mut self) -> Left<W> {
+        let core = self.0;
+        // SAFETY: this is the owner, and no handler is under way.
+        let worker = unsafe { (*self.owned()).seat.take() };
+        core.word.die();
+        mem::forget(self);
+        core.queue.lifecycle.end(core.queue.close_reason().unwrap_or(StopReason::Aborted));
+        worker.map_or(Left::Dead, Left::HandedBack)
+    }
+
+    /// T9, T10. Drops everything, and answers everybody.
+    #[cold]
+    pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
+        let core = self.0;
+        let owned = self.owned();
+        // First, so that what is dropped below cannot call in and wait.
+        core.queue.close(reason.clone());
+        // SAFETY: this is the owner, here and below.
+        let drop_future = || unsafe { (*owned).seat.drop_future() };
+        if let Err(payload) = panics::catch(|| core.home.within(drop_future)) {
+            panics::discard(payload);
+        }
+        // SAFETY: as above. There is one if the worker was parked; who panicked has been told.
+        if let Some(slot) = unsafe { (*owned).serving.take() } {
+            core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+        }
+        // SAFETY: as above; the future is gone, though its `Drop` may have panicked.
+        let worker = unsafe { (*owned).seat.take() };
+        core.home.within(|| panics::drop_quietly(worker));
+        core.queue.shut_down(reason.clone());
+        // SAFETY: as above. Before the word says that it is over: the task looks here then.
+        unsafe { (*owned).panic = payload };
+        core.word.die();
+        mem::forget(self);
+        core.queue.lifecycle.end(reason);
+        core.wake_task();
+        Left::Dead
+    }
+}
+
+impl<W: Dispatch> Drop for Owner<'_, W> {
+    fn drop(&mut self) {
+        Owner(self.0).end(StopReason::Aborted, None);
+    }
+}
+
+/// How much an owner does for others.
+pub(super) struct Credit {
+    left: u32,
+    is_task: bool,
+}
+
+impl Credit {
+    pub(super) fn of_a_caller(dice: &Dice) -> Self {
+        Self { left: dice.credit(CREDIT), is_task: false }
+    }
+
+    pub(super) fn of_the_task() -> Self {
+        Self { left: u32::MAX, is_task: true }
+    }
+
+    fn is_left(&self) -> bool {
+        self.left > 0 && coop::has_budget_remaining()
+    }
+
+    /// Each request that is served counts like one that its caller had run.
+    fn charge(&mut self, cx: &mut Context<'_>) {
+        self.left -= 1;
+        if let Poll::Ready(budget) = coop::poll_proceed(cx) {
+            budget.made_progress();
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Where the worker sits, and the future of the handler that borrows it.
+//!
+//! Raw memory, and nothing of the protocol: who may use it is the [state word](super::word)'s affair.
+//!
+//! The future's type is known only where it is made (see [`Job::run`]); here it is bytes and a table of two functions. It
+//! lies in a small space inside the seat, or, if it is larger, in a buffer that is kept for the next. So an async handler
+//! costs an allocation only when it is the largest so far, and a service without one carries no space.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::mem::{self, ManuallyDrop, MaybeUninit};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::Dispatch;
+use crate::mailbox::Phase;
+use crate::reply::Reply;
+
+/// A buffer beyond this many bytes is given back after use.
+const KEPT_BYTES: usize = 4096;
+
+/// A worker, and the future of the handler that it runs, if one is under way.
+///
+/// # Invariants
+///
+/// - S1: While `live` is set, the place that it names holds a pinned future, which may borrow the worker mutably: no
+///   reference to the worker or to that place is formed but by the future's own functions. Everything here goes through
+///   raw pointers for that reason; not even a shared reference would do.
+/// - S2: A future is dropped before the worker that it borrows is touched in any way.
+pub(super) struct Seat<W: Dispatch> {
+    worker: UnsafeCell<MaybeUninit<W>>,
+    is_taken: UnsafeCell<bool>,
+    bench: UnsafeCell<Bench<W::Response>>,
+    space: UnsafeCell<W::Space>,
+}
+
+/// What there is to know of the future.
+struct Bench<Rs: 'static> {
+    live: Option<Live<Rs>>,
+    /// Where those go that are too large for the space. Aligned as its elements are.
+    buffer: Vec<Block>,
+}
+
+struct Live<Rs: 'static> {
+    place: *mut (),
+    table: &'static Table<Rs>,
+}
+
+struct Table<Rs> {
+    /// Polls the future.
+    poll: unsafe fn(*mut (), &mut Context<'_>) -> Poll<Rs>,
+    /// Drops it.
+    drop: unsafe fn(*mut ()),
+}
+
+impl<Rs: 'static> Clone for Live<Rs> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Rs: 'static> Copy for Live<Rs> {}
+
+// SAFETY: `place` points to a future, which `Job::run` asks to be `Send`, in memory that is the seat's own or its buffer's.
+unsafe impl<Rs: 'static> Send for Live<Rs> {}
+
+#[repr(align(16))]
+#[derive(Clone, Copy)]
+struct Block(#[allow(dead_code, reason = "it is memory")] [MaybeUninit<u8>; 16]);
+
+const BLOCK: usize = size_of::<Block>();
+
+/// The memory inside a seat that handlers' futures are placed in.
+pub trait Space: sealed::Space {}
+
+mod sealed {
+    /// Memory of `BYTES`, aligned to 16, that may hold anything.
+    pub trait Space: Send + Sync + 'static {
+        const BYTES: usize;
+        const NEW: Self;
+    }
+}
+
+/// For services without async handlers.
+#[derive(Debug)]
+pub struct NoSpace;
+
+impl Space for NoSpace {}
+
+impl sealed::Space for NoSpace {
+    const BYTES: usize = 0;
+    const NEW: Self = Self;
+}
+
+/// For services with async handlers.
+pub struct SomeSpace(#[allow(dead_code, reason = "it is memory")] [Block; 12]);
+
+impl Space for SomeSpace {}
+
+impl sealed::Space for SomeSpace {
+    const BYTES: usize = size_of::<Self>();
+    const NEW: Self = Self([Block([MaybeUninit::uninit(); 16]); 12]);
+}
+
+impl fmt::Debug for SomeSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SomeSpace")
+    }
+}
+
+/// How far a handler came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Its reply is where its request was.
+    Replied,
+    /// It has to wait. Its future is in the seat.
+    Waits,
+}
+
+/// That a job was done, or is under way: dispatch has nothing else to return.
+#[must_use]
+#[derive(Debug)]
+pub struct Step(Started);
+
+#[derive(Debug)]
+enum Started {
+    Replied,
+    Waits,
+}
+
+/// A request on its way to a method, and the place for the method's reply.
+///
+/// `'w` is how long the worker is lent to the method.
+pub struct Job<'w, 'j, Rq, Rs: 'static> {
+    /// Holds the request, then the reply: nothing is copied that need not be.
+    exchange: &'j mut Phase<Rq, Rs, std::convert::Infallible>,
+    bench: *mut Bench<Rs>,
+    space: *mut (),
+    space_bytes: usize,
+    waker: &'j std::task::Waker,
+    /// Invariant: a future that borrows the worker for less would outlive the loan.
+    loan: PhantomData<fn(&'w ()) -> &'w ()>,
+}
+
+impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
+    /// The request. It is there once.
+    ///
+    /// # Panics
+    ///
+    /// If it was taken before.
+    #[inline]
+    #[must_use]
+    pub fn request(&mut self) -> Rq {
+        match mem::replace(self.exchange, Phase::Spent) {
+            Phase::New(request) => request,
+            _ => panic!("a job has one request"),
+        }
+    }
+
+    /// The method has returned its reply.
+    #[inline]
+    pub fn reply(self, reply: Rs) -> Step {
+        *self.exchange = Phase::Replied(Ok(Ok(reply)));
+        Step(Started::Replied)
+    }
+
+    /// The method is async: `make` makes its future, which is polled once. If it has to wait it stays, and whoever is woken
+    /// for it goes on.
+    ///
+    /// A closure, so that the future goes straight into its place and not through the frames in between.
+    #[inline]
+    pub fn run<F>(self, make: impl FnOnce() -> F) -> Step
+    where
+        F: Future<Output = Rs> + Send + 'w,
+    {
+        let place = if size_of::<F>() <= self.space_bytes && align_of::<F>() <= BLOCK {
+            self.space.cast::<F>()
+        } else {
+            // SAFETY: nobody else has the seat while a job is under way, and no future is in its buffer: a job is made
+            // only when none is live.
+            unsafe { (*self.bench).buffer_for::<F>() }
+        };
+        // SAFETY: `place` is memory of the seat, or its buffer's, of the size and alignment of an `F` (the space is aligned
+        // like a block), which nobody else uses while the future is there. Once written, the future is not moved until
+        // it is dropped: it is pinned. `live` is set before it is polled, so that a panic finds it there to be dropped, and
+        // taken before it is dropped, so that it is not dropped twice. That it borrows the worker for `'w` is what the
+        // one who made this job has lent it for.
+        unsafe {
+            place.write(make());
+            (*self.bench).live = Some(Live { place: place.cast(), table: Table::<Rs>::of::<F>() });
+            match Pin::new_unchecked(&mut *place).poll(&mut Context::from_waker(self.waker)) {
+                Poll::Pending => Step(Started::Waits),
+                Poll::Ready(reply) => {
+                    (*self.bench).live = None;
+                    place.drop_in_place();
+                    *self.exchange = Phase::Replied(Ok(Ok(reply)));
+                    Step(Started::Replied)
+                }
+            }
+        }
+    }
+}
+
+impl<Rq, Rs: 'static> fmt::Debug for Job<'_, '_, Rq, Rs> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl<Rs: 'static> Bench<Rs> {
+    /// A place for an `F` that lies in no other future's way.
+    #[cold]
+    fn buffer_for<F>(&mut self) -> *mut F {
+        let align = align_of::<F>();
+        // What the alignment may cost beyond that of a block.
+        let slack = align.saturating_sub(BLOCK);
+        let blocks = (size_of::<F>() + slack).div_ceil(BLOCK).max(1);
+        if self.buffer.capacity() < blocks {
+            // Not by growing: there is nothing to be kept.
+            self.buffer = Vec::new();
+            self.buffer.reserve_exact(blocks);
+        }
+        let start = self.buffer.as_mut_ptr().cast::<u8>();
+        let offset = start.align_offset(align);
+        assert!(offset <= slack, "a block is aligned to its size");
+        start.wrapping_add(offset).cast()
+    }
+
+    fn give_memory_back(&mut self) {
+        if self.buffer.capacity() > KEPT_BYTES / BLOCK {
+            self.buffer = Vec::new();
+        }
+    }
+}
+
+impl<Rs: 'static> Table<Rs> {
+    fn of<F: Future<Output = Rs>>() -> &'static Self {
+        /// A constant of a generic, so that each type of future has its own.
+        struct Of<F>(PhantomData<F>);
+
+        impl<F: Future<Output: 'static>> Of<F> {
+            const TABLE: &'static Table<F::Output> = &Table {
+                // SAFETY: as the fields say, they are called with the place of a live, pinned `F`.
+                poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx) },
+                // SAFETY: as above, and not again after it.
+                drop: |place| unsafe { place.cast::<F>().drop_in_place() },
+            };
+        }
+
+        Of::<F>::TABLE
+    }
+}
+
+impl<W: Dispatch> Seat<W> {
+    /// A seat without a worker.
+    pub(super) fn new() -> Self {
+        Self {
+            worker: UnsafeCell::new(MaybeUninit::uninit()),
+            is_taken: UnsafeCell::new(false),
+            bench: UnsafeCell::new(Bench { live: None, buffer: Vec::new() }),
+            space: UnsafeCell::new(sealed::Space::NEW),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile, and it is empty.
+    pub(super) unsafe fn place(&self, worker: W) {
+        // SAFETY: nobody else is there, says the caller.
+        unsafe {
+            debug_assert!(!*self.is_taken.get());
+            (*self.worker.get()).write(worker);
+            *self.is_taken.get() = true;
+        }
+    }
+
+    /// Runs the method that the request in `exchange` asks for, as far as it gets at once. A panic of the method's passes.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile; a worker sits in it; no future is live; and before the worker is used in any
+    /// other way, the future that this may leave behind is finished or dropped.
+    #[inline]
+    pub(super) unsafe fn start(
+        &self,
+        exchange: &mut Phase<W::Request, W::Response, std::convert::Infallible>,
+        waker: &std::task::Waker,
+    ) -> Progress {
+        let job = Job {
+            exchange,
+            bench: self.bench.get(),
+            space: self.space.get().cast(),
+            space_bytes: <W::Space as sealed::Space>::BYTES,
+            waker,
+            loan: PhantomData,
+        };
+        // SAFETY: the worker is there and nobody else's, says the caller. `dispatch` takes it for any lifetime, so it cannot
+        // keep it for longer than the one that is made up here; a future that it leaves behind is gone before the
+        // worker is used again, says the caller too.
+        let Step(started) = unsafe { (*self.worker.get()).assume_init_mut() }.dispatch(job);
+        match started {
+            Started::Replied => Progress::Replied,
+            Started::Waits => Progress::Waits,
+        }
+    }
+
+    /// Goes on with the handler that waits. If it panics its future is still there, and is to be dropped.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If none waits, and if it does.
+    pub(super) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<W::Response> {
+        // SAFETY: nobody else is there, says the caller. A live future is at its place, pinned (S1).
+        unsafe {
+            let live = (*self.bench.get()).live.expect("a handler waits");
+            let poll = (live.table.poll)(live.place, cx);
+            if poll.is_ready() {
+                (*self.bench.get()).live = None;
+                let reply = ManuallyDrop::new(poll);
+                // Its `Drop` may panic: then the reply is leaked with what else the handler tore.
+                (live.table.drop)(live.place);
+                (*self.bench.get()).give_memory_back();
+                return ManuallyDrop::into_inner(reply);
+            }
+            poll
+        }
+    }
+
+    /// Drops the future that is live, if one is. A panic of its `Drop` passes.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile.
+    pub(super) unsafe fn drop_future(&self) {
+        // SAFETY: nobody else is there, says the caller. What is taken is not dropped again.
+        unsafe {
+            if let Some(live) = (*self.bench.get()).live.take() {
+                (live.table.drop)(live.place);
+            }
+        }
+    }
+
+    /// Takes the worker out, if it is there.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile, and no future is live.
+    pub(super) unsafe fn take(&self) -> Option<W> {
+        // SAFETY: nobody else is there and nothing borrows the worker, says the caller. It is there if the seat is taken.
+        unsafe {
+            debug_assert!((*self.bench.get()).live.is_none());
+            mem::take(&mut *self.is_taken.get()).then(|| (*self.worker.get()).assume_init_read())
+        }
+    }
+}
+
+/// The reply that a job has left where its request was.
+///
+/// # Panics
+///
+/// If there is none.
+#[inline]
+pub(super) fn reply_of<Rq, Rs>(
+    exchange: Phase<Rq, Rs, std::convert::Infallible>,
+) -> Reply<Rs, std::convert::Infallible> {
+    match exchange {
+        Phase::Replied(reply) => reply,
+        _ => panic!("a job that is done has a reply"),
+    }
+}

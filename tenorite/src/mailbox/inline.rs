@@ -1,0 +1,79 @@
+//! Whether a call may run its handler itself.
+
+use crate::sync::{AtomicU32, Ordering};
+
+/// Where the handlers of a derived service run: see [`Builder::inline`](crate::Builder::inline).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inline {
+    /// A call that finds the service idle runs its handler itself, on its own thread. Otherwise whoever has the worker does,
+    /// or the service's task.
+    #[default]
+    Auto,
+    /// All handlers run on the service's task.
+    Never,
+    /// Each call decides by chance, from this seed: for tests, so that both ways are gone in one run.
+    Random(u64),
+}
+
+/// Decides it, call by call.
+pub(crate) struct Dice {
+    inline: Inline,
+    throws: AtomicU32,
+}
+
+impl Dice {
+    pub(crate) fn new(inline: Inline) -> Self {
+        Self { inline, throws: AtomicU32::new(0) }
+    }
+
+    /// Whether the next call may run its handler, or those of others, itself.
+    pub(crate) fn allows(&self) -> bool {
+        match self.inline {
+            Inline::Auto => true,
+            Inline::Never => false,
+            Inline::Random(seed) => self.throw(seed).is_multiple_of(2),
+        }
+    }
+
+    /// How many handlers of others a call runs, at most.
+    pub(crate) fn credit(&self, usual: u32) -> u32 {
+        match self.inline {
+            Inline::Random(seed) => self.throw(seed) % 4,
+            _ => usual,
+        }
+    }
+
+    /// splitmix64 (Steele, Lea, Flood 2014) of the seed and the number of the throw.
+    fn throw(&self, seed: u64) -> u32 {
+        let throw = self.throws.fetch_add(1, Ordering::Relaxed);
+        let mut z = seed.wrapping_add(u64::from(throw).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 32) as u32
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chance_goes_both_ways_and_the_same_way_again() {
+        let throws = |seed| {
+            let dice = Dice::new(Inline::Random(seed));
+            (0..64).map(|_| dice.allows()).collect::<Vec<_>>()
+        };
+        assert_eq!(throws(7), throws(7));
+        assert_ne!(throws(7), throws(8));
+        let inline = throws(7).into_iter().filter(|inline| *inline).count();
+        assert!((16..48).contains(&inline), "{inline}");
+    }
+
+    #[test]
+    fn without_chance_it_is_always_the_same() {
+        assert!(Dice::new(Inline::Auto).allows());
+        assert!(!Dice::new(Inline::Never).allows());
+        assert_eq!(Dice::new(Inline::Auto).credit(16), 16);
+    }
+}
