@@ -13,14 +13,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::coop;
 use tokio::time::Instant;
 
+use crate::budget;
 use crate::error::TenoriteError;
-use crate::mailbox::queue::Timing;
-use crate::mailbox::{CallState, Mailbox, Phase};
+use crate::mailbox::{CallState, Limit, Mailbox, Phase};
 use crate::park;
-use crate::reply::Reply;
 use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
@@ -58,26 +56,65 @@ use crate::timer::Timer;
 #[must_use = "a call does nothing unless it is awaited"]
 pub struct Call<'a, Rq, Rs, Er = Infallible, T = Rs, E = Er> {
     ticket: Ticket<'a, Rq, Rs, Er>,
-    map: Map<Rs, Er, T, E>,
+    map: Map<Rq, Rs, Er, T, E>,
 }
 
 /// From the service's answer to what this call returns: a typed method picks its own variant.
-pub(crate) type Map<Rs, Er, T, E> = fn(Result<Rs, Er>) -> Result<T, TenoriteError<E>>;
+pub(crate) type Map<Rq, Rs, Er, T, E> = fn(Answer<'_, Rq, Rs, Er>) -> Result<T, TenoriteError<E>>;
+
+/// How the service has answered, where it lies: the answer is moved once, to where it is wanted.
+pub struct Answer<'a, Rq, Rs, Er = Infallible>(&'a mut Phase<Rq, Rs, Er>);
+
+impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
+    #[inline]
+    pub(crate) fn result(self) -> Result<Rs, TenoriteError<Er>> {
+        // Looked at before it is moved: then all that is moved is the response.
+        if !matches!(self.0, Phase::Answered(Ok(_))) {
+            return Err(self.failure());
+        }
+        match self.0.take() {
+            Phase::Answered(Ok(response)) => Ok(response),
+            _ => unreachable!("it was there a line ago"),
+        }
+    }
+
+    #[cold]
+    fn failure(self) -> TenoriteError<Er> {
+        match self.0.take() {
+            Phase::Answered(Err(error)) => TenoriteError::ServiceError(error),
+            Phase::Failed(failure) => failure.widen(),
+            Phase::Spent => panic!("a call was polled after it had completed"),
+            _ => unreachable!("a call that is ready has a reply"),
+        }
+    }
+}
+
+impl<Rq, Rs> Answer<'_, Rq, Rs> {
+    /// The response, of a service that answers with nothing else; or why there is none.
+    #[inline]
+    pub fn response(self) -> Result<Rs, TenoriteError> {
+        self.result()
+    }
+}
+
+impl<Rq, Rs, Er> fmt::Debug for Answer<'_, Rq, Rs, Er> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer")
+    }
+}
 
 impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     pub(crate) fn new(
         mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
         request: Rq,
         timeout: Option<Duration>,
-        map: Map<Rs, Er, T, E>,
+        map: Map<Rq, Rs, Er, T, E>,
     ) -> Self {
-        let ticket = Ticket {
-            mailbox: MailboxRef::Borrowed(mailbox),
-            state: CallState::new(request),
-            timeout,
-            timer: None,
-            polled: false,
-        };
+        let mut state = CallState::new(request);
+        if let Some(limit) = timeout {
+            state.limit = Limit::For(limit);
+        }
+        let ticket = Ticket { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false };
         Self { ticket, map }
     }
 
@@ -98,7 +135,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     #[track_caller]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.ticket.assert_not_polled("timeout");
-        self.ticket.timeout = Some(limit);
+        self.ticket.state.limit = Limit::For(limit);
         self
     }
 
@@ -196,14 +233,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     pub fn blocking(mut self) -> Result<T, TenoriteError<E>> {
         self.ticket.assert_not_polled("blocking");
         self.ticket.block();
-        self.outcome()
-    }
-
-    fn outcome(&mut self) -> Result<T, TenoriteError<E>> {
-        match self.ticket.replied() {
-            Ok(answer) => (self.map)(answer),
-            Err(failure) => Err(failure.widen()),
-        }
+        (self.map)(Answer(&mut self.ticket.state.phase))
     }
 }
 
@@ -211,7 +241,11 @@ impl<Rq, Rs, Er, T, E> Future for Call<'_, Rq, Rs, Er, T, E> {
     type Output = Result<T, TenoriteError<E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.ticket.poll(cx, Clock::Timer).map(|()| self.outcome())
+        let this = &mut *self;
+        if this.ticket.poll(cx, Clock::Timer).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready((this.map)(Answer(&mut this.ticket.state.phase)))
     }
 }
 
@@ -289,7 +323,6 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
 struct Ticket<'a, Rq, Rs, Er> {
     mailbox: MailboxRef<'a, Rq, Rs, Er>,
     state: CallState<Rq, Rs, Er>,
-    timeout: Option<Duration>,
     /// Boxed: few calls have one, and all are moved about.
     timer: Option<Box<Timer>>,
     polled: bool,
@@ -318,63 +351,69 @@ enum Clock {
 }
 
 impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
+    #[inline(always)]
     fn poll(&mut self, cx: &mut Context<'_>, clock: Clock) -> Poll<()> {
         let first = !self.polled;
         if first {
             self.polled = true;
-            if let Some(limit) = self.timeout {
-                self.state.timing = self.timing(limit);
+            if let Limit::For(limit) = self.state.limit {
+                self.state.limit = self.start_clock(limit);
             }
         }
         let mailbox = self.mailbox.get();
         if mailbox.poll(&mut self.state, cx).is_ready() {
-            // A call that is over at once (refused, a cast, a closure that is ready) never gives its task's neighbours a
-            // turn, so it is charged like any resource of tokio's. What it did is done, and its outcome is kept; it only
-            // says "later".
-            if first && clock == Clock::Timer {
-                match coop::poll_proceed(cx) {
-                    Poll::Ready(budget) => budget.made_progress(),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            return Poll::Ready(());
+            // If the task has had its turn: what the call did is done, and its outcome is kept; it only says "later". To say
+            // so before it does anything would lose its place in the order.
+            return if first && clock == Clock::Timer { budget::charge(cx) } else { Poll::Ready(()) };
         }
-        if let Some(limit) = self.timeout
-            && self.state.timing.deadline.is_some()
-            && clock == Clock::Timer
-        {
-            let timer = self.timer.get_or_insert_with(|| Box::new(Timer::new(limit, mailbox.runtime())));
-            if timer.poll(cx).is_ready() {
-                mailbox.expire(&mut self.state);
-                return Poll::Ready(());
-            }
+        match self.state.limit {
+            Limit::Until(deadline) if clock == Clock::Timer => self.poll_timer(deadline, cx),
+            _ => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// When the request is too late to be started, by the clock of those who start it: the caller's may be another.
-    fn timing(&self, limit: Duration) -> Timing {
-        let _entered = self.mailbox.get().runtime().map(Handle::enter);
+    #[cold]
+    fn start_clock(&self, limit: Duration) -> Limit {
+        if limit.is_zero() {
+            return Limit::Expired;
+        }
         // A limit beyond the end of time is none.
-        Timing { expired: limit.is_zero(), deadline: Instant::now().checked_add(limit) }
+        self.now().checked_add(limit).map_or(Limit::None, Limit::Until)
+    }
+
+    /// By the service's clock.
+    fn now(&self) -> Instant {
+        let _entered = self.mailbox.get().runtime().map(Handle::enter);
+        Instant::now()
+    }
+
+    /// Ends the call if it is too late.
+    #[cold]
+    fn poll_timer(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut timer = self.timer.take().unwrap_or_else(|| {
+            // What is left: the first poll may have taken its time.
+            let left = deadline.saturating_duration_since(self.now());
+            Box::new(Timer::new(left, self.mailbox.get().runtime()))
+        });
+        let poll = timer.poll(cx);
+        self.timer = Some(timer);
+        if poll.is_ready() {
+            self.mailbox.get().expire(&mut self.state);
+        }
+        poll
     }
 
     #[track_caller]
     fn block(&mut self) {
         park::assert_may_block("blocking()");
         // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
-        let limit = self.timeout.and_then(|limit| std::time::Instant::now().checked_add(limit));
+        let limit = match self.state.limit {
+            Limit::For(limit) => std::time::Instant::now().checked_add(limit),
+            _ => None,
+        };
         if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
             self.mailbox.get().expire(&mut self.state);
-        }
-    }
-
-    /// The outcome of a call that is ready.
-    fn replied(&mut self) -> Reply<Rs, Er> {
-        match self.state.take() {
-            Phase::Replied(reply) => reply,
-            Phase::Spent => panic!("a call was polled after it had completed"),
-            _ => unreachable!("a call that is ready has a reply"),
         }
     }
 
@@ -382,7 +421,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn accepted(&mut self) -> Result<(), TenoriteError> {
         match self.state.take() {
             Phase::Accepted => Ok(()),
-            Phase::Replied(Err(failure)) => Err(failure),
+            Phase::Failed(failure) => Err(failure),
             Phase::Spent => panic!("a cast was polled after it had completed"),
             _ => unreachable!("a cast that is ready was accepted or failed"),
         }
@@ -395,7 +434,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     ) -> Ticket<'b, Rq, Rs, Er> {
         let mailbox = hold(&self.mailbox);
         let state = CallState { phase: self.state.take(), ..self.state };
-        Ticket { mailbox, state, timeout: self.timeout, timer: None, polled: false }
+        Ticket { mailbox, state, timer: None, polled: false }
     }
 
     #[track_caller]
@@ -407,7 +446,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         let phase = match self.state.phase {
             Phase::New(_) => "not polled",
             Phase::Waiting(_) | Phase::Driven(_) => "waiting",
-            Phase::Replied(_) | Phase::Accepted => "ready",
+            Phase::Answered(_) | Phase::Failed(_) | Phase::Accepted => "ready",
             Phase::Spent => "completed",
         };
         f.debug_struct(name).field("phase", &phase).finish_non_exhaustive()
@@ -415,6 +454,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 }
 
 impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
+    #[inline]
     fn drop(&mut self) {
         // A request that was never sent is its sender's own, panics of its `Drop` included.
         if !matches!(self.state.phase, Phase::New(_) | Phase::Spent) {

@@ -64,12 +64,16 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     }
 
     /// Sends a request as data. The call is lazy: nothing happens until it is polled.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method alone is not general enough in its lifetime"
+    )]
     pub fn send_request(&self, request: Rq) -> Call<'_, Rq, Rs, Er> {
-        self.call(request, |answer| answer.map_err(TenoriteError::ServiceError))
+        self.call(request, |answer| answer.result())
     }
 
     /// A call that makes something else of the service's answer.
-    pub(crate) fn call<T, E>(&self, request: Rq, map: Map<Rs, Er, T, E>) -> Call<'_, Rq, Rs, Er, T, E> {
+    pub(crate) fn call<T, E>(&self, request: Rq, map: Map<Rq, Rs, Er, T, E>) -> Call<'_, Rq, Rs, Er, T, E> {
         Call::new(&self.mailbox, request, self.timeout, map)
     }
 

@@ -46,32 +46,55 @@ mod real {
         id: runtime::Id,
     }
 
-    /// What a thread remembers.
-    #[derive(Clone, Copy)]
+    /// What a thread remembers. Without a destructor, so that it is there as long as the thread is.
     struct Here {
         /// The task that was last asked for, with its runtime; or, while a runtime is entered here, that one.
-        task: Option<(task::Id, runtime::Id)>,
+        task: Cell<Option<(task::Id, runtime::Id)>>,
+        nesting: Cell<Nesting>,
+    }
+
+    /// The handlers that run on top of each other.
+    #[derive(Clone, Copy)]
+    struct Nesting {
         depth: u32,
-        /// Where on the stack the outermost handler began.
+        /// Where on the stack the outermost one began.
         base: usize,
     }
 
     thread_local! {
-        // Without a destructor, so that it is there as long as the thread is.
-        static HERE: Cell<Here> = const { Cell::new(Here { task: None, depth: 0, base: 0 }) };
+        static HERE: Here =
+            const { Here { task: Cell::new(None), nesting: Cell::new(Nesting { depth: 0, base: 0 }) } };
     }
 
     /// A thread that stands in a service's surroundings. It steps back when this is dropped, on unwind as well.
     ///
     /// The drop panics if the handler has leaked an `EnterGuard` of its own.
     pub(crate) struct Entered<'a> {
-        previous: Here,
-        _runtime: Option<EnterGuard<'a>>,
+        _nested: Nested,
+        _foreign: Option<Foreign<'a>>,
     }
 
-    impl Drop for Entered<'_> {
+    /// A thread that runs one handler more.
+    pub(crate) struct Nested(Nesting);
+
+    struct Foreign<'a> {
+        _known: Known,
+        _runtime: EnterGuard<'a>,
+    }
+
+    /// Where the current task is, said by those who know. What was known before comes back when this is dropped.
+    pub(crate) struct Known(Option<(task::Id, runtime::Id)>);
+
+    impl Drop for Nested {
+        #[inline]
         fn drop(&mut self) {
-            HERE.set(self.previous);
+            HERE.with(|here| here.nesting.set(self.0));
+        }
+    }
+
+    impl Drop for Known {
+        fn drop(&mut self) {
+            HERE.with(|here| here.task.set(self.0));
         }
     }
 
@@ -92,11 +115,11 @@ mod real {
         /// Whether a handler may run right here, on top of what this thread does; and in whose surroundings that would be.
         #[inline]
         pub(crate) fn look(&self) -> Option<Stance> {
-            let here = HERE.get();
-            if here.depth > 0 && here.is_deep() {
+            let (known, nesting) = HERE.with(|here| (here.task.get(), here.nesting.get()));
+            if nesting.depth > 0 && nesting.is_deep() {
                 return None;
             }
-            match (here.task, task::try_id()) {
+            match (known, task::try_id()) {
                 (Some((known, runtime)), Some(task)) if known == task && runtime == self.id => {
                     Some(Stance::Native)
                 }
@@ -110,7 +133,7 @@ mod real {
                 Ok(current) => {
                     let runtime = current.id();
                     if let Some(task) = task {
-                        HERE.set(Here { task: Some((task, runtime)), ..HERE.get() });
+                        HERE.with(|here| here.task.set(Some((task, runtime))));
                     }
                     Some(if runtime == self.id { Stance::Native } else { Stance::Foreign })
                 }
@@ -123,49 +146,47 @@ mod real {
         /// Steps into the service's surroundings.
         #[inline]
         pub(crate) fn enter(&self, stance: Stance) -> Entered<'_> {
-            let previous = HERE.get();
-            let base = if previous.depth == 0 { stack_address() } else { previous.base };
-            let here = Here { depth: previous.depth + 1, base, ..previous };
-            match stance {
-                Stance::Native => {
-                    HERE.set(here);
-                    Entered { previous, _runtime: None }
-                }
-                Stance::Foreign => self.enter_foreign(here, previous),
-            }
+            // First what may panic.
+            let foreign = match stance {
+                Stance::Native => None,
+                Stance::Foreign => Some(self.enter_foreign()),
+            };
+            Entered { _nested: self.nest(), _foreign: foreign }
+        }
+
+        /// Steps into the service's surroundings, where they are those of the thread already.
+        #[inline]
+        pub(crate) fn nest(&self) -> Nested {
+            HERE.with(|here| {
+                let nesting = here.nesting.get();
+                let base = if nesting.depth == 0 { stack_address() } else { nesting.base };
+                here.nesting.set(Nesting { depth: nesting.depth + 1, base });
+                Nested(nesting)
+            })
         }
 
         #[cold]
-        fn enter_foreign(&self, here: Here, previous: Here) -> Entered<'_> {
-            // First what may panic.
+        fn enter_foreign(&self) -> Foreign<'_> {
             let runtime = self.handle.enter();
-            let task = task::try_id().map(|task| (task, self.id));
-            HERE.set(Here { task, ..here });
-            Entered { previous, _runtime: Some(runtime) }
+            Foreign { _known: self.enter_as_task(), _runtime: runtime }
         }
 
         /// For the service's own task, which runs where it should.
-        pub(crate) fn enter_as_task(&self) -> Entered<'_> {
-            let previous = HERE.get();
+        pub(crate) fn enter_as_task(&self) -> Known {
             let task = task::try_id().map(|task| (task, self.id));
-            HERE.set(Here { task, ..previous });
-            Entered { previous, _runtime: None }
+            HERE.with(|here| Known(here.task.replace(task)))
         }
 
         /// Calls what may need the runtime, from wherever this is. For `Drop`s at the end, when nothing else can be done.
         pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
-            let stance = if HERE.get().depth > 0 {
-                // However deep it is.
-                self.look_closer(task::try_id())
-            } else {
-                self.look()
-            };
+            // However deep it is.
+            let stance = self.look_closer(task::try_id());
             let _entered = stance.map(|stance| self.enter(stance));
             user()
         }
     }
 
-    impl Here {
+    impl Nesting {
         #[inline]
         fn is_deep(self) -> bool {
             self.depth >= MAX_DEPTH || self.base.abs_diff(stack_address()) > MAX_STACK
@@ -201,7 +222,7 @@ mod real {
             runtime.block_on(async move {
                 tokio::spawn(async move {
                     assert_eq!(at_home.look(), Some(Stance::Native));
-                    assert_eq!(HERE.get().task, Some((task::id(), at_home.id)));
+                    assert_eq!(HERE.with(|here| here.task.get()), Some((task::id(), at_home.id)));
                     assert_eq!(at_home.look(), Some(Stance::Native));
                 })
                 .await
@@ -243,7 +264,7 @@ mod real {
             let home = home(&runtime);
             let entered: Vec<_> = (0..MAX_DEPTH).map(|_| home.enter(Stance::Native)).collect();
             assert_eq!(home.look(), None);
-            assert_eq!(HERE.get().depth, MAX_DEPTH);
+            assert_eq!(HERE.with(|here| here.nesting.get()).depth, MAX_DEPTH);
             entered.into_iter().rev().for_each(drop);
             assert_eq!(home.look(), Some(Stance::Foreign));
         }
@@ -307,6 +328,8 @@ mod modelled {
         }
 
         pub(crate) fn enter(&self, _stance: Stance) {}
+
+        pub(crate) fn nest(&self) {}
 
         pub(crate) fn enter_as_task(&self) {}
 

@@ -56,6 +56,7 @@ mod panics;
 mod park;
 mod lifecycle;
 mod context;
+mod budget;
 mod reply;
 mod mailbox;
 mod timer;

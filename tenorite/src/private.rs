@@ -13,6 +13,7 @@ use crate::panics;
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 
+pub use crate::call::Answer;
 pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, SomeSpace, Space, Step};
 pub use crate::worker::Start;
 pub use tokio::task::JoinHandle;
@@ -59,19 +60,26 @@ pub fn serve<W: Dispatch>(
 }
 
 /// The call of a typed method.
+#[inline]
 pub fn call<Rq, Rs, T, E>(
     caller: &TenoriteCaller<Rq, Rs>,
     request: Rq,
-    map: fn(Result<Rs, Infallible>) -> Result<T, TenoriteError<E>>,
+    map: fn(Answer<'_, Rq, Rs>) -> Result<T, TenoriteError<E>>,
 ) -> Call<'_, Rq, Rs, Infallible, T, E> {
     caller.call(request, map)
 }
 
-/// The answer was another method's.
-pub fn mismatched<Rs, T, E>(other: Rs) -> Result<T, TenoriteError<E>> {
-    // In the caller's stack, where its panic would be a surprise.
-    panics::drop_quietly(other);
-    Err(TenoriteError::FetchFailure(FetchReason::Mismatched))
+/// There is no answer, or it was another method's.
+#[cold]
+pub fn mismatched<Rs, T, E>(other: Result<Rs, TenoriteError>) -> Result<T, TenoriteError<E>> {
+    match other {
+        Ok(response) => {
+            // In the caller's stack, where its panic would be a surprise.
+            panics::drop_quietly(response);
+            Err(TenoriteError::FetchFailure(FetchReason::Mismatched))
+        }
+        Err(failure) => Err(failure.widen()),
+    }
 }
 
 /// Asks of an argument or reply whether it can go to the worker and back.

@@ -250,7 +250,7 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         #(#deprecated)*
         #visibility fn #name(&self, #(#arguments),*) -> #call<'_, #caller_args #returned> {
             #check
-            #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer {
+            #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer.response() {
                 ::core::result::Result::Ok(#response::#variant(#reply)) => #answer,
                 other => #krate::__private::mismatched(other),
             })

@@ -100,12 +100,12 @@ where
 {
     fn start(&self, request: Rq, state: &CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
-        let refused = |reason| Phase::Replied(Err(TenoriteError::SendFailure(reason)));
+        let refused = |reason| Phase::Failed(TenoriteError::SendFailure(reason));
         let Some(flight) = self.shared.enter() else {
             slots.drop_quietly(request);
             return refused(SendReason::Stopped);
         };
-        if state.timing.expired {
+        if state.limit.is_expired() {
             slots.skip(request);
             return refused(SendReason::Expired);
         }
@@ -127,9 +127,9 @@ where
     /// The closure is through. A cast was accepted all the same, whatever came of it.
     fn ended(&self, cast: bool, reply: Reply<Rs, Er>) -> Phase<Rq, Rs, Er> {
         match (cast, reply) {
-            (false, reply) => Phase::Replied(reply),
+            (false, reply) => Phase::from(reply),
             // The closure refused in the service's name: a cast hears of it, as it would from a service.
-            (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Replied(Err(failure)),
+            (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Failed(failure),
             (true, unwanted) => {
                 self.shared.slots.drop_quietly(unwanted);
                 Phase::Accepted
@@ -212,7 +212,7 @@ where
             Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot),
             Phase::Driven(future) => {
                 drive_on_thread(future);
-                state.phase = Phase::Replied(Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+                state.phase = Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired));
             }
             outcome => state.phase = outcome,
         }

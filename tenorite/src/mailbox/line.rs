@@ -314,7 +314,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(super) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
         match &mut self.slots[slot].stage {
             Stage::Done(_) => match self.free(slot) {
-                Stage::Done(reply) => Some(Phase::Replied(reply)),
+                Stage::Done(reply) => Some(Phase::from(reply)),
                 _ => unreachable!("it was done a line ago"),
             },
             Stage::Accepted => {
@@ -484,7 +484,7 @@ mod tests {
                 over.push(slot);
             }
             for slot in over {
-                assert!(matches!(line.take_outcome(slot), Some(Phase::Replied(_))));
+                assert!(matches!(line.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));
             }
             assert!(line.slots.is_empty(), "seed {seed}: a slot was left over");
         }

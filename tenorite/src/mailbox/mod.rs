@@ -16,7 +16,7 @@
 //!   CallState             Queue                          worker
 //!   New(request) ──poll──► slot: queued ───────recv────► TenoriteRequest { request, client }
 //!   Waiting(slot)           slot: running  ◄──────────── (the worker owns the request)
-//!   Replied(reply) ◄─poll── slot: done     ◄───send───── client
+//!   Answered(reply) ◄poll── slot: done     ◄───send───── client
 //! ```
 //!
 //! Who owns the request at each step decides what an end in the middle means. In the `CallState`: nothing has
@@ -35,12 +35,15 @@ pub(crate) mod task;
 #[cfg(all(test, loom))]
 mod models;
 
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
-use self::queue::Timing;
+use crate::error::TenoriteError;
 use crate::lifecycle::Lifecycle;
 use crate::reply::Reply;
 
@@ -82,11 +85,38 @@ pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) cast: bool,
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
-    /// Known from the first poll on.
-    pub(crate) timing: Timing,
+    pub(crate) limit: Limit,
+}
+
+/// When a call is too late.
+#[derive(Clone, Copy)]
+pub(crate) enum Limit {
+    /// Never.
+    None,
+    /// So long after its first poll.
+    For(Duration),
+    /// Then, by the service's clock. (From the first poll on.)
+    Until(Instant),
+    /// It is already.
+    Expired,
+}
+
+impl Limit {
+    pub(crate) fn is_expired(self) -> bool {
+        matches!(self, Self::Expired)
+    }
+
+    pub(crate) fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Until(deadline) => Some(deadline),
+            _ => None,
+        }
+    }
 }
 
 /// Where a call stands. It only ever moves downwards.
+// With a tag of its own: to find the phase in unused bits of a request costs more than the byte, several times a call.
+#[repr(u8)]
 pub(crate) enum Phase<Rq, Rs, Er> {
     /// Never polled. The call owns the request.
     New(Rq),
@@ -94,8 +124,10 @@ pub(crate) enum Phase<Rq, Rs, Er> {
     Waiting(usize),
     /// The call drives its own handler: a closure polled where there is no runtime to give it to.
     Driven(BoxFuture<Reply<Rs, Er>>),
-    /// The call ended in this.
-    Replied(Reply<Rs, Er>),
+    /// The call ended in the worker's answer.
+    Answered(Result<Rs, Er>),
+    /// The call, or the cast, ended without one.
+    Failed(TenoriteError),
     /// The cast ended: its request was accepted.
     Accepted,
     /// The outcome was taken.
@@ -106,12 +138,36 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(request: Rq) -> Self {
-        let timing = Timing { expired: false, deadline: None };
-        Self { phase: Phase::New(request), cast: false, no_wait: false, timing }
+        Self { phase: Phase::New(request), cast: false, no_wait: false, limit: Limit::None }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
-        std::mem::replace(&mut self.phase, Phase::Spent)
+        self.phase.take()
+    }
+}
+
+impl<Rq, Rs, Er> From<Reply<Rs, Er>> for Phase<Rq, Rs, Er> {
+    fn from(reply: Reply<Rs, Er>) -> Self {
+        match reply {
+            Ok(answer) => Self::Answered(answer),
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}
+
+impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
+    #[inline]
+    pub(crate) fn take(&mut self) -> Self {
+        mem::replace(self, Self::Spent)
+    }
+
+    /// Puts the next phase into the place of one that has been taken.
+    #[inline]
+    pub(crate) fn put(&mut self, next: Self) {
+        debug_assert!(matches!(self, Self::Spent));
+        // Without looking for something to drop: a call has one phase after the other in the same place, and this is on the
+        // way of each.
+        mem::forget(mem::replace(self, next));
     }
 }
 

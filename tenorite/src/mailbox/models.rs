@@ -12,15 +12,14 @@ use std::task::{Poll, Waker};
 use loom::future::block_on;
 use loom::thread;
 
-use super::Phase;
-use super::queue::{Next, Queue, Timing};
+use super::queue::{Next, Queue};
+use super::{Limit, Phase};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::{Answer, Reply};
 
 type Model = Queue<u32, u32, ()>;
 
-const UNTIMED: Timing = Timing { expired: false, deadline: None };
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
 fn answered(value: u32) -> Reply<u32, ()> {
@@ -32,18 +31,24 @@ fn call(queue: &Model, request: u32) -> Reply<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => queue.push(request, UNTIMED, false, false, cx.waker()),
+            None => queue.push(request, Limit::None, false, false, cx.waker()),
             Some(slot) => queue.poll(slot, cx.waker()),
         };
-        match next {
-            Phase::Waiting(slot) => {
-                phase = Some(slot);
-                Poll::Pending
-            }
-            Phase::Replied(reply) => Poll::Ready(reply),
-            _ => unreachable!("a call waits or ends"),
+        if let Phase::Waiting(slot) = next {
+            phase = Some(slot);
         }
+        ended(next).map_or(Poll::Pending, Poll::Ready)
     }))
+}
+
+/// How a call has ended, if it has.
+fn ended(phase: Phase<u32, u32, ()>) -> Option<Reply<u32, ()>> {
+    match phase {
+        Phase::Answered(answer) => Some(Ok(answer)),
+        Phase::Failed(failure) => Some(Err(failure)),
+        Phase::Waiting(_) => None,
+        _ => unreachable!("a call waits or ends"),
+    }
 }
 
 /// Waits for a request, answers it, and returns it. `None` at the end.
@@ -113,7 +118,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             queue.abandon(slot);
@@ -129,7 +134,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
+            let Phase::Waiting(first) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
@@ -147,7 +152,7 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
+            let Phase::Waiting(accepted) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let waiting = spawn(&queue, |queue| call(queue, 2));
@@ -158,10 +163,8 @@ fn a_stop_while_one_waits_for_room() {
                 Ok(answer) => assert_eq!((answer, ran), (Ok(2), vec![1, 2])),
                 Err(failure) => assert_eq!((failure, ran), (STOPPED, vec![1])),
             }
-            let Phase::Replied(reply) = queue.poll(accepted, Waker::noop()) else {
-                unreachable!("it was accepted before the stop");
-            };
-            assert_eq!(reply, answered(1));
+            // It was accepted before the stop.
+            assert_eq!(ended(queue.poll(accepted, Waker::noop())), Some(answered(1)));
         },
         1,
     );
@@ -196,10 +199,10 @@ fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, UNTIMED, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
                 unreachable!("there is room");
             };
-            let Phase::Replied(outcome) = queue.expire(slot) else { unreachable!("a call ends in a reply") };
+            let outcome = ended(queue.expire(slot)).expect("it has ended, one way or the other");
             queue.close(StopReason::CallersGone);
             match (worker.join().unwrap(), outcome) {
                 (None, Err(TenoriteError::SendFailure(SendReason::Expired))) => {}
@@ -215,8 +218,8 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(queue.push(1, UNTIMED, true, false, Waker::noop()), Phase::Accepted));
-            let Phase::Waiting(waiting) = queue.push(2, UNTIMED, true, false, Waker::noop()) else {
+            assert!(matches!(queue.push(1, Limit::None, true, false, Waker::noop()), Phase::Accepted));
+            let Phase::Waiting(waiting) = queue.push(2, Limit::None, true, false, Waker::noop()) else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {

@@ -18,10 +18,8 @@
 
 use std::task::Waker;
 
-use tokio::time::Instant;
-
 use super::line::{After, Awaited, Left, Line, Taken};
-use super::{Phase, Stats};
+use super::{Limit, Phase, Stats};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
@@ -31,15 +29,6 @@ use crate::sync::Mutex;
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
     pub(crate) lifecycle: Lifecycle,
-}
-
-/// When a request is too late.
-#[derive(Clone, Copy)]
-pub(crate) struct Timing {
-    /// It is already.
-    pub(crate) expired: bool,
-    /// It will be then, by the service's clock.
-    pub(crate) deadline: Option<Instant>,
 }
 
 /// What a request does that comes to the line.
@@ -80,12 +69,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn push(
         &self,
         request: Rq,
-        timing: Timing,
+        limit: Limit,
         cast: bool,
         no_wait: bool,
         waker: &Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, timing, cast, no_wait, waker, |line, accepted| {
+        let entered = self.enter(request, limit, cast, no_wait, waker, |line, accepted| {
             let worker = if accepted { line.worker.take() } else { None };
             Join::Append { keep_waker: true, found: worker }
         });
@@ -104,7 +93,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(super) fn enter<T>(
         &self,
         request: Rq,
-        timing: Timing,
+        limit: Limit,
         cast: bool,
         no_wait: bool,
         waker: &Waker,
@@ -114,7 +103,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
             Some(SendReason::Stopped)
-        } else if timing.expired {
+        } else if limit.is_expired() {
             line.skipped += 1;
             Some(SendReason::Expired)
         } else if no_wait && line.len >= line.backlog {
@@ -127,7 +116,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             drop(line);
             panics::drop_quietly(waker);
             self.drop_quietly(request);
-            return Entered::Refused(Phase::Replied(Err(TenoriteError::SendFailure(reason))));
+            return Entered::Refused(Phase::Failed(TenoriteError::SendFailure(reason)));
         }
 
         let accepted = line.len < line.backlog;
@@ -150,7 +139,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             (Some(waker), None)
         };
-        let slot = line.append(request, timing.deadline, awaited, accepted, kept);
+        let slot = line.append(request, limit.deadline(), awaited, accepted, kept);
         drop(line);
         // Wakers are the user's, and may panic when they are dropped.
         panics::drop_quietly(unused);
@@ -165,10 +154,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Takes the outcome if the slot's call has ended, or else asks to be woken when it does.
     pub(crate) fn poll(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er> {
+        // Who comes back has mostly been woken, and needs no waker any more: so it is cloned only for those who wait on.
+        let outcome = self.line.lock().take_outcome(slot);
+        if let Some(outcome) = outcome {
+            return outcome;
+        }
         let waker = waker.clone();
         let mut line = self.line.lock();
         if let Some(outcome) = line.take_outcome(slot) {
             drop(line);
+            panics::drop_quietly(waker);
             return outcome;
         }
         let previous = line.register(slot, waker);
@@ -186,9 +181,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             None => match line.leave(slot, &mut after) {
                 Left::BeforeStart => {
                     line.skipped += 1;
-                    Phase::Replied(Err(TenoriteError::SendFailure(SendReason::Expired)))
+                    Phase::Failed(TenoriteError::SendFailure(SendReason::Expired))
                 }
-                Left::Running => Phase::Replied(Err(TenoriteError::FetchFailure(FetchReason::Expired))),
+                Left::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
             },
         };
         drop(line);

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 
 use super::owner::{Credit, Owner, Run};
+use super::seat::response_of;
 use super::word::{Found, Join};
 use super::{Core, Dispatch};
 use crate::context::Stance;
@@ -37,7 +38,7 @@ impl<W: Dispatch> Door<W> {
     }
 
     /// The worker is this thread's, for the call's own request.
-    #[inline]
+    #[inline(always)]
     fn run(
         &self,
         owner: Owner<'_, W>,
@@ -54,19 +55,31 @@ impl<W: Dispatch> Door<W> {
                     self.release(owner, cx, stance);
                 }
                 if state.cast {
-                    self.core.queue.drop_quietly(state.take());
-                    state.phase = Phase::Accepted;
+                    self.core.queue.drop_quietly(response_of(state.take()));
+                    state.phase.put(Phase::Accepted);
                 }
                 Poll::Ready(())
             }
             Run::Waits => self.wait(owner, state, cx),
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
-                state.phase = if state.cast { Phase::Accepted } else { Phase::Replied(Err(failure)) };
+                state.phase = if state.cast { Phase::Accepted } else { Phase::Failed(failure) };
                 owner.panicked(None, payload);
                 Poll::Ready(())
             }
         }
+    }
+
+    /// As [`run`](Self::run), on the ways that are not worth a copy of it.
+    #[inline(never)]
+    fn run_later(
+        &self,
+        owner: Owner<'_, W>,
+        state: &mut State<W>,
+        cx: &mut Context<'_>,
+        stance: Stance,
+    ) -> Poll<()> {
+        self.run(owner, state, cx, stance)
     }
 
     /// Somebody else has come meanwhile.
@@ -107,10 +120,10 @@ impl<W: Dispatch> Door<W> {
             Phase::New(_) => {
                 let stance = if core.dice.allows() { core.home.look() } else { None };
                 if let Some(stance) = stance
-                    && !state.timing.expired
+                    && !state.limit.is_expired()
                     && self.spin()
                 {
-                    return self.run(Owner::claimed(core), state, cx, stance);
+                    return self.run_later(Owner::claimed(core), state, cx, stance);
                 }
                 return self.enter(state, cx, stance);
             }
@@ -124,21 +137,23 @@ impl<W: Dispatch> Door<W> {
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
         let Phase::New(request) = state.take() else { unreachable!("it was new a moment ago") };
-        let entered =
-            core.queue.enter(request, state.timing, state.cast, state.no_wait, cx.waker(), |line, _| {
-                match core.word.join(stance.is_some(), line.first.is_none()) {
-                    Join::Claimed(Found::Idle) => queue::Join::Run,
-                    join => {
-                        queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join }
-                    }
-                }
-            });
+        let entered = core.queue.enter(
+            request,
+            state.limit,
+            state.cast,
+            state.no_wait,
+            cx.waker(),
+            |line, _| match core.word.join(stance.is_some(), line.first.is_none()) {
+                Join::Claimed(Found::Idle) => queue::Join::Run,
+                join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
+            },
+        );
         match entered {
             Entered::Refused(phase) => state.phase = phase,
             Entered::Own(request) => {
                 state.phase = Phase::New(request);
                 let stance = stance.expect("the worker was claimed");
-                return self.run(Owner::claimed(core), state, cx, stance);
+                return self.run_later(Owner::claimed(core), state, cx, stance);
             }
             Entered::Line(phase, join) => {
                 state.phase = phase;
@@ -191,7 +206,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if matches!(state.phase, Phase::New(_))
-            && !state.timing.expired
+            && !state.limit.is_expired()
             && let Some(stance) = self.core.home.look()
             && self.core.word.claim_idle()
         {

@@ -88,7 +88,7 @@ use crate::sync::Once;
 ///
 /// What the macro writes:
 ///
-/// ```ignore
+/// ```text
 /// impl Dispatch for Store {
 ///     type Request = StoreRequest;
 ///     type Response = StoreResponse;

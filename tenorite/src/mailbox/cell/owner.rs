@@ -6,9 +6,10 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::task::coop;
 
-use super::seat::{Progress, reply_of};
+use super::seat::{Progress, response_of};
 use super::word::{Leave, Park};
 use super::{Answered, Core, Dispatch, Exchange, Owned};
+use crate::budget;
 use crate::context::Stance;
 use crate::error::{FetchReason, TenoriteError};
 use crate::lifecycle::StopReason;
@@ -78,13 +79,31 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
-    #[inline]
+    #[inline(always)]
     pub(super) fn start(&mut self, exchange: &mut Exchange<W>, stance: Stance) -> Run {
+        match stance {
+            Stance::Native => self.start_within(exchange, |core| core.home.nest()),
+            Stance::Foreign => self.start_foreign(exchange),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn start_foreign(&mut self, exchange: &mut Exchange<W>) -> Run {
+        self.start_within(exchange, |core| core.home.enter(Stance::Foreign))
+    }
+
+    #[inline(always)]
+    fn start_within<G>(
+        &mut self,
+        exchange: &mut Exchange<W>,
+        surroundings: impl FnOnce(&'a Core<W>) -> G,
+    ) -> Run {
         let core = self.0;
         let waker = Self::waker(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
-            let _entered = core.home.enter(stance);
+            let _surroundings = surroundings(core);
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
             unsafe { (*owned).seat.start(exchange, &waker) }
@@ -173,7 +192,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     let mut exchange = Phase::New(request);
                     match self.start(&mut exchange, stance) {
                         Run::Replied => {
-                            let reply = reply_of(exchange);
+                            let reply = Ok(Ok(response_of(exchange)));
                             match slot {
                                 Some(slot) => finished = Some((slot, reply)),
                                 None => core.queue.drop_quietly(reply),
@@ -286,8 +305,7 @@ impl Credit {
     /// Each request that is served counts like one that its caller had run.
     fn charge(&mut self, cx: &mut Context<'_>) {
         self.left -= 1;
-        if let Poll::Ready(budget) = coop::poll_proceed(cx) {
-            budget.made_progress();
-        }
+        // If that was the last unit, the credit is spent as well.
+        let _ = budget::charge(cx);
     }
 }

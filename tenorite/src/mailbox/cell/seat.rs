@@ -16,7 +16,6 @@ use std::task::{Context, Poll};
 
 use super::Dispatch;
 use crate::mailbox::Phase;
-use crate::reply::Reply;
 
 /// A buffer beyond this many bytes is given back after use.
 const KEPT_BYTES: usize = 4096;
@@ -153,16 +152,18 @@ impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
     #[inline]
     #[must_use]
     pub fn request(&mut self) -> Rq {
-        match mem::replace(self.exchange, Phase::Spent) {
+        // Looked at before it is moved: then all that is moved is the request.
+        assert!(matches!(self.exchange, Phase::New(_)), "a job has one request");
+        match self.exchange.take() {
             Phase::New(request) => request,
-            _ => panic!("a job has one request"),
+            _ => unreachable!("it was there a line ago"),
         }
     }
 
     /// The method has returned its reply.
     #[inline]
     pub fn reply(self, reply: Rs) -> Step {
-        *self.exchange = Phase::Replied(Ok(Ok(reply)));
+        self.exchange.put(Phase::Answered(Ok(reply)));
         Step(Started::Replied)
     }
 
@@ -195,7 +196,7 @@ impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
                 Poll::Ready(reply) => {
                     (*self.bench).live = None;
                     place.drop_in_place();
-                    *self.exchange = Phase::Replied(Ok(Ok(reply)));
+                    self.exchange.put(Phase::Answered(Ok(reply)));
                     Step(Started::Replied)
                 }
             }
@@ -360,17 +361,15 @@ impl<W: Dispatch> Seat<W> {
     }
 }
 
-/// The reply that a job has left where its request was.
+/// The response that a job has left where its request was.
 ///
 /// # Panics
 ///
 /// If there is none.
 #[inline]
-pub(super) fn reply_of<Rq, Rs>(
-    exchange: Phase<Rq, Rs, std::convert::Infallible>,
-) -> Reply<Rs, std::convert::Infallible> {
+pub(super) fn response_of<Rq, Rs>(exchange: Phase<Rq, Rs, std::convert::Infallible>) -> Rs {
     match exchange {
-        Phase::Replied(reply) => reply,
-        _ => panic!("a job that is done has a reply"),
+        Phase::Answered(Ok(response)) => response,
+        _ => panic!("a job that is done has a response"),
     }
 }

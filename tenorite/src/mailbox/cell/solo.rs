@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use super::Dispatch;
-use super::seat::{Progress, Seat, reply_of};
+use super::seat::{Progress, Seat, response_of};
 use crate::mailbox::Phase;
 use crate::panics::{self, Payload};
 
@@ -42,18 +42,15 @@ impl<W: Dispatch> Solo<W> {
                     let mut exchange = Phase::New(request);
                     // SAFETY: as above. No future is live: this is the first poll, and what the last call left is gone.
                     match unsafe { seat.start(&mut exchange, cx.waker()) } {
-                        Progress::Replied => Poll::Ready(reply_of(exchange)),
+                        Progress::Replied => Poll::Ready(response_of(exchange)),
                         Progress::Waits => Poll::Pending,
                     }
                 }
                 // SAFETY: as above.
-                None => unsafe { seat.resume(cx) }.map(|response| Ok(Ok(response))),
+                None => unsafe { seat.resume(cx) },
             });
             match poll {
-                Ok(poll) => poll.map(|reply| match reply {
-                    Ok(Ok(response)) => Ok(response),
-                    _ => unreachable!("a handler that is through has a response"),
-                }),
+                Ok(poll) => poll.map(Ok),
                 Err(payload) => Poll::Ready(Err(payload)),
             }
         })
