@@ -49,6 +49,9 @@
 //! The guide: [services](guide::services), [calls](guide::calls), [starting and stopping](guide::lifecycle),
 //! [testing](guide::testing), [questions](guide::faq), [the promises and their tests](guide::promises).
 
+// What needs a runtime is of no use to the models.
+#![cfg_attr(any(loom, shuttle), allow(dead_code))]
+
 // Modules in reading order: each uses only those before it.
 mod sync;
 mod error;
@@ -65,6 +68,8 @@ mod caller;
 mod receiver;
 mod worker;
 mod service;
+#[cfg(all(test, any(loom, shuttle)))]
+mod models;
 
 pub mod prelude;
 #[doc(hidden)]

@@ -56,11 +56,6 @@ mod seat;
 mod solo;
 mod word;
 
-#[cfg(all(test, loom))]
-mod models;
-#[cfg(all(test, shuttle))]
-mod schedules;
-
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;

@@ -1,0 +1,521 @@
+//! Two or three threads, in every order. Each model is one thing that can happen beside another.
+//!
+//! The main thread is one of them: it calls, fires events, or lets go.
+
+use std::sync::Arc;
+
+use loom::future::block_on;
+use loom::thread::{self, JoinHandle};
+
+use super::{
+    Ask, Caller, Event, Model, Outcome, Worker, end_of, is_panic, lost, poll_once, start, start_with,
+    start_without_worker, stopped,
+};
+use crate::lifecycle::StopReason;
+use crate::mailbox::cell::Driver;
+use crate::mailbox::inline::Inline;
+
+/// Every interleaving with up to so many switches away from a thread that could have gone on.
+fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(check);
+}
+
+/// The task, on a thread of its own. `None` if it panicked.
+fn drive(driver: Driver<Worker>) -> JoinHandle<Option<Worker>> {
+    thread::spawn(move || end_of(|| block_on(driver)))
+}
+
+fn call(caller: &Caller, ask: Ask) -> Outcome {
+    block_on(caller.send_request(ask))
+}
+
+/// A caller on a thread of its own, gone when its call has ended.
+fn call_there(caller: &Caller, ask: Ask) -> JoinHandle<Outcome> {
+    let caller = caller.clone();
+    thread::spawn(move || call(&caller, ask))
+}
+
+/// Drops the last caller, and takes the worker back.
+fn hand_back(caller: Caller, task: JoinHandle<Option<Worker>>) {
+    let stats = caller.stats();
+    assert_eq!((stats.queued, stats.waiting_for_room), (0, 0));
+    drop(caller);
+    assert!(task.join().unwrap().is_some(), "the worker comes back");
+}
+
+#[test]
+fn two_callers_and_the_task() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(1));
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn two_callers_that_never_run_anything_themselves() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_with(2, Inline::Never);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(1));
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn two_callers_of_whom_one_may_run_it_himself() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_with(2, Inline::Random(1));
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(1));
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_handler_that_waits_is_driven_on_by_the_task() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let event = Event::new();
+        let other = call_there(&caller, Ask::Wait(1, Arc::clone(&event)));
+        event.fire();
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_handler_that_wakes_itself_in_its_poll() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Yield(1));
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+/// The second call may find the future parked and notified before the task does.
+#[test]
+fn a_caller_and_the_task_meet_at_a_future_that_was_woken() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(2));
+        event.fire();
+        assert_eq!(other.join().unwrap(), Ok(2));
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(seen.started(), [1, 2]);
+        hand_back(caller, task);
+    });
+}
+
+/// The worker is left with work, and whoever comes first serves it.
+#[test]
+fn a_caller_and_the_task_meet_at_a_worker_that_is_ready() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_with(4, Inline::Never);
+        let mut first = caller.send_request(Ask::Ready(1));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(2));
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(other.join().unwrap(), Ok(2));
+        assert_eq!(seen.started(), [1, 2]);
+        hand_back(caller, task);
+    });
+}
+
+/// Wakers that are kept fire once more while the next handler runs or waits.
+#[test]
+fn a_late_second_wake_and_the_next_handler() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let (early, late) = (Event::new(), Event::new());
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&early)));
+        assert!(poll_once(&mut first).is_pending());
+        early.fire();
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Wait(2, Arc::clone(&late)));
+        early.fire();
+        late.fire();
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(other.join().unwrap(), Ok(2));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_call_that_leaves_while_it_queues() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2)).owned();
+        assert!(poll_once(&mut first).is_pending() && poll_once(&mut queued).is_pending());
+        let task = drive(driver);
+        let leaving = thread::spawn(move || drop(queued));
+        event.fire();
+        assert_eq!(block_on(first), Ok(1));
+        leaving.join().unwrap();
+        let skipped = caller.stats().skipped;
+        hand_back(caller, task);
+        assert_eq!(skipped, u64::from(!seen.has_started(2)));
+    });
+}
+
+#[test]
+fn a_call_that_leaves_while_its_handler_waits() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event))).owned();
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let leaving = thread::spawn(move || drop(first));
+        event.fire();
+        // It runs to its end all the same, and then this one.
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        leaving.join().unwrap();
+        assert_eq!(seen.started(), [1, 2]);
+        hand_back(caller, task);
+    });
+}
+
+#[test]
+fn a_call_that_is_forgotten_harms_nobody() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        assert!(poll_once(&mut first).is_pending());
+        std::mem::forget(first);
+        let task = drive(driver);
+        event.fire();
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_stop_and_a_call() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(1));
+        caller.stop();
+        seen.check(1, &other.join().unwrap());
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(block_on(caller.stopped()), StopReason::Requested);
+        assert_eq!(call(&caller, Ask::Ready(2)), Err(stopped()));
+    });
+}
+
+#[test]
+fn a_stop_while_a_handler_waits_and_another_request_queues() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2));
+        assert!(poll_once(&mut first).is_pending() && poll_once(&mut queued).is_pending());
+        let task = drive(driver);
+        let theirs = caller.clone();
+        let stopping = thread::spawn(move || theirs.stop());
+        event.fire();
+        // Both were accepted.
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(block_on(queued), Ok(2));
+        stopping.join().unwrap();
+        assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn the_last_caller_goes_while_a_cast_waits_for_its_turn() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        assert_eq!(caller.send_request(Ask::Wait(1, Arc::clone(&event))).try_cast(), Ok(()));
+        assert_eq!(caller.send_request(Ask::Ready(2)).try_cast(), Ok(()));
+        let task = drive(driver);
+        let leaving = thread::spawn(move || drop(caller));
+        event.fire();
+        leaving.join().unwrap();
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(seen.started(), [1, 2]);
+    });
+}
+
+#[test]
+fn the_last_caller_goes_while_a_weak_one_comes() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let weak = caller.downgrade();
+        let upgrading = thread::spawn(move || weak.upgrade().map(|caller| call(&caller, Ask::Ready(1))));
+        drop(caller);
+        // Whoever got a caller is served: nobody can have shut the door before it went.
+        assert!(matches!(upgrading.join().unwrap(), None | Some(Ok(1))));
+        assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_abort_and_a_call() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let other = call_there(&caller, Ask::Ready(1));
+        drop(driver);
+        seen.check(1, &other.join().unwrap());
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+        assert_eq!(call(&caller, Ask::Ready(2)), Err(stopped()));
+    });
+}
+
+#[test]
+fn an_abort_and_a_handler_that_waits() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let other = call_there(&caller, Ask::Wait(1, Arc::clone(&event)));
+        let aborting = thread::spawn(move || drop(driver));
+        event.fire();
+        let outcome = other.join().unwrap();
+        seen.check(1, &outcome);
+        aborting.join().unwrap();
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+    });
+}
+
+/// One runs, the other queues behind it and may be served by the first.
+#[test]
+fn an_abort_while_one_serves_another() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let one = call_there(&caller, Ask::Ready(1));
+        let other = call_there(&caller, Ask::Ready(2));
+        drop(driver);
+        seen.check(1, &one.join().unwrap());
+        seen.check(2, &other.join().unwrap());
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_abort_with_one_that_waits_and_one_that_queues() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2));
+        let mut waiting = caller.send_request(Ask::Ready(3));
+        assert!(poll_once(&mut first).is_pending());
+        assert!(poll_once(&mut queued).is_pending() && poll_once(&mut waiting).is_pending());
+        let firing = thread::spawn(move || event.fire());
+        drop(driver);
+        firing.join().unwrap();
+        assert_eq!(block_on(first), Err(lost()));
+        assert_eq!(block_on(queued), Err(stopped()));
+        assert_eq!(block_on(waiting), Err(stopped()));
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_panic_and_one_who_queues_behind_it() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Panic(1));
+        let outcome = call(&caller, Ask::Ready(2));
+        assert!(is_panic(&other.join().unwrap()));
+        seen.check(2, &outcome);
+        assert!(task.join().unwrap().is_none(), "the task panics on");
+        seen.check_end();
+        assert_eq!(call(&caller, Ask::Ready(3)), Err(stopped()));
+    });
+}
+
+#[test]
+fn a_panic_of_a_handler_that_waited() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::PanicLater(1, Arc::clone(&event)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(2));
+        event.fire();
+        assert!(is_panic(&block_on(first)));
+        seen.check(2, &other.join().unwrap());
+        assert!(task.join().unwrap().is_none());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_panic_and_a_stop() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Panic(1));
+        caller.stop();
+        let outcome = other.join().unwrap();
+        seen.check(1, &outcome);
+        assert_eq!(task.join().unwrap().is_none(), is_panic(&outcome));
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_panic_and_an_abort() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let other = call_there(&caller, Ask::Panic(1));
+        drop(driver);
+        seen.check(1, &other.join().unwrap());
+        assert!(caller.is_stopped());
+        seen.check_end();
+    });
+}
+
+/// Who waits for room moves up when the one before him leaves, though nobody polls him.
+#[test]
+fn one_who_waits_for_room_moves_up() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2)).owned();
+        let mut waiting = caller.send_request(Ask::Ready(3)).cast();
+        assert!(poll_once(&mut first).is_pending());
+        assert!(poll_once(&mut queued).is_pending() && poll_once(&mut waiting).is_pending());
+        let task = drive(driver);
+        let leaving = thread::spawn(move || drop(queued));
+        event.fire();
+        assert_eq!(block_on(waiting), Ok(()));
+        assert_eq!(block_on(first), Ok(1));
+        leaving.join().unwrap();
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        assert!(seen.has_started(3));
+    });
+}
+
+#[test]
+fn one_who_waits_for_room_and_a_stop() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(1);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2));
+        let mut waiting = caller.send_request(Ask::Ready(3));
+        assert!(poll_once(&mut first).is_pending());
+        assert!(poll_once(&mut queued).is_pending() && poll_once(&mut waiting).is_pending());
+        let task = drive(driver);
+        let theirs = caller.clone();
+        let stopping = thread::spawn(move || theirs.stop());
+        event.fire();
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(block_on(queued), Ok(2));
+        let outcome = block_on(waiting);
+        seen.check(3, &outcome);
+        stopping.join().unwrap();
+        assert!(task.join().unwrap().is_some());
+    });
+}
+
+#[test]
+fn no_wait_and_one_who_makes_room() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        let mut queued = caller.send_request(Ask::Ready(2)).owned();
+        assert!(poll_once(&mut first).is_pending() && poll_once(&mut queued).is_pending());
+        let leaving = thread::spawn(move || drop(queued));
+        let outcome = caller.send_request(Ask::Ready(3)).try_cast();
+        leaving.join().unwrap();
+        let task = drive(driver);
+        event.fire();
+        assert_eq!(block_on(first), Ok(1));
+        hand_back(caller, task);
+        assert_eq!(outcome.is_ok(), seen.has_started(3));
+    });
+}
+
+/// Before there is a worker.
+#[test]
+fn a_call_and_a_stop_before_the_worker_is_there() {
+    model(3, || {
+        let (Model { caller, driver, seen }, worker) = start_without_worker(2, Inline::Auto);
+        let other = call_there(&caller, Ask::Ready(1));
+        let theirs = caller.clone();
+        let stopping = thread::spawn(move || theirs.stop());
+        let mut driver = driver.with(worker);
+        let outcome = loop {
+            if let std::task::Poll::Ready(worker) = poll_once(&mut driver) {
+                break worker;
+            }
+            thread::yield_now();
+        };
+        drop(outcome);
+        stopping.join().unwrap();
+        seen.check(1, &other.join().unwrap());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn a_service_that_never_gets_a_worker_answers_all_the_same() {
+    model(3, || {
+        let (Model { caller, driver, seen }, worker) = start_without_worker(2, Inline::Auto);
+        let other = call_there(&caller, Ask::Ready(1));
+        drop(driver);
+        assert_eq!(other.join().unwrap(), Err(stopped()));
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        drop(worker);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn one_who_waits_for_the_end() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let theirs = caller.clone();
+        let waiting = thread::spawn(move || block_on(theirs.stopped()));
+        caller.stop();
+        assert_eq!(waiting.join().unwrap(), StopReason::Requested);
+        assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}

@@ -1,0 +1,288 @@
+//! The cell under every interleaving, and under a great many.
+//!
+//! - [`every`]: two or three threads under loom, which tries each order in which they can run and each value that an atomic
+//!   may be seen to have. `RUSTFLAGS="--cfg loom" cargo test -p tenorite --lib --release models`
+//! - [`many`]: more threads under shuttle, which picks orders by chance.
+//!   `RUSTFLAGS="--cfg shuttle" cargo test -p tenorite --lib --release models`
+//!
+//! Both watch the same things, whatever else a model is about: that nobody waits for ever (both tools report a deadlock);
+//! that the worker is used by one thread at a time and gone once, after its last handler; that handlers do not
+//! overlap; that what was said not to have run did not run, and what was answered did; and that no slot is left over.
+
+#[cfg(loom)]
+mod every;
+#[cfg(shuttle)]
+mod many;
+
+use std::future::poll_fn;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex as Plain, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::caller::TenoriteCaller;
+use crate::context::Home;
+use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::mailbox::cell::{self, Dispatch, Driver, Job, SomeSpace, Step};
+use crate::mailbox::inline::Inline;
+use crate::sync::Mutex;
+
+pub(crate) type Caller = TenoriteCaller<Ask, u32>;
+pub(crate) type Outcome = Result<u32, TenoriteError>;
+
+/// What a handler is to do. The number is the request's own.
+pub(crate) enum Ask {
+    Ready(u32),
+    /// Waits for the event.
+    Wait(u32, Arc<Event>),
+    /// Wakes itself, and comes back.
+    Yield(u32),
+    Panic(u32),
+    /// Panics once the event has come.
+    PanicLater(u32, Arc<Event>),
+    /// Asks another service.
+    Relay(u32, Caller, Box<Ask>),
+    /// Stops a service, and lets go of it.
+    Stop(u32, Caller),
+}
+
+/// Something that happens, and whoever waits for it.
+pub(crate) struct Event(Mutex<Happening>);
+
+#[derive(Default)]
+struct Happening {
+    has_come: bool,
+    waiting: Vec<Waker>,
+}
+
+impl Event {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Happening::default())))
+    }
+
+    /// Wakers are kept: a second event wakes whoever waited for the first, though he has long gone.
+    pub(crate) fn fire(&self) {
+        let waiting = {
+            let mut happening = self.0.lock();
+            happening.has_come = true;
+            happening.waiting.clone()
+        };
+        waiting.iter().for_each(Waker::wake_by_ref);
+    }
+
+    async fn wait(&self) {
+        poll_fn(|cx| {
+            let mut happening = self.0.lock();
+            if happening.has_come {
+                return Poll::Ready(());
+            }
+            happening.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// What was seen of a worker. Not part of the model: nothing is ordered by it.
+#[derive(Default)]
+pub(crate) struct Seen(Plain<Log>);
+
+#[derive(Default)]
+struct Log {
+    started: Vec<u32>,
+    running: bool,
+    gone: u32,
+}
+
+impl Seen {
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn started(&self) -> Vec<u32> {
+        self.log().started.clone()
+    }
+
+    pub(crate) fn has_started(&self, id: u32) -> bool {
+        self.log().started.contains(&id)
+    }
+}
+
+/// A handler that runs.
+struct Running<'a>(&'a mut Worker);
+
+impl<'a> Running<'a> {
+    fn start(worker: &'a mut Worker, id: u32) -> Self {
+        worker.touch();
+        let mut log = worker.seen.log();
+        assert!(!log.running, "two handlers at once");
+        assert!(!log.started.contains(&id), "a request ran twice");
+        log.running = true;
+        log.started.push(id);
+        drop(log);
+        Self(worker)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.seen.log().running = false;
+    }
+}
+
+pub(crate) struct Worker {
+    seen: Arc<Seen>,
+    /// Sees whether two threads touch the worker without one of them having heard of the other.
+    #[cfg(loom)]
+    touched: loom::cell::UnsafeCell<()>,
+}
+
+impl Worker {
+    fn touch(&mut self) {
+        #[cfg(loom)]
+        self.touched.with_mut(|_| {});
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.touch();
+        let mut log = self.seen.log();
+        log.gone += 1;
+        let (running, gone) = (log.running, log.gone);
+        drop(log);
+        assert!(!running, "the worker is dropped before its handler");
+        assert_eq!(gone, 1, "the worker is dropped twice");
+    }
+}
+
+impl Dispatch for Worker {
+    type Request = Ask;
+    type Response = u32;
+    type Space = SomeSpace;
+
+    fn dispatch<'w>(&'w mut self, mut job: Job<'w, '_, Ask, u32>) -> Step {
+        match job.request() {
+            Ask::Ready(id) => {
+                Running::start(self, id);
+                job.reply(id)
+            }
+            Ask::Wait(id, event) => job.run(move || async move {
+                let _running = Running::start(self, id);
+                event.wait().await;
+                id
+            }),
+            Ask::Yield(id) => job.run(move || async move {
+                let _running = Running::start(self, id);
+                let mut again = false;
+                poll_fn(|cx| {
+                    if again {
+                        return Poll::Ready(());
+                    }
+                    again = true;
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                })
+                .await;
+                id
+            }),
+            Ask::Relay(id, next, ask) => job.run(move || async move {
+                let _running = Running::start(self, id);
+                // Whatever comes of it.
+                let _ = next.send_request(*ask).await;
+                id
+            }),
+            Ask::Stop(id, caller) => {
+                Running::start(self, id);
+                caller.stop();
+                drop(caller);
+                job.reply(id)
+            }
+            // Without the panic hook: it would write a line for each of a million.
+            Ask::Panic(id) => {
+                Running::start(self, id);
+                resume_unwind(Box::new(format!("{id}")))
+            }
+            Ask::PanicLater(id, event) => job.run(move || async move {
+                let _running = Running::start(self, id);
+                event.wait().await;
+                resume_unwind(Box::new(format!("{id}")))
+            }),
+        }
+    }
+}
+
+/// A service whose task is in the model's hands.
+pub(crate) struct Model {
+    pub(crate) caller: Caller,
+    pub(crate) driver: Driver<Worker>,
+    pub(crate) seen: Arc<Seen>,
+}
+
+pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
+    let (model, worker) = start_without_worker(backlog, inline);
+    Model { driver: model.driver.with(worker), ..model }
+}
+
+/// Callers may come already.
+pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
+    let seen = Arc::new(Seen::default());
+    let (door, driver) = cell::open(backlog, Home, inline);
+    let worker = Worker {
+        seen: Arc::clone(&seen),
+        #[cfg(loom)]
+        touched: loom::cell::UnsafeCell::new(()),
+    };
+    (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
+}
+
+pub(crate) fn start(backlog: usize) -> Model {
+    start_with(backlog, Inline::Auto)
+}
+
+impl Seen {
+    /// Whether an outcome is true.
+    pub(crate) fn check(&self, id: u32, outcome: &Outcome) {
+        match *outcome {
+            Ok(answer) => {
+                assert_eq!(answer, id, "somebody else's answer");
+                assert!(self.has_started(id), "answered, and did not run");
+            }
+            Err(TenoriteError::SendFailure(ref reason)) => {
+                assert!(!self.has_started(id), "said not to have run ({reason}), and ran");
+            }
+            Err(TenoriteError::FetchFailure(_)) => {
+                assert!(self.has_started(id), "said to have run, and did not");
+            }
+            Err(TenoriteError::ServiceError(never)) => match never {},
+        }
+    }
+
+    /// Whether all is over: the worker was dropped, once.
+    pub(crate) fn check_end(&self) {
+        assert_eq!(self.log().gone, 1, "the worker is still there");
+    }
+}
+
+pub(crate) fn stopped() -> TenoriteError {
+    TenoriteError::SendFailure(SendReason::Stopped)
+}
+
+pub(crate) fn lost() -> TenoriteError {
+    TenoriteError::FetchFailure(FetchReason::Stopped)
+}
+
+pub(crate) fn is_panic(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked(_))))
+}
+
+/// Polls once, for somebody who does not want to be woken.
+pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Neither tool has a task that can panic without failing: so whoever drives the service catches it.
+pub(crate) fn end_of(run: impl FnOnce() -> Worker) -> Option<Worker> {
+    crate::panics::catch(run).ok()
+}
