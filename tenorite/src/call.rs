@@ -391,13 +391,19 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     /// Ends the call if it is too late.
     #[cold]
     fn poll_timer(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let mut timer = self.timer.take().unwrap_or_else(|| {
-            // What is left: the first poll may have taken its time.
-            let left = deadline.saturating_duration_since(self.now());
-            Box::new(Timer::new(left, self.mailbox.get().runtime()))
-        });
-        let poll = timer.poll(cx);
-        self.timer = Some(timer);
+        let poll = match &mut self.timer {
+            Some(timer) => timer.poll(cx),
+            None => {
+                // What is left: the first poll may have taken its time, all of it even.
+                let left = deadline.saturating_duration_since(self.now());
+                if left.is_zero() {
+                    Poll::Ready(())
+                } else {
+                    let timer = Timer::new(left, self.mailbox.get().runtime());
+                    self.timer.insert(Box::new(timer)).poll(cx)
+                }
+            }
+        };
         if poll.is_ready() {
             self.mailbox.get().expire(&mut self.state);
         }

@@ -167,3 +167,20 @@ fn a_runtime_without_time_is_no_obstacle_to_calls_that_need_none() {
         }
     });
 }
+
+/// A handler that takes long before it first waits, on its caller's thread, uses its caller's time.
+#[tokio::test]
+async fn the_time_counts_from_the_first_poll_whatever_happens_in_it() {
+    struct Slow;
+    #[tenorite::service]
+    impl Slow {
+        pub async fn compute_and_wait(&mut self) {
+            std::thread::sleep(Duration::from_millis(20));
+            std::future::pending::<()>().await;
+        }
+    }
+    let (task, caller) = SlowService.start_task(4, Slow);
+    let mut call = caller.compute_and_wait().timeout(Duration::from_millis(10));
+    assert_eq!(ready(poll_once(&mut call)), Err(LATE));
+    task.abort();
+}
