@@ -244,6 +244,7 @@ mod real {
                         assert_eq!(theirs_home.look(), Some(Stance::Native));
                         assert_eq!(ours_home.look(), Some(Stance::Foreign));
                     }
+                    assert_eq!(theirs_home.look(), Some(Stance::Foreign));
                     assert_eq!(ours_home.look(), Some(Stance::Native));
                     assert_eq!(Handle::current().id(), ours_home.id);
                 })

@@ -56,6 +56,7 @@
 mod sync;
 mod error;
 mod panics;
+mod trace;
 mod park;
 mod lifecycle;
 mod context;

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
+use crate::trace::WARN_AFTER;
 use crate::worker::{Start, TenoriteWorker};
 
 /// A kind of service: a name to start a worker under.
@@ -81,7 +82,7 @@ pub trait TenoriteService<
 
     /// For what the service should have besides a backlog and a config.
     fn builder(self) -> Builder<W, C> {
-        Builder { timeout: None, inline: Inline::Auto, worker: PhantomData }
+        Builder { timeout: None, inline: Inline::Auto, warn_after: WARN_AFTER, worker: PhantomData }
     }
 }
 
@@ -100,6 +101,7 @@ pub trait TenoriteService<
 pub struct Builder<W, C> {
     timeout: Option<Duration>,
     inline: Inline,
+    warn_after: Duration,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -123,6 +125,15 @@ where
     /// A hand-written worker always runs on its task.
     pub fn inline(mut self, inline: Inline) -> Self {
         self.inline = inline;
+        self
+    }
+
+    /// Warns, through `tracing`, of handlers that hold their thread for longer than this in one poll. 10 ms if it is not said.
+    ///
+    /// While a handler computes, nobody else on its thread gets a turn, and that thread may be its caller's. Of a
+    /// derived service; and without the `tracing` feature nobody looks at the clock.
+    pub fn warn_after(mut self, limit: Duration) -> Self {
+        self.warn_after = limit;
         self
     }
 
@@ -167,7 +178,7 @@ where
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
         let mut started = None;
-        let start = Start { backlog, inline: self.inline };
+        let start = Start { backlog, inline: self.inline, warn_after: self.warn_after };
         let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(self.timeout));
             let config = make(WeakCaller::from(&caller));

@@ -61,3 +61,33 @@ impl<T> Once<T> {
         if self.is_set.load(Ordering::Acquire) { self.value.get() } else { None }
     }
 }
+
+/// Stands beside data that one thread at a time may touch. Modelled, it notices when two do of whom neither has heard of the
+/// other; real, it is nothing.
+#[cfg(loom)]
+pub(crate) struct Witness(loom::cell::UnsafeCell<()>);
+
+#[cfg(loom)]
+impl Witness {
+    pub(crate) fn new() -> Self {
+        Self(loom::cell::UnsafeCell::new(()))
+    }
+
+    pub(crate) fn touch(&self) {
+        self.0.with_mut(|_| {});
+    }
+}
+
+/// Stands beside data that one thread at a time may touch, and is nothing unless it is modelled.
+#[cfg(not(loom))]
+pub(crate) struct Witness;
+
+#[cfg(not(loom))]
+impl Witness {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+
+    #[inline]
+    pub(crate) fn touch(&self) {}
+}

@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -100,6 +101,7 @@ pub trait TenoriteWorker: 'static {
 pub struct Start {
     pub(crate) backlog: usize,
     pub(crate) inline: Inline,
+    pub(crate) warn_after: Duration,
 }
 
 impl Start {
@@ -133,7 +135,7 @@ impl Start {
     ) -> JoinHandle<W> {
         let home = Home::current();
         let runtime = home.handle().clone();
-        let (door, driver) = cell::open(self.backlog, home, self.inline);
+        let (door, driver) = cell::open(self.backlog, home, self.inline, self.warn_after);
         let worker = make(TenoriteCaller::new(Arc::new(door), None));
         runtime.spawn(driver.with(worker))
     }

@@ -1,5 +1,7 @@
 //! The tests of tenorite's promises: the code of its documents, and what the integration tests share.
 
+pub mod planted;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

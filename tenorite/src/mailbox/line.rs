@@ -37,6 +37,7 @@ use super::Phase;
 use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::Reply;
+use crate::trace::Span;
 
 /// A slab that has grown beyond this many slots in a burst gives its memory back.
 const KEPT_SLOTS: usize = 64;
@@ -85,6 +86,8 @@ enum Stage<Rq, Rs, Er> {
 
 struct Entry<Rq> {
     request: Rq,
+    /// Where its call was made.
+    span: Span,
     deadline: Option<Instant>,
     awaited: Awaited,
     accepted: bool,
@@ -103,6 +106,8 @@ pub(super) enum Awaited {
 /// A request that has left the line for the worker.
 pub(crate) struct Taken<Rq> {
     pub(crate) request: Rq,
+    /// Where its call was made.
+    pub(crate) span: Span,
     /// The slot that awaits the reply; `None` if none is wanted.
     pub(crate) slot: Option<usize>,
 }
@@ -113,7 +118,7 @@ pub(super) struct Spent;
 /// What is left to do once the lock is released.
 pub(super) struct After<Rq> {
     pub(super) to_wake: Vec<Waker>,
-    pub(super) to_drop: (Vec<Rq>, Option<Waker>),
+    pub(super) to_drop: (Vec<(Rq, Span)>, Option<Waker>),
 }
 
 impl<Rq> After<Rq> {
@@ -205,14 +210,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     pub(super) fn append(
         &mut self,
-        request: Rq,
+        (request, span): (Rq, Span),
         deadline: Option<Instant>,
         awaited: Awaited,
         accepted: bool,
         waker: Option<Waker>,
     ) -> usize {
         let previous = self.last;
-        let entry = Entry { request, deadline, awaited, accepted, previous, next: None };
+        let entry = Entry { request, span, deadline, awaited, accepted, previous, next: None };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker });
         match previous {
             Some(previous) => self.entry(previous).next = Some(slot),
@@ -295,14 +300,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 None
             }
         };
-        Taken { request: entry.request, slot }
+        Taken { request: entry.request, span: entry.span, slot }
     }
 
     /// Ends an entry that will never be started.
     pub(super) fn fail_queued(&mut self, slot: usize, reason: SendReason, after: &mut After<Rq>) {
         let failure = Stage::Done(Err(TenoriteError::SendFailure(reason)));
         let entry = self.unlink(slot, failure, after);
-        after.to_drop.0.push(entry.request);
+        after.to_drop.0.push((entry.request, entry.span));
         if entry.awaited == Awaited::Nothing {
             self.free(slot);
         } else {
@@ -336,7 +341,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         match self.slots[slot].stage {
             Stage::Queued(_) => {
                 let entry = self.unlink(slot, Stage::Detached, after);
-                after.to_drop.0.push(entry.request);
+                after.to_drop.0.push((entry.request, entry.span));
                 self.free(slot);
                 Left::BeforeStart
             }
@@ -444,7 +449,8 @@ mod tests {
                 match random.below(6) {
                     0..3 => {
                         let accepted = line.len < line.backlog;
-                        let slot = line.append(request, None, Awaited::Reply, accepted, None);
+                        let slot =
+                            line.append((request, Span::current()), None, Awaited::Reply, accepted, None);
                         model.push((request, slot));
                     }
                     3 if !model.is_empty() => {

@@ -25,6 +25,7 @@ use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
 use crate::reply::{Answer, Reply};
 use crate::sync::Mutex;
+use crate::trace::Span;
 
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
@@ -100,6 +101,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         join: impl FnOnce(&mut Line<Rq, Rs, Er>, bool) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
         let waker = waker.clone();
+        let span = Span::current();
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
             Some(SendReason::Stopped)
@@ -139,7 +141,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             (Some(waker), None)
         };
-        let slot = line.append(request, limit.deadline(), awaited, accepted, kept);
+        let slot = line.append((request, span), limit.deadline(), awaited, accepted, kept);
         drop(line);
         // Wakers are the user's, and may panic when they are dropped.
         panics::drop_quietly(unused);

@@ -25,7 +25,8 @@ use crate::context::Home;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Witness};
+use crate::trace::WARN_AFTER;
 
 pub(crate) type Caller = TenoriteCaller<Ask, u32>;
 pub(crate) type Outcome = Result<u32, TenoriteError>;
@@ -133,15 +134,12 @@ impl Drop for Running<'_> {
 
 pub(crate) struct Worker {
     seen: Arc<Seen>,
-    /// Sees whether two threads touch the worker without one of them having heard of the other.
-    #[cfg(loom)]
-    touched: loom::cell::UnsafeCell<()>,
+    witness: Witness,
 }
 
 impl Worker {
     fn touch(&mut self) {
-        #[cfg(loom)]
-        self.touched.with_mut(|_| {});
+        self.witness.touch();
     }
 }
 
@@ -228,12 +226,8 @@ pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
 /// Callers may come already.
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
     let seen = Arc::new(Seen::default());
-    let (door, driver) = cell::open(backlog, Home, inline);
-    let worker = Worker {
-        seen: Arc::clone(&seen),
-        #[cfg(loom)]
-        touched: loom::cell::UnsafeCell::new(()),
-    };
+    let (door, driver) = cell::open(backlog, Home, inline, WARN_AFTER);
+    let worker = Worker { seen: Arc::clone(&seen), witness: Witness::new() };
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
 

@@ -320,6 +320,35 @@ async fn h6_wakers_may_fire_early_late_twice_and_from_anywhere() {
     }
 }
 
+/// Not at its first poll either, before which a caller may have left it a future.
+#[tokio::test]
+async fn h6_the_task_polls_what_was_woken_and_nothing_else() {
+    #[derive(Default)]
+    struct Counted(Arc<AtomicUsize>);
+    #[tenorite::service]
+    impl Counted {
+        pub async fn wait(&mut self) {
+            std::future::poll_fn(|_| {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                Poll::<()>::Pending
+            })
+            .await;
+        }
+        pub fn never(&mut self) {}
+    }
+    let polls = Arc::default();
+    let (task, caller) = CountedService.start_task(4, Counted(Arc::clone(&polls)));
+    let (mut call, mut queued) = (caller.wait(), caller.never());
+    assert!(poll_once(&mut call).is_pending() && poll_once(&mut queued).is_pending());
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+        assert!(poll_once(&mut call).is_pending() && poll_once(&mut queued).is_pending());
+    }
+    assert_eq!(polls.load(Ordering::SeqCst), 1);
+    task.abort();
+    assert_eq!(call.await, Err(LOST));
+}
+
 // H7 and S8
 
 struct Slow {

@@ -18,6 +18,7 @@ use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, Phase, Stats};
 use crate::panics;
+use crate::trace::Span;
 
 type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
@@ -93,7 +94,7 @@ impl<W: Dispatch> Door<W> {
     fn wait(&self, owner: Owner<'_, W>, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         if state.cast {
             state.phase = Phase::Accepted;
-            owner.park(None);
+            owner.park(None, Span::current());
             return Poll::Ready(());
         }
         // A waker that panics is its owner's problem: the handler goes on.
@@ -103,7 +104,7 @@ impl<W: Dispatch> Door<W> {
         };
         let slot = self.core.queue.occupy(waker);
         state.phase = Phase::Waiting(slot);
-        owner.park(Some(slot));
+        owner.park(Some(slot), Span::current());
         if let Some(payload) = panic {
             resume_unwind(payload);
         }

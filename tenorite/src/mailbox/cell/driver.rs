@@ -26,6 +26,7 @@ impl<W: Dispatch> Driver<W> {
     /// Lets the worker in. Then this is to be spawned.
     pub(crate) fn with(self, worker: W) -> Self {
         if let Some(core) = &self.core {
+            core.witness.touch();
             // SAFETY: nobody owns the seat before it is opened, and it is opened once.
             unsafe { (*core.owned.get()).seat.place(worker) };
             core.word.open();
@@ -61,6 +62,7 @@ impl<W: Dispatch> Future for Driver<W> {
                 Poll::Ready(worker)
             }
             Left::Dead => {
+                core.witness.touch();
                 // SAFETY: the last owner has gone, and the word that says so was read after it: nobody comes any more.
                 let payload = unsafe { (*core.owned.get()).panic.take() };
                 self.core = None;

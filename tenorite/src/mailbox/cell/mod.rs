@@ -61,6 +61,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
+use std::time::Duration;
 
 pub(crate) use self::door::Door;
 pub(crate) use self::driver::Driver;
@@ -75,7 +76,8 @@ use crate::context::Home;
 use crate::lifecycle::StopReason;
 use crate::panics::{self, Payload};
 use crate::reply::Reply;
-use crate::sync::Once;
+use crate::sync::{Once, Witness};
+use crate::trace::{Span, Watch};
 
 /// A worker whose requests are methods.
 ///
@@ -118,20 +120,30 @@ type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, In
 pub(crate) struct Core<W: Dispatch> {
     word: Word,
     owned: UnsafeCell<Owned<W>>,
+    witness: Witness,
     queue: Queue<W::Request, W::Response, Infallible>,
     /// The task's waker, from its first poll on. Until then the task need not be woken: its first poll is to come.
     task: Once<Waker>,
     home: Home,
     dice: Dice,
+    watch: Watch,
 }
 
 /// What only the owner may touch.
 struct Owned<W: Dispatch> {
     seat: Seat<W>,
-    /// While a handler waits: the slot that its reply belongs to. `None` if it was cast.
-    serving: Option<usize>,
+    /// While a handler waits: whom it serves.
+    serving: Option<Serving>,
     /// What the `JoinHandle` is to hear.
     panic: Option<Payload>,
+}
+
+/// Whom a handler serves that waits.
+struct Serving {
+    /// Where its reply belongs. `None` if it was cast.
+    slot: Option<usize>,
+    /// Where its call was made.
+    span: Span,
 }
 
 // SAFETY: `owned` is touched only through an `Owner`, of which there is one at a time: it is made at a transition to `RUN`,
@@ -141,20 +153,27 @@ struct Owned<W: Dispatch> {
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
 /// A cell that has no worker yet: callers may come, and wait.
-pub(crate) fn open<W: Dispatch>(backlog: usize, home: Home, inline: Inline) -> (Door<W>, Driver<W>) {
-    let core = Arc::new(Core::new(backlog, home, inline));
+pub(crate) fn open<W: Dispatch>(
+    backlog: usize,
+    home: Home,
+    inline: Inline,
+    warn_after: Duration,
+) -> (Door<W>, Driver<W>) {
+    let core = Arc::new(Core::new(backlog, home, inline, warn_after));
     (Door::new(Arc::clone(&core)), Driver::new(core))
 }
 
 impl<W: Dispatch> Core<W> {
-    fn new(backlog: usize, home: Home, inline: Inline) -> Self {
+    fn new(backlog: usize, home: Home, inline: Inline, warn_after: Duration) -> Self {
         Self {
             word: Word::new(inline != Inline::Auto),
             owned: UnsafeCell::new(Owned { seat: Seat::new(), serving: None, panic: None }),
+            witness: Witness::new(),
             queue: Queue::new(backlog),
             task: Once::new(),
             home,
             dice: Dice::new(inline),
+            watch: Watch::new::<W>(warn_after),
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::task::coop;
 
 use super::seat::{Progress, response_of};
 use super::word::{Leave, Park};
-use super::{Answered, Core, Dispatch, Exchange, Owned};
+use super::{Answered, Core, Dispatch, Exchange, Owned, Serving};
 use crate::budget;
 use crate::context::Stance;
 use crate::error::{FetchReason, TenoriteError};
@@ -17,6 +17,7 @@ use crate::mailbox::Phase;
 use crate::mailbox::inline::Dice;
 use crate::mailbox::line::Taken;
 use crate::panics::{self, Payload};
+use crate::trace::Span;
 
 /// How many requests of others a caller serves before it goes on with its own business.
 const CREDIT: u32 = 16;
@@ -66,6 +67,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     fn owned(&mut self) -> *mut Owned<W> {
+        self.0.witness.touch();
         self.0.owned.get()
     }
 
@@ -104,6 +106,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
+            let _watched = core.watch.begin();
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
             unsafe { (*owned).seat.start(exchange, &waker) }
@@ -116,12 +119,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Goes on with the handler that waits.
-    fn resume(&mut self, stance: Stance) -> Poll<Result<W::Response, Payload>> {
+    fn resume(&mut self, span: &Span, stance: Stance) -> Poll<Result<W::Response, Payload>> {
         let core = self.0;
         let waker = Self::waker(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _entered = core.home.enter(stance);
+            let _in_span = span.enter();
+            let _watched = core.watch.begin();
             // SAFETY: this is the owner.
             unsafe { (*owned).seat.resume(&mut Context::from_waker(&waker)) }
         });
@@ -132,10 +137,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T3. The handler waits; its reply belongs into `slot`.
-    pub(super) fn park(mut self, slot: Option<usize>) -> Left<W> {
+    pub(super) fn park(mut self, slot: Option<usize>, span: Span) -> Left<W> {
         let core = self.0;
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
-        unsafe { (*self.owned()).serving = slot };
+        unsafe { (*self.owned()).serving = Some(Serving { slot, span }) };
         match core.word.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
             parked => {
@@ -187,10 +192,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
             });
             match next {
-                Next::Serve(Taken { request, slot }) => {
+                Next::Serve(Taken { request, span, slot }) => {
                     credit.charge(cx);
                     let mut exchange = Phase::New(request);
-                    match self.start(&mut exchange, stance) {
+                    let ran = {
+                        let _in_span = span.enter();
+                        self.start(&mut exchange, stance)
+                    };
+                    match ran {
                         Run::Replied => {
                             let reply = Ok(Ok(response_of(exchange)));
                             match slot {
@@ -198,7 +207,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                                 None => core.queue.drop_quietly(reply),
                             }
                         }
-                        Run::Waits => return self.park(slot),
+                        Run::Waits => return self.park(slot, span),
                         Run::Panicked(payload) => return self.panicked(slot, payload),
                     }
                 }
@@ -218,9 +227,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Polls the handler that waits, then serves those in line.
     pub(super) fn go_on(mut self, credit: Credit, stance: Stance, cx: &mut Context<'_>) -> Left<W> {
         // SAFETY: this is the owner.
-        let slot = unsafe { (*self.owned()).serving.take() };
-        match self.resume(stance) {
-            Poll::Pending => self.park(slot),
+        let serving = unsafe { (*self.owned()).serving.take() };
+        let Serving { slot, span } = serving.expect("a handler that waits serves somebody");
+        match self.resume(&span, stance) {
+            Poll::Pending => self.park(slot, span),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
                 let reply = Ok(Ok(response));
@@ -260,8 +270,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             panics::discard(payload);
         }
         // SAFETY: as above. There is one if the worker was parked; who panicked has been told.
-        if let Some(slot) = unsafe { (*owned).serving.take() } {
-            core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+        if let Some(serving) = unsafe { (*owned).serving.take() } {
+            core.answer(serving.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
         }
         // SAFETY: as above; the future is gone, though its `Drop` may have panicked.
         let worker = unsafe { (*owned).seat.take() };
