@@ -1,11 +1,12 @@
 //! The contestants side by side, in one process, in interleaved rounds.
 //!
-//! `cargo run --release --manifest-path benches/Cargo.toml [-- --quick] [-- --only WORKLOAD] [-- --among NAME,NAME]`
+//! `cargo run --release --manifest-path benches/Cargo.toml [-- [--quick] [--only WORKLOAD] [--among NAME,NAME]]`
 //!
 //! Writes `target/bench/results.json`, `results.md` and `results.svg`. Read ratios within one run, not nanoseconds:
 //! whatever disturbs the machine disturbs a round of everybody's.
 
 mod contestants;
+mod instructions;
 mod memory;
 mod report;
 mod workloads;
@@ -23,15 +24,24 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 struct Entry {
     name: &'static str,
     casts: bool,
+    awaits: bool,
     round: fn(&str, usize) -> Figures,
+    only_calls: fn(usize),
 }
 
 const fn entry<C: Contestant>() -> Entry {
-    Entry { name: C::NAME, casts: C::CASTS, round: workloads::round::<C> }
+    Entry {
+        name: C::NAME,
+        casts: C::CASTS,
+        awaits: C::AWAITS,
+        round: workloads::round::<C>,
+        only_calls: workloads::only_calls::<C>,
+    }
 }
 
 const CONTESTANTS: &[Entry] = &[
     entry::<contestants::derived::StoreCaller>(),
+    entry::<contestants::derived_sync::PlainCaller>(),
     entry::<tenorite::TenoriteCaller<contestants::by_hand::Request, Option<String>>>(),
     entry::<contestants::channels::Store>(),
     entry::<contestants::mutex::Store>(),
@@ -61,9 +71,21 @@ struct Options {
     among: Option<Vec<String>>,
 }
 
+impl Options {
+    fn is_among(&self, contestant: &str) -> bool {
+        self.among.as_ref().is_none_or(|names| names.iter().any(|name| name == contestant))
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut options = Options { quick: false, only: None, among: None };
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|arg| arg == "--only-calls").is_some() {
+        let (name, calls) = (args.next().unwrap_or_default(), args.next().unwrap_or_default());
+        let contestant = CONTESTANTS.iter().find(|contestant| contestant.name == name);
+        (contestant.ok_or("no contestant is called that")?.only_calls)(calls.parse()?);
+        return Ok(());
+    }
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
@@ -85,6 +107,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             rows.extend(measure(workload, &options));
         }
     }
+    if options.only.as_ref().is_none_or(|only| INSTRUCTIONS.contains(only.as_str())) {
+        eprintln!("{INSTRUCTIONS}");
+        rows.extend(count_instructions(&options));
+    }
     if rows.is_empty() {
         return Err("no workload, or no contestant, is called that".into());
     }
@@ -93,6 +119,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     report::write(&folder, &rows)?;
     eprintln!("written to {}", folder.display());
     Ok(())
+}
+
+const INSTRUCTIONS: &str = "instructions a call";
+
+/// Of those that run on the thread that calls, one way or the other; for the rest they say little. Nothing without valgrind.
+fn count_instructions(options: &Options) -> Vec<Row> {
+    let counted = ["tenorite", "tenorite by hand", "std Mutex", "tokio Mutex", "mpsc + oneshot"];
+    counted
+        .into_iter()
+        .filter(|name| options.is_among(name))
+        .filter_map(|name| {
+            let count = instructions::a_call(name)?;
+            Some(Row::of(INSTRUCTIONS.to_owned(), name, "instructions", vec![count]))
+        })
+        .collect()
 }
 
 /// Round by round, each contestant in turn, so that what disturbs one disturbs all. The first round warms up.
@@ -105,9 +146,8 @@ fn measure(workload: &Workload, options: &Options) -> Vec<Row> {
     let mut figures: BTreeMap<(usize, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 0..=rounds {
         for (place, contestant) in CONTESTANTS.iter().enumerate() {
-            let is_among =
-                options.among.as_ref().is_none_or(|names| names.iter().any(|name| name == contestant.name));
-            if !is_among || (workload.casts && !contestant.casts) {
+            let can = (contestant.casts || !workload.casts) && (contestant.awaits || !workload.awaits);
+            if !options.is_among(contestant.name) || !can {
                 continue;
             }
             for (part, figure) in (contestant.round)(workload.name, calls) {

@@ -27,32 +27,42 @@ pub struct Workload {
     pub calls: usize,
     /// Needs casts.
     pub casts: bool,
+    /// Needs async handlers.
+    pub awaits: bool,
     /// Starts a great many services.
     pub many: bool,
 }
 
 const fn timed(name: &'static str, calls: usize) -> Workload {
-    Workload { name, unit: "ns", calls, casts: false, many: false }
+    Workload { name, unit: "ns", calls, casts: false, awaits: false, many: false }
+}
+
+const fn awaiting_handlers(name: &'static str, calls: usize) -> Workload {
+    Workload { awaits: true, ..timed(name, calls) }
 }
 
 pub const WORKLOADS: &[Workload] = &[
     timed("one task in a loop", 200_000),
     timed("one task in a loop, current-thread", 200_000),
     timed("the block_on root in a loop", 20_000),
+    awaiting_handlers("one task in a loop, async handlers", 200_000),
+    awaiting_handlers("one task in a loop, async handlers, current-thread", 200_000),
     timed("a caller on another thread", 20_000),
     timed("8 tasks", 200_000),
     timed("64 tasks", 200_000),
     timed("1000 tasks", 200_000),
+    awaiting_handlers("64 tasks, async handlers", 200_000),
+    awaiting_handlers("1000 tasks, async handlers", 200_000),
     timed("64 in flight from one task", 200_000),
-    Workload { name: "casts", unit: "ns", calls: 200_000, casts: true, many: false },
-    timed("a handler that awaits once", 100_000),
-    timed("a handler that awaits once, 64 tasks", 100_000),
+    Workload { name: "casts", unit: "ns", calls: 200_000, casts: true, awaits: false, many: false },
+    awaiting_handlers("a handler that awaits once", 100_000),
+    awaiting_handlers("a handler that awaits once, 64 tasks", 100_000),
     timed("16 B values", 100_000),
     timed("1 KiB values", 100_000),
     timed("64 KiB values", 10_000),
-    Workload { name: "start", unit: "ns", calls: 2_000, casts: false, many: true },
-    Workload { name: "start and call", unit: "ns", calls: 2_000, casts: false, many: true },
-    Workload { name: "idle service", unit: "bytes", calls: 100_000, casts: false, many: true },
+    Workload { name: "start", unit: "ns", calls: 2_000, casts: false, awaits: false, many: true },
+    Workload { name: "start and call", unit: "ns", calls: 2_000, casts: false, awaits: false, many: true },
+    Workload { name: "idle service", unit: "bytes", calls: 100_000, casts: false, awaits: false, many: true },
     timed("latency, 64 tasks", 100_000),
     timed("a polite caller beside a greedy one", 2_000),
 ];
@@ -80,17 +90,31 @@ fn each(elapsed: Duration, calls: usize) -> Figures {
 /// One round of one workload.
 pub fn round<C: Contestant>(name: &str, calls: usize) -> Figures {
     match name {
-        "one task in a loop" => in_a_task(&multi_thread(), one_in_a_loop::<C>(calls)),
-        "one task in a loop, current-thread" => in_a_task(&current_thread(), one_in_a_loop::<C>(calls)),
-        "the block_on root in a loop" => multi_thread().block_on(one_in_a_loop::<C>(calls)),
+        "one task in a loop" => in_a_task(&multi_thread(), one_in_a_loop::<C, Get>(calls)),
+        "one task in a loop, current-thread" => in_a_task(&current_thread(), one_in_a_loop::<C, Get>(calls)),
+        "one task in a loop, async handlers" => {
+            in_a_task(&multi_thread(), one_in_a_loop::<C, GetAsync>(calls))
+        }
+        "one task in a loop, async handlers, current-thread" => {
+            in_a_task(&current_thread(), one_in_a_loop::<C, GetAsync>(calls))
+        }
+        "the block_on root in a loop" => multi_thread().block_on(one_in_a_loop::<C, Get>(calls)),
         "a caller on another thread" => from_another_thread::<C>(calls),
-        "8 tasks" => in_a_task(&multi_thread(), many_tasks::<C>(8, calls)),
-        "64 tasks" => in_a_task(&multi_thread(), many_tasks::<C>(64, calls)),
-        "1000 tasks" => in_a_task(&multi_thread(), many_tasks::<C>(1_000, calls)),
+        "8 tasks" => in_a_task(&multi_thread(), many_tasks::<C, Get>(8, calls, true)),
+        "64 tasks" => in_a_task(&multi_thread(), many_tasks::<C, Get>(64, calls, true)),
+        "1000 tasks" => in_a_task(&multi_thread(), many_tasks::<C, Get>(1_000, calls, true)),
+        "64 tasks, async handlers" => in_a_task(&multi_thread(), many_tasks::<C, GetAsync>(64, calls, true)),
+        "1000 tasks, async handlers" => {
+            in_a_task(&multi_thread(), many_tasks::<C, GetAsync>(1_000, calls, true))
+        }
         "64 in flight from one task" => in_a_task(&multi_thread(), in_flight::<C>(64, calls)),
         "casts" => in_a_task(&multi_thread(), casts::<C>(calls)),
-        "a handler that awaits once" => in_a_task(&multi_thread(), awaiting::<C>(1, calls)),
-        "a handler that awaits once, 64 tasks" => in_a_task(&multi_thread(), awaiting::<C>(64, calls)),
+        "a handler that awaits once" => {
+            in_a_task(&multi_thread(), many_tasks::<C, GetLater>(1, calls, false))
+        }
+        "a handler that awaits once, 64 tasks" => {
+            in_a_task(&multi_thread(), many_tasks::<C, GetLater>(64, calls, false))
+        }
         "16 B values" => in_a_task(&multi_thread(), payload::<C>(16, calls)),
         "1 KiB values" => in_a_task(&multi_thread(), payload::<C>(1 << 10, calls)),
         "64 KiB values" => in_a_task(&multi_thread(), payload::<C>(64 << 10, calls)),
@@ -103,16 +127,21 @@ pub fn round<C: Contestant>(name: &str, calls: usize) -> Figures {
     }
 }
 
+/// Calls in a loop on one thread, and nothing else: for those who count instructions.
+pub fn only_calls<C: Contestant>(calls: usize) {
+    in_a_task(&current_thread(), one_in_a_loop::<C, Get>(calls));
+}
+
 fn in_a_task(runtime: &Runtime, round: impl Future<Output = Figures> + Send + 'static) -> Figures {
     runtime.block_on(runtime.spawn(round)).unwrap()
 }
 
-async fn one_in_a_loop<C: Contestant>(calls: usize) -> Figures {
+async fn one_in_a_loop<C: Contestant, R: Read>(calls: usize) -> Figures {
     let store = C::start(BACKLOG, map()).await;
     let keys = keys();
     let started = Instant::now();
     for call in 0..calls {
-        assert!(store.get(keys[call % KEYS].clone()).await.is_some());
+        assert!(R::read(&store, keys[call % KEYS].clone()).await.is_some());
     }
     each(started.elapsed(), calls)
 }
@@ -134,8 +163,35 @@ fn from_another_thread<C: Contestant>(calls: usize) -> Figures {
     .unwrap()
 }
 
-/// Nine reads to one write.
-async fn many_tasks<C: Contestant>(tasks: usize, calls: usize) -> Figures {
+/// Which of its three ways a contestant is read by.
+trait Read: 'static {
+    fn read<C: Contestant>(store: &C, key: String) -> impl Future<Output = Option<String>> + Send;
+}
+
+struct Get;
+struct GetAsync;
+struct GetLater;
+
+impl Read for Get {
+    fn read<C: Contestant>(store: &C, key: String) -> impl Future<Output = Option<String>> + Send {
+        store.get(key)
+    }
+}
+
+impl Read for GetAsync {
+    fn read<C: Contestant>(store: &C, key: String) -> impl Future<Output = Option<String>> + Send {
+        store.get_async(key)
+    }
+}
+
+impl Read for GetLater {
+    fn read<C: Contestant>(store: &C, key: String) -> impl Future<Output = Option<String>> + Send {
+        store.get_later(key)
+    }
+}
+
+/// That many tasks read; and, if there are `writes`, write each tenth time.
+async fn many_tasks<C: Contestant, R: Read>(tasks: usize, calls: usize, writes: bool) -> Figures {
     let store = C::start(BACKLOG, map()).await;
     let keys = Arc::new(keys());
     let started = Instant::now();
@@ -145,10 +201,10 @@ async fn many_tasks<C: Contestant>(tasks: usize, calls: usize) -> Figures {
             tokio::spawn(async move {
                 for call in 0..calls / tasks {
                     let key = keys[(task * 31 + call) % KEYS].clone();
-                    if call % 10 == 9 {
+                    if writes && call % 10 == 9 {
                         store.set(key, "another value of 25 bytes".to_owned()).await;
                     } else {
-                        assert!(store.get(key).await.is_some());
+                        assert!(R::read(&store, key).await.is_some());
                     }
                 }
             })
@@ -188,26 +244,6 @@ async fn casts<C: Contestant>(calls: usize) -> Figures {
     // All of them have been handled once this is answered.
     store.get(keys[0].clone()).await;
     each(started.elapsed(), calls)
-}
-
-async fn awaiting<C: Contestant>(tasks: usize, calls: usize) -> Figures {
-    let store = C::start(BACKLOG, map()).await;
-    let keys = Arc::new(keys());
-    let started = Instant::now();
-    let running: Vec<_> = (0..tasks)
-        .map(|task| {
-            let (store, keys) = (store.clone(), Arc::clone(&keys));
-            tokio::spawn(async move {
-                for call in 0..calls / tasks {
-                    assert!(store.get_later(keys[(task * 31 + call) % KEYS].clone()).await.is_some());
-                }
-            })
-        })
-        .collect();
-    for task in running {
-        task.await.unwrap();
-    }
-    each(started.elapsed(), calls / tasks * tasks)
 }
 
 /// A value goes in and the one before comes out.

@@ -9,12 +9,13 @@
 use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tenorite::Inline;
 use tenorite::prelude::*;
 use tokio::runtime::{Builder, Runtime};
@@ -36,7 +37,7 @@ struct Wakers(Mutex<Vec<Waker>>);
 
 impl Wakers {
     fn keep(&self, waker: &Waker) {
-        let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wakers = self.0.lock();
         wakers.push(waker.clone());
         // The oldest have been fired often enough.
         if wakers.len() > 64 {
@@ -45,7 +46,7 @@ impl Wakers {
     }
 
     fn fire(&self) {
-        let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let wakers = self.0.lock().clone();
         for waker in wakers {
             waker.wake_by_ref();
             waker.wake();
@@ -267,6 +268,6 @@ fn main() {
         firing.join().expect("it fires wakers");
         services += 8;
     }
-    wakers.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    wakers.0.lock().clear();
     println!("{services} services, {ran} handlers");
 }

@@ -12,6 +12,9 @@ impl Store {
     pub fn set(&mut self, key: String, value: String) -> Option<String> {
         self.0.insert(key, value)
     }
+    pub async fn get_async(&self, key: &str) -> Option<String> {
+        self.0.get(key).cloned()
+    }
     pub async fn get_later(&mut self, key: &str) -> Option<String> {
         tokio::task::yield_now().await;
         self.0.get(key).cloned()
@@ -29,6 +32,9 @@ impl Contestant for StoreCaller {
     }
     async fn set(&self, key: String, value: String) -> Option<String> {
         StoreCaller::set(self, key, value).await.unwrap()
+    }
+    async fn get_async(&self, key: String) -> Option<String> {
+        StoreCaller::get_async(self, key).await.unwrap()
     }
     async fn get_later(&self, key: String) -> Option<String> {
         StoreCaller::get_later(self, key).await.unwrap()

@@ -5,6 +5,7 @@ pub mod actix;
 pub mod by_hand;
 pub mod channels;
 pub mod derived;
+pub mod derived_sync;
 pub mod hannibal;
 pub mod kameo;
 pub mod mutex;
@@ -24,6 +25,8 @@ pub trait Contestant: Clone + Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether a message can be sent without waiting for a reply.
     const CASTS: bool = true;
+    /// Whether there are async handlers at all.
+    const AWAITS: bool = true;
 
     /// At most `backlog` requests wait, where that can be said.
     fn start(backlog: usize, map: Map) -> impl Future<Output = Self> + Send;
@@ -31,6 +34,11 @@ pub trait Contestant: Clone + Send + Sync + 'static {
     fn get(&self, key: String) -> impl Future<Output = Option<String>> + Send;
 
     fn set(&self, key: String, value: String) -> impl Future<Output = Option<String>> + Send;
+
+    /// As `get`, through an async handler that is ready at once: the same for those who know no difference.
+    fn get_async(&self, key: String) -> impl Future<Output = Option<String>> + Send {
+        self.get(key)
+    }
 
     /// As `get`, through a handler that awaits once and is not ready at first.
     fn get_later(&self, key: String) -> impl Future<Output = Option<String>> + Send;
