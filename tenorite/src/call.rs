@@ -23,8 +23,8 @@ use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
 ///
-/// Nothing happens before the first poll. The first poll takes the request's place in the order of the service; from
-/// then on the call needs not be polled for the request to move on and to run. It borrows its caller (see
+/// Nothing happens before the first poll. The first poll takes the request's place in the order of the service, or, if a
+/// derived service is idle, runs its handler; from then on the call needs not be polled for the request to move on and to run. It borrows its caller (see
 /// [`owned`](Self::owned)) and is [`Unpin`], so `select! { reply = &mut call => … }` works in a loop.
 ///
 /// ```
@@ -182,6 +182,10 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// Nobody hears what the worker answers. A deadline still keeps the request from starting late.
     ///
+    /// A derived service that is idle runs the handler before this is over, on the caller's thread, which is cheaper than
+    /// waking another. Who does not want to pay for it starts the service
+    /// [`on_worker_task`](crate::Builder::on_worker_task).
+    ///
     /// # Panics
     ///
     /// If the call has been polled.
@@ -194,7 +198,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Sends the request without waiting for anything: neither for room nor for a reply.
     ///
-    /// For places that can neither `.await` nor block, such as `Drop` and callbacks.
+    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. As with [`cast`](Self::cast), the handler
+    /// of an idle service runs here and now.
     ///
     /// # Errors
     ///
