@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::budget;
+use crate::context::{self, Served};
 use crate::error::TenoriteError;
 use crate::mailbox::{CallState, Limit, Mailbox, Phase};
 use crate::park;
@@ -122,6 +123,9 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// The time counts from the first poll. It replaces the caller's default, longer or shorter. A limit of zero has
     /// expired at the first poll.
+    ///
+    /// A call that a handler makes has no more time than the call that the handler serves, whatever its own limit is; and
+    /// so have the calls that are made for it in turn.
     ///
     /// # Errors
     ///
@@ -364,6 +368,9 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             if let Limit::For(limit) = self.state.limit {
                 self.state.limit = self.start_clock(limit);
             }
+            if let Some(Served { deadline: Some(deadline), .. }) = context::served() {
+                self.inherit(deadline);
+            }
         }
         let mailbox = self.mailbox.get();
         if mailbox.poll(&mut self.state, cx).is_ready() {
@@ -385,6 +392,16 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
         // A limit beyond the end of time is none.
         self.now().checked_add(limit).map_or(Limit::None, Limit::Until)
+    }
+
+    /// The call that a handler makes has no more time than the one that it serves.
+    #[cold]
+    fn inherit(&mut self, deadline: Instant) {
+        let limit = self.state.limit;
+        if !limit.is_expired() && limit.deadline().is_none_or(|own| deadline < own) {
+            let is_late = deadline <= self.now();
+            self.state.limit = if is_late { Limit::Expired } else { Limit::Until(deadline) };
+        }
     }
 
     /// By the service's clock.
@@ -419,10 +436,13 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn block(&mut self) {
         park::assert_may_block("blocking()");
         // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
-        let limit = match self.state.limit {
-            Limit::For(limit) => std::time::Instant::now().checked_add(limit),
+        let own = match self.state.limit {
+            Limit::For(limit) => Some(limit),
             _ => None,
         };
+        let inherited = context::context().and_then(|context| context.remaining());
+        let limit = own.into_iter().chain(inherited).min();
+        let limit = limit.and_then(|limit| std::time::Instant::now().checked_add(limit));
         if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
             self.mailbox.get().expire(&mut self.state);
         }

@@ -6,8 +6,18 @@
 //! share), so a thread remembers which task it ran last and on which runtime that was: a task never changes its runtime,
 //! and asking for its id costs nothing.
 //!
+//! It also knows which call it serves: [`context()`] tells the handler, and the calls that the handler makes inherit its
+//! deadline.
+//!
 //! Calls nest: a handler that calls an idle service runs that one's handler on its own stack. So a thread also remembers
 //! how deep it is, and beyond [`MAX_DEPTH`] or [`MAX_STACK`] a request is queued instead.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use real::Home;
@@ -21,6 +31,139 @@ const MAX_DEPTH: u32 = 32;
 /// How much stack, in bytes, handlers on top of each other may have used before one more is queued instead.
 #[cfg(not(any(loom, shuttle)))]
 const MAX_STACK: usize = 64 * 1024;
+
+/// A method of a service, by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Method {
+    service: &'static str,
+    name: &'static str,
+}
+
+impl Method {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(service: &'static str, name: &'static str) -> Self {
+        Self { service, name }
+    }
+}
+
+/// The call that a handler serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) method: &'static Method,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// What a handler can know of the call that it serves: see [`context`].
+#[derive(Clone, Copy, Debug)]
+pub struct Context(Served);
+
+/// The call that is being served here, if this is called in a handler of a derived service.
+///
+/// It is known while the handler is polled, whoever polls it, and not in tasks that the handler spawns; for those there is
+/// [`Context::scope`]. (A hand-written worker finds the deadline of a request at its
+/// [`Client`](crate::Client::deadline).)
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tenorite::prelude::*;
+///
+/// struct Search;
+///
+/// #[tenorite::service]
+/// impl Search {
+///     pub async fn find(&mut self, text: &str) -> Vec<String> {
+///         let left = tenorite::context().and_then(|context| context.remaining());
+///         // As good an answer as there is time for.
+///         let depth = if left.is_some_and(|left| left < Duration::from_millis(50)) { 1 } else { 10 };
+///         vec![text.to_owned(); depth]
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+/// let (_task, search) = SearchService.start_task(32, Search);
+/// assert_eq!(search.find("x").timeout(Duration::from_millis(20)).await?.len(), 1);
+/// assert_eq!(search.find("x").await?.len(), 10);
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub fn context() -> Option<Context> {
+    served().map(Context)
+}
+
+impl Context {
+    /// The name of the service, as `#[tenorite::service]` uses it for what it derives.
+    #[must_use]
+    pub fn service(&self) -> &'static str {
+        self.0.method.service
+    }
+
+    /// The name of the method.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        self.0.method.name
+    }
+
+    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline
+    }
+
+    /// How much of the caller's time is left. Zero once the deadline has passed.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Takes this context along into a future, which may be spawned: its calls inherit the deadline as the handler's own do.
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # async fn example(index: TenoriteCaller<u8, u8>) {
+    /// let call = async move { index.send_request(1).await };
+    /// match tenorite::context() {
+    ///     Some(context) => tokio::spawn(context.scope(call)),
+    ///     None => tokio::spawn(call),
+    /// };
+    /// # }
+    /// ```
+    pub async fn scope<F: Future>(self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            let _serving = serve(Some(self.0));
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+thread_local! {
+    static SERVED: Cell<Option<Served>> = const { Cell::new(None) };
+}
+
+/// The call that is served here.
+#[inline]
+pub(crate) fn served() -> Option<Served> {
+    SERVED.get()
+}
+
+/// A thread that serves a call until this is dropped, on unwind as well.
+pub(crate) struct Serving(Option<Served>);
+
+#[inline]
+pub(crate) fn serve(served: Option<Served>) -> Serving {
+    Serving(SERVED.replace(served))
+}
+
+impl Drop for Serving {
+    #[inline]
+    fn drop(&mut self) {
+        SERVED.set(self.0);
+    }
+}
 
 /// In whose surroundings a handler is about to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

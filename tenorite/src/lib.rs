@@ -82,6 +82,8 @@ pub use call::{Call, Cast};
 #[doc(inline)]
 pub use caller::{Caller, TenoriteCaller, WeakCaller};
 #[doc(inline)]
+pub use context::{Context, context};
+#[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
 #[doc(inline)]
 pub use lifecycle::StopReason;

@@ -14,6 +14,7 @@ use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 
 pub use crate::call::Answer;
+pub use crate::context::Method;
 pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, SomeSpace, Space, Step};
 pub use crate::worker::Start;
 pub use tokio::task::JoinHandle;
@@ -45,7 +46,7 @@ pub fn serve<W: Dispatch>(
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             // If this future is dropped here, the service was aborted while the request ran.
             client.if_dropped(FetchReason::Stopped);
-            match worker.handle(request).await {
+            match worker.handle(request, client.deadline()).await {
                 Ok(response) => client.finish(Ok(Ok(response))),
                 Err(payload) => {
                     client.panicked(panics::message(&payload));

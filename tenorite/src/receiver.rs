@@ -144,7 +144,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     }
 
     fn hand_over(&self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
-        let client = Client::new(Arc::clone(&self.queue) as _, taken.slot);
+        let client = Client::new(Arc::clone(&self.queue) as _, taken.slot, taken.deadline);
         TenoriteRequest { request: taken.request, client }
     }
 }

@@ -9,6 +9,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::error::{FetchReason, PanicMessage, TenoriteError};
 
 /// How a call ended: the worker's answer, or why there is none.
@@ -69,12 +71,17 @@ pub struct Client<Rs, Er = Infallible> {
     /// `None` for a cast, which has nobody waiting, and after the answer.
     slot: Option<usize>,
     if_dropped: FetchReason,
+    deadline: Option<Instant>,
 }
 
 impl<Rs, Er> Client<Rs, Er> {
     /// The client of the call whose reply belongs into `slot`, or of a cast.
-    pub(crate) fn new(answers: Arc<dyn Answer<Rs, Er>>, slot: Option<usize>) -> Self {
-        Self { answers, slot, if_dropped: FetchReason::Unanswered }
+    pub(crate) fn new(
+        answers: Arc<dyn Answer<Rs, Er>>,
+        slot: Option<usize>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { answers, slot, if_dropped: FetchReason::Unanswered, deadline }
     }
 
     /// Changes what a caller is told when this client is dropped unanswered.
@@ -109,6 +116,15 @@ impl<Rs, Er> Client<Rs, Er> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.slot.is_some_and(|slot| self.answers.is_abandoned(slot))
+    }
+
+    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    ///
+    /// The calls that a hand-written worker makes for a request know nothing of it by themselves: what is left is
+    /// [`timeout_at`](tokio::time::timeout_at)'s affair.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
     /// Ends the call one way or the other, and drops what reaches nobody.

@@ -2,6 +2,7 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 
 use super::{allowing, caller};
 use crate::generics;
@@ -39,6 +40,14 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         };
         quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
     });
+    let service_name = &service.names.service_doc;
+    let named = service.methods.iter().map(|Method { name, variant, cfgs, .. }| {
+        let method = name.unraw().to_string();
+        quote! {
+            #(#cfgs)*
+            #request_name::#variant { .. } => const { &#krate::__private::Method::new(#service_name, #method) },
+        }
+    });
     let is_async = service.methods.iter().any(|method| method.is_async);
     let space = if is_async { quote!(SomeSpace) } else { quote!(NoSpace) };
 
@@ -72,6 +81,10 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Request = #request;
             type Response = #response;
             type Space = #krate::__private::#space;
+
+            fn method(request: &#request) -> &'static #krate::__private::Method {
+                match *request { #(#named)* }
+            }
 
             fn dispatch<'__tenorite>(
                 &'__tenorite mut self,

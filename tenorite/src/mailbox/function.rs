@@ -149,7 +149,7 @@ where
         match (Handle::try_current(), cast) {
             (Ok(runtime), cast) => {
                 let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone())));
-                let mut client = Client::new(Arc::clone(slots) as _, slot);
+                let mut client = Client::new(Arc::clone(slots) as _, slot, None);
                 client.if_dropped(FetchReason::Stopped);
                 runtime.spawn(async move {
                     let reply = panics::caught(future).await.unwrap_or_else(panicked);

@@ -106,6 +106,7 @@ pub(super) enum Awaited {
 /// A request that has left the line for the worker.
 pub(crate) struct Taken<Rq> {
     pub(crate) request: Rq,
+    pub(crate) deadline: Option<Instant>,
     /// Where its call was made.
     pub(crate) span: Span,
     /// The slot that awaits the reply; `None` if none is wanted.
@@ -300,7 +301,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 None
             }
         };
-        Taken { request: entry.request, span: entry.span, slot }
+        Taken { request: entry.request, deadline: entry.deadline, span: entry.span, slot }
     }
 
     /// Ends an entry that will never be started.

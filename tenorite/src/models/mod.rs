@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex as Plain, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::caller::TenoriteCaller;
-use crate::context::Home;
+use crate::context::{Home, Method};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
@@ -159,6 +159,10 @@ impl Dispatch for Worker {
     type Request = Ask;
     type Response = u32;
     type Space = SomeSpace;
+
+    fn method(_request: &Ask) -> &'static Method {
+        const { &Method::new("Worker", "ask") }
+    }
 
     fn dispatch<'w>(&'w mut self, mut job: Job<'w, '_, Ask, u32>) -> Step {
         match job.request() {

@@ -7,6 +7,7 @@ mod blocking;
 mod bounded;
 mod calls;
 mod cancel;
+mod context;
 mod deadlines;
 mod derive;
 mod drop_order;

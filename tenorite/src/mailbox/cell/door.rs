@@ -12,7 +12,7 @@ use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
 use super::{Core, Dispatch};
-use crate::context::Stance;
+use crate::context::{Served, Stance};
 use crate::error::{FetchReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
@@ -48,7 +48,9 @@ impl<W: Dispatch> Door<W> {
         stance: Stance,
     ) -> Poll<()> {
         let mut owner = owner;
-        match owner.start(&mut state.phase, stance) {
+        let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
+        let served = Served { method: W::method(request), deadline: state.limit.deadline() };
+        match owner.start(&mut state.phase, served, stance) {
             Run::Replied => {
                 if self.core.word.release_idle() {
                     mem::forget(owner);
@@ -61,7 +63,7 @@ impl<W: Dispatch> Door<W> {
                 }
                 Poll::Ready(())
             }
-            Run::Waits => self.wait(owner, state, cx),
+            Run::Waits => self.wait(owner, served, state, cx),
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
                 state.phase = if state.cast { Phase::Accepted } else { Phase::Failed(failure) };
@@ -91,10 +93,16 @@ impl<W: Dispatch> Door<W> {
 
     /// The handler has to wait, and so does the call.
     #[inline(never)]
-    fn wait(&self, owner: Owner<'_, W>, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+    fn wait(
+        &self,
+        owner: Owner<'_, W>,
+        served: Served,
+        state: &mut State<W>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         if state.cast {
             state.phase = Phase::Accepted;
-            owner.park(None, Span::current());
+            owner.park(None, served, Span::current());
             return Poll::Ready(());
         }
         // A waker that panics is its owner's problem: the handler goes on.
@@ -104,7 +112,7 @@ impl<W: Dispatch> Door<W> {
         };
         let slot = self.core.queue.occupy(waker);
         state.phase = Phase::Waiting(slot);
-        owner.park(Some(slot), Span::current());
+        owner.park(Some(slot), served, Span::current());
         if let Some(payload) = panic {
             resume_unwind(payload);
         }

@@ -72,7 +72,7 @@ use self::word::Word;
 use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
-use crate::context::Home;
+use crate::context::{Home, Method, Served};
 use crate::lifecycle::StopReason;
 use crate::panics::{self, Payload};
 use crate::reply::Reply;
@@ -109,6 +109,9 @@ pub trait Dispatch: Send + Sized + 'static {
     /// Where the futures of async methods are placed.
     type Space: Space;
 
+    /// Which method a request asks for.
+    fn method(request: &Self::Request) -> &'static Method;
+
     /// Runs the method that the job's request asks for.
     fn dispatch<'w>(&'w mut self, job: Job<'w, '_, Self::Request, Self::Response>) -> Step;
 }
@@ -142,6 +145,7 @@ struct Owned<W: Dispatch> {
 struct Serving {
     /// Where its reply belongs. `None` if it was cast.
     slot: Option<usize>,
+    served: Served,
     /// Where its call was made.
     span: Span,
 }

@@ -10,7 +10,7 @@ use super::seat::{Progress, response_of};
 use super::word::{Leave, Park};
 use super::{Answered, Core, Dispatch, Exchange, Owned, Serving};
 use crate::budget;
-use crate::context::Stance;
+use crate::context::{self, Served, Stance};
 use crate::error::{FetchReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::mailbox::Phase;
@@ -82,23 +82,24 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
     #[inline(always)]
-    pub(super) fn start(&mut self, exchange: &mut Exchange<W>, stance: Stance) -> Run {
+    pub(super) fn start(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
         match stance {
-            Stance::Native => self.start_within(exchange, |core| core.home.nest()),
-            Stance::Foreign => self.start_foreign(exchange),
+            Stance::Native => self.start_within(exchange, served, |core| core.home.nest()),
+            Stance::Foreign => self.start_foreign(exchange, served),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn start_foreign(&mut self, exchange: &mut Exchange<W>) -> Run {
-        self.start_within(exchange, |core| core.home.enter(Stance::Foreign))
+    fn start_foreign(&mut self, exchange: &mut Exchange<W>, served: Served) -> Run {
+        self.start_within(exchange, served, |core| core.home.enter(Stance::Foreign))
     }
 
     #[inline(always)]
     fn start_within<G>(
         &mut self,
         exchange: &mut Exchange<W>,
+        served: Served,
         surroundings: impl FnOnce(&'a Core<W>) -> G,
     ) -> Run {
         let core = self.0;
@@ -106,6 +107,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
+            let _serving = context::serve(Some(served));
             let _watched = core.watch.begin();
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
@@ -119,12 +121,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Goes on with the handler that waits.
-    fn resume(&mut self, span: &Span, stance: Stance) -> Poll<Result<W::Response, Payload>> {
+    fn resume(&mut self, served: Served, span: &Span, stance: Stance) -> Poll<Result<W::Response, Payload>> {
         let core = self.0;
         let waker = Self::waker(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _entered = core.home.enter(stance);
+            let _serving = context::serve(Some(served));
             let _in_span = span.enter();
             let _watched = core.watch.begin();
             // SAFETY: this is the owner.
@@ -137,10 +140,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T3. The handler waits; its reply belongs into `slot`.
-    pub(super) fn park(mut self, slot: Option<usize>, span: Span) -> Left<W> {
+    pub(super) fn park(mut self, slot: Option<usize>, served: Served, span: Span) -> Left<W> {
         let core = self.0;
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
-        unsafe { (*self.owned()).serving = Some(Serving { slot, span }) };
+        unsafe { (*self.owned()).serving = Some(Serving { slot, served, span }) };
         match core.word.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
             parked => {
@@ -192,12 +195,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
             });
             match next {
-                Next::Serve(Taken { request, span, slot }) => {
+                Next::Serve(Taken { request, deadline, span, slot }) => {
+                    let served = Served { method: W::method(&request), deadline };
                     credit.charge(cx);
                     let mut exchange = Phase::New(request);
                     let ran = {
                         let _in_span = span.enter();
-                        self.start(&mut exchange, stance)
+                        self.start(&mut exchange, served, stance)
                     };
                     match ran {
                         Run::Replied => {
@@ -207,7 +211,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                                 None => core.queue.drop_quietly(reply),
                             }
                         }
-                        Run::Waits => return self.park(slot, span),
+                        Run::Waits => return self.park(slot, served, span),
                         Run::Panicked(payload) => return self.panicked(slot, payload),
                     }
                 }
@@ -228,9 +232,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     pub(super) fn go_on(mut self, credit: Credit, stance: Stance, cx: &mut Context<'_>) -> Left<W> {
         // SAFETY: this is the owner.
         let serving = unsafe { (*self.owned()).serving.take() };
-        let Serving { slot, span } = serving.expect("a handler that waits serves somebody");
-        match self.resume(&span, stance) {
-            Poll::Pending => self.park(slot, span),
+        let Serving { slot, served, span } = serving.expect("a handler that waits serves somebody");
+        match self.resume(served, &span, stance) {
+            Poll::Pending => self.park(slot, served, span),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
                 let reply = Ok(Ok(response));

@@ -3,8 +3,11 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
+use tokio::time::Instant;
+
 use super::Dispatch;
 use super::seat::{Progress, Seat, response_of};
+use crate::context::{self, Served};
 use crate::mailbox::Phase;
 use crate::panics::{self, Payload};
 
@@ -22,7 +25,11 @@ impl<W: Dispatch> Solo<W> {
     /// Runs one request. After a panic the worker is not to be used again.
     ///
     /// Dropped before it is ready, it drops the handler.
-    pub(crate) async fn handle(&mut self, request: W::Request) -> Result<W::Response, Payload> {
+    pub(crate) async fn handle(
+        &mut self,
+        request: W::Request,
+        deadline: Option<Instant>,
+    ) -> Result<W::Response, Payload> {
         /// Drops what is under way, before the seat can be used for anything else.
         struct Handling<'a, W: Dispatch>(&'a mut Solo<W>);
 
@@ -34,9 +41,11 @@ impl<W: Dispatch> Solo<W> {
         }
 
         let handling = Handling(self);
+        let served = Served { method: W::method(&request), deadline };
         let mut request = Some(request);
         poll_fn(move |cx| {
             let seat = &handling.0.0;
+            let _serving = context::serve(Some(served));
             let poll = panics::catch(|| match request.take() {
                 Some(request) => {
                     let mut exchange = Phase::New(request);
