@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::budget;
@@ -202,8 +201,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Sends the request without waiting for anything: neither for room nor for a reply.
     ///
-    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. As with [`cast`](Self::cast), the handler
-    /// of an idle service runs here and now.
+    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. The handler never runs on this thread,
+    /// which may hold a lock that it takes, but on the service's task or with another call.
     ///
     /// # Errors
     ///
@@ -219,6 +218,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self.ticket.assert_not_polled("try_cast");
         self.ticket.state.cast = true;
         self.ticket.state.no_wait = true;
+        self.ticket.state.elsewhere = true;
         match self.ticket.poll(&mut Context::from_waker(Waker::noop()), Clock::None) {
             Poll::Ready(()) => self.ticket.accepted(),
             Poll::Pending => unreachable!("a cast that does not wait for room waits for nothing"),
@@ -406,8 +406,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 
     /// By the service's clock.
     fn now(&self) -> Instant {
-        let _entered = self.mailbox.get().runtime().map(Handle::enter);
-        Instant::now()
+        context::now_in(self.mailbox.get().runtime())
     }
 
     /// Ends the call if it is too late.

@@ -26,6 +26,10 @@ mod on {
             Self(tracing::Span::current())
         }
 
+        pub(crate) fn none() -> Self {
+            Self(tracing::Span::none())
+        }
+
         pub(crate) fn enter(&self) -> impl Sized + '_ {
             self.0.enter()
         }
@@ -75,6 +79,10 @@ mod off {
     impl Span {
         #[inline]
         pub(crate) fn current() -> Self {
+            Self
+        }
+
+        pub(crate) fn none() -> Self {
             Self
         }
 

@@ -68,8 +68,10 @@ impl Counter {
     }
 }
 
-fn current_thread() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+/// Without a budget: that a task has to yield now and then is another exception, and depends on the time.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(tokio::task::unconstrained(future))
 }
 
 /// Every kind of call, once, at its first poll: nothing else ran in between.
@@ -81,20 +83,19 @@ fn call_each(caller: &CounterCaller) {
     ready(poll_once(&mut caller.add(1).cast())).unwrap();
     ready(poll_once(&mut caller.add(1).owned())).unwrap();
     ready(poll_once(&mut caller.send_request(CounterRequest::Add { n: 1 }))).unwrap();
-    caller.add(1).try_cast().unwrap();
 }
 
 #[test]
 fn a_call_to_an_idle_service_allocates_nothing_and_is_ready_at_its_first_poll() {
-    current_thread().block_on(async {
+    block_on(async {
         let (_task, caller) = CounterService.start_task(32, Counter(0));
         // The very first as well, and whether the task has been polled or not.
         assert_eq!(allocations_in(|| call_each(&caller)), 0);
         tokio::task::yield_now().await;
         assert_eq!(allocations_in(|| (0..100).for_each(|_| call_each(&caller))), 0);
-        tokio::spawn(async move {
+        tokio::spawn(tokio::task::unconstrained(async move {
             assert_eq!(allocations_in(|| (0..10).for_each(|_| call_each(&caller))), 0);
-        })
+        }))
         .await
         .unwrap();
     });
@@ -102,19 +103,19 @@ fn a_call_to_an_idle_service_allocates_nothing_and_is_ready_at_its_first_poll() 
 
 #[test]
 fn from_another_runtime_and_from_none_it_is_the_same() {
-    let home = current_thread();
+    let home = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (_task, caller) = {
         let _entered = home.enter();
         CounterService.start_task(32, Counter(0))
     };
     assert_eq!(allocations_in(|| call_each(&caller)), 0);
-    current_thread().block_on(async { assert_eq!(allocations_in(|| call_each(&caller)), 0) });
+    block_on(async { assert_eq!(allocations_in(|| call_each(&caller)), 0) });
 }
 
 /// The exception that is written down: one allocation for the largest future so far.
 #[test]
 fn a_large_future_is_given_room_once() {
-    current_thread().block_on(async {
+    block_on(async {
         let (_task, caller) = CounterService.start_task(32, Counter(0));
         let call = || {
             ready(poll_once(&mut caller.add_large(1))).unwrap();
@@ -127,7 +128,7 @@ fn a_large_future_is_given_room_once() {
 /// The other exceptions: on its own task a call waits for its turn, and a handler that waits is handed over.
 #[test]
 fn what_waits_costs_a_switch() {
-    current_thread().block_on(async {
+    block_on(async {
         let (_task, caller) = CounterService.builder().inline(Inline::Never).start_task(32, Counter(0));
         let mut call = caller.add(1);
         assert!(poll_once(&mut call).is_pending());

@@ -86,10 +86,10 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 match *request { #(#named)* }
             }
 
-            fn dispatch<'__tenorite>(
-                &'__tenorite mut self,
-                mut #job: #krate::__private::Job<'__tenorite, '_, #request, #response>,
-            ) -> #krate::__private::Step {
+            fn dispatch<'__worker, '__job>(
+                &'__worker mut self,
+                mut #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
+            ) -> #krate::__private::Step<'__job> {
                 match #job.request() { #(#arms)* }
             }
         }

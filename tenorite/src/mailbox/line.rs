@@ -273,12 +273,19 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// The worker takes the entry whose turn it is, if it `may`. `Err` if it may not, and there is one.
     ///
     /// Those that are too late are passed over: their callers may not have noticed, or may never be polled again.
-    pub(super) fn take_next(&mut self, may: bool, after: &mut After<Rq>) -> Result<Option<Taken<Rq>>, Spent> {
+    ///
+    /// `now` is the service's clock.
+    pub(super) fn take_next(
+        &mut self,
+        may: bool,
+        now: impl Fn() -> Instant,
+        after: &mut After<Rq>,
+    ) -> Result<Option<Taken<Rq>>, Spent> {
         while let Some(first) = self.first {
             if !may {
                 return Err(Spent);
             }
-            if self.entry(first).deadline.is_none_or(|deadline| deadline > Instant::now()) {
+            if self.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
                 return Ok(Some(self.start(first, after)));
             }
             self.skipped += 1;

@@ -85,6 +85,8 @@ pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) cast: bool,
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
+    /// Not to be run by this thread, which may hold a lock that the handler takes.
+    pub(crate) elsewhere: bool,
     pub(crate) limit: Limit,
 }
 
@@ -138,7 +140,7 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(request: Rq) -> Self {
-        Self { phase: Phase::New(request), cast: false, no_wait: false, limit: Limit::None }
+        Self { phase: Phase::New(request), cast: false, no_wait: false, elsewhere: false, limit: Limit::None }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {

@@ -18,6 +18,8 @@
 
 use std::task::Waker;
 
+use tokio::time::Instant;
+
 use super::line::{After, Awaited, Left, Line, Taken};
 use super::{Limit, Phase, Stats};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
@@ -253,7 +255,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
         let unwound = if std::thread::panicking() { Vec::new() } else { std::mem::take(&mut line.unwound) };
-        let next = match line.take_next(true, &mut after) {
+        let next = match line.take_next(true, Instant::now, &mut after) {
             Ok(Some(taken)) => Next::Request(taken),
             _ if line.closed.is_some() => Next::Closed,
             _ => {

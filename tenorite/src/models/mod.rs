@@ -164,7 +164,7 @@ impl Dispatch for Worker {
         const { &Method::new("Worker", "ask") }
     }
 
-    fn dispatch<'w>(&'w mut self, mut job: Job<'w, '_, Ask, u32>) -> Step {
+    fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, Ask, u32>) -> Step<'j> {
         match job.request() {
             Ask::Ready(id) => {
                 Running::start(self, id);

@@ -8,6 +8,7 @@ mod bounded;
 mod calls;
 mod cancel;
 mod context;
+mod corners;
 mod deadlines;
 mod derive;
 mod drop_order;

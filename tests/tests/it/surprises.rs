@@ -143,7 +143,8 @@ async fn s3_a_caller_serves_sixteen_others_and_not_more() {
     // The task has been woken, and has not had its turn.
     let mut call = caller.bump();
     assert!(poll_once(&mut call).is_pending());
-    assert_eq!(ran.load(Ordering::SeqCst), 16);
+    // Sixteen, or fewer if they took more than 20 µs.
+    assert!((1..=16).contains(&ran.load(Ordering::SeqCst)), "{}", ran.load(Ordering::SeqCst));
     assert_eq!(call.await, Ok(51));
     waiting.await.unwrap();
 }

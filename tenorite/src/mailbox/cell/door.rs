@@ -1,7 +1,6 @@
 //! How a call comes to the worker.
 
 use std::convert::Infallible;
-use std::mem;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +16,7 @@ use crate::error::{FetchReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, Phase, Stats};
-use crate::panics;
+use crate::panics::{self, Payload};
 use crate::trace::Span;
 
 type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
@@ -53,7 +52,7 @@ impl<W: Dispatch> Door<W> {
         match owner.start(&mut state.phase, served, stance) {
             Run::Replied => {
                 if self.core.word.release_idle() {
-                    mem::forget(owner);
+                    owner.left();
                 } else {
                     self.release(owner, cx, stance);
                 }
@@ -63,10 +62,12 @@ impl<W: Dispatch> Door<W> {
                 }
                 Poll::Ready(())
             }
-            Run::Waits => self.wait(owner, served, state, cx),
+            Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
-                state.phase = if state.cast { Phase::Accepted } else { Phase::Failed(failure) };
+                let left_over = state.take();
+                state.phase.put(if state.cast { Phase::Accepted } else { Phase::Failed(failure) });
+                self.core.queue.drop_quietly(left_over);
                 owner.panicked(None, payload);
                 Poll::Ready(())
             }
@@ -97,23 +98,22 @@ impl<W: Dispatch> Door<W> {
         &self,
         owner: Owner<'_, W>,
         served: Served,
+        stance: Stance,
         state: &mut State<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
+        // Wakers and spans that panic are their owner's problem: the handler goes on.
+        let (span, spans_panic) = caught_or(Span::current, Span::none);
         if state.cast {
-            state.phase = Phase::Accepted;
-            owner.park(None, served, Span::current());
+            state.phase.put(Phase::Accepted);
+            owner.park(None, served, span, stance);
             return Poll::Ready(());
         }
-        // A waker that panics is its owner's problem: the handler goes on.
-        let (waker, panic) = match panics::catch(|| cx.waker().clone()) {
-            Ok(waker) => (Some(waker), None),
-            Err(payload) => (None, Some(payload)),
-        };
+        let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
         let slot = self.core.queue.occupy(waker);
-        state.phase = Phase::Waiting(slot);
-        owner.park(Some(slot), served, Span::current());
-        if let Some(payload) = panic {
+        state.phase.put(Phase::Waiting(slot));
+        owner.park(Some(slot), served, span, stance);
+        if let Some(payload) = wakers_panic.or(spans_panic) {
             resume_unwind(payload);
         }
         Poll::Pending
@@ -127,7 +127,8 @@ impl<W: Dispatch> Door<W> {
         let next = match state.phase {
             Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
             Phase::New(_) => {
-                let stance = if core.dice.allows() { core.home.look() } else { None };
+                let may_run = !state.elsewhere && core.dice.allows();
+                let stance = if may_run { core.home.look(cx.waker()) } else { None };
                 if let Some(stance) = stance
                     && !state.limit.is_expired()
                     && self.spin()
@@ -216,7 +217,8 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
         // T1
         if matches!(state.phase, Phase::New(_))
             && !state.limit.is_expired()
-            && let Some(stance) = self.core.home.look()
+            && !state.elsewhere
+            && let Some(stance) = self.core.home.look(cx.waker())
             && self.core.word.claim_idle()
         {
             return self.run(Owner::claimed(&self.core), state, cx, stance);
@@ -261,5 +263,13 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
 
     fn stats(&self) -> Stats {
         self.core.queue.stats()
+    }
+}
+
+/// What the user's code gives, or something else and why it gave nothing.
+fn caught_or<T>(user: impl FnOnce() -> T, otherwise: impl FnOnce() -> T) -> (T, Option<Payload>) {
+    match panics::catch(user) {
+        Ok(value) => (value, None),
+        Err(payload) => (otherwise(), Some(payload)),
     }
 }

@@ -43,7 +43,7 @@ impl<W: Dispatch> Future for Driver<W> {
         // Where others find it before we look: whoever changes the word after our look wakes us.
         core.task.set_with(|| cx.waker().clone());
         let left = {
-            let _entered = core.home.enter_as_task();
+            let _entered = core.home.enter_as_task(cx.waker());
             match core.word.claim_for_task() {
                 TaskClaim::Nothing => return Poll::Pending,
                 TaskClaim::Dead => Left::Dead,

@@ -54,13 +54,14 @@ mod driver;
 mod owner;
 mod seat;
 mod solo;
+mod waker;
 mod word;
 
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 pub(crate) use self::door::Door;
@@ -91,7 +92,7 @@ use crate::trace::{Span, Watch};
 ///     type Response = StoreResponse;
 ///     type Space = SomeSpace;
 ///
-///     fn dispatch<'w>(&'w mut self, mut job: Job<'w, '_, StoreRequest, StoreResponse>) -> Step {
+///     fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, StoreRequest, StoreResponse>) -> Step<'j> {
 ///         match job.request() {
 ///             StoreRequest::Get { key } => job.reply(StoreResponse::Get(Self::get(self, &key))),
 ///             StoreRequest::Delete { key } => {
@@ -113,7 +114,7 @@ pub trait Dispatch: Send + Sized + 'static {
     fn method(request: &Self::Request) -> &'static Method;
 
     /// Runs the method that the job's request asks for.
-    fn dispatch<'w>(&'w mut self, job: Job<'w, '_, Self::Request, Self::Response>) -> Step;
+    fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
 }
 
 type Answered<W> = Reply<<W as Dispatch>::Response, Infallible>;
@@ -188,6 +189,20 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
+    /// T4. A handler's waker has fired.
+    fn notify(&self) {
+        if self.word.notify() {
+            self.wake_task();
+        }
+    }
+
+    /// A clone of a handler's waker is gone: see [`waker`].
+    fn notify_if_parked(&self) {
+        if self.word.notify_if_parked() {
+            self.wake_task();
+        }
+    }
+
     /// T7. Only the first reason counts.
     fn close(&self, reason: StopReason) {
         let wake = self.queue.step(None, |line, after| {
@@ -217,19 +232,6 @@ impl<W: Dispatch> Drop for Core<W> {
         // That of a panic whose task was never polled again.
         if let Some(payload) = self.owned.get_mut().panic.take() {
             panics::discard(payload);
-        }
-    }
-}
-
-/// A handler's waker.
-impl<W: Dispatch> Wake for Core<W> {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.word.notify() {
-            self.wake_task();
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the one who has the worker does with it.
 
-use std::mem::{self, ManuallyDrop};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::task::coop;
 
 use super::seat::{Progress, response_of};
+use super::waker;
 use super::word::{Leave, Park};
 use super::{Answered, Core, Dispatch, Exchange, Owned, Serving};
 use crate::budget;
@@ -21,11 +22,19 @@ use crate::trace::Span;
 
 /// How many requests of others a caller serves before it goes on with its own business.
 const CREDIT: u32 = 16;
+/// And for how long, to within one request.
+const CREDIT_TIME: Duration = Duration::from_micros(20);
 
 /// The right to touch what is owned. There is one at a time, made by a claim and given up by a release.
 ///
 /// If it is dropped otherwise, something unwinds that should not have: then the service ends rather than hang.
-pub(super) struct Owner<'a, W: Dispatch>(&'a Arc<Core<W>>);
+pub(super) struct Owner<'a, W: Dispatch> {
+    core: &'a Arc<Core<W>>,
+    /// The call in hand: taken out of the line, and not answered yet.
+    hand: Option<usize>,
+    /// The word has changed: this is the right to nothing any more.
+    has_left: bool,
+}
 
 /// What a run of a handler came to.
 pub(super) enum Run {
@@ -63,21 +72,18 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// To be made by who has just changed the word to `RUN`, and by nobody else.
     #[inline]
     pub(super) fn claimed(core: &'a Arc<Core<W>>) -> Self {
-        Self(core)
+        Self { core, hand: None, has_left: false }
     }
 
     fn owned(&mut self) -> *mut Owned<W> {
-        self.0.witness.touch();
-        self.0.owned.get()
+        self.core.witness.touch();
+        self.core.owned.get()
     }
 
-    /// A waker of the cell's own, without counting a reference: it lives for as long as this borrow.
+    /// The word has been changed.
     #[inline]
-    fn waker(core: &'a Arc<Core<W>>) -> ManuallyDrop<Waker> {
-        // SAFETY: the pointer is an `Arc`'s, and the reference that is made up for it is never dropped. Clones of the waker
-        // count their own.
-        let core = unsafe { Arc::from_raw(Arc::as_ptr(core)) };
-        ManuallyDrop::new(Waker::from(core))
+    pub(super) fn left(mut self) {
+        self.has_left = true;
     }
 
     /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
@@ -102,8 +108,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         served: Served,
         surroundings: impl FnOnce(&'a Core<W>) -> G,
     ) -> Run {
-        let core = self.0;
-        let waker = Self::waker(core);
+        let core = self.core;
+        let waker = waker::borrowed(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
@@ -120,10 +126,15 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
+    /// As [`start`](Self::start), in the span that the call was made in.
+    fn start_in(&mut self, span: &Span, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
+        self.start_within(exchange, served, |core| (core.home.enter(stance), span.enter()))
+    }
+
     /// Goes on with the handler that waits.
     fn resume(&mut self, served: Served, span: &Span, stance: Stance) -> Poll<Result<W::Response, Payload>> {
-        let core = self.0;
-        let waker = Self::waker(core);
+        let core = self.core;
+        let waker = waker::borrowed(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _entered = core.home.enter(stance);
@@ -140,16 +151,22 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T3. The handler waits; its reply belongs into `slot`.
-    pub(super) fn park(mut self, slot: Option<usize>, served: Served, span: Span) -> Left<W> {
-        let core = self.0;
+    ///
+    /// It was polled in the surroundings of `stance`. In foreign ones it may wait for a scheduler that its service knows nothing
+    /// of (who yields is woken by the scheduler that polled him, when that comes to it): so the task polls it once more,
+    /// at home.
+    pub(super) fn park(mut self, slot: Option<usize>, served: Served, span: Span, stance: Stance) -> Left<W> {
+        let core = self.core;
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
         unsafe { (*self.owned()).serving = Some(Serving { slot, served, span }) };
         match core.word.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
             parked => {
-                mem::forget(self);
+                self.left();
                 if parked == Park::Notified {
                     core.wake_task();
+                } else if stance == Stance::Foreign {
+                    core.notify_if_parked();
                 }
                 Left::Alive
             }
@@ -158,10 +175,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// T10. The handler panicked whose reply belongs into `slot`.
     #[cold]
-    pub(super) fn panicked(self, slot: Option<usize>, payload: Payload) -> Left<W> {
+    pub(super) fn panicked(mut self, slot: Option<usize>, payload: Payload) -> Left<W> {
+        self.hand = None;
         let message = panics::message(&payload);
         let failure = TenoriteError::FetchFailure(FetchReason::Panicked(message.clone()));
-        self.0.answer(slot, Err(failure));
+        self.core.answer(slot, Err(failure));
         self.end(StopReason::Panicked(message), Some(payload))
     }
 
@@ -174,14 +192,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         stance: Stance,
         cx: &mut Context<'_>,
     ) -> Left<W> {
-        let core = self.0;
+        let core = self.core;
         loop {
             let may_go_on = credit.is_left();
+            self.hand = None;
+            let has_left = &mut self.has_left;
+            let now = || core.home.now(stance);
             let next = core.queue.step(finished.take(), |line, after| {
                 if core.word.is_aborted() {
                     return Next::Aborted;
                 }
-                let leave = match line.take_next(may_go_on, after) {
+                let leave = match line.take_next(may_go_on, now, after) {
                     Ok(Some(taken)) => return Next::Serve(taken),
                     Ok(None) if line.closed.is_none() => Leave::Idle,
                     Ok(None) if credit.is_task => return Next::End,
@@ -189,6 +210,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     Ok(None) | Err(_) => Leave::Ready,
                 };
                 if core.word.leave(leave) {
+                    *has_left = true;
                     Next::Left { wake: leave == Leave::Ready }
                 } else {
                     Next::Aborted
@@ -196,14 +218,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             });
             match next {
                 Next::Serve(Taken { request, deadline, span, slot }) => {
+                    self.hand = slot;
                     let served = Served { method: W::method(&request), deadline };
-                    credit.charge(cx);
                     let mut exchange = Phase::New(request);
-                    let ran = {
-                        let _in_span = span.enter();
-                        self.start(&mut exchange, served, stance)
-                    };
-                    match ran {
+                    match self.start_in(&span, &mut exchange, served, stance) {
                         Run::Replied => {
                             let reply = Ok(Ok(response_of(exchange)));
                             match slot {
@@ -211,12 +229,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                                 None => core.queue.drop_quietly(reply),
                             }
                         }
-                        Run::Waits => return self.park(slot, served, span),
+                        Run::Waits => return self.park(slot, served, span, stance),
                         Run::Panicked(payload) => return self.panicked(slot, payload),
                     }
+                    credit.charge(cx);
                 }
                 Next::Left { wake } => {
-                    mem::forget(self);
                     if wake {
                         core.wake_task();
                     }
@@ -233,15 +251,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         // SAFETY: this is the owner.
         let serving = unsafe { (*self.owned()).serving.take() };
         let Serving { slot, served, span } = serving.expect("a handler that waits serves somebody");
+        self.hand = slot;
         match self.resume(served, &span, stance) {
-            Poll::Pending => self.park(slot, served, span),
+            Poll::Pending => self.park(slot, served, span, stance),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
                 let reply = Ok(Ok(response));
                 let finished = match slot {
                     Some(slot) => Some((slot, reply)),
                     None => {
-                        self.0.queue.drop_quietly(reply);
+                        self.core.queue.drop_quietly(reply);
                         None
                     }
                 };
@@ -252,11 +271,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// T8. The door is shut and the line is empty.
     fn hand_back(mut self) -> Left<W> {
-        let core = self.0;
+        let core = self.core;
         // SAFETY: this is the owner, and no handler is under way.
         let worker = unsafe { (*self.owned()).seat.take() };
         core.word.die();
-        mem::forget(self);
+        self.left();
         core.queue.lifecycle.end(core.queue.close_reason().unwrap_or(StopReason::Aborted));
         worker.map_or(Left::Dead, Left::HandedBack)
     }
@@ -264,7 +283,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// T9, T10. Drops everything, and answers everybody.
     #[cold]
     pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
-        let core = self.0;
+        let core = self.core;
         let owned = self.owned();
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
@@ -274,52 +293,75 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             panics::discard(payload);
         }
         // SAFETY: as above. There is one if the worker was parked; who panicked has been told.
-        if let Some(serving) = unsafe { (*owned).serving.take() } {
-            core.answer(serving.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+        let parked = unsafe { (*owned).serving.take() }.and_then(|serving| serving.slot);
+        if let Some(slot) = parked.or(self.hand.take()) {
+            core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
         }
         // SAFETY: as above; the future is gone, though its `Drop` may have panicked.
         let worker = unsafe { (*owned).seat.take() };
-        core.home.within(|| panics::drop_quietly(worker));
+        if let Err(payload) = panics::catch(|| core.home.within(|| panics::drop_quietly(worker))) {
+            panics::discard(payload);
+        }
         core.queue.shut_down(reason.clone());
         // SAFETY: as above. Before the word says that it is over: the task looks here then.
         unsafe { (*owned).panic = payload };
         core.word.die();
-        mem::forget(self);
+        self.left();
         core.queue.lifecycle.end(reason);
         core.wake_task();
         Left::Dead
     }
 }
 
+impl<W: Dispatch> Owner<'_, W> {
+    #[cold]
+    fn break_down(&mut self) {
+        let owner = Owner { hand: self.hand.take(), ..Owner::claimed(self.core) };
+        let message = "something that is not the service's own panicked while a thread served it";
+        owner.end(StopReason::Panicked(message.into()), Some(Box::new(message)));
+    }
+}
+
 impl<W: Dispatch> Drop for Owner<'_, W> {
+    #[inline]
     fn drop(&mut self) {
-        Owner(self.0).end(StopReason::Aborted, None);
+        if !self.has_left {
+            self.break_down();
+        }
     }
 }
 
 /// How much an owner does for others.
 pub(super) struct Credit {
     left: u32,
+    /// When a caller has served others for long enough.
+    until: Option<Instant>,
     is_task: bool,
 }
 
 impl Credit {
     pub(super) fn of_a_caller(dice: &Dice) -> Self {
-        Self { left: dice.credit(CREDIT), is_task: false }
+        // Models go the same way again, and know no time.
+        let is_modelled = cfg!(any(loom, shuttle));
+        let until = if is_modelled { None } else { Some(Instant::now() + CREDIT_TIME) };
+        Self { left: dice.credit(CREDIT), until, is_task: false }
     }
 
     pub(super) fn of_the_task() -> Self {
-        Self { left: u32::MAX, is_task: true }
+        Self { left: u32::MAX, until: None, is_task: true }
     }
 
     fn is_left(&self) -> bool {
-        self.left > 0 && coop::has_budget_remaining()
+        self.left > 0 && coop::has_budget_remaining() && self.until.is_none_or(|until| Instant::now() < until)
     }
 
-    /// Each request that is served counts like one that its caller had run.
+    /// Each request that was served counts like one that its caller had run.
     fn charge(&mut self, cx: &mut Context<'_>) {
         self.left -= 1;
-        // If that was the last unit, the credit is spent as well.
-        let _ = budget::charge(cx);
+        // If that was the last unit, the credit is spent as well. The waker is the caller's, and may panic: then it is not
+        // woken, which is its own problem.
+        if let Err(payload) = panics::catch(|| budget::charge(cx).is_ready()) {
+            panics::discard(payload);
+        }
     }
 }

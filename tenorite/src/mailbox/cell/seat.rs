@@ -82,8 +82,9 @@ mod sealed {
     }
 }
 
-/// For services without async handlers.
+/// For services without async handlers. Aligned as any space is: a future without a size fits even here.
 #[derive(Debug)]
+#[repr(align(16))]
 pub struct NoSpace;
 
 impl Space for NoSpace {}
@@ -119,9 +120,11 @@ pub(super) enum Progress {
 }
 
 /// That a job was done, or is under way: dispatch has nothing else to return.
+///
+/// Of that very job: `'j` is the job's own, so that the step of one cannot be returned for another.
 #[must_use]
 #[derive(Debug)]
-pub struct Step(Started);
+pub struct Step<'j>(Started, Brand<'j>);
 
 #[derive(Debug)]
 enum Started {
@@ -139,11 +142,16 @@ pub struct Job<'w, 'j, Rq, Rs: 'static> {
     space: *mut (),
     space_bytes: usize,
     waker: &'j std::task::Waker,
-    /// Invariant: a future that borrows the worker for less would outlive the loan.
-    loan: PhantomData<fn(&'w ()) -> &'w ()>,
+    /// A future that borrows the worker for less would outlive the loan.
+    loan: Brand<'w>,
+    /// A step of another job would lie.
+    own: Brand<'j>,
 }
 
-impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
+/// A lifetime that is this one, and none that is longer or shorter.
+type Brand<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
+
+impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     /// The request. It is there once.
     ///
     /// # Panics
@@ -162,9 +170,9 @@ impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
 
     /// The method has returned its reply.
     #[inline]
-    pub fn reply(self, reply: Rs) -> Step {
+    pub fn reply(self, reply: Rs) -> Step<'j> {
         self.exchange.put(Phase::Answered(Ok(reply)));
-        Step(Started::Replied)
+        Step(Started::Replied, PhantomData)
     }
 
     /// The method is async: `make` makes its future, which is polled once. If it has to wait it stays, and whoever is woken
@@ -172,7 +180,7 @@ impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
     ///
     /// A closure, so that the future goes straight into its place and not through the frames in between.
     #[inline]
-    pub fn run<F>(self, make: impl FnOnce() -> F) -> Step
+    pub fn run<F>(self, make: impl FnOnce() -> F) -> Step<'j>
     where
         F: Future<Output = Rs> + Send + 'w,
     {
@@ -192,12 +200,15 @@ impl<'w, Rq, Rs: 'static> Job<'w, '_, Rq, Rs> {
             place.write(make());
             (*self.bench).live = Some(Live { place: place.cast(), table: Table::<Rs>::of::<F>() });
             match Pin::new_unchecked(&mut *place).poll(&mut Context::from_waker(self.waker)) {
-                Poll::Pending => Step(Started::Waits),
+                Poll::Pending => Step(Started::Waits, PhantomData),
                 Poll::Ready(reply) => {
                     (*self.bench).live = None;
+                    // Its `Drop` may panic: then the reply is leaked, not dropped by a second one.
+                    let reply = ManuallyDrop::new(reply);
                     place.drop_in_place();
-                    self.exchange.put(Phase::Answered(Ok(reply)));
-                    Step(Started::Replied)
+                    (*self.bench).give_memory_back();
+                    self.exchange.put(Phase::Answered(Ok(ManuallyDrop::into_inner(reply))));
+                    Step(Started::Replied, PhantomData)
                 }
             }
         }
@@ -229,6 +240,7 @@ impl<Rs: 'static> Bench<Rs> {
         start.wrapping_add(offset).cast()
     }
 
+    #[inline]
     fn give_memory_back(&mut self) {
         if self.buffer.capacity() > KEPT_BYTES / BLOCK {
             self.buffer = Vec::new();
@@ -296,11 +308,12 @@ impl<W: Dispatch> Seat<W> {
             space_bytes: <W::Space as sealed::Space>::BYTES,
             waker,
             loan: PhantomData,
+            own: PhantomData,
         };
         // SAFETY: the worker is there and nobody else's, says the caller. `dispatch` takes it for any lifetime, so it cannot
         // keep it for longer than the one that is made up here; a future that it leaves behind is gone before the
         // worker is used again, says the caller too.
-        let Step(started) = unsafe { (*self.worker.get()).assume_init_mut() }.dispatch(job);
+        let Step(started, _) = unsafe { (*self.worker.get()).assume_init_mut() }.dispatch(job);
         match started {
             Started::Replied => Progress::Replied,
             Started::Waits => Progress::Waits,

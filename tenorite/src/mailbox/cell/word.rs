@@ -186,6 +186,12 @@ impl Word {
         was & (OWNER | NOTIFIED) == PARKED
     }
 
+    /// T4, of a wake that may have been lost. Returns whether the task is to be woken.
+    pub(super) fn notify_if_parked(&self) -> bool {
+        let was = self.update(|word| if word & OWNER == PARKED { word | NOTIFIED } else { word });
+        was & (OWNER | NOTIFIED) == PARKED
+    }
+
     /// T5. The task's waker must be where others find it before.
     ///
     /// `NOTIFIED` is cleared here, before the poll: a wake that comes during it counts for the next.

@@ -1,0 +1,456 @@
+//! Corners of the cell that were found by looking for trouble, each with what went wrong there.
+
+// A waker that panics in its `clone` can only be made by hand.
+#![allow(unsafe_code)]
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tenorite::__private::{Dispatch, Job, JoinHandle, NoSpace, SomeSpace, Start, Step};
+use tenorite::StopReason;
+use tenorite::prelude::*;
+use tenorite_tests::poll_once;
+use tokio::runtime::{Builder, Handle, Id, Runtime};
+use tokio::sync::oneshot;
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Longer than anything here takes.
+const HANG: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+struct Plain(u64);
+
+#[tenorite::service]
+impl Plain {
+    pub fn get(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+
+    pub async fn yielding(&mut self) -> u64 {
+        tokio::task::yield_now().await;
+        self.get()
+    }
+
+    pub async fn wait(&mut self, event: oneshot::Receiver<()>) {
+        let _ = event.await;
+    }
+
+    pub async fn nap(&mut self) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    pub fn busy(&mut self, millis: u64) {
+        thread::sleep(Duration::from_millis(millis));
+    }
+
+    pub fn runtime(&self) -> Id {
+        Handle::current().id()
+    }
+
+    pub fn is_panicking(&self) -> bool {
+        thread::panicking()
+    }
+
+    pub fn lock(&mut self, mutex: Arc<Mutex<u32>>) -> u32 {
+        *mutex.lock().unwrap()
+    }
+}
+
+fn start_on(runtime: &Runtime) -> PlainCaller {
+    let _entered = runtime.enter();
+    PlainService.start_task(64, Plain::default()).1
+}
+
+/// Who yields is woken by a list of the scheduler that polled him, and a `block_on` that ends drops that list. It may be a
+/// caller's.
+#[test]
+fn a_handler_that_yields_outlives_the_block_on_that_started_it() {
+    for at_home in [true, false] {
+        let (home, other) = (multi_thread(), current_thread());
+        let home = if at_home { current_thread() } else { home };
+        let caller = start_on(&home);
+        let runtime = if at_home { &home } else { &other };
+        let after = |caller: &PlainCaller| {
+            let call = caller.get().owned();
+            if at_home {
+                runtime.block_on(async { tokio::time::timeout(HANG, call).await.expect("it hangs") })
+            } else {
+                call.timeout(HANG).blocking()
+            }
+        };
+        runtime.block_on(async { caller.yielding().cast().await.unwrap() });
+        assert_eq!(after(&caller), Ok(2));
+        // A call that is dropped in the poll that made it.
+        runtime.block_on(async {
+            tokio::select! { biased; _ = caller.yielding() => {}, () = async {} => {} }
+        });
+        assert_eq!(after(&caller), Ok(4));
+        // A resource of tokio's whose task has had its turn.
+        runtime.block_on(async {
+            poll_fn(|cx| {
+                while let Poll::Ready(unit) = tokio::task::coop::poll_proceed(cx) {
+                    unit.made_progress();
+                }
+                Poll::Ready(())
+            })
+            .await;
+            let (event, comes) = oneshot::channel();
+            event.send(()).unwrap();
+            let _ = poll_once(&mut caller.wait(comes).cast());
+        });
+        assert_eq!(after(&caller), Ok(5));
+    }
+}
+
+/// The task's id stays, and its runtime is not the current one.
+#[test]
+fn a_block_on_inside_of_a_task_is_another_runtime() {
+    let home = multi_thread();
+    let caller = start_on(&home);
+    let id = home.handle().id();
+    home.block_on(async {
+        let theirs = caller.clone();
+        let blocking = tokio::task::spawn_blocking(move || {
+            theirs.get().blocking().unwrap();
+            let other = current_thread();
+            assert_eq!(other.block_on(async { theirs.runtime().await }), Ok(id));
+            // Not on a runtime that nobody drives from here on.
+            other.block_on(async { theirs.nap().cast().await.unwrap() });
+            theirs.get().timeout(HANG).blocking().unwrap();
+        });
+        blocking.await.unwrap();
+        let theirs = caller.clone();
+        let spawned = tokio::spawn(async move {
+            theirs.get().await.unwrap();
+            tokio::task::block_in_place(|| current_thread().block_on(async { theirs.runtime().await }))
+        });
+        assert_eq!(spawned.await.unwrap(), Ok(id));
+    });
+}
+
+#[test]
+fn a_guard_that_is_gone_is_forgotten() {
+    let (ours, theirs) = (multi_thread(), multi_thread());
+    let handle = theirs.handle().clone();
+    let ran = ours.block_on(async move {
+        tokio::spawn(async move {
+            let (_task, caller) = {
+                let _entered = handle.enter();
+                let (task, caller) = PlainService.start_task(8, Plain::default());
+                caller.get().try_cast().unwrap();
+                let _ = poll_once(&mut caller.get());
+                (task, caller)
+            };
+            caller.runtime().await.unwrap()
+        })
+        .await
+        .unwrap()
+    });
+    assert_eq!(ran, theirs.handle().id());
+}
+
+/// In a process of its own: a panic there would be an abort.
+#[test]
+fn a_thread_that_ends_may_cast_with_a_limit() {
+    struct Late(PlainCaller, mpsc::Sender<Result<(), TenoriteError>>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let _ = self.1.send(self.0.get().timeout(Duration::from_secs(60)).try_cast());
+        }
+    }
+    thread_local! {
+        static LATE: std::cell::OnceCell<Late> = const { std::cell::OnceCell::new() };
+    }
+    let home = multi_thread();
+    let caller = start_on(&home);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        LATE.with(|late| assert!(late.set(Late(caller, sender)).is_ok()));
+        current_thread().block_on(async {});
+    })
+    .join()
+    .unwrap();
+    assert_eq!(receiver.recv().unwrap(), Ok(()));
+}
+
+#[test]
+fn a_handler_never_runs_on_a_thread_that_unwinds() {
+    struct Asks(PlainCaller, mpsc::Sender<Result<bool, TenoriteError>>);
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            let _ = self.1.send(self.0.is_panicking().blocking());
+        }
+    }
+    let home = multi_thread();
+    let (caller, (sender, receiver)) = (start_on(&home), mpsc::channel());
+    let unwinding = thread::spawn(move || {
+        let _asks = Asks(caller, sender);
+        panic!("its own");
+    });
+    assert!(unwinding.join().is_err());
+    assert_eq!(receiver.recv().unwrap(), Ok(false));
+}
+
+#[test]
+fn try_cast_runs_nothing_that_could_want_the_callers_locks() {
+    let home = multi_thread();
+    let caller = start_on(&home);
+    let mutex = Arc::new(Mutex::new(1));
+    let held = mutex.lock().unwrap();
+    caller.lock(Arc::clone(&mutex)).try_cast().unwrap();
+    drop(held);
+    assert_eq!(caller.lock(mutex).blocking(), Ok(1));
+}
+
+/// A limit on serving others: 20 µs, to within one of their requests.
+#[test]
+fn a_caller_with_its_answer_is_not_held_for_long() {
+    let home = multi_thread();
+    home.block_on(async {
+        let (_task, caller) = PlainService.start_task(64, Plain::default());
+        let first = {
+            let caller = caller.clone();
+            tokio::spawn(async move {
+                let started = Instant::now();
+                caller.busy(100).await.unwrap();
+                started.elapsed()
+            })
+        };
+        while caller.stats().queued == 0 {
+            let mut behind = caller.busy(100).owned();
+            if poll_once(&mut behind).is_pending() {
+                for _ in 0..10 {
+                    caller.busy(100).try_cast().unwrap();
+                }
+                break;
+            }
+        }
+        let held = first.await.unwrap();
+        // Its own, at most one before it, and one of the ten.
+        assert!(held < Duration::from_millis(900), "{held:?}");
+    });
+}
+
+/// The waker of one who serves others panics: that is his own affair.
+#[test]
+fn a_bad_waker_of_a_helper_loses_nobodys_call() {
+    static CLONES: AtomicU32 = AtomicU32::new(0);
+    static TABLE: RawWakerVTable = RawWakerVTable::new(
+        |data| {
+            assert!(CLONES.fetch_add(1, Ordering::SeqCst) == 0, "no more clones");
+            RawWaker::new(data, &TABLE)
+        },
+        |_| {},
+        |_| {},
+        |_| {},
+    );
+    current_thread().block_on(async {
+        let (_task, caller) = PlainService.start_task(64, Plain::default());
+        let (event, comes) = oneshot::channel();
+        let mut first = caller.wait(comes);
+        tokio::task::yield_now().await;
+        assert!(poll_once(&mut first).is_pending());
+        let mut others: Vec<_> = (0..30).map(|_| caller.busy(1)).collect();
+        assert!(others.iter_mut().all(|call| poll_once(call).is_pending()));
+        // Almost all of its turn is over.
+        poll_fn(|cx| {
+            for _ in 0..118 {
+                if let Poll::Ready(unit) = tokio::task::coop::poll_proceed(cx) {
+                    unit.made_progress();
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        event.send(()).unwrap();
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: the functions do not look at the pointer.
+            let waker = unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &TABLE)) };
+            let mut call = caller.get();
+            let _ = Pin::new(&mut call).poll(&mut Context::from_waker(&waker));
+        }));
+        for call in others {
+            tokio::time::timeout(HANG, call).await.expect("a call hangs").unwrap();
+        }
+        assert!(!caller.is_closed());
+    });
+}
+
+/// Those in line are judged by their service's clock, whoever serves them.
+#[test]
+fn a_helper_whose_clock_is_ahead_lets_nobody_expire() {
+    let home = current_thread();
+    let (event, comes) = oneshot::channel();
+    let (caller, waiting) = home.block_on(async {
+        let (_task, caller) = PlainService.start_task(64, Plain::default());
+        let mut first = caller.wait(comes).owned();
+        tokio::task::yield_now().await;
+        assert!(poll_once(&mut first).is_pending());
+        let mut waiting = caller.get().timeout(Duration::from_secs(600)).owned();
+        assert!(poll_once(&mut waiting).is_pending());
+        std::mem::forget(first);
+        (caller, waiting)
+    });
+    event.send(()).unwrap();
+    let ahead = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    ahead.block_on(async {
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        let _ = poll_once(&mut caller.get());
+    });
+    assert!(home.block_on(waiting).is_ok());
+}
+
+/// A worker's `Drop` that does to its thread what no `Drop` should.
+#[test]
+fn a_worker_that_leaks_a_guard_when_it_is_dropped() {
+    struct Leaky(Handle);
+    impl Drop for Leaky {
+        fn drop(&mut self) {
+            std::mem::forget(Box::leak(Box::new(self.0.clone())).enter());
+        }
+    }
+    #[tenorite::service]
+    impl Leaky {
+        pub fn boom(&mut self) {
+            panic!("boom");
+        }
+    }
+    let home = multi_thread();
+    let (task, caller) = {
+        let _entered = home.enter();
+        LeakyService.start_task(8, Leaky(home.handle().clone()))
+    };
+    let boom = FetchReason::Panicked("boom".into());
+    let theirs = caller.clone();
+    let outcome = thread::spawn(move || theirs.boom().blocking()).join().unwrap();
+    assert_eq!(outcome, Err(TenoriteError::FetchFailure(boom)));
+    assert_eq!(current_thread().block_on(caller.stopped()), StopReason::Panicked("boom".into()));
+    let payload = home.block_on(task).err().unwrap().into_panic();
+    assert_eq!(payload.downcast_ref::<&str>(), Some(&"boom"));
+}
+
+// Workers whose dispatch is not the macro's.
+
+macro_rules! by_hand {
+    ($worker:ty, $service:ident, $request:ty, $response:ty) => {
+        impl TenoriteWorker for $worker {
+            type Request = $request;
+            type Response = $response;
+            type Error = std::convert::Infallible;
+            type Config = Self;
+            type Output = Self;
+
+            fn task(
+                receiver: Receiver<TenoriteRequest<$request, $response>>,
+                worker: Self,
+            ) -> impl Future<Output = Self> + Send {
+                tenorite::__private::serve(receiver, worker)
+            }
+
+            fn __start<F>(start: Start, make: F) -> JoinHandle<Self>
+            where
+                F: FnOnce(TenoriteCaller<$request, $response>) -> Self,
+            {
+                tenorite::__private::start(start, make)
+            }
+        }
+        struct $service;
+        impl TenoriteService<$worker> for $service {}
+    };
+}
+
+/// It has no size, and asks for a place of its own all the same.
+#[repr(align(16))]
+struct NoSize;
+
+impl Future for NoSize {
+    type Output = usize;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<usize> {
+        Poll::Ready(std::ptr::from_ref(&*self).addr() % 16)
+    }
+}
+
+struct Spaceless;
+
+impl Dispatch for Spaceless {
+    type Request = ();
+    type Response = usize;
+    type Space = NoSpace;
+
+    fn method((): &()) -> &'static tenorite::__private::Method {
+        const { &tenorite::__private::Method::new("Spaceless", "ask") }
+    }
+
+    fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, (), usize>) -> Step<'j> {
+        let () = job.request();
+        job.run(|| NoSize)
+    }
+}
+
+by_hand!(Spaceless, SpacelessService, (), usize);
+
+#[tokio::test]
+async fn a_future_without_a_size_is_aligned() {
+    let (_task, caller) = SpacelessService.start_task(8, Spaceless);
+    assert_eq!(caller.send_request(()).await, Ok(0));
+}
+
+#[derive(Debug)]
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a bomb");
+    }
+}
+
+struct Explosive(#[allow(dead_code, reason = "it is dropped")] Bomb);
+
+impl Future for Explosive {
+    type Output = Bomb;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Bomb> {
+        Poll::Ready(Bomb)
+    }
+}
+
+struct Arsenal;
+
+impl Dispatch for Arsenal {
+    type Request = ();
+    type Response = Bomb;
+    type Space = SomeSpace;
+
+    fn method((): &()) -> &'static tenorite::__private::Method {
+        const { &tenorite::__private::Method::new("Arsenal", "ask") }
+    }
+
+    fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, (), Bomb>) -> Step<'j> {
+        let () = job.request();
+        job.run(|| Explosive(Bomb))
+    }
+}
+
+by_hand!(Arsenal, ArsenalService, (), Bomb);
+
+#[tokio::test]
+async fn a_future_that_panics_when_it_is_dropped_with_an_answer_that_does_too() {
+    let (_task, caller) = ArsenalService.start_task(8, Arsenal);
+    let outcome = caller.send_request(()).await.map(std::mem::forget);
+    assert_eq!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked("a bomb".into()))));
+}
