@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget;
-use crate::context::{self, Served};
+use crate::context::{self, context};
 use crate::error::TenoriteError;
 use crate::mailbox::{CallState, Limit, Mailbox, Phase};
 use crate::park;
@@ -368,7 +368,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             if let Limit::For(limit) = self.state.limit {
                 self.state.limit = self.start_clock(limit);
             }
-            if let Some(Served { deadline: Some(deadline), .. }) = context::served() {
+            if let Some(deadline) = context::inherited() {
                 self.inherit(deadline);
             }
         }
@@ -439,7 +439,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             Limit::For(limit) => Some(limit),
             _ => None,
         };
-        let inherited = context::context().and_then(|context| context.remaining());
+        let inherited = context().and_then(|context| context.remaining());
         let limit = own.into_iter().chain(inherited).min();
         let limit = limit.and_then(|limit| std::time::Instant::now().checked_add(limit));
         if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {

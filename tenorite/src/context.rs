@@ -136,21 +136,32 @@ impl Context {
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
         let mut future = pin!(future);
         poll_fn(|cx| {
-            let _serving = serve(Some(self.0));
+            let _serving = serve(self.0);
             future.as_mut().poll(cx)
         })
         .await
     }
 }
 
+/// The call that this thread serves, in two parts: few calls have a deadline, and most need not touch its place.
+struct Here {
+    method: Cell<Option<&'static Method>>,
+    deadline: Cell<Option<Instant>>,
+}
+
 thread_local! {
-    static SERVED: Cell<Option<Served>> = const { Cell::new(None) };
+    static HERE: Here = const { Here { method: Cell::new(None), deadline: Cell::new(None) } };
 }
 
 /// The call that is served here.
-#[inline]
 pub(crate) fn served() -> Option<Served> {
-    SERVED.get()
+    HERE.with(|here| Some(Served { method: here.method.get()?, deadline: here.deadline.get() }))
+}
+
+/// The deadline of the call that is served here.
+#[inline]
+pub(crate) fn inherited() -> Option<Instant> {
+    HERE.with(|here| here.deadline.get())
 }
 
 /// The time, by the clock of that runtime, whichever is the current one.
@@ -164,18 +175,36 @@ pub(crate) fn now_in(runtime: Option<&Handle>) -> Instant {
 }
 
 /// A thread that serves a call until this is dropped, on unwind as well.
-pub(crate) struct Serving(Option<Served>);
+pub(crate) struct Serving {
+    method: Option<&'static Method>,
+    deadline: Option<Instant>,
+}
 
 #[inline]
-pub(crate) fn serve(served: Option<Served>) -> Serving {
-    Serving(SERVED.replace(served))
+pub(crate) fn serve(served: Served) -> Serving {
+    HERE.with(|here| Serving {
+        method: here.method.replace(Some(served.method)),
+        deadline: exchange(&here.deadline, served.deadline),
+    })
 }
 
 impl Drop for Serving {
     #[inline]
     fn drop(&mut self) {
-        SERVED.set(self.0);
+        HERE.with(|here| {
+            here.method.set(self.method);
+            exchange(&here.deadline, self.deadline);
+        });
     }
+}
+
+#[inline]
+fn exchange(place: &Cell<Option<Instant>>, deadline: Option<Instant>) -> Option<Instant> {
+    let before = place.get();
+    if before.is_some() || deadline.is_some() {
+        place.set(deadline);
+    }
+    before
 }
 
 /// In whose surroundings a handler is about to run.

@@ -44,8 +44,8 @@ mod on {
     pub(crate) struct Watched<'a>(&'a Watch, Instant);
 
     impl Watch {
-        pub(crate) fn new<W>(limit: Duration) -> Self {
-            Self { service: std::any::type_name::<W>(), limit }
+        pub(crate) fn new(service: &'static str, limit: Duration) -> Self {
+            Self { service, limit }
         }
 
         pub(crate) fn begin(&self) -> Watched<'_> {
@@ -76,6 +76,9 @@ mod off {
 
     pub(crate) struct Span;
 
+    /// A guard of nothing.
+    pub(crate) struct Nothing;
+
     impl Span {
         #[inline]
         pub(crate) fn current() -> Self {
@@ -87,17 +90,21 @@ mod off {
         }
 
         #[inline]
-        pub(crate) fn enter(&self) {}
+        pub(crate) fn enter(&self) -> Nothing {
+            Nothing
+        }
     }
 
     pub(crate) struct Watch;
 
     impl Watch {
-        pub(crate) fn new<W>(_limit: Duration) -> Self {
+        pub(crate) fn new(_service: &'static str, _limit: Duration) -> Self {
             Self
         }
 
         #[inline]
-        pub(crate) fn begin(&self) {}
+        pub(crate) fn begin(&self) -> Nothing {
+            Nothing
+        }
     }
 }

@@ -178,7 +178,7 @@ impl<W: Dispatch> Core<W> {
             task: Once::new(),
             home,
             dice: Dice::new(inline),
-            watch: Watch::new::<W>(warn_after),
+            watch: Watch::new(std::any::type_name::<W>(), warn_after),
         }
     }
 

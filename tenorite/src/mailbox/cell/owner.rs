@@ -113,7 +113,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _serving = context::serve(Some(served));
+            let _serving = context::serve(served);
             let _watched = core.watch.begin();
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
@@ -138,7 +138,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _entered = core.home.enter(stance);
-            let _serving = context::serve(Some(served));
+            let _serving = context::serve(served);
             let _in_span = span.enter();
             let _watched = core.watch.begin();
             // SAFETY: this is the owner.

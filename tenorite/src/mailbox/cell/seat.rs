@@ -206,8 +206,10 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
                     // Its `Drop` may panic: then the reply is leaked, not dropped by a second one.
                     let reply = ManuallyDrop::new(reply);
                     place.drop_in_place();
-                    (*self.bench).give_memory_back();
                     self.exchange.put(Phase::Answered(Ok(ManuallyDrop::into_inner(reply))));
+                    if place.cast() != self.space {
+                        (*self.bench).give_memory_back();
+                    }
                     Step(Started::Replied, PhantomData)
                 }
             }
@@ -240,7 +242,6 @@ impl<Rs: 'static> Bench<Rs> {
         start.wrapping_add(offset).cast()
     }
 
-    #[inline]
     fn give_memory_back(&mut self) {
         if self.buffer.capacity() > KEPT_BYTES / BLOCK {
             self.buffer = Vec::new();

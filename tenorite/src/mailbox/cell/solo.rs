@@ -45,7 +45,7 @@ impl<W: Dispatch> Solo<W> {
         let mut request = Some(request);
         poll_fn(move |cx| {
             let seat = &handling.0.0;
-            let _serving = context::serve(Some(served));
+            let _serving = context::serve(served);
             let poll = panics::catch(|| match request.take() {
                 Some(request) => {
                     let mut exchange = Phase::New(request);
