@@ -112,7 +112,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ) -> Self {
         let mut state = CallState::new(request);
         if let Some(limit) = timeout {
-            state.limit = Limit::For(limit);
+            state.terms.limit = Limit::For(limit);
         }
         let ticket = Ticket { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false };
         Self { ticket, map }
@@ -138,7 +138,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     #[track_caller]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.ticket.assert_not_polled("timeout");
-        self.ticket.state.limit = Limit::For(limit);
+        self.ticket.state.terms.limit = Limit::For(limit);
         self
     }
 
@@ -156,7 +156,23 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     #[track_caller]
     pub fn no_wait(mut self) -> Self {
         self.ticket.assert_not_polled("no_wait");
-        self.ticket.state.no_wait = true;
+        self.ticket.state.terms.no_wait = true;
+        self
+    }
+
+    /// Says that whoever makes this call does not depend on it: it is raced against something else, in a `select!`.
+    ///
+    /// A handler's call that would wait for its own handler is refused with
+    /// [`SendFailure(WouldDeadlock)`](crate::SendReason::WouldDeadlock), because it could never end. One that is raced can: so it
+    /// is not refused, and waits.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn raced(mut self) -> Self {
+        self.ticket.assert_not_polled("raced");
+        self.ticket.state.raced = true;
         self
     }
 
@@ -195,7 +211,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     #[track_caller]
     pub fn cast(mut self) -> Cast<'a, Rq, Rs, Er> {
         self.ticket.assert_not_polled("cast");
-        self.ticket.state.cast = true;
+        self.ticket.state.terms.cast = true;
         Cast { ticket: self.ticket }
     }
 
@@ -216,8 +232,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     #[track_caller]
     pub fn try_cast(mut self) -> Result<(), TenoriteError> {
         self.ticket.assert_not_polled("try_cast");
-        self.ticket.state.cast = true;
-        self.ticket.state.no_wait = true;
+        self.ticket.state.terms.cast = true;
+        self.ticket.state.terms.no_wait = true;
         self.ticket.state.elsewhere = true;
         match self.ticket.poll(&mut Context::from_waker(Waker::noop()), Clock::None) {
             Poll::Ready(()) => self.ticket.accepted(),
@@ -365,8 +381,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         let first = !self.polled;
         if first {
             self.polled = true;
-            if let Limit::For(limit) = self.state.limit {
-                self.state.limit = self.start_clock(limit);
+            if let Limit::For(limit) = self.state.terms.limit {
+                self.state.terms.limit = self.start_clock(limit);
             }
             if let Some(deadline) = context::inherited() {
                 self.inherit(deadline);
@@ -378,7 +394,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             // so before it does anything would lose its place in the order.
             return if first && clock == Clock::Timer { budget::charge(cx) } else { Poll::Ready(()) };
         }
-        match self.state.limit {
+        match self.state.terms.limit {
             Limit::Until(deadline) if clock == Clock::Timer => self.poll_timer(deadline, cx),
             _ => Poll::Pending,
         }
@@ -397,10 +413,10 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     /// The call that a handler makes has no more time than the one that it serves.
     #[cold]
     fn inherit(&mut self, deadline: Instant) {
-        let limit = self.state.limit;
+        let limit = self.state.terms.limit;
         if !limit.is_expired() && limit.deadline().is_none_or(|own| deadline < own) {
             let is_late = deadline <= self.now();
-            self.state.limit = if is_late { Limit::Expired } else { Limit::Until(deadline) };
+            self.state.terms.limit = if is_late { Limit::Expired } else { Limit::Until(deadline) };
         }
     }
 
@@ -435,7 +451,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn block(&mut self) {
         park::assert_may_block("blocking()");
         // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
-        let own = match self.state.limit {
+        let own = match self.state.terms.limit {
             Limit::For(limit) => Some(limit),
             _ => None,
         };

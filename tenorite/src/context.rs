@@ -48,6 +48,14 @@ impl Method {
     pub const fn new(service: &'static str, name: &'static str) -> Self {
         Self { service, name }
     }
+
+    pub(crate) fn service(&self) -> &'static str {
+        self.service
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
 }
 
 /// The call that a handler serves.

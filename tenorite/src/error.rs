@@ -230,6 +230,10 @@ impl From<String> for PanicMessage {
 pub struct Cycle(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Cycle {
+    pub(crate) fn new(hops: Vec<(Arc<str>, Arc<str>)>) -> Self {
+        Self(hops.into())
+    }
+
     /// The calls in order, each as service and method.
     #[must_use]
     pub fn hops(&self) -> impl ExactSizeIterator<Item = (&str, &str)> + '_ {

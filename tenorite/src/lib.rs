@@ -61,6 +61,7 @@ mod park;
 mod lifecycle;
 mod context;
 mod budget;
+mod waits;
 mod reply;
 mod mailbox;
 mod timer;

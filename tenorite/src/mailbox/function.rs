@@ -105,7 +105,7 @@ where
             slots.drop_quietly(request);
             return refused(SendReason::Stopped);
         };
-        if state.limit.is_expired() {
+        if state.terms.limit.is_expired() {
             slots.skip(request);
             return refused(SendReason::Expired);
         }
@@ -113,14 +113,14 @@ where
         let function = self.function.as_ref().expect("it is there until the last caller is gone");
         let mut future = match panics::catch(|| function(request)) {
             Ok(future) => Box::pin(async move { into_reply(future.await) }),
-            Err(payload) => return self.ended(state.cast, panicked(payload)),
+            Err(payload) => return self.ended(state.terms.cast, panicked(payload)),
         };
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 slots.drop_quietly(future);
-                self.ended(state.cast, outcome.unwrap_or_else(panicked))
+                self.ended(state.terms.cast, outcome.unwrap_or_else(panicked))
             }
-            Poll::Pending => self.run_on(future, flight, state.cast, cx),
+            Poll::Pending => self.run_on(future, flight, state.terms.cast, cx),
         }
     }
 
@@ -148,7 +148,7 @@ where
         let slots = &self.shared.slots;
         match (Handle::try_current(), cast) {
             (Ok(runtime), cast) => {
-                let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone())));
+                let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone()), None));
                 let mut client = Client::new(Arc::clone(slots) as _, slot, None);
                 client.if_dropped(FetchReason::Stopped);
                 runtime.spawn(async move {
@@ -194,7 +194,7 @@ where
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(outcome) => {
                     self.shared.slots.drop_quietly(state.take());
-                    self.ended(state.cast, outcome.unwrap_or_else(panicked))
+                    self.ended(state.terms.cast, outcome.unwrap_or_else(panicked))
                 }
             },
             _ => return Poll::Ready(()),

@@ -28,6 +28,7 @@
 //! Plain data, under the [`queue`](super::queue)'s lock: nothing in here wakes, drops or runs anything of the user's. What
 //! is to be done is left in an [`After`].
 
+use std::sync::Arc;
 use std::task::Waker;
 
 use slab::Slab;
@@ -38,6 +39,7 @@ use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::Reply;
 use crate::trace::Span;
+use crate::waits::Edge;
 
 /// A slab that has grown beyond this many slots in a burst gives its memory back.
 const KEPT_SLOTS: usize = 64;
@@ -72,6 +74,16 @@ struct Slot<Rq, Rs, Er> {
     stage: Stage<Rq, Rs, Er>,
     /// Who is waiting for this slot to change.
     waker: Option<Waker>,
+    /// Which handler waits for it, if it is one.
+    edge: Option<Arc<Edge>>,
+}
+
+impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
+    fn end_wait(&mut self) {
+        if let Some(edge) = self.edge.take() {
+            edge.end();
+        }
+    }
 }
 
 enum Stage<Rq, Rs, Er> {
@@ -160,8 +172,17 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
-    pub(super) fn occupy(&mut self, waker: Option<Waker>) -> usize {
-        self.slots.insert(Slot { stage: Stage::Running, waker })
+    pub(super) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
+        self.slots.insert(Slot { stage: Stage::Running, waker, edge })
+    }
+
+    pub(super) fn waits_for_room(&self, slot: usize) -> bool {
+        matches!(&self.slots[slot].stage, Stage::Queued(entry) if !entry.accepted)
+    }
+
+    /// A handler waits for this slot.
+    pub(super) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
+        self.slots[slot].edge = Some(edge);
     }
 
     /// Who is to be woken when the slot changes. Returns who was.
@@ -182,6 +203,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             }
             Stage::Running => {
                 self.slots[slot].stage = Stage::Done(reply);
+                self.slots[slot].end_wait();
                 Ok(self.slots[slot].waker.take())
             }
             _ => unreachable!("only a request that runs is answered, and only once"),
@@ -216,10 +238,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         awaited: Awaited,
         accepted: bool,
         waker: Option<Waker>,
+        edge: Option<Arc<Edge>>,
     ) -> usize {
         let previous = self.last;
         let entry = Entry { request, span, deadline, awaited, accepted, previous, next: None };
-        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker });
+        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge });
         match previous {
             Some(previous) => self.entry(previous).next = Some(slot),
             None => self.first = Some(slot),
@@ -265,6 +288,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         let next = entry.next;
         if entry.awaited == Awaited::Acceptance {
             after.wake(self.slots[admitted].waker.take());
+            self.slots[admitted].end_wait();
         }
         self.first_waiting = next;
         self.accepted += 1;
@@ -320,6 +344,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             self.free(slot);
         } else {
             after.wake(self.slots[slot].waker.take());
+            self.slots[slot].end_wait();
         }
     }
 
@@ -346,6 +371,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// The call will not come back for its outcome, which is not there yet.
     pub(super) fn leave(&mut self, slot: usize, after: &mut After<Rq>) -> Left {
         after.to_drop.1 = self.slots[slot].waker.take();
+        self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
                 let entry = self.unlink(slot, Stage::Detached, after);
@@ -390,7 +416,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Frees a slot whose waker has been taken.
     fn free(&mut self, slot: usize) -> Stage<Rq, Rs, Er> {
-        let slot = self.slots.remove(slot);
+        let mut slot = self.slots.remove(slot);
+        slot.end_wait();
         debug_assert!(slot.waker.is_none(), "a waker would be dropped under the lock");
         self.give_memory_back();
         slot.stage
@@ -457,8 +484,14 @@ mod tests {
                 match random.below(6) {
                     0..3 => {
                         let accepted = line.len < line.backlog;
-                        let slot =
-                            line.append((request, Span::current()), None, Awaited::Reply, accepted, None);
+                        let slot = line.append(
+                            (request, Span::current()),
+                            None,
+                            Awaited::Reply,
+                            accepted,
+                            None,
+                            None,
+                        );
                         model.push((request, slot));
                     }
                     3 if !model.is_empty() => {

@@ -81,13 +81,21 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
 /// One call as its mailbox sees it.
 pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) phase: Phase<Rq, Rs, Er>,
+    pub(crate) terms: Terms,
+    /// Its handler may go on without it.
+    pub(crate) raced: bool,
+    /// Not to be run by this thread, which may hold a lock that the handler takes.
+    pub(crate) elsewhere: bool,
+}
+
+/// What a request's place in the line depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) limit: Limit,
     /// No reply is wanted: the call ends when the request is accepted.
     pub(crate) cast: bool,
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
-    /// Not to be run by this thread, which may hold a lock that the handler takes.
-    pub(crate) elsewhere: bool,
-    pub(crate) limit: Limit,
 }
 
 /// When a call is too late.
@@ -140,7 +148,8 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(request: Rq) -> Self {
-        Self { phase: Phase::New(request), cast: false, no_wait: false, elsewhere: false, limit: Limit::None }
+        let terms = Terms { limit: Limit::None, cast: false, no_wait: false };
+        Self { phase: Phase::New(request), terms, raced: false, elsewhere: false }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {

@@ -13,7 +13,7 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::queue::{Next, Queue};
-use super::{Limit, Phase};
+use super::{Limit, Phase, Terms};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::{Answer, Reply};
@@ -31,7 +31,9 @@ fn call(queue: &Model, request: u32) -> Reply<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => queue.push(request, Limit::None, false, false, cx.waker()),
+            None => {
+                queue.push(request, Terms { limit: Limit::None, cast: false, no_wait: false }, cx.waker())
+            }
             Some(slot) => queue.poll(slot, cx.waker()),
         };
         if let Phase::Waiting(slot) = next {
@@ -118,7 +120,9 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) =
+                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
+            else {
                 unreachable!("there is room");
             };
             queue.abandon(slot);
@@ -134,7 +138,9 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
+            let Phase::Waiting(first) =
+                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
+            else {
                 unreachable!("there is room");
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
@@ -152,7 +158,9 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
+            let Phase::Waiting(accepted) =
+                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
+            else {
                 unreachable!("there is room");
             };
             let waiting = spawn(&queue, |queue| call(queue, 2));
@@ -199,7 +207,9 @@ fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, Limit::None, false, false, Waker::noop()) else {
+            let Phase::Waiting(slot) =
+                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
+            else {
                 unreachable!("there is room");
             };
             let outcome = ended(queue.expire(slot)).expect("it has ended, one way or the other");
@@ -218,8 +228,13 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(queue.push(1, Limit::None, true, false, Waker::noop()), Phase::Accepted));
-            let Phase::Waiting(waiting) = queue.push(2, Limit::None, true, false, Waker::noop()) else {
+            assert!(matches!(
+                queue.push(1, Terms { limit: Limit::None, cast: true, no_wait: false }, Waker::noop()),
+                Phase::Accepted
+            ));
+            let Phase::Waiting(waiting) =
+                queue.push(2, Terms { limit: Limit::None, cast: true, no_wait: false }, Waker::noop())
+            else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {

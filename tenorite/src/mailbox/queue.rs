@@ -16,18 +16,20 @@
 //! - Q3: Everything that must be decided together is decided in one critical section: that a request leaves the line, and
 //!   who is admitted in its place; that the door shuts, and who fails; that a call has ended, and how.
 
+use std::sync::Arc;
 use std::task::Waker;
 
 use tokio::time::Instant;
 
 use super::line::{After, Awaited, Left, Line, Taken};
-use super::{Limit, Phase, Stats};
+use super::{Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
 use crate::reply::{Answer, Reply};
 use crate::sync::Mutex;
 use crate::trace::Span;
+use crate::waits::Edge;
 
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
@@ -69,15 +71,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     // The callers' side.
 
     /// Takes a place in the line of a worker that waits for requests itself. Returns the phase that the call is in then.
-    pub(crate) fn push(
-        &self,
-        request: Rq,
-        limit: Limit,
-        cast: bool,
-        no_wait: bool,
-        waker: &Waker,
-    ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, limit, cast, no_wait, waker, |line, accepted| {
+    pub(crate) fn push(&self, request: Rq, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
+        let entered = self.enter(request, terms, waker, None, |line, accepted| {
             let worker = if accepted { line.worker.take() } else { None };
             Join::Append { keep_waker: true, found: worker }
         });
@@ -96,12 +91,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(super) fn enter<T>(
         &self,
         request: Rq,
-        limit: Limit,
-        cast: bool,
-        no_wait: bool,
+        terms: Terms,
         waker: &Waker,
+        edge: Option<Arc<Edge>>,
         join: impl FnOnce(&mut Line<Rq, Rs, Er>, bool) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
+        let Terms { limit, cast, no_wait } = terms;
         let waker = waker.clone();
         let span = Span::current();
         let mut line = self.line.lock();
@@ -143,7 +138,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             (Some(waker), None)
         };
-        let slot = line.append((request, span), limit.deadline(), awaited, accepted, kept);
+        let slot = line.append((request, span), limit.deadline(), awaited, accepted, kept, edge);
         drop(line);
         // Wakers are the user's, and may panic when they are dropped.
         panics::drop_quietly(unused);
@@ -152,8 +147,31 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
-    pub(crate) fn occupy(&self, waker: Option<Waker>) -> usize {
-        self.line.lock().occupy(waker)
+    pub(crate) fn occupy(&self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
+        self.line.lock().occupy(waker, edge)
+    }
+
+    /// A handler waits for room for this cast. Not if that was made meanwhile.
+    pub(crate) fn wait_for_room(&self, slot: usize, edge: Arc<Edge>) {
+        let mut line = self.line.lock();
+        if line.waits_for_room(slot) {
+            line.set_edge(slot, edge);
+        } else {
+            edge.end();
+        }
+    }
+
+    /// Takes a cast back that waits for room. `false` if it does no more.
+    pub(crate) fn take_back(&self, slot: usize) -> bool {
+        let mut after = After::new();
+        let mut line = self.line.lock();
+        let waits = line.waits_for_room(slot);
+        if waits {
+            let _ = line.leave(slot, &mut after);
+        }
+        drop(line);
+        self.finish(after);
+        waits
     }
 
     /// Takes the outcome if the slot's call has ended, or else asks to be woken when it does.

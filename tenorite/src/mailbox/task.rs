@@ -34,7 +34,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
             Phase::New(_) => {
                 let Phase::New(request) = state.take() else { unreachable!("it was new a line ago") };
-                self.queue.push(request, state.limit, state.cast, state.no_wait, cx.waker())
+                self.queue.push(request, state.terms, cx.waker())
             }
             _ => return Poll::Ready(()),
         };

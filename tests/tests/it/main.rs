@@ -9,6 +9,7 @@ mod calls;
 mod cancel;
 mod context;
 mod corners;
+mod cycles;
 mod deadlines;
 mod derive;
 mod drop_order;

@@ -11,13 +11,14 @@ use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
 use super::{Core, Dispatch};
-use crate::context::{Served, Stance};
-use crate::error::{FetchReason, TenoriteError};
+use crate::context::{Method, Served, Stance};
+use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, Phase, Stats};
 use crate::panics::{self, Payload};
 use crate::trace::Span;
+use crate::waits::{self, Edge};
 
 type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
@@ -48,15 +49,16 @@ impl<W: Dispatch> Door<W> {
     ) -> Poll<()> {
         let mut owner = owner;
         let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
-        let served = Served { method: W::method(request), deadline: state.limit.deadline() };
+        let served = Served { method: W::method(request), deadline: state.terms.limit.deadline() };
         match owner.start(&mut state.phase, served, stance) {
             Run::Replied => {
+                waits::through(self.core.node());
                 if self.core.word.release_idle() {
                     owner.left();
                 } else {
                     self.release(owner, cx, stance);
                 }
-                if state.cast {
+                if state.terms.cast {
                     self.core.queue.drop_quietly(response_of(state.take()));
                     state.phase.put(Phase::Accepted);
                 }
@@ -66,7 +68,7 @@ impl<W: Dispatch> Door<W> {
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
                 let left_over = state.take();
-                state.phase.put(if state.cast { Phase::Accepted } else { Phase::Failed(failure) });
+                state.phase.put(if state.terms.cast { Phase::Accepted } else { Phase::Failed(failure) });
                 self.core.queue.drop_quietly(left_over);
                 owner.panicked(None, payload);
                 Poll::Ready(())
@@ -89,7 +91,9 @@ impl<W: Dispatch> Door<W> {
     /// Somebody else has come meanwhile.
     #[cold]
     fn release(&self, owner: Owner<'_, W>, cx: &mut Context<'_>, stance: Stance) {
-        owner.drain(None, Credit::of_a_caller(&self.core.dice), stance, cx);
+        // Its own call is over: a handler that made it does not wait for these.
+        let _cut = waits::cut();
+        owner.drain(None, Credit::of_one_who_is_done(&self.core.dice), stance, cx);
     }
 
     /// The handler has to wait, and so does the call.
@@ -104,13 +108,18 @@ impl<W: Dispatch> Door<W> {
     ) -> Poll<()> {
         // Wakers and spans that panic are their owner's problem: the handler goes on.
         let (span, spans_panic) = caught_or(Span::current, Span::none);
-        if state.cast {
+        if state.terms.cast {
+            waits::left();
             state.phase.put(Phase::Accepted);
             owner.park(None, served, span, stance);
             return Poll::Ready(());
         }
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
-        let slot = self.core.queue.occupy(waker);
+        // Before others can go on with the handler.
+        let node = self.core.node();
+        let edge = waits::take_implied();
+        let edge = edge.or_else(|| waits::wait(node, served.method).ok().flatten());
+        let slot = self.core.queue.occupy(waker, edge);
         state.phase.put(Phase::Waiting(slot));
         owner.park(Some(slot), served, span, stance);
         if let Some(payload) = wakers_panic.or(spans_panic) {
@@ -130,7 +139,7 @@ impl<W: Dispatch> Door<W> {
                 let may_run = !state.elsewhere && core.dice.allows();
                 let stance = if may_run { core.home.look(cx.waker()) } else { None };
                 if let Some(stance) = stance
-                    && !state.limit.is_expired()
+                    && !state.terms.limit.is_expired()
                     && self.spin()
                 {
                     return self.run_later(Owner::claimed(core), state, cx, stance);
@@ -147,17 +156,25 @@ impl<W: Dispatch> Door<W> {
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
         let Phase::New(request) = state.take() else { unreachable!("it was new a moment ago") };
-        let entered = core.queue.enter(
-            request,
-            state.limit,
-            state.cast,
-            state.no_wait,
-            cx.waker(),
-            |line, _| match core.word.join(stance.is_some(), line.first.is_none()) {
-                Join::Claimed(Found::Idle) => queue::Join::Run,
-                join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
-            },
-        );
+        let method = W::method(&request);
+        let edge = match self.wait_for(method, state.terms.cast || state.raced) {
+            Ok(edge) => edge,
+            Err(cycle) => {
+                core.queue.drop_quietly(request);
+                state.phase.put(Phase::Failed(would_deadlock(cycle)));
+                return Poll::Ready(());
+            }
+        };
+        let entered = core.queue.enter(request, state.terms, cx.waker(), edge.clone(), |line, _| match core
+            .word
+            .join(stance.is_some(), line.first.is_none())
+        {
+            Join::Claimed(Found::Idle) => queue::Join::Run,
+            join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
+        });
+        if let (Some(edge), Entered::Refused(_) | Entered::Own(_)) = (&edge, &entered) {
+            edge.end();
+        }
         match entered {
             Entered::Refused(phase) => state.phase = phase,
             Entered::Own(request) => {
@@ -172,14 +189,36 @@ impl<W: Dispatch> Door<W> {
                     (Join::Wake, _) => core.wake_task(),
                     _ => {}
                 }
+                if let (Phase::Waiting(slot), true, false) = (&state.phase, state.terms.cast, state.raced) {
+                    let slot = *slot;
+                    self.wait_for_room(slot, method, state);
+                }
             }
         }
         if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
     }
 
+    /// A handler that makes this call waits for it, unless it does not. See [`waits`].
+    fn wait_for(&self, method: &'static Method, does_not: bool) -> Result<Option<Arc<Edge>>, Cycle> {
+        if does_not { Ok(None) } else { waits::wait(self.core.node(), method) }
+    }
+
+    /// A cast waits as long as there is no room for it.
+    fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut State<W>) {
+        match waits::wait(self.core.node(), method) {
+            Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
+            Ok(None) => {}
+            Err(cycle) => {
+                if self.core.queue.take_back(slot) {
+                    state.phase = Phase::Failed(would_deadlock(cycle));
+                }
+            }
+        }
+    }
+
     /// The worker was left with work, and the task has not come yet: serves the line, in which the own request is.
     fn help(&self, found: Found, state: &mut State<W>, cx: &mut Context<'_>, stance: Stance) {
-        let credit = Credit::of_a_caller(&self.core.dice);
+        let credit = Credit::of_one_who_waits(&self.core.dice);
         let owner = Owner::claimed(&self.core);
         match found {
             Found::Parked => owner.go_on(credit, stance, cx),
@@ -216,7 +255,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if matches!(state.phase, Phase::New(_))
-            && !state.limit.is_expired()
+            && !state.terms.limit.is_expired()
             && !state.elsewhere
             && let Some(stance) = self.core.home.look(cx.waker())
             && self.core.word.claim_idle()
@@ -264,6 +303,10 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn stats(&self) -> Stats {
         self.core.queue.stats()
     }
+}
+
+fn would_deadlock(cycle: Cycle) -> TenoriteError {
+    TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle))
 }
 
 /// What the user's code gives, or something else and why it gave nothing.

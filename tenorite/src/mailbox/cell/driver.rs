@@ -11,6 +11,7 @@ use super::word::{Abort, Found, TaskClaim};
 use super::{Core, Dispatch};
 use crate::context::Stance;
 use crate::lifecycle::StopReason;
+use crate::waits;
 
 /// The service's task: drives on what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {
@@ -44,6 +45,7 @@ impl<W: Dispatch> Future for Driver<W> {
         core.task.set_with(|| cx.waker().clone());
         let left = {
             let _entered = core.home.enter_as_task(cx.waker());
+            let _cut = waits::cut();
             match core.word.claim_for_task() {
                 TaskClaim::Nothing => return Poll::Pending,
                 TaskClaim::Dead => Left::Dead,

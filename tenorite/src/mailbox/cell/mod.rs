@@ -79,6 +79,7 @@ use crate::panics::{self, Payload};
 use crate::reply::Reply;
 use crate::sync::{Once, Witness};
 use crate::trace::{Span, Watch};
+use crate::waits::Node;
 
 /// A worker whose requests are methods.
 ///
@@ -180,6 +181,11 @@ impl<W: Dispatch> Core<W> {
             dice: Dice::new(inline),
             watch: Watch::new(std::any::type_name::<W>(), warn_after),
         }
+    }
+
+    /// Which service this is, to those who look who waits for whom.
+    fn node(&self) -> Node {
+        std::ptr::from_ref(self).addr()
     }
 
     /// The task has something to do.

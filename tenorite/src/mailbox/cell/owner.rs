@@ -19,6 +19,7 @@ use crate::mailbox::inline::Dice;
 use crate::mailbox::line::Taken;
 use crate::panics::{self, Payload};
 use crate::trace::Span;
+use crate::waits;
 
 /// How many requests of others a caller serves before it goes on with its own business.
 const CREDIT: u32 = 16;
@@ -113,6 +114,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
+            let _running = waits::run(core.node(), served.method);
             let _serving = context::serve(served);
             let _watched = core.watch.begin();
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
@@ -138,6 +140,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _entered = core.home.enter(stance);
+            let _running = waits::run(core.node(), served.method);
             let _serving = context::serve(served);
             let _in_span = span.enter();
             let _watched = core.watch.begin();
@@ -223,13 +226,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     let mut exchange = Phase::New(request);
                     match self.start_in(&span, &mut exchange, served, stance) {
                         Run::Replied => {
+                            waits::through(core.node());
                             let reply = Ok(Ok(response_of(exchange)));
                             match slot {
                                 Some(slot) => finished = Some((slot, reply)),
                                 None => core.queue.drop_quietly(reply),
                             }
                         }
-                        Run::Waits => return self.park(slot, served, span, stance),
+                        Run::Waits => {
+                            waits::left();
+                            return self.park(slot, served, span, stance);
+                        }
                         Run::Panicked(payload) => return self.panicked(slot, payload),
                     }
                     credit.charge(cx);
@@ -252,7 +259,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let serving = unsafe { (*self.owned()).serving.take() };
         let Serving { slot, served, span } = serving.expect("a handler that waits serves somebody");
         self.hand = slot;
-        match self.resume(served, &span, stance) {
+        let poll = self.resume(served, &span, stance);
+        waits::left();
+        if poll.is_ready() {
+            waits::clear(self.core.node());
+        }
+        match poll {
             Poll::Pending => self.park(slot, served, span, stance),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
@@ -285,6 +297,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
         let core = self.core;
         let owned = self.owned();
+        waits::through(core.node());
+        waits::clear(core.node());
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
         // SAFETY: this is the owner, here and below.
@@ -340,11 +354,17 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    pub(super) fn of_a_caller(dice: &Dice) -> Self {
+    /// Of one whose own request stands in the line: he would wait for those before it anyway.
+    pub(super) fn of_one_who_waits(dice: &Dice) -> Self {
+        Self { left: dice.credit(CREDIT), until: None, is_task: false }
+    }
+
+    /// Of one who has his answer.
+    pub(super) fn of_one_who_is_done(dice: &Dice) -> Self {
         // Models go the same way again, and know no time.
         let is_modelled = cfg!(any(loom, shuttle));
         let until = if is_modelled { None } else { Some(Instant::now() + CREDIT_TIME) };
-        Self { left: dice.credit(CREDIT), until, is_task: false }
+        Self { until, ..Self::of_one_who_waits(dice) }
     }
 
     pub(super) fn of_the_task() -> Self {

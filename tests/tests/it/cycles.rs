@@ -1,0 +1,334 @@
+//! Calls that would wait for themselves are refused, and no others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenorite::Inline;
+use tenorite::prelude::*;
+use tenorite_tests::poll_once;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+const MODES: [Inline; 3] = [Inline::Auto, Inline::Never, Inline::Random(5)];
+/// Longer than anything here takes.
+const HANG: Duration = Duration::from_secs(30);
+
+type Outcome = Result<u32, TenoriteError>;
+
+/// The names of the circle, if that is what was told.
+fn circle(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Err(TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle))) => Some(cycle.to_string()),
+        _ => None,
+    }
+}
+
+struct Node {
+    gate: Arc<Semaphore>,
+}
+
+/// A way through several services: who is called after whom.
+type Way = Vec<NodeCaller>;
+
+#[tenorite::service]
+impl Node {
+    pub fn ready(&mut self) -> u32 {
+        1
+    }
+
+    pub async fn held(&mut self) -> u32 {
+        self.gate.acquire().await.unwrap().forget();
+        2
+    }
+
+    /// Calls the first on the way with the rest of it.
+    pub async fn walk(&mut self, way: Way) -> Result<u32, TenoriteError> {
+        match way.split_first() {
+            Some((next, rest)) => flat(next.walk(rest.to_vec()).await),
+            None => Ok(3),
+        }
+    }
+
+    pub async fn both(&mut self, one: Way, other: Way) -> (Outcome, Outcome) {
+        tokio::join!(walk(one), walk(other))
+    }
+
+    pub async fn either(&mut self, way: Way) -> Result<u32, TenoriteError> {
+        tokio::select! {
+            outcome = walk(way) => outcome,
+            () = std::future::pending() => unreachable!(),
+        }
+    }
+
+    pub async fn raced(&mut self, me: NodeCaller) -> bool {
+        tokio::select! {
+            _ = me.ready().raced() => false,
+            () = tokio::time::sleep(Duration::from_millis(5)) => true,
+        }
+    }
+
+    /// Casts into its own line: the first has room, the second has not.
+    pub async fn cast_twice(
+        &mut self,
+        me: NodeCaller,
+    ) -> (Result<(), TenoriteError>, Result<(), TenoriteError>) {
+        (me.ready().cast().await, me.ready().cast().await)
+    }
+
+    pub fn blocking(&mut self, me: NodeCaller) -> Result<u32, TenoriteError> {
+        me.ready().blocking()
+    }
+
+    /// Polls a call, forgets it, and is through.
+    pub fn forgets(&mut self, other: NodeCaller) -> bool {
+        let mut call = other.ready();
+        let is_pending = poll_once(&mut call).is_pending();
+        std::mem::forget(call);
+        is_pending
+    }
+}
+
+/// The first failure on the way is everybody's.
+fn flat(outcome: Result<u32, TenoriteError<TenoriteError>>) -> Outcome {
+    outcome.map_err(|error| error.into_service_error().unwrap_or_else(|failure| failure))
+}
+
+async fn walk(way: Way) -> Outcome {
+    match way.split_first() {
+        Some((next, rest)) => flat(next.walk(rest.to_vec()).await),
+        None => Ok(4),
+    }
+}
+
+fn start(inline: Inline, backlog: usize) -> (NodeCaller, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let node = Node { gate: Arc::clone(&gate) };
+    (NodeService.builder().inline(inline).start_task(backlog, node).1, gate)
+}
+
+fn some(inline: Inline, count: usize) -> Vec<NodeCaller> {
+    (0..count).map(|_| start(inline, 8).0).collect()
+}
+
+async fn no_hang<F: Future>(future: F) -> F::Output {
+    timeout(HANG, future).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn a_service_that_calls_itself_is_told_so_at_once() {
+    for inline in MODES {
+        let nodes = some(inline, 4);
+        let (a, b, c) = (&nodes[0], &nodes[1], &nodes[2]);
+        let ways: [(Way, &str); 3] = [
+            (vec![a.clone()], "Node::walk → Node::walk"),
+            (vec![b.clone(), a.clone()], "Node::walk → Node::walk → Node::walk"),
+            (vec![b.clone(), c.clone(), a.clone()], "Node::walk → Node::walk → Node::walk → Node::walk"),
+        ];
+        for (way, names) in ways {
+            let outcome = flat(no_hang(a.walk(way)).await);
+            assert_eq!(circle(&outcome).as_deref(), Some(names), "{inline:?}: {outcome:?}");
+        }
+        // Not the first but a later one is called again.
+        let way = vec![b.clone(), c.clone(), b.clone()];
+        let outcome = flat(no_hang(a.walk(way)).await);
+        assert_eq!(circle(&outcome).as_deref(), Some("Node::walk → Node::walk → Node::walk"), "{inline:?}");
+        assert!(!outcome.unwrap_err().is_retryable());
+        // And nobody is the worse for it.
+        assert_eq!(flat(no_hang(a.walk(vec![b.clone(), c.clone(), nodes[3].clone()])).await), Ok(3));
+    }
+}
+
+#[tokio::test]
+async fn each_hop_is_named() {
+    struct Store(Option<IndexCaller>);
+    struct Index(Option<StoreCaller>);
+    #[tenorite::service]
+    impl Store {
+        pub fn set(&mut self, index: IndexCaller) {
+            self.0 = Some(index);
+        }
+        pub async fn get(&mut self) -> Result<u32, String> {
+            self.0.as_ref().unwrap().find().await.map_err(|error| error.to_string())
+        }
+    }
+    #[tenorite::service]
+    impl Index {
+        pub fn set(&mut self, store: StoreCaller) {
+            self.0 = Some(store);
+        }
+        pub async fn find(&mut self) -> Result<u32, String> {
+            self.0.as_ref().unwrap().get().await.map_err(|error| error.to_string())
+        }
+    }
+    for inline in MODES {
+        let (_task, store) = StoreService.builder().inline(inline).start_task(4, Store(None));
+        let (_task, index) = IndexService.builder().inline(inline).start_task(4, Index(None));
+        store.set(index.clone()).await.unwrap();
+        index.set(store.clone()).await.unwrap();
+        let told = no_hang(store.get()).await.unwrap_err().to_string();
+        assert_eq!(
+            told, "the request was not run: it would wait for itself: Store::get → Index::find → Store::get",
+            "{inline:?}"
+        );
+        let told = no_hang(index.find()).await.unwrap_err().to_string();
+        assert!(told.ends_with("Index::find → Store::get → Index::find"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn in_branches_of_join_and_select() {
+    for inline in MODES {
+        let nodes = some(inline, 4);
+        let (a, b, c, d) = (&nodes[0], &nodes[1], &nodes[2], &nodes[3]);
+        let (one, other) =
+            no_hang(a.both(vec![b.clone(), a.clone()], vec![c.clone(), d.clone()])).await.unwrap();
+        assert!(circle(&one).is_some(), "{inline:?}: {one:?}");
+        assert_eq!(other, Ok(3), "{inline:?}");
+        let outcome = flat(no_hang(a.either(vec![b.clone(), a.clone()])).await);
+        assert!(circle(&outcome).is_some(), "{inline:?}: {outcome:?}");
+        // Two ways to the same service are none.
+        let (one, other) =
+            no_hang(a.both(vec![b.clone(), d.clone()], vec![c.clone(), d.clone()])).await.unwrap();
+        assert_eq!((one, other), (Ok(3), Ok(3)), "{inline:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_raced_may_wait() {
+    for inline in MODES {
+        let (a, _gate) = start(inline, 8);
+        assert_eq!(no_hang(a.raced(a.clone())).await, Ok(true), "{inline:?}");
+        assert_eq!(no_hang(a.ready()).await, Ok(1));
+    }
+}
+
+#[tokio::test]
+async fn a_cast_that_waits_for_room_of_its_own() {
+    for inline in MODES {
+        let (a, _gate) = start(inline, 1);
+        let (first, second) = no_hang(a.cast_twice(a.clone())).await.unwrap();
+        assert_eq!(first, Ok(()), "{inline:?}");
+        assert!(circle(&second.map(|()| 0)).is_some(), "{inline:?}");
+        assert_eq!(no_hang(a.ready()).await, Ok(1));
+        assert_eq!(a.stats().queued + a.stats().waiting_for_room, 0);
+    }
+}
+
+#[test]
+fn a_blocking_call() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let caller = {
+        let _entered = runtime.enter();
+        start(Inline::Auto, 8).0
+    };
+    let outcome = flat(caller.blocking(caller.clone()).blocking());
+    assert_eq!(circle(&outcome).as_deref(), Some("Node::blocking → Node::ready"));
+    assert_eq!(caller.ready().blocking(), Ok(1));
+}
+
+/// What was waited for and has come is waited for no more, though nobody has looked.
+#[tokio::test]
+async fn no_alarm_after_a_reply() {
+    for inline in MODES {
+        let (a, a_gate) = start(inline, 8);
+        let (b, b_gate) = start(inline, 8);
+        // A's handler waits for B, and has its reply, and has not been polled since.
+        let mut held = b.held();
+        assert!(poll_once(&mut held).is_pending());
+        let mut walking = a.walk(vec![b.clone()]);
+        assert!(poll_once(&mut walking).is_pending());
+        while inline == Inline::Never && b.stats().queued == 0 {
+            tokio::task::yield_now().await;
+        }
+        b_gate.add_permits(1);
+        no_hang(held).await.unwrap();
+        // B calls A now: it queues there, and that is no circle.
+        let outcome = flat(no_hang(b.walk(vec![a.clone()])).await);
+        assert_eq!(outcome, Ok(3), "{inline:?}");
+        assert_eq!(flat(no_hang(walking).await), Ok(3), "{inline:?}");
+        drop(a_gate);
+    }
+}
+
+/// A handler that is through waits for nothing, whatever it left behind.
+#[tokio::test]
+async fn no_alarm_after_a_call_that_was_forgotten() {
+    for inline in MODES {
+        let (a, _a_gate) = start(inline, 8);
+        let (b, b_gate) = start(inline, 8);
+        let mut held = b.held();
+        assert!(poll_once(&mut held).is_pending());
+        tokio::task::yield_now().await;
+        assert_eq!(no_hang(a.forgets(b.clone())).await, Ok(true), "{inline:?}");
+        // B is held, with A's forgotten call in its line; what it calls of A is no circle.
+        let mut walking = b.walk(vec![a.clone()]);
+        assert!(poll_once(&mut walking).is_pending());
+        b_gate.add_permits(1);
+        no_hang(held).await.unwrap();
+        assert_eq!(flat(no_hang(walking).await), Ok(3), "{inline:?}");
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// Many at once, on ways that only lead forwards: slots are used again and again, and nobody is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_alarm_on_ways_that_lead_forwards() {
+    for inline in MODES {
+        let nodes = Arc::new(some(inline, 6));
+        let callers: Vec<_> = (1..9)
+            .map(|seed| {
+                let nodes = Arc::clone(&nodes);
+                tokio::spawn(async move {
+                    let mut random = Random(seed * 7_919);
+                    for _ in 0..100 {
+                        let way: Way = nodes.iter().filter(|_| random.below(2) == 0).cloned().collect();
+                        assert_eq!(walk(way).await.map(|_| ()), Ok(()));
+                    }
+                })
+            })
+            .collect();
+        for caller in callers {
+            no_hang(caller).await.unwrap();
+        }
+    }
+}
+
+/// Many at once, on any ways: whatever they meet, each ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn whatever_the_ways_every_call_ends() {
+    for inline in MODES {
+        let nodes = Arc::new(some(inline, 3));
+        let callers: Vec<_> = (1..9)
+            .map(|seed| {
+                let nodes = Arc::clone(&nodes);
+                tokio::spawn(async move {
+                    let mut random = Random(seed * 104_729);
+                    let mut refused = 0;
+                    for _ in 0..200 {
+                        let way: Way =
+                            (0..1 + random.below(4)).map(|_| nodes[random.below(3)].clone()).collect();
+                        let outcome = walk(way).await;
+                        refused += u32::from(circle(&outcome).is_some());
+                        assert!(outcome.is_ok() || circle(&outcome).is_some(), "{outcome:?}");
+                    }
+                    refused
+                })
+            })
+            .collect();
+        let mut refused = 0;
+        for caller in callers {
+            refused += no_hang(caller).await.unwrap();
+        }
+        assert!(refused > 0, "some of them are circles");
+    }
+}
