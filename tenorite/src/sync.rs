@@ -21,7 +21,10 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+#[cfg(tsan)]
+pub(crate) use std::sync::atomic::AtomicBool;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A mutex without poisoning: no user code ever runs under one of our locks, so no panic can tear what it guards.
 #[derive(Debug)]
@@ -44,19 +47,36 @@ impl<T> Mutex<T> {
 
 /// A value that is set once.
 ///
-/// The flag beside the value is what is modelled: a reader that has not been told of the value does not find it.
+/// Modelled, there is a flag beside the value: a reader that has not been told of the value does not find it.
 #[derive(Debug)]
 pub(crate) struct Once<T> {
     value: OnceLock<T>,
+    #[cfg(any(loom, shuttle, tsan))]
     is_set: AtomicBool,
 }
 
+#[cfg(not(any(loom, shuttle, tsan)))]
+impl<T> Once<T> {
+    pub(crate) fn new() -> Self {
+        Self { value: OnceLock::new() }
+    }
+
+    /// Sets it, unless it was. By one thread only.
+    pub(crate) fn set_with(&self, value: impl FnOnce() -> T) {
+        self.value.get_or_init(value);
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.value.get()
+    }
+}
+
+#[cfg(any(loom, shuttle, tsan))]
 impl<T> Once<T> {
     pub(crate) fn new() -> Self {
         Self { value: OnceLock::new(), is_set: AtomicBool::new(false) }
     }
 
-    /// Sets it, unless it was. By one thread only.
     pub(crate) fn set_with(&self, value: impl FnOnce() -> T) {
         if !self.is_set.load(Ordering::Relaxed) {
             self.value.get_or_init(value);

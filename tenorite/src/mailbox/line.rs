@@ -46,10 +46,10 @@ const KEPT_SLOTS: usize = 64;
 
 pub(super) struct Line<Rq, Rs, Er> {
     slots: Slab<Slot<Rq, Rs, Er>>,
-    pub(super) first: Option<usize>,
-    last: Option<usize>,
+    first: Link,
+    last: Link,
     /// See L2.
-    first_waiting: Option<usize>,
+    first_waiting: Link,
     pub(super) len: usize,
     /// How many of `len` are accepted. See L1.
     pub(super) accepted: usize,
@@ -59,15 +59,49 @@ pub(super) struct Line<Rq, Rs, Er> {
     /// The worker, waiting for a request.
     pub(super) worker: Option<Waker>,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
-    pub(super) unwound: Vec<usize>,
+    pub(super) unwound: Unwound,
     /// The worker is being dropped, not polled.
     pub(super) aborted: bool,
     /// Slots freed since the slab was last trimmed.
-    freed: usize,
+    freed: u32,
     /// Down to how many occupied slots trimming is not worth another look.
-    trim_below: usize,
+    trim_below: u32,
     pub(super) skipped: u64,
     pub(super) panicked_drops: u64,
+}
+
+/// A place in the line, or none: an `Option` of half the size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link(usize);
+
+impl Link {
+    /// No slab is that large.
+    const NONE: Self = Self(usize::MAX);
+
+    fn to(slot: usize) -> Self {
+        Self(slot)
+    }
+
+    fn get(self) -> Option<usize> {
+        (self != Self::NONE).then_some(self.0)
+    }
+}
+
+/// Calls whose client was dropped by a panic. Boxed, because there are hardly ever any.
+#[derive(Default)]
+pub(super) struct Unwound(Option<Box<Calls>>);
+
+#[derive(Default)]
+struct Calls(Vec<usize>);
+
+impl Unwound {
+    pub(super) fn push(&mut self, slot: usize) {
+        self.0.get_or_insert_default().0.push(slot);
+    }
+
+    pub(super) fn take(&mut self) -> Vec<usize> {
+        self.0.take().map_or_else(Vec::new, |calls| calls.0)
+    }
 }
 
 struct Slot<Rq, Rs, Er> {
@@ -103,8 +137,8 @@ struct Entry<Rq> {
     deadline: Option<Instant>,
     awaited: Awaited,
     accepted: bool,
-    previous: Option<usize>,
-    next: Option<usize>,
+    previous: Link,
+    next: Link,
 }
 
 /// What the one who sent the request is waiting for.
@@ -154,18 +188,18 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(super) fn new(backlog: usize) -> Self {
         Self {
             slots: Slab::new(),
-            first: None,
-            last: None,
-            first_waiting: None,
+            first: Link::NONE,
+            last: Link::NONE,
+            first_waiting: Link::NONE,
             len: 0,
             accepted: 0,
             backlog,
             closed: None,
             worker: None,
-            unwound: Vec::new(),
+            unwound: Unwound::default(),
             aborted: false,
             freed: 0,
-            trim_below: usize::MAX,
+            trim_below: u32::MAX,
             skipped: 0,
             panicked_drops: 0,
         }
@@ -231,6 +265,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
+    /// The entry whose turn it is.
+    pub(super) fn first(&self) -> Option<usize> {
+        self.first.get()
+    }
+
     pub(super) fn append(
         &mut self,
         (request, span): (Rq, Span),
@@ -241,18 +280,19 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         edge: Option<Arc<Edge>>,
     ) -> usize {
         let previous = self.last;
-        let entry = Entry { request, span, deadline, awaited, accepted, previous, next: None };
+        let entry = Entry { request, span, deadline, awaited, accepted, previous, next: Link::NONE };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge });
-        match previous {
-            Some(previous) => self.entry(previous).next = Some(slot),
-            None => self.first = Some(slot),
+        let this = Link::to(slot);
+        match previous.get() {
+            Some(previous) => self.entry(previous).next = this,
+            None => self.first = this,
         }
-        self.last = Some(slot);
+        self.last = this;
         self.len += 1;
         if accepted {
             self.accepted += 1;
-        } else if self.first_waiting.is_none() {
-            self.first_waiting = Some(slot);
+        } else if self.first_waiting.get().is_none() {
+            self.first_waiting = this;
         }
         slot
     }
@@ -262,11 +302,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         let Stage::Queued(entry) = std::mem::replace(&mut self.slots[slot].stage, stage) else {
             unreachable!("only queued entries stand in the line");
         };
-        match entry.previous {
+        match entry.previous.get() {
             Some(previous) => self.entry(previous).next = entry.next,
             None => self.first = entry.next,
         }
-        match entry.next {
+        match entry.next.get() {
             Some(next) => self.entry(next).previous = entry.previous,
             None => self.last = entry.previous,
         }
@@ -274,7 +314,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if entry.accepted {
             self.accepted -= 1;
             self.admit(after);
-        } else if self.first_waiting == Some(slot) {
+        } else if self.first_waiting.get() == Some(slot) {
             self.first_waiting = entry.next;
         }
         entry
@@ -282,7 +322,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// There is room for one more: admits the request that has waited longest, where it stands.
     fn admit(&mut self, after: &mut After<Rq>) {
-        let Some(admitted) = self.first_waiting else { return };
+        let Some(admitted) = self.first_waiting.get() else { return };
         let entry = self.entry(admitted);
         entry.accepted = true;
         let next = entry.next;
@@ -305,7 +345,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         now: impl Fn() -> Instant,
         after: &mut After<Rq>,
     ) -> Result<Option<Taken<Rq>>, Spent> {
-        while let Some(first) = self.first {
+        while let Some(first) = self.first.get() {
             if !may {
                 return Err(Spent);
             }
@@ -392,7 +432,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             return;
         }
         self.closed = Some(reason);
-        while let Some(waiting) = self.first_waiting {
+        while let Some(waiting) = self.first_waiting.get() {
             self.fail_queued(waiting, SendReason::Stopped, after);
         }
         after.wake(self.worker.take());
@@ -404,12 +444,15 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// after as many frees as there is capacity, so that a free costs constant time on average.
     fn give_memory_back(&mut self) {
         let (len, capacity) = (self.slots.len(), self.slots.capacity());
-        self.freed += 1;
+        let share = u32::try_from(len / 2).unwrap_or(u32::MAX);
+        self.freed = self.freed.saturating_add(1);
         if len > capacity / 4 {
-            self.trim_below = usize::MAX;
-        } else if capacity > KEPT_SLOTS && (len <= self.trim_below || self.freed >= capacity) {
+            self.trim_below = u32::MAX;
+        } else if capacity > KEPT_SLOTS
+            && (len <= self.trim_below as usize || self.freed as usize >= capacity)
+        {
             self.freed = 0;
-            self.trim_below = len / 2;
+            self.trim_below = share;
             self.slots.shrink_to_fit();
         }
     }
@@ -434,8 +477,8 @@ mod tests {
         /// The line from the front, with L1, L2 and both directions of the list checked.
         fn checked(&mut self) -> Vec<u32> {
             let (mut requests, mut accepted, mut first_waiting) = (Vec::new(), 0, None);
-            let (mut previous, mut next) = (None, self.first);
-            while let Some(slot) = next {
+            let (mut previous, mut next) = (Link::NONE, self.first);
+            while let Some(slot) = next.get() {
                 let entry = self.entry(slot);
                 assert_eq!(entry.previous, previous);
                 requests.push(entry.request);
@@ -445,11 +488,11 @@ mod tests {
                 } else {
                     first_waiting.get_or_insert(slot);
                 }
-                (previous, next) = (Some(slot), entry.next);
+                (previous, next) = (Link::to(slot), entry.next);
             }
             assert_eq!((self.last, self.len), (previous, requests.len()));
             assert_eq!(self.accepted, accepted);
-            assert_eq!(self.first_waiting, first_waiting);
+            assert_eq!(self.first_waiting.get(), first_waiting);
             if self.closed.is_none() {
                 assert_eq!(accepted, self.len.min(self.backlog));
             } else {

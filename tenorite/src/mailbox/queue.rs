@@ -272,7 +272,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut after = After::new();
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
-        let unwound = if std::thread::panicking() { Vec::new() } else { std::mem::take(&mut line.unwound) };
+        let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
         let next = match line.take_next(true, Instant::now, &mut after) {
             Ok(Some(taken)) => Next::Request(taken),
             _ if line.closed.is_some() => Next::Closed,
@@ -323,7 +323,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut after = After::new();
         let mut line = self.line.lock();
         line.close(reason, &mut after);
-        while let Some(first) = line.first {
+        while let Some(first) = line.first() {
             line.fail_queued(first, SendReason::Stopped, &mut after);
         }
         let worker = line.worker.take();
@@ -339,7 +339,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// The panic that dropped clients has been caught: tells their callers what it said, as far as that is known.
     pub(crate) fn settle_unwound(&self, message: Option<&PanicMessage>) {
-        let unwound = std::mem::take(&mut self.line.lock().unwound);
+        let unwound = self.line.lock().unwound.take();
         for slot in unwound {
             self.answer_unwound(slot, message);
         }

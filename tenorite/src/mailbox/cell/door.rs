@@ -167,7 +167,7 @@ impl<W: Dispatch> Door<W> {
         };
         let entered = core.queue.enter(request, state.terms, cx.waker(), edge.clone(), |line, _| match core
             .word
-            .join(stance.is_some(), line.first.is_none())
+            .join(stance.is_some(), line.first().is_none())
         {
             Join::Claimed(Found::Idle) => queue::Join::Run,
             join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
