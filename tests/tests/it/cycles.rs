@@ -49,6 +49,12 @@ impl Node {
         }
     }
 
+    /// Once it is let go.
+    pub async fn walk_later(&mut self, way: Way) -> Result<u32, TenoriteError> {
+        self.gate.acquire().await.unwrap().forget();
+        walk(way).await
+    }
+
     pub async fn both(&mut self, one: Way, other: Way) -> (Outcome, Outcome) {
         tokio::join!(walk(one), walk(other))
     }
@@ -247,6 +253,47 @@ async fn no_alarm_after_a_reply() {
         assert_eq!(outcome, Ok(3), "{inline:?}");
         assert_eq!(flat(no_hang(walking).await), Ok(3), "{inline:?}");
         drop(a_gate);
+    }
+}
+
+/// The moment itself: B has answered A and goes on to one that calls A, all before A looks.
+#[tokio::test]
+async fn no_alarm_between_a_reply_and_the_look_at_it() {
+    let (a, _a_gate) = start(Inline::Auto, 8);
+    let (b, b_gate) = start(Inline::Auto, 8);
+    let (mut held, mut waits_for_b) = (b.held(), a.walk(vec![b.clone()]));
+    let mut calls_a = b.walk(vec![a.clone()]);
+    assert!(poll_once(&mut held).is_pending() && poll_once(&mut waits_for_b).is_pending());
+    assert!(poll_once(&mut calls_a).is_pending());
+    b_gate.add_permits(1);
+    // Whoever comes to B serves its whole line in this one poll, and no task gets a turn in it.
+    assert!(poll_once(&mut b.ready()).is_ready());
+    assert_eq!(flat(no_hang(calls_a).await), Ok(3));
+    assert_eq!(flat(no_hang(waits_for_b).await), Ok(3));
+    no_hang(held).await.unwrap();
+}
+
+/// With what it left behind still in B's line, and A busy with something else, B's handler calls A.
+#[tokio::test]
+async fn no_alarm_over_a_call_that_was_forgotten_and_still_queues() {
+    for inline in MODES {
+        let (a, a_gate) = start(inline, 8);
+        let (b, b_gate) = start(inline, 8);
+        let mut calls_a = b.walk_later(vec![a.clone()]);
+        assert!(poll_once(&mut calls_a).is_pending());
+        tokio::task::yield_now().await;
+        assert_eq!(no_hang(a.forgets(b.clone())).await, Ok(true), "{inline:?}");
+        let mut held = a.held();
+        assert!(poll_once(&mut held).is_pending());
+        tokio::task::yield_now().await;
+        b_gate.add_permits(1);
+        // Until B's call stands in A's line: what it would have been refused for, it has been by then.
+        while a.stats().queued == 0 && poll_once(&mut calls_a).is_pending() {
+            tokio::task::yield_now().await;
+        }
+        a_gate.add_permits(1);
+        assert_eq!(flat(no_hang(calls_a).await), Ok(3), "{inline:?}");
+        no_hang(held).await.unwrap();
     }
 }
 
