@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::budget;
 use crate::context::{self, context};
 use crate::error::TenoriteError;
+use crate::home;
 use crate::mailbox::{CallState, Limit, Mailbox, Phase};
 use crate::park;
 use crate::timer::Timer;
@@ -422,7 +423,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 
     /// By the service's clock.
     fn now(&self) -> Instant {
-        context::now_in(self.mailbox.get().runtime())
+        home::now_in(self.mailbox.get().runtime())
     }
 
     /// Ends the call if it is too late.

@@ -53,12 +53,15 @@
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
 // Modules in reading order: each uses only those before it.
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod random;
 mod sync;
 mod error;
 mod panics;
 mod trace;
 mod park;
 mod lifecycle;
+mod home;
 mod context;
 mod budget;
 mod waits;

@@ -24,7 +24,7 @@
 //! One lock for all services, taken only by handlers whose calls have to wait.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,9 +66,9 @@ struct Wait {
 
 /// For each service, what its handler waits for.
 #[derive(Default)]
-struct Graph(HashMap<Node, Vec<Wait>>);
+struct Graph(BTreeMap<Node, Vec<Wait>>);
 
-static GRAPH: Mutex<Option<Graph>> = Mutex::new(None);
+static GRAPH: Mutex<Graph> = Mutex::new(Graph(BTreeMap::new()));
 /// How many waits there are, over ones among them: to look whether it is worth to take the lock.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
@@ -168,7 +168,7 @@ pub(crate) fn clear(node: Node) {
         return;
     }
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(waits) = graph.as_mut().and_then(|graph| graph.0.remove(&node)) {
+    if let Some(waits) = graph.0.remove(&node) {
         WAITS.fetch_sub(waits.len(), Ordering::Relaxed);
     }
 }
@@ -191,7 +191,6 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
         return Ok(None);
     }
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
-    let graph = graph.get_or_insert_default();
 
     // Those below wait as soon as the top does.
     let _ = IMPLIED.try_with(|implied| {
@@ -255,22 +254,12 @@ impl Graph {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const NODES: usize = 6;
 
     fn frame(node: Node) -> Frame {
         Frame { node, method: const { &Method::new("Service", "method") } }
-    }
-
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % limit as u64) as usize
-        }
     }
 
     /// Which nodes can be reached from which, in the plainest way there is (Warshall 1962).

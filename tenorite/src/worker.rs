@@ -11,8 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::caller::TenoriteCaller;
-#[cfg(not(any(loom, shuttle)))]
-use crate::context::Home;
+use crate::home::Home;
 use crate::lifecycle::StopReason;
 use crate::mailbox::cell;
 use crate::mailbox::inline::Inline;
@@ -127,27 +126,15 @@ impl Start {
     }
 
     /// In a cell.
-    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub(crate) fn cell<W: cell::Dispatch>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> W,
     ) -> JoinHandle<W> {
-        let home = Home::current();
-        let runtime = home.handle().clone();
-        let (door, driver) = cell::open(self.backlog, home, self.inline, self.warn_after);
+        let runtime = Handle::current();
+        let (door, driver) = cell::open(self.backlog, Home::of(&runtime), self.inline, self.warn_after);
         let worker = make(TenoriteCaller::new(Arc::new(door), None));
         runtime.spawn(driver.with(worker))
-    }
-
-    /// Models have no runtime.
-    #[cfg(any(loom, shuttle))]
-    #[allow(clippy::unimplemented)]
-    pub(crate) fn cell<W: cell::Dispatch>(
-        self,
-        _make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> W,
-    ) -> JoinHandle<W> {
-        unimplemented!("models open their cells themselves")
     }
 }
 

@@ -200,11 +200,7 @@ where
             _ => return Poll::Ready(()),
         };
         state.phase = next;
-        if matches!(state.phase, Phase::Waiting(_) | Phase::Driven(_)) {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
-        }
+        state.readiness()
     }
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {

@@ -467,9 +467,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     type Tested = Line<u32, (), ()>;
 
@@ -499,17 +500,6 @@ mod tests {
                 assert_eq!(first_waiting, None);
             }
             requests
-        }
-    }
-
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % limit as u64) as usize
         }
     }
 

@@ -155,6 +155,14 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
         self.phase.take()
     }
+
+    /// What a poll that leaves it like this has to say.
+    pub(crate) fn readiness(&self) -> Poll<()> {
+        match self.phase {
+            Phase::Waiting(_) | Phase::Driven(_) => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
 }
 
 impl<Rq, Rs, Er> From<Reply<Rs, Er>> for Phase<Rq, Rs, Er> {

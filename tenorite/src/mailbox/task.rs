@@ -39,7 +39,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
             _ => return Poll::Ready(()),
         };
         state.phase = next;
-        if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
+        state.readiness()
     }
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {

@@ -21,8 +21,9 @@ use std::sync::{Arc, Mutex as Plain, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::caller::TenoriteCaller;
-use crate::context::{Home, Method};
+use crate::context::Method;
 use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::home::Home;
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
 use crate::sync::{Mutex, Witness};

@@ -105,7 +105,7 @@ fn planted_bugs_are_up_to_date() {
         let module = modules.rsplit("::").next().expect("a name");
         let (folder, module) = match bug.catcher.tool {
             Tool::Loom | Tool::Shuttle => ("tenorite/src/models", module),
-            Tool::Unit => ("tenorite/src", "context"),
+            Tool::Unit => ("tenorite/src", "home"),
             Tool::Test => ("tests/tests/it", module),
             Tool::Cost => ("tests/tests", "cost"),
         };

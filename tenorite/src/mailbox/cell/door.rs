@@ -11,8 +11,9 @@ use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
 use super::{Core, Dispatch};
-use crate::context::{Method, Served, Stance};
+use crate::context::{Method, Served};
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
+use crate::home::Stance;
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, Phase, Stats};
@@ -42,12 +43,11 @@ impl<W: Dispatch> Door<W> {
     #[inline(always)]
     fn run(
         &self,
-        owner: Owner<'_, W>,
+        mut owner: Owner<'_, W>,
         state: &mut State<W>,
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        let mut owner = owner;
         let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
         let served = Served { method: W::method(request), deadline: state.terms.limit.deadline() };
         match owner.start(&mut state.phase, served, stance) {
@@ -149,7 +149,7 @@ impl<W: Dispatch> Door<W> {
             _ => return Poll::Ready(()),
         };
         state.phase = next;
-        if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
+        state.readiness()
     }
 
     /// T6.
@@ -195,7 +195,7 @@ impl<W: Dispatch> Door<W> {
                 }
             }
         }
-        if matches!(state.phase, Phase::Waiting(_)) { Poll::Pending } else { Poll::Ready(()) }
+        state.readiness()
     }
 
     /// A handler that makes this call waits for it, unless it does not. See [`waits`].
@@ -230,10 +230,13 @@ impl<W: Dispatch> Door<W> {
     }
 
     /// Waits a moment for a handler that runs on another thread. Returns whether the worker was claimed.
-    #[cfg(not(any(loom, shuttle)))]
     fn spin(&self) -> bool {
         const LOOKS: u32 = 10;
         const PAUSES: u32 = 10;
+        if cfg!(any(loom, shuttle)) {
+            // To the models it is only one more call that comes at another time.
+            return false;
+        }
         for _ in 0..LOOKS {
             if !self.core.word.is_only_running() {
                 break;
@@ -243,11 +246,6 @@ impl<W: Dispatch> Door<W> {
             }
         }
         self.core.word.claim_idle()
-    }
-
-    #[cfg(any(loom, shuttle))]
-    fn spin(&self) -> bool {
-        false
     }
 }
 
@@ -290,14 +288,8 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
         &self.core.queue.lifecycle
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     fn runtime(&self) -> Option<&Handle> {
-        Some(self.core.home.handle())
-    }
-
-    #[cfg(any(loom, shuttle))]
-    fn runtime(&self) -> Option<&Handle> {
-        None
+        self.core.home.runtime()
     }
 
     fn stats(&self) -> Stats {

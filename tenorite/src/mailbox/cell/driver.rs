@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use super::owner::{Credit, Left, Owner};
 use super::word::{Abort, Found, TaskClaim};
 use super::{Core, Dispatch};
-use crate::context::Stance;
+use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::waits;
 

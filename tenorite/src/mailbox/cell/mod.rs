@@ -73,7 +73,8 @@ use self::word::Word;
 use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
-use crate::context::{Home, Method, Served};
+use crate::context::{Method, Served};
+use crate::home::Home;
 use crate::lifecycle::StopReason;
 use crate::panics::{self, Payload};
 use crate::reply::Reply;
@@ -217,6 +218,17 @@ impl<W: Dispatch> Core<W> {
         });
         if wake {
             self.wake_task();
+        }
+    }
+
+    /// A handler is through: its reply, with the slot that it belongs to. `None` if nobody waits for it.
+    fn finished(&self, slot: Option<usize>, response: W::Response) -> Option<(usize, Answered<W>)> {
+        match slot {
+            Some(slot) => Some((slot, Ok(Ok(response)))),
+            None => {
+                self.queue.drop_quietly(response);
+                None
+            }
         }
     }
 

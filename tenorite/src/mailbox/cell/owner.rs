@@ -11,8 +11,9 @@ use super::waker;
 use super::word::{Leave, Park};
 use super::{Answered, Core, Dispatch, Exchange, Owned, Serving};
 use crate::budget;
-use crate::context::{self, Served, Stance};
+use crate::context::{self, Served};
 use crate::error::{FetchReason, TenoriteError};
+use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::mailbox::Phase;
 use crate::mailbox::inline::Dice;
@@ -227,11 +228,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     match self.start_in(&span, &mut exchange, served, stance) {
                         Run::Replied => {
                             waits::through(core.node());
-                            let reply = Ok(Ok(response_of(exchange)));
-                            match slot {
-                                Some(slot) => finished = Some((slot, reply)),
-                                None => core.queue.drop_quietly(reply),
-                            }
+                            finished = core.finished(slot, response_of(exchange));
                         }
                         Run::Waits => {
                             waits::left();
@@ -268,14 +265,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Poll::Pending => self.park(slot, served, span, stance),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
-                let reply = Ok(Ok(response));
-                let finished = match slot {
-                    Some(slot) => Some((slot, reply)),
-                    None => {
-                        self.core.queue.drop_quietly(reply);
-                        None
-                    }
-                };
+                let finished = self.core.finished(slot, response);
                 self.drain(finished, credit, stance, cx)
             }
         }
@@ -297,7 +287,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
         let core = self.core;
         let owned = self.owned();
-        waits::through(core.node());
+        waits::left();
         waits::clear(core.node());
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
