@@ -29,6 +29,20 @@ impl Wake for Woken {
     }
 }
 
+/// Chance that goes the same way again: xorshift (Marsaglia 2003). The seed is not 0.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number below the limit.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
 /// Polls once, with a waker that does nothing.
 pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))

@@ -8,28 +8,17 @@
 
 use std::future::poll_fn;
 use std::mem;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tenorite::Inline;
 use tenorite::prelude::*;
+use tenorite_tests::{Random, poll_once};
 use tokio::runtime::{Builder, Runtime};
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// Wakers that are kept, and fired by somebody else, at some time.
 #[derive(Default)]
@@ -119,10 +108,6 @@ impl Worker {
         self.log.push(id);
         self.ran.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// One caller's business with one service.

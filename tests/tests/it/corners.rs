@@ -19,13 +19,7 @@ use tenorite_tests::poll_once;
 use tokio::runtime::{Builder, Handle, Id, Runtime};
 use tokio::sync::oneshot;
 
-fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn multi_thread() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
+use crate::support::{current_thread, multi_thread};
 
 /// Longer than anything here takes.
 const HANG: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tenorite::Inline;
 use tenorite::prelude::*;
-use tenorite_tests::poll_once;
+use tenorite_tests::{Random, poll_once};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -316,17 +316,6 @@ async fn no_alarm_after_a_call_that_was_forgotten() {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
-
 /// Many at once, on ways that only lead forwards: slots are used again and again, and nobody is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn no_alarm_on_ways_that_lead_forwards() {
@@ -362,8 +351,9 @@ async fn whatever_the_ways_every_call_ends() {
                     let mut random = Random(seed * 104_729);
                     let mut refused = 0;
                     for _ in 0..200 {
-                        let way: Way =
-                            (0..1 + random.below(4)).map(|_| nodes[random.below(3)].clone()).collect();
+                        let way: Way = (0..1 + random.below(4))
+                            .map(|_| nodes[random.below(3) as usize].clone())
+                            .collect();
                         let outcome = walk(way).await;
                         refused += u32::from(circle(&outcome).is_some());
                         assert!(outcome.is_ok() || circle(&outcome).is_some(), "{outcome:?}");

@@ -12,17 +12,11 @@ use std::thread;
 use tenorite::prelude::*;
 use tenorite::{Inline, StopReason};
 use tenorite_tests::{poll_once, ready};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-fn multi_thread() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
+use crate::support::{current_thread, multi_thread};
 
 fn panicked(text: &str) -> TenoriteError {
     TenoriteError::FetchFailure(FetchReason::Panicked(text.into()))

@@ -7,24 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tenorite::prelude::*;
-use tenorite_tests::poll_once;
+use tenorite_tests::{Random, poll_once};
 use tokio::time::timeout;
 
 use crate::support::{Kind, ProbeCaller, QUEUED};
 
 /// Longer than anything here takes: a call that has not ended by then hangs.
 const HANG: Duration = Duration::from_secs(60);
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 #[derive(Default)]
 struct Oracle {

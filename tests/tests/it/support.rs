@@ -5,8 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenorite::Inline;
 use tenorite::prelude::*;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+
+pub fn multi_thread() -> Runtime {
+    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+pub fn current_thread() -> Runtime {
+    runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
 
 /// What a test sees of a worker, and how it holds it.
 #[derive(Clone)]

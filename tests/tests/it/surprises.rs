@@ -8,18 +8,9 @@ use std::time::{Duration, Instant};
 use tenorite::prelude::*;
 use tenorite::{Inline, StopReason};
 use tenorite_tests::{poll_once, ready};
-use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use crate::support::{Kind, QUEUED};
-
-fn multi_thread() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
+use crate::support::{Kind, QUEUED, current_thread, multi_thread};
 
 #[derive(Default)]
 struct Plain {

@@ -11,15 +11,9 @@ use tenorite::Inline;
 use tenorite::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Handle, Id, Runtime};
+use tokio::runtime::{Handle, Id};
 
-fn multi_thread() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
+use crate::support::{current_thread, multi_thread};
 
 struct Everything;
 
