@@ -145,6 +145,24 @@ fn a_caller_and_the_task_meet_at_a_worker_that_is_ready() {
     });
 }
 
+/// Its waker stood in a list that ends with the caller's own business.
+#[test]
+fn a_wake_that_its_scheduler_loses() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let list = Event::new();
+        let mut first = caller.send_request(Ask::Defer(1, Arc::clone(&list)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(2));
+        list.lose();
+        assert_eq!(block_on(first), Ok(1));
+        assert_eq!(other.join().unwrap(), Ok(2));
+        assert_eq!(seen.started(), [1, 2]);
+        hand_back(caller, task);
+    });
+}
+
 /// Wakers that are kept fire once more while the next handler runs or waits.
 #[test]
 fn a_late_second_wake_and_the_next_handler() {

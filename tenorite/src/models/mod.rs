@@ -39,6 +39,9 @@ pub(crate) enum Ask {
     Wait(u32, Arc<Event>),
     /// Wakes itself, and comes back.
     Yield(u32),
+    /// Leaves its waker to the event, and comes back when it is polled next, whether that has come or not: as one who yields
+    /// leaves it to the list of a scheduler.
+    Defer(u32, Arc<Event>),
     Panic(u32),
     /// Panics once the event has come.
     PanicLater(u32, Arc<Event>),
@@ -72,6 +75,12 @@ impl Event {
         waiting.iter().for_each(Waker::wake_by_ref);
     }
 
+    /// Never comes: those who wait are forgotten, as by a scheduler that ends.
+    pub(crate) fn lose(&self) {
+        let lost = std::mem::take(&mut self.0.lock().waiting);
+        drop(lost);
+    }
+
     async fn wait(&self) {
         poll_fn(|cx| {
             let mut happening = self.0.lock();
@@ -83,6 +92,19 @@ impl Event {
         })
         .await;
     }
+}
+
+/// Is pending once, and does with its waker what it is told.
+async fn pend_once(leave: impl Fn(&Waker)) {
+    let mut again = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut again, true) {
+            return Poll::Ready(());
+        }
+        leave(cx.waker());
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What was seen of a worker. Not part of the model: nothing is ordered by it.
@@ -178,16 +200,12 @@ impl Dispatch for Worker {
             }),
             Ask::Yield(id) => job.run(move || async move {
                 let _running = Running::start(self, id);
-                let mut again = false;
-                poll_fn(|cx| {
-                    if again {
-                        return Poll::Ready(());
-                    }
-                    again = true;
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                })
-                .await;
+                pend_once(Waker::wake_by_ref).await;
+                id
+            }),
+            Ask::Defer(id, event) => job.run(move || async move {
+                let _running = Running::start(self, id);
+                pend_once(|waker| event.0.lock().waiting.push(waker.clone())).await;
                 id
             }),
             Ask::Relay(id, next, ask) => job.run(move || async move {
