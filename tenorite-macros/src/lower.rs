@@ -11,7 +11,7 @@ use syn::{
 use crate::args::Args;
 use crate::errors::Errors;
 use crate::generics;
-use crate::model::{Arg, Field, Method, Names, Reply, ReplyKind, Service};
+use crate::model::{Arg, Field, Hook, Hooks, Init, Method, Names, Reply, ReplyKind, Service};
 use crate::types::{self, Misfit};
 
 /// Said of methods that may not have been meant as requests.
@@ -44,7 +44,7 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
     }
 
     let worker_name = worker_name(&item, errors);
-    let methods = methods(&mut item, errors);
+    let (methods, hooks) = methods(&mut item, errors);
     let mut borrows = false;
     for param in &item.generics.params {
         if let GenericParam::Lifetime(param) = param {
@@ -53,7 +53,7 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
         }
     }
     let service = match worker_name {
-        Some(worker) if !borrows => service(args, &item, &worker, methods, errors),
+        Some(worker) if !borrows => service(args, &item, &worker, methods, hooks, errors),
         _ => None,
     };
     (item.into_token_stream(), service)
@@ -104,6 +104,7 @@ fn service(
     item: &ItemImpl,
     worker_name: &Ident,
     methods: Vec<Method>,
+    hooks: Hooks,
     errors: &mut Errors,
 ) -> Option<Service> {
     if methods.is_empty() && errors.is_empty() {
@@ -129,6 +130,7 @@ fn service(
         derives: args.derives.unwrap_or_default(),
         names,
         methods,
+        hooks,
         generics,
         request_generics,
         response_generics,
@@ -184,11 +186,26 @@ fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut 
     Some(names)
 }
 
-/// The methods that are requests. Takes our attributes out of all of them.
-fn methods(item: &mut ItemImpl, errors: &mut Errors) -> Vec<Method> {
+/// What a method is to the service, if its attribute says so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Skip,
+    Init,
+    OnStart,
+    OnStop,
+}
+
+impl Role {
+    const ALL: [(&'static str, Self); 4] =
+        [("skip", Self::Skip), ("init", Self::Init), ("on_start", Self::OnStart), ("on_stop", Self::OnStop)];
+}
+
+/// The methods that are requests, and the hooks. Takes our attributes out of all of them.
+fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
     let worker = (*item.self_ty).clone();
     let generics = item.generics.clone();
     let mut methods: Vec<Method> = Vec::new();
+    let mut hooks = Hooks::default();
     for item in &mut item.items {
         let function = match item {
             ImplItem::Fn(function) => function,
@@ -202,10 +219,20 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> Vec<Method> {
             }
             _ => continue,
         };
-        let skipped = is_skipped(&mut function.attrs, errors);
+        let role = role(&mut function.attrs, errors);
+        let is_repeated = match role {
+            None => false,
+            Some(Role::Skip) => continue,
+            Some(Role::Init) => replaces(&mut hooks.init, init(function, &worker, errors)),
+            Some(Role::OnStart) => replaces(&mut hooks.on_start, hook(function, Role::OnStart, errors)),
+            Some(Role::OnStop) => replaces(&mut hooks.on_stop, hook(function, Role::OnStop, errors)),
+        };
+        if is_repeated {
+            errors.at(&function.sig.ident, "there is one already: a service has one hook of each kind");
+        }
         let is_private = matches!(function.vis, Visibility::Inherited);
         let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
-        if skipped || is_private {
+        if role.is_some() || is_private {
             continue;
         }
         let Some(method) = method(function, &worker, &generics, errors) else { continue };
@@ -223,7 +250,99 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> Vec<Method> {
             None => methods.push(method),
         }
     }
-    methods
+    (methods, hooks)
+}
+
+fn replaces<T>(place: &mut Option<T>, value: Option<T>) -> bool {
+    value.is_some_and(|value| place.replace(value).is_some())
+}
+
+/// What hooks may not be, any of them.
+fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
+    let before = errors.len();
+    let signature = &function.sig;
+    if let Safety::Unsafe(keyword) = &signature.safety {
+        errors.at(keyword, "the service calls its hooks, and upholds nothing: make it safe");
+    }
+    if !signature.generics.params.is_empty() {
+        errors.at(&signature.generics, "a hook is one function: move the parameters to the `impl` block");
+    }
+    if let Some(clause) = &signature.generics.where_clause {
+        errors.at(
+            clause,
+            "a hook is there for every worker of this `impl` block: move the bounds to the block",
+        );
+    }
+    for attribute in function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
+        errors.at(attribute, "a hook is there for all: put the `cfg` into its body");
+    }
+    errors.len() == before
+}
+
+/// `#[service(init)]`
+fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Init> {
+    if !plain_hook(function, errors) {
+        return None;
+    }
+    let signature = &function.sig;
+    let mut inputs = signature.inputs.iter();
+    let config = match inputs.next() {
+        None => None,
+        Some(FnArg::Receiver(receiver)) => {
+            errors.at(receiver, "`init` makes the worker, so there is no `self` yet: take a config");
+            return None;
+        }
+        Some(FnArg::Typed(input)) => {
+            if !owns_its_data(&input.ty, errors) {
+                return None;
+            }
+            let mut ty = types::peeled(&input.ty).clone();
+            types::replace_self(&mut ty, worker);
+            Some(ty)
+        }
+    };
+    if let Some(second) = inputs.next() {
+        errors.at(second, "a worker is made of one config: put what it needs into a struct, or a tuple");
+        return None;
+    }
+    let ReturnType::Type(_, output) = &signature.output else {
+        errors.at(&signature.ident, "`init` makes the worker: return `Self`, or `Result<Self, E>`");
+        return None;
+    };
+    let mut output = types::peeled(output).clone();
+    types::replace_self(&mut output, worker);
+    Some(Init { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), config, output })
+}
+
+/// `#[service(on_start)]`, `#[service(on_stop)]`
+fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> {
+    if !plain_hook(function, errors) {
+        return None;
+    }
+    let signature = &function.sig;
+    let mut inputs = signature.inputs.iter();
+    let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
+        if matches!(receiver.kind, ReceiverKind::Reference(..)));
+    if !borrows {
+        errors.at(&signature.ident, "a hook borrows its worker: take `&mut self`");
+        return None;
+    }
+    let takes_reason = role == Role::OnStop && inputs.next().is_some();
+    if let Some(unknown) = inputs.next() {
+        errors.at(
+            unknown,
+            match role {
+                Role::OnStop => "all that `on_stop` is told is the `StopReason`",
+                _ => "there is nothing that `on_start` could be told: what the worker needs it is made of",
+            },
+        );
+        return None;
+    }
+    if let ReturnType::Type(_, output) = &signature.output {
+        errors.at(output, "a hook has nobody to return something to: what may fail belongs into `init`");
+        return None;
+    }
+    Some(Hook { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), takes_reason })
 }
 
 fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
@@ -232,9 +351,9 @@ fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
     }
 }
 
-/// Reads and takes out `#[service(skip)]`.
-fn is_skipped(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> bool {
-    let mut skipped = false;
+/// Reads and takes out `#[service(skip)]` and its like.
+fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
+    let mut role = None;
     let hides = |attribute: &mut Attribute| {
         let tokens = attribute.meta.to_token_stream();
         let mentions = |name: &str| types::names(tokens.clone(), &format_ident!("{name}"));
@@ -245,16 +364,25 @@ fn is_skipped(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> bool {
     }
     for attribute in take_attributes(attributes) {
         if !matches!(attribute.meta, Meta::List(_)) {
-            errors.at(&attribute, "say what the method is to the service: `#[service(skip)]`");
+            errors.at(
+                &attribute,
+                "say what the method is to the service: `#[service(init)]`, `on_start`, `on_stop`, or `skip`",
+            );
             continue;
         }
         let parsed = attribute.parse_nested_meta(|meta| {
-            if !meta.path.is_ident("skip") {
+            let Some((name, known)) = Role::ALL.into_iter().find(|(name, _)| meta.path.is_ident(name)) else {
                 let name = meta.path.to_token_stream().to_string();
-                return Err(meta.error(format!("unknown option `{name}`: there is `skip`")));
-            }
-            if std::mem::replace(&mut skipped, true) {
-                return Err(meta.error("`skip` is given twice: keep one"));
+                return Err(meta.error(format!(
+                    "unknown option `{name}`: there are `init`, `on_start`, `on_stop` and `skip`"
+                )));
+            };
+            if let Some(before) = role.replace(known) {
+                return Err(meta.error(if before == known {
+                    format!("`{name}` is given twice: keep one")
+                } else {
+                    "a method is one thing to the service: keep one of these".to_owned()
+                }));
             }
             Ok(())
         });
@@ -262,7 +390,7 @@ fn is_skipped(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> bool {
             errors.push(error);
         }
     }
-    skipped
+    role
 }
 
 /// A request, or `None` if it cannot be one.
@@ -311,14 +439,31 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
     }
 
     let mut args = Vec::new();
+    let mut reply_at = None;
     for input in signature.inputs.iter().skip(1) {
         let FnArg::Typed(input) = input else { continue };
+        if let Some(ty) = types::reply_argument(&input.ty) {
+            if reply_at.replace((args.len(), ty)).is_some() {
+                errors.at(&input.ty, "a method gives one answer: take one `Reply`");
+                fits = false;
+            }
+            continue;
+        }
         match arg(input, worker, errors) {
             Some(arg) => args.push(arg),
             None => fits = false,
         }
     }
-    let reply = reply(&signature.output, worker, generics, errors);
+    let reply = match (&reply_at, &signature.output) {
+        (None, ReturnType::Default) => Some(Reply { ty: parse_quote!(()), kind: ReplyKind::Value }),
+        (None, ReturnType::Type(_, written)) => reply(written, worker, generics, errors),
+        (Some((_, written)), ReturnType::Default) => reply(written, worker, generics, errors),
+        (Some(_), ReturnType::Type(_, written)) => {
+            errors.at(written, "what this method answers with is its `Reply`: return nothing");
+            None
+        }
+    };
+    let reply_at = reply_at.map(|(at, _)| at);
     let variant = variant(name, errors);
     if !fits {
         return None;
@@ -336,6 +481,7 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         visibility: function.vis.clone(),
         is_async: signature.asyncness.is_some(),
         args,
+        reply_at,
         reply: reply?,
     })
 }
@@ -441,10 +587,7 @@ fn owns_its_data(ty: &Type, errors: &mut Errors) -> bool {
     misfits.is_empty()
 }
 
-fn reply(output: &ReturnType, worker: &Type, generics: &Generics, errors: &mut Errors) -> Option<Reply> {
-    let ReturnType::Type(_, written) = output else {
-        return Some(Reply { ty: parse_quote!(()), kind: ReplyKind::Value });
-    };
+fn reply(written: &Type, worker: &Type, generics: &Generics, errors: &mut Errors) -> Option<Reply> {
     let mut fits = true;
     for misfit in types::misfits(written) {
         fits = false;

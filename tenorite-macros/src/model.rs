@@ -17,6 +17,7 @@ pub(crate) struct Service {
     /// What the user asked for, on both enums.
     pub(crate) derives: Vec<Path>,
     pub(crate) methods: Vec<Method>,
+    pub(crate) hooks: Hooks,
     /// Each enum takes the parameters that its fields name, the caller those of both.
     pub(crate) request_generics: Generics,
     pub(crate) response_generics: Generics,
@@ -39,6 +40,31 @@ pub(crate) struct Names {
     pub(crate) future: Ident,
 }
 
+/// What is done before the first request, and after the last.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) init: Option<Init>,
+    pub(crate) on_start: Option<Hook>,
+    pub(crate) on_stop: Option<Hook>,
+}
+
+/// Makes the worker.
+pub(crate) struct Init {
+    pub(crate) name: Ident,
+    pub(crate) is_async: bool,
+    /// What it is made of, unless it is of nothing.
+    pub(crate) config: Option<Type>,
+    /// What is returned: the worker, or a `Result` of it.
+    pub(crate) output: Type,
+}
+
+pub(crate) struct Hook {
+    pub(crate) name: Ident,
+    pub(crate) is_async: bool,
+    /// It takes what it is told.
+    pub(crate) takes_reason: bool,
+}
+
 /// A method that can be called from afar.
 pub(crate) struct Method {
     pub(crate) name: Ident,
@@ -46,6 +72,8 @@ pub(crate) struct Method {
     pub(crate) visibility: Visibility,
     pub(crate) is_async: bool,
     pub(crate) args: Vec<Arg>,
+    /// Where among its arguments it takes a `Reply`, if it answers with one.
+    pub(crate) reply_at: Option<usize>,
     pub(crate) reply: Reply,
     pub(crate) docs: Vec<Attribute>,
     /// On everything that is derived from the method.
@@ -75,9 +103,9 @@ pub(crate) enum Field {
     Slice(Type),
 }
 
-/// What a method returns.
+/// What a method answers with.
 pub(crate) struct Reply {
-    /// As declared; `()` if nothing is.
+    /// The return type as declared, `()` if there is none; or what its `Reply` takes.
     pub(crate) ty: Type,
     pub(crate) kind: ReplyKind,
 }

@@ -73,6 +73,18 @@ pub(crate) fn result_arguments(ty: &Type) -> Option<(&Type, &Type)> {
     }
 }
 
+/// What the answer is that a `Reply<T>` takes: an argument of that name is one.
+pub(crate) fn reply_argument(ty: &Type) -> Option<Type> {
+    let last = plain_path(ty)?.segments.last()?;
+    let PathArguments::AngleBracketed(AngleBracketedGenericArguments { args, .. }) = &last.arguments else {
+        return None;
+    };
+    match (last.ident == "Reply", args.first()?, args.len()) {
+        (true, GenericArgument::Type(answer), 1) => Some(answer.clone()),
+        _ => None,
+    }
+}
+
 /// The name a type goes by: the last segment of its path.
 pub(crate) fn last_name(ty: &Type) -> Option<String> {
     match peeled(ty) {

@@ -84,6 +84,7 @@ impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
         match self.0.take() {
             Phase::Answered(Err(error)) => TenoriteError::ServiceError(error),
             Phase::Failed(failure) => failure.widen(),
+            Phase::Returned(returned) => returned.0.widen(),
             Phase::Spent => panic!("a call was polled after it had completed"),
             _ => unreachable!("a call that is ready has a reply"),
         }
@@ -111,12 +112,19 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         timeout: Option<Duration>,
         map: Map<Rq, Rs, Er, T, E>,
     ) -> Self {
-        let mut state = CallState::new(request);
-        if let Some(limit) = timeout {
-            state.terms.limit = Limit::For(limit);
+        Self { ticket: Ticket::new(mailbox, Phase::New(request), timeout), map }
+    }
+
+    /// The call of one who has a permit of this mailbox. `false` if it is not a call to it, or not a new one.
+    pub(crate) fn redeem(&mut self, mailbox: &Arc<dyn Mailbox<Rq, Rs, Er>>) -> bool {
+        let is_its_own = std::ptr::addr_eq(Arc::as_ptr(self.ticket.mailbox.get()), Arc::as_ptr(mailbox));
+        if !is_its_own || !matches!(self.ticket.state.phase, Phase::New(_)) {
+            return false;
         }
-        let ticket = Ticket { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false };
-        Self { ticket, map }
+        if let Phase::New(request) = self.ticket.state.take() {
+            self.ticket.state.phase = Phase::Permitted(request);
+        }
+        true
     }
 
     /// Limits the whole call: waiting for room, waiting for its turn, running and replying.
@@ -177,6 +185,29 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
+    /// Asks for the request back if it certainly did not run: the error carries it.
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # async fn example(mail: TenoriteCaller<String, ()>, other: TenoriteCaller<String, ()>) -> Result<(), TenoriteError> {
+    /// if let Err(returned) = mail.send_request("a long letter".to_owned()).no_wait().returning().await {
+    ///     // A `SendFailure`: it was not sent, and here it is.
+    ///     let letter = returned.request.ok_or(returned.error)?;
+    ///     other.send_request(letter).await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn returning(mut self) -> Returning<Self> {
+        self.ticket.assert_not_polled("returning");
+        self.ticket.state.terms.wanted_back = true;
+        Returning(self)
+    }
+
     /// Clones the caller into the call, for `tokio::spawn`, a `JoinSet`, or a field of a struct.
     ///
     /// ```
@@ -232,14 +263,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     /// If the call has been polled.
     #[track_caller]
     pub fn try_cast(mut self) -> Result<(), TenoriteError> {
-        self.ticket.assert_not_polled("try_cast");
-        self.ticket.state.terms.cast = true;
-        self.ticket.state.terms.no_wait = true;
-        self.ticket.state.elsewhere = true;
-        match self.ticket.poll(&mut Context::from_waker(Waker::noop()), Clock::None) {
-            Poll::Ready(()) => self.ticket.accepted(),
-            Poll::Pending => unreachable!("a cast that does not wait for room waits for nothing"),
-        }
+        self.ticket.try_cast();
+        self.ticket.accepted()
     }
 
     /// Makes the call from synchronous code, and blocks the thread until it ends.
@@ -345,6 +370,184 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
     }
 }
 
+/// A call, or a cast, whose error carries the request, if that certainly did not run. Made by [`Call::returning`].
+///
+/// # Errors
+///
+/// [`Returned`], with the request in all cases of [`SendFailure`](TenoriteError::SendFailure). (Only a closure of
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request in its service's name has used it up by then.)
+///
+/// # Cancel safety
+///
+/// As of [`Call`]: dropped, it drops the request.
+#[must_use = "a call does nothing unless it is awaited"]
+pub struct Returning<F>(F);
+
+/// Why a call did not end in a plain reply, with its request, if that certainly did not run.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Returned<Rq, E = Infallible> {
+    /// Why.
+    pub error: TenoriteError<E>,
+    /// What was to be sent.
+    pub request: Option<Rq>,
+}
+
+impl<'a, Rq, Rs, Er, T, E> Returning<Call<'a, Rq, Rs, Er, T, E>> {
+    /// As [`Call::cast`].
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn cast(self) -> Returning<Cast<'a, Rq, Rs, Er>> {
+        Returning(self.0.cast())
+    }
+
+    /// As [`Call::try_cast`].
+    ///
+    /// # Errors
+    ///
+    /// Always a `SendFailure`, with the request.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn try_cast(mut self) -> Result<(), Returned<Rq>> {
+        self.0.ticket.try_cast();
+        self.0.ticket.returning(Ticket::accepted)
+    }
+
+    /// As [`Call::blocking`].
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// As [`Call::blocking`].
+    #[track_caller]
+    pub fn blocking(mut self) -> Result<T, Returned<Rq, E>> {
+        self.0.ticket.assert_not_polled("blocking");
+        self.0.ticket.block();
+        let map = self.0.map;
+        self.0.ticket.returning(|ticket| map(Answer(&mut ticket.state.phase)))
+    }
+}
+
+impl<Rq, Rs, Er> Returning<Cast<'_, Rq, Rs, Er>> {
+    /// As [`Cast::blocking`].
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// As [`Call::blocking`].
+    #[track_caller]
+    pub fn blocking(mut self) -> Result<(), Returned<Rq>> {
+        self.0.ticket.assert_not_polled("blocking");
+        self.0.ticket.block();
+        self.0.ticket.returning(Ticket::accepted)
+    }
+}
+
+impl<Rq, Rs, Er, T, E> Future for Returning<Call<'_, Rq, Rs, Er, T, E>> {
+    type Output = Result<T, Returned<Rq, E>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Call { ticket, map } = &mut self.0;
+        ticket
+            .poll(cx, Clock::Timer)
+            .map(|()| ticket.returning(|ticket| map(Answer(&mut ticket.state.phase))))
+    }
+}
+
+impl<Rq, Rs, Er> Future for Returning<Cast<'_, Rq, Rs, Er>> {
+    type Output = Result<(), Returned<Rq>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ticket = &mut self.0.ticket;
+        ticket.poll(cx, Clock::Timer).map(|()| ticket.returning(Ticket::accepted))
+    }
+}
+
+impl<F: fmt::Debug> fmt::Debug for Returning<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Returning").field(&self.0).finish()
+    }
+}
+
+// By hand: whatever the request is, the error can be shown.
+impl<Rq, E: fmt::Debug> fmt::Debug for Returned<Rq, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Returned")
+            .field("error", &self.error)
+            .field("has_request", &self.request.is_some())
+            .finish()
+    }
+}
+
+impl<Rq, E: std::error::Error> fmt::Display for Returned<Rq, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<Rq, E: std::error::Error> std::error::Error for Returned<Rq, E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+impl<Rq, E> From<Returned<Rq, E>> for TenoriteError<E> {
+    fn from(returned: Returned<Rq, E>) -> Self {
+        returned.error
+    }
+}
+
+/// A request for a [`Permit`](crate::Permit), as it waits. Driven like a cast.
+pub(crate) struct Reservation<'a, Rq, Rs, Er>(Ticket<'a, Rq, Rs, Er>);
+
+impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
+    pub(crate) fn new(mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>, timeout: Option<Duration>) -> Self {
+        let mut ticket = Ticket::new(mailbox, Phase::Permit, timeout);
+        ticket.state.terms.cast = true;
+        Self(ticket)
+    }
+
+    #[track_caller]
+    pub(crate) fn timeout(&mut self, limit: Duration) {
+        self.0.assert_not_polled("timeout");
+        self.0.state.terms.limit = Limit::For(limit);
+    }
+
+    #[track_caller]
+    pub(crate) fn no_wait(&mut self) {
+        self.0.assert_not_polled("no_wait");
+        self.0.state.terms.no_wait = true;
+    }
+
+    #[track_caller]
+    pub(crate) fn raced(&mut self) {
+        self.0.assert_not_polled("raced");
+        self.0.state.raced = true;
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TenoriteError>> {
+        self.0.poll(cx, Clock::Timer).map(|()| self.0.accepted())
+    }
+
+    #[track_caller]
+    pub(crate) fn block(&mut self) -> Result<(), TenoriteError> {
+        self.0.assert_not_polled("blocking");
+        self.0.block();
+        self.0.accepted()
+    }
+}
+
 /// What calls and casts have in common.
 struct Ticket<'a, Rq, Rs, Er> {
     mailbox: MailboxRef<'a, Rq, Rs, Er>,
@@ -374,6 +577,20 @@ enum Clock {
     Timer,
     /// Nobody: whoever polls looks at the clock as well.
     None,
+}
+
+impl<'a, Rq, Rs, Er> Ticket<'a, Rq, Rs, Er> {
+    fn new(
+        mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
+        phase: Phase<Rq, Rs, Er>,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let mut state = CallState::new(phase);
+        if let Some(limit) = timeout {
+            state.terms.limit = Limit::For(limit);
+        }
+        Self { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false }
+    }
 }
 
 impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
@@ -464,11 +681,41 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
+    #[track_caller]
+    fn try_cast(&mut self) {
+        self.assert_not_polled("try_cast");
+        self.state.terms.cast = true;
+        self.state.terms.no_wait = true;
+        self.state.elsewhere = true;
+        let poll = self.poll(&mut Context::from_waker(Waker::noop()), Clock::None);
+        assert!(poll.is_ready(), "a cast that does not wait for room waits for nothing");
+    }
+
+    /// The outcome, with the request if it has come back.
+    fn returning<T, E>(
+        &mut self,
+        outcome: impl FnOnce(&mut Self) -> Result<T, TenoriteError<E>>,
+    ) -> Result<T, Returned<Rq, E>> {
+        let request = match self.state.take() {
+            Phase::Returned(returned) => {
+                let (failure, request) = *returned;
+                self.state.phase = Phase::Failed(failure);
+                Some(request)
+            }
+            phase => {
+                self.state.phase = phase;
+                None
+            }
+        };
+        outcome(self).map_err(|error| Returned { error, request })
+    }
+
     /// The outcome of a cast that is ready.
     fn accepted(&mut self) -> Result<(), TenoriteError> {
         match self.state.take() {
             Phase::Accepted => Ok(()),
             Phase::Failed(failure) => Err(failure),
+            Phase::Returned(returned) => Err(returned.0),
             Phase::Spent => panic!("a cast was polled after it had completed"),
             _ => unreachable!("a cast that is ready was accepted or failed"),
         }
@@ -491,9 +738,9 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 
     fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.state.phase {
-            Phase::New(_) => "not polled",
+            Phase::New(_) | Phase::Permitted(_) | Phase::Permit => "not polled",
             Phase::Waiting(_) | Phase::Driven(_) => "waiting",
-            Phase::Answered(_) | Phase::Failed(_) | Phase::Accepted => "ready",
+            Phase::Answered(_) | Phase::Failed(_) | Phase::Returned(_) | Phase::Accepted => "ready",
             Phase::Spent => "completed",
         };
         f.debug_struct(name).field("phase", &phase).finish_non_exhaustive()
@@ -504,7 +751,7 @@ impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
     #[inline]
     fn drop(&mut self) {
         // A request that was never sent is its sender's own, panics of its `Drop` included.
-        if !matches!(self.state.phase, Phase::New(_) | Phase::Spent) {
+        if !matches!(self.state.phase, Phase::New(_) | Phase::Permit | Phase::Spent) {
             self.mailbox.get().abandon(&mut self.state);
         }
     }

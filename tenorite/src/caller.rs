@@ -2,13 +2,21 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::call::{Call, Map};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
-use crate::lifecycle::StopReason;
+use crate::lifecycle::{Status, StopReason};
 use crate::mailbox::function::Function;
 use crate::mailbox::{Mailbox, Stats};
 
@@ -85,6 +93,10 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: Some(limit) }
     }
 
+    fn reservation(&self) -> Reservation<'_, Rq, Rs, Er> {
+        Reservation::new(&self.mailbox, self.timeout)
+    }
+
     pub(crate) fn with_default_timeout(self, timeout: Option<Duration>) -> Self {
         Self { timeout, ..self }
     }
@@ -109,6 +121,57 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.stop();
     }
 
+    /// As [`stop`](Self::stop), but not for longer than this: then whatever is left is aborted, as by the `JoinHandle`.
+    ///
+    /// The door is shut at once, whether or not the future that is returned is awaited: it only tells when the service is gone,
+    /// and why. What still runs at the end of the time, a handler or the stop hook, is dropped where it waits; its call ends in
+    /// [`FetchFailure(Stopped)`](crate::FetchReason::Stopped), and those in line in
+    /// [`SendFailure(Stopped)`](crate::SendReason::Stopped). A handler that computes without ever waiting cannot be ended from
+    /// outside: it comes to its end, and is the last.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time: that changes nothing.
+    #[expect(clippy::must_use_candidate, reason = "whoever does not want to know need not")]
+    pub fn stop_within(&self, limit: Duration) -> Stopping<'_>
+    where
+        Rq: 'static,
+        Rs: 'static,
+        Er: 'static,
+    {
+        self.mailbox.stop();
+        let runtime = self.mailbox.runtime().cloned().or_else(|| Handle::try_current().ok());
+        if let (Some(runtime), false) = (runtime, self.is_stopped()) {
+            runtime.spawn(abort_after(Arc::clone(&self.mailbox), limit));
+        }
+        Stopping(Box::pin(self.stopped()))
+    }
+
+    /// Asks the service to replace its worker: the handler in hand comes to its end, the stop hook of the old worker is run,
+    /// and another one is made. Calls wait meanwhile, and none of them fails.
+    ///
+    /// Returns whether it will: only a service that was started with a [restart policy](crate::Builder::restart) can, and not
+    /// while it stops. It counts like any restart. A worker asks for its own restart the same way, through a caller of its own
+    /// ([`start_cyclic`](crate::TenoriteService::start_cyclic)).
+    #[expect(clippy::must_use_candidate, reason = "as above")]
+    pub fn restart(&self) -> bool {
+        self.mailbox.restart()
+    }
+
+    /// How the service is doing.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.mailbox.lifecycle().status()
+    }
+
+    /// How the service is doing, from now on. It does not keep the service alive.
+    ///
+    /// The last status is [`Stopped`](Status::Stopped). Changes in between that nobody has looked at are skipped.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.mailbox.lifecycle().watch()
+    }
+
     /// Whether the door is shut: a new call would fail.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -130,7 +193,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.lifecycle().ended().await
     }
 
-    /// What the service has in hand, and what it did not have to do.
+    /// What the service has in hand, and what has become of what was asked of it.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats()
@@ -141,6 +204,33 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     pub fn same_service(&self, other: &Self) -> bool {
         // By address alone: the same mailbox may have more than one vtable.
         std::ptr::addr_eq(Arc::as_ptr(&self.mailbox), Arc::as_ptr(&other.mailbox))
+    }
+}
+
+/// Ends a service that is not gone by then. Its door is shut, so it matters to nobody that this holds it.
+async fn abort_after<Rq, Rs, Er>(mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>, limit: Duration) {
+    if timeout(limit, mailbox.lifecycle().ended()).await.is_err() {
+        // Whoever is about to spawn it may not have told yet what he has spawned.
+        while !mailbox.abort() {
+            yield_now().await;
+        }
+    }
+}
+
+/// A service that stops: ready when it is gone. Made by [`TenoriteCaller::stop_within`].
+pub struct Stopping<'a>(Pin<Box<dyn Future<Output = StopReason> + Send + 'a>>);
+
+impl Future for Stopping<'_> {
+    type Output = StopReason;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StopReason> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Stopping<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stopping")
     }
 }
 
@@ -203,6 +293,154 @@ pub trait Caller:
     type Response: 'static;
     /// What the service may answer instead.
     type Error: 'static;
+
+    /// Waits for room in the backlog, and keeps it: sending on the permit cannot fail for lack of room, and the request need
+    /// only be built then.
+    ///
+    /// Who waits for a permit stands in line with those whose calls wait for room.
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # struct Printer;
+    /// # #[tenorite::service]
+    /// # impl Printer { pub fn print(&mut self, _page: Vec<u8>) {} }
+    /// # fn render() -> Vec<u8> { Vec::new() }
+    /// # async fn example(printer: PrinterCaller) -> Result<(), TenoriteError> {
+    /// let permit = printer.reserve().await?;
+    /// let page = render();                       // not before it can be printed
+    /// permit.call(|printer| printer.print(page)).await?;
+    /// # Ok(()) }
+    /// ```
+    fn reserve(&self) -> Reserve<'_, Self> {
+        Reserve { caller: self, reservation: self.as_ref().reservation() }
+    }
+}
+
+/// A permit to come: see [`Caller::reserve`]. A future with the options of a call.
+///
+/// # Errors
+///
+/// Always a [`SendFailure`](TenoriteError::SendFailure): `Stopped`, `Expired`, `Full` with [`no_wait`](Self::no_wait), and
+/// `WouldDeadlock` in a handler that would wait for its own service.
+///
+/// # Cancel safety
+///
+/// May be dropped at any time. One that is neither polled nor dropped once its turn has come keeps a place, like a permit.
+///
+/// # Panics
+///
+/// As [`Call`].
+#[must_use = "a permit is granted only if it is awaited"]
+pub struct Reserve<'a, C: Caller> {
+    caller: &'a C,
+    reservation: Reservation<'a, C::Request, C::Response, C::Error>,
+}
+
+impl<'a, C: Caller> Reserve<'a, C> {
+    /// Waits no longer than this. It replaces the caller's default.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.reservation.timeout(limit);
+        self
+    }
+
+    /// Fails at once if there is no room.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn no_wait(mut self) -> Self {
+        self.reservation.no_wait();
+        self
+    }
+
+    /// Says that whoever waits for it does not depend on it, as [`Call::raced`] does.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn raced(mut self) -> Self {
+        self.reservation.raced();
+        self
+    }
+
+    /// Waits in synchronous code, and blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// As [`Call::blocking`].
+    #[track_caller]
+    pub fn blocking(mut self) -> Result<Permit<'a, C>, TenoriteError> {
+        self.reservation.block().map(|()| Permit(self.caller))
+    }
+}
+
+impl<'a, C: Caller> Future for Reserve<'a, C> {
+    type Output = Result<Permit<'a, C>, TenoriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.reservation.poll(cx).map_ok(|()| Permit(this.caller))
+    }
+}
+
+impl<C: Caller> Unpin for Reserve<'_, C> {}
+
+impl<C: Caller> fmt::Debug for Reserve<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reserve")
+    }
+}
+
+/// A place in a service's backlog, kept for a request to come: see [`Caller::reserve`].
+///
+/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds up no stop: once the door
+/// is shut it is void, and a request on it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+///
+/// Among the requests of its service, the one that is sent on it has its turn before those that wait for room.
+#[must_use = "a permit that is dropped is given back"]
+pub struct Permit<'a, C: Caller>(&'a C);
+
+impl<'a, C: Caller> Permit<'a, C> {
+    /// Makes the call that the closure asks for in this place. A call to another service is made without it.
+    pub fn call<T, E>(
+        self,
+        make: impl FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
+    ) -> Call<'a, C::Request, C::Response, C::Error, T, E> {
+        let mut call = make(self.0);
+        if call.redeem(&self.0.as_ref().mailbox) {
+            // It is the call's now.
+            std::mem::forget(self);
+        }
+        call
+    }
+
+    /// Sends a request as data.
+    pub fn send_request(self, request: C::Request) -> Call<'a, C::Request, C::Response, C::Error> {
+        self.call(|caller| caller.as_ref().send_request(request))
+    }
+}
+
+impl<C: Caller> Drop for Permit<'_, C> {
+    fn drop(&mut self) {
+        self.0.as_ref().mailbox.unreserve();
+    }
+}
+
+impl<C: Caller> fmt::Debug for Permit<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permit")
+    }
 }
 
 impl<Rq: 'static, Rs: 'static, Er: 'static> Caller for TenoriteCaller<Rq, Rs, Er> {

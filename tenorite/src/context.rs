@@ -12,13 +12,25 @@ use tokio::time::Instant;
 pub struct Method {
     service: &'static str,
     name: &'static str,
+    answers_later: bool,
 }
 
 impl Method {
     #[doc(hidden)]
     #[must_use]
     pub const fn new(service: &'static str, name: &'static str) -> Self {
-        Self { service, name }
+        Self { service, name, answers_later: false }
+    }
+
+    /// As `new`, of a method that may answer after it has returned.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn answering_later(service: &'static str, name: &'static str) -> Self {
+        Self { service, name, answers_later: true }
+    }
+
+    pub(crate) fn answers_later(&self) -> bool {
+        self.answers_later
     }
 
     pub(crate) fn service(&self) -> &'static str {

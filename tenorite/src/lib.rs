@@ -56,11 +56,13 @@
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod random;
 mod sync;
+mod chance;
 mod error;
 mod panics;
 mod trace;
 mod park;
 mod lifecycle;
+mod restart;
 mod home;
 mod context;
 mod budget;
@@ -82,15 +84,15 @@ pub mod prelude;
 pub mod __private;
 
 #[doc(inline)]
-pub use call::{Call, Cast};
+pub use call::{Call, Cast, Returned, Returning};
 #[doc(inline)]
-pub use caller::{Caller, TenoriteCaller, WeakCaller};
+pub use caller::{Caller, Permit, Reserve, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use context::{Context, context};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
 #[doc(inline)]
-pub use lifecycle::StopReason;
+pub use lifecycle::{Status, StopReason};
 #[doc(inline)]
 pub use mailbox::Stats;
 #[doc(inline)]
@@ -98,9 +100,11 @@ pub use mailbox::inline::Inline;
 #[doc(inline)]
 pub use receiver::{Message, Receiver};
 #[doc(inline)]
-pub use reply::{Client, TenoriteRequest};
+pub use reply::{Client, Reply, TenoriteRequest};
 #[doc(inline)]
-pub use service::{Builder, TenoriteService};
+pub use restart::Restart;
+#[doc(inline)]
+pub use service::{Builder, Restarting, TenoriteService};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
 

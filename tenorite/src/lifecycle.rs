@@ -1,15 +1,17 @@
-//! When a service is gone, and why.
+//! How a service is doing, when it is gone, and why.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
 use slab::Slab;
+use tokio::sync::watch;
 
 use crate::error::PanicMessage;
 use crate::panics;
 use crate::sync::Mutex;
 
-/// Why a service stopped.
+/// Why a service stopped, or why its worker is about to be replaced.
 ///
 /// The first cause that shut the door wins; a panic or an abort on the way down overrides it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,33 +21,161 @@ pub enum StopReason {
     CallersGone,
     /// [`stop`](crate::TenoriteCaller::stop) was called. (What had been accepted was handled, as above.)
     Requested,
+    /// Nothing was asked of it for as long as its [`idle_timeout`](crate::Builder::idle_timeout).
+    Idle,
     /// The worker's task returned by itself, with callers alive.
     Finished,
-    /// A handler, or the worker's task, panicked.
+    /// Its `#[service(init)]` returned an error.
+    StartFailed,
+    /// A handler, a hook, or the worker's task, panicked.
     Panicked(PanicMessage),
-    /// The task was aborted through its `JoinHandle`, or its runtime shut down.
+    /// It failed once more than its [`Restart`](crate::Restart) policy allows; this is how, the last time.
+    GaveUp(PanicMessage),
+    /// The task was aborted through its `JoinHandle`, or its runtime shut down, or it had no time left to stop.
     Aborted,
+    /// A worker's, not a service's: [`restart`](crate::TenoriteCaller::restart) was called, and another takes over.
+    Restart,
 }
 
-/// The one fact about a service that outlives it: that, and why, its worker is gone.
+impl StopReason {
+    /// Whether the service ended as somebody wanted it to, and not because something went wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !matches!(self, Self::StartFailed | Self::Panicked(_) | Self::GaveUp(_) | Self::Aborted)
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CallersGone => f.write_str("its callers are gone"),
+            Self::Requested => f.write_str("it was asked to stop"),
+            Self::Idle => f.write_str("it was idle"),
+            Self::Finished => f.write_str("it had finished"),
+            Self::StartFailed => f.write_str("it failed to start"),
+            Self::Panicked(message) => write!(f, "it panicked: {message}"),
+            Self::GaveUp(message) => write!(f, "it failed too often, at last: {message}"),
+            Self::Aborted => f.write_str("it was aborted"),
+            Self::Restart => f.write_str("it was asked to restart"),
+        }
+    }
+}
+
+/// How a service is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// Its first worker is being made. Calls are accepted, and wait.
+    Starting,
+    /// It serves.
+    Running,
+    /// A worker has fallen, or was asked to go, and this is how many have. Calls are accepted, and wait for the next.
+    Restarting(u32),
+    /// The door is shut, and what was accepted is being handled.
+    Draining,
+    /// The worker is gone.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::Running => f.write_str("running"),
+            Self::Restarting(n) => write!(f, "restarting ({n})"),
+            Self::Draining => f.write_str("draining"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// What is known of a service, also when it is gone.
 ///
-/// Our own and not a `SetOnce` or `watch`, because those wake under their roof: one waker that panics would keep the
-/// others from being woken, and unwind into whoever brings the news.
+/// Those who wait for the end have a list of our own and not a `SetOnce` or `watch`, because those wake under their roof: one
+/// waker that panics would keep the others from being woken, and unwind into whoever brings the news.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    status: Status,
+    restarts: u32,
     ended: Option<StopReason>,
+    /// Boxed, because most services have nobody who waits for them, or watches.
+    watched: Option<Box<Watched>>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
     /// `None` once woken.
     waiting: Slab<Option<Waker>>,
+    watch: Option<watch::Sender<Status>>,
 }
 
 impl Lifecycle {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(State::default()) }
+        Self {
+            state: Mutex::new(State { status: Status::Starting, restarts: 0, ended: None, watched: None }),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.state.lock().status
+    }
+
+    /// How often a worker was replaced.
+    pub(crate) fn restarts(&self) -> u32 {
+        self.state.lock().restarts
+    }
+
+    /// Another worker is there, or the first.
+    pub(crate) fn running(&self) {
+        self.change(|_| Status::Running);
+    }
+
+    /// The worker is gone, and another will come.
+    pub(crate) fn restarting(&self) {
+        self.change(|state| {
+            state.restarts += 1;
+            Status::Restarting(state.restarts)
+        });
+    }
+
+    /// The door is shut.
+    pub(crate) fn draining(&self) {
+        self.change(|_| Status::Draining);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State) -> Status) {
+        let mut state = self.state.lock();
+        if state.ended.is_some() {
+            return;
+        }
+        let status = change(&mut state);
+        // Whoever takes over behind a door that is shut does so only to drain.
+        if state.status != Status::Draining {
+            state.status = status;
+        }
+        let watch = state.watch();
+        drop(state);
+        self.tell(watch);
+    }
+
+    /// Not under our lock: it wakes those who watch.
+    fn tell(&self, watch: Option<watch::Sender<Status>>) {
+        let Some(watch) = watch else { return };
+        let told = panics::catch(|| {
+            watch.send_if_modified(|known| {
+                // Asked in here, so that of two who tell the last one tells the last news.
+                let status = self.status();
+                std::mem::replace(known, status) != status
+            });
+        });
+        if let Err(payload) = told {
+            panics::discard(payload);
+        }
     }
 
     /// The worker is gone. Only the first reason counts.
@@ -55,14 +185,30 @@ impl Lifecycle {
             return;
         }
         state.ended = Some(reason);
+        state.status = Status::Stopped;
+        let watch = state.watch();
         // The places stay: a key belongs to the one who waits until it is given back.
-        let waiting: Vec<_> = state.waiting.iter_mut().map(|(_, waker)| waker.take()).collect();
+        let waiting: Vec<_> = state
+            .watched
+            .iter_mut()
+            .flat_map(|watched| watched.waiting.iter_mut())
+            .map(|(_, waker)| waker.take())
+            .collect();
         drop(state);
         waiting.into_iter().for_each(panics::wake);
+        self.tell(watch);
     }
 
     pub(crate) fn has_ended(&self) -> bool {
         self.state.lock().ended.is_some()
+    }
+
+    /// The status from now on.
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+        let mut state = self.state.lock();
+        let status = state.status;
+        let watched = state.watched.get_or_insert_default();
+        watched.watch.get_or_insert_with(|| watch::Sender::new(status)).subscribe()
     }
 
     pub(crate) async fn ended(&self) -> StopReason {
@@ -72,7 +218,7 @@ impl Lifecycle {
         impl Drop for Place<'_> {
             fn drop(&mut self) {
                 if let Some(key) = self.1 {
-                    let waker = self.0.state.lock().waiting.remove(key);
+                    let waker = self.0.state.lock().waiting().remove(key);
                     panics::drop_quietly(waker);
                 }
             }
@@ -87,9 +233,9 @@ impl Lifecycle {
                 return Poll::Ready(reason);
             }
             let previous = match place.1 {
-                Some(key) => state.waiting[key].replace(waker),
+                Some(key) => state.waiting()[key].replace(waker),
                 None => {
-                    place.1 = Some(state.waiting.insert(Some(waker)));
+                    place.1 = Some(state.waiting().insert(Some(waker)));
                     None
                 }
             };
@@ -98,5 +244,15 @@ impl Lifecycle {
             Poll::Pending
         })
         .await
+    }
+}
+
+impl State {
+    fn waiting(&mut self) -> &mut Slab<Option<Waker>> {
+        &mut self.watched.get_or_insert_default().waiting
+    }
+
+    fn watch(&self) -> Option<watch::Sender<Status>> {
+        self.watched.as_ref()?.watch.clone()
     }
 }

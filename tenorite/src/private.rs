@@ -8,6 +8,7 @@ use std::panic::resume_unwind;
 use crate::call::Call;
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, TenoriteError};
+use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Solo;
 use crate::panics;
 use crate::receiver::Receiver;
@@ -15,20 +16,18 @@ use crate::reply::TenoriteRequest;
 
 pub use crate::call::Answer;
 pub use crate::context::Method;
-pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, SomeSpace, Space, Step};
-pub use crate::worker::Start;
+pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, Opened, SomeSpace, Space, Step};
+pub use crate::worker::{Configs, Start};
 pub use tokio::task::JoinHandle;
 
 /// Starts a derived worker in a cell.
 #[track_caller]
-pub fn start<W>(
-    start: Start,
-    make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> W,
-) -> JoinHandle<W>
+pub fn start<W, M>(start: Start, make: M) -> JoinHandle<W::Output>
 where
-    W: Dispatch,
+    W: Dispatch<Config: Send, Output: Send>,
+    M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
 {
-    start.cell(make)
+    start.cell::<W>(make)
 }
 
 /// The task of a derived worker that is given a receiver: one request after the other.
@@ -37,26 +36,34 @@ where
 /// and the task panics on.
 // Not an `async fn`: that it is `Send` is shown here, once, and not at each worker.
 #[allow(clippy::manual_async_fn)]
-pub fn serve<W: Dispatch>(
+pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
     mut receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
-    worker: W,
-) -> impl Future<Output = W> + Send {
+    config: W::Config,
+) -> impl Future<Output = W::Output> + Send {
     async move {
+        let worker = match W::ready(config) {
+            Ok(worker) => worker,
+            Err(config) => match W::open(config).await {
+                Ok(worker) => worker,
+                Err(output) => return output,
+            },
+        };
         let mut worker = Solo::new(worker);
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
-            // If this future is dropped here, the service was aborted while the request ran.
-            client.if_dropped(FetchReason::Stopped);
-            match worker.handle(request, client.deadline()).await {
-                Ok(response) => client.finish(Ok(Ok(response))),
-                Err(payload) => {
-                    client.panicked(panics::message(&payload));
-                    // Not by unwinding: a second panic in there would end the process.
-                    panics::drop_quietly(worker);
-                    resume_unwind(payload);
-                }
+            if !W::method(&request).answers_later() {
+                // If this future is dropped here, the service was aborted while the request ran.
+                client.if_dropped(FetchReason::Stopped);
+            }
+            if let Err(payload) = worker.handle(request, client).await {
+                // Not by unwinding: a second panic in there would end the process.
+                panics::drop_quietly(worker);
+                resume_unwind(payload);
             }
         }
-        worker.into_worker()
+        let mut worker = worker.into_worker();
+        let reason = receiver.close_reason().unwrap_or(StopReason::Finished);
+        worker.close(reason).await;
+        W::Output::hand_back(worker)
     }
 }
 

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::coop;
+use tokio::time::Instant;
 
+use crate::error::SendReason;
 use crate::lifecycle::StopReason;
 use crate::mailbox::line::Taken;
 use crate::mailbox::queue::{Next, Queue};
+use crate::panics;
 use crate::park;
 use crate::reply::{Client, TenoriteRequest};
 
@@ -24,6 +28,10 @@ use crate::reply::{Client, TenoriteRequest};
 /// Dropping it fails what it still holds with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 pub struct Receiver<M: Message> {
     queue: Arc<Queue<M::Request, M::Response, M::Error>>,
+    /// Another may take over after this one.
+    is_one_of_many: bool,
+    /// A request was taken since it was last noted that the service was used.
+    has_taken: bool,
 }
 
 /// What a [`Receiver`] yields: [`TenoriteRequest`], and nothing else.
@@ -48,8 +56,12 @@ impl<Rq, Rs, Er> sealed::Message for TenoriteRequest<Rq, Rs, Er> {
 }
 
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<TenoriteRequest<Rq, Rs, Er>> {
-    pub(crate) fn new(queue: Arc<Queue<Rq, Rs, Er>>) -> Self {
-        Self { queue }
+    pub(crate) fn new(queue: Arc<Queue<Rq, Rs, Er>>, is_one_of_many: bool) -> Self {
+        Self { queue, is_one_of_many, has_taken: false }
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<StopReason> {
+        self.queue.close_reason()
     }
 
     /// The next request, or `None` once the door is shut and everything has been received.
@@ -68,7 +80,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         let request = match self.queue.take(Some(cx.waker())) {
             Next::Request(taken) => Some(self.hand_over(taken)),
             Next::Closed => None,
-            Next::Empty => return Poll::Pending,
+            Next::Empty => {
+                if mem::take(&mut self.has_taken) {
+                    self.queue.used(Instant::now());
+                }
+                return Poll::Pending;
+            }
         };
         budget.made_progress();
         Poll::Ready(request)
@@ -143,7 +160,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         self.len() == 0
     }
 
-    fn hand_over(&self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
+    fn hand_over(&mut self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
+        self.has_taken = true;
         let client = Client::new(Arc::clone(&self.queue) as _, taken.slot, taken.deadline);
         TenoriteRequest { request: taken.request, client }
     }
@@ -151,7 +169,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
 
 impl<M: Message> Drop for Receiver<M> {
     fn drop(&mut self) {
-        self.queue.shut_down(StopReason::Finished);
+        // Whoever polls the worker knows whether another comes after it.
+        let another_may_come = self.is_one_of_many
+            && (self.queue.is_recess() || std::thread::panicking() && panics::defer_here(&*self.queue));
+        if !another_may_come {
+            self.queue.shut_down(StopReason::Finished, &SendReason::Stopped);
+        }
     }
 }
 

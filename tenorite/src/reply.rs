@@ -4,25 +4,33 @@
 //! [`Client`] in it is the obligation to answer: sending consumes it, and dropping it unanswered is an answer too, an
 //! error at the caller, at once. The reply itself goes into the slot that the request came from; `Client` reaches
 //! it through [`Answer`], so that its type names only what is answered and not what was asked.
+//!
+//! A [`Reply`] is the same for a method of a derived worker that answers later, or from elsewhere: a client that knows only its
+//! own method's answer.
 
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::context::context;
 use crate::error::{FetchReason, PanicMessage, TenoriteError};
+use crate::panics;
 
 /// How a call ended: the worker's answer, or why there is none.
-pub(crate) type Reply<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
+pub(crate) type Ended<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
 
 /// A place where replies are awaited, one slot a call.
 pub(crate) trait Answer<Rs, Er>: Send + Sync {
     /// Puts the reply into the slot and wakes the caller. Gives it back if the caller has gone.
-    fn answer(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>>;
+    fn answer(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>>;
 
     /// Drops a reply that nobody wants.
-    fn discard(&self, reply: Reply<Rs, Er>);
+    fn discard(&self, reply: Ended<Rs, Er>);
 
     /// The client was dropped while its thread unwinds: the caller gets the panic's text if it is the worker's and can be
     /// had, and `otherwise` if it is somebody else's.
@@ -128,7 +136,7 @@ impl<Rs, Er> Client<Rs, Er> {
     }
 
     /// Ends the call one way or the other, and drops what reaches nobody.
-    pub(crate) fn finish(mut self, reply: Reply<Rs, Er>) {
+    pub(crate) fn finish(mut self, reply: Ended<Rs, Er>) {
         let undelivered = match self.slot.take() {
             None => Err(reply),
             Some(slot) => self.answers.answer(slot, reply),
@@ -160,5 +168,190 @@ impl<Rs, Er> Drop for Client<Rs, Er> {
 impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("is_closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+/// The answer that a method owes, if it gives it later or from elsewhere.
+///
+/// A method that takes one as an argument, and returns nothing, is a request like any other: its caller waits for what is
+/// [sent](Self::send). The worker goes on to the next request meanwhile. `T` is what the method would otherwise return: of a
+/// `Result` the caller gets both sides as usual.
+///
+/// A reply that is dropped unsent is an error at its caller, at once: [`FetchFailure(Unanswered)`](FetchReason::Unanswered).
+///
+/// # Examples
+///
+/// ```
+/// use tenorite::Reply;
+/// use tenorite::prelude::*;
+///
+/// struct Thumbnails;
+///
+/// #[tenorite::service]
+/// impl Thumbnails {
+///     /// Many at once: the worker only hands them out.
+///     pub fn make(&mut self, picture: u32, reply: Reply<String>) {
+///         reply.spawn(async move { format!("thumbnail of {picture}") });
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+/// let (_task, thumbnails) = ThumbnailsService.start_task(32, Thumbnails);
+/// assert_eq!(thumbnails.make(7).await?, "thumbnail of 7");
+/// # Ok(()) }
+/// ```
+#[must_use = "a reply that is dropped unsent is an error at its caller"]
+pub struct Reply<T>(Box<dyn Owed<T>>);
+
+/// What a [`Reply`] is a reply to.
+trait Owed<T>: Send {
+    fn send(self: Box<Self>, answer: T) -> Result<(), T>;
+    fn fail(self: Box<Self>, reason: FetchReason);
+    fn if_dropped(&mut self, reason: FetchReason);
+    fn is_closed(&self) -> bool;
+    fn deadline(&self) -> Option<Instant>;
+}
+
+/// The client of a derived service, for the answers of one method.
+struct Narrowed<T, Rs> {
+    client: Client<Rs>,
+    wrap: fn(T) -> Rs,
+    unwrap: fn(Rs) -> Option<T>,
+}
+
+impl<T> Reply<T> {
+    pub(crate) fn new<Rs: 'static>(client: Client<Rs>, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Self
+    where
+        T: 'static,
+    {
+        Self(Box::new(Narrowed { client, wrap, unwrap }))
+    }
+
+    /// A reply that goes to nobody's call, and where it goes: to test a method without a service.
+    ///
+    /// ```
+    /// # use tenorite::Reply;
+    /// # fn greet(name: &str, reply: Reply<String>) { let _ = reply.send(format!("hello {name}")); }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let (reply, sent) = Reply::channel();
+    /// greet("Ada", reply);
+    /// assert_eq!(sent.await.unwrap(), "hello Ada");
+    /// # }
+    /// ```
+    #[must_use = "what is sent goes to the receiver"]
+    pub fn channel() -> (Self, oneshot::Receiver<T>)
+    where
+        T: Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Box::new(sender)), receiver)
+    }
+
+    /// Answers the call. (One that was cast wants no answer; then this succeeds, and drops it.)
+    ///
+    /// # Errors
+    ///
+    /// Gives the answer back if the caller has hung up: it was dropped, or its deadline passed. That may be ignored.
+    pub fn send(self, answer: T) -> Result<(), T> {
+        self.0.send(answer)
+    }
+
+    /// Runs a future as a task of the current runtime, in a handler the service's, and answers with its output.
+    ///
+    /// The future's own calls inherit the deadline of the call that it answers. If it panics, that call ends in
+    /// [`FetchFailure(Panicked)`](FetchReason::Panicked), and the service goes on: the worker's state was not touched. It runs to
+    /// its end though its caller hangs up, and though the service stops.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    #[track_caller]
+    pub fn spawn(mut self, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<()>
+    where
+        T: Send + 'static,
+    {
+        self.0.if_dropped(FetchReason::Stopped);
+        let context = context();
+        tokio::spawn(async move {
+            let ran = panics::caught(async move {
+                match context {
+                    Some(context) => context.scope(future).await,
+                    None => future.await,
+                }
+            });
+            match ran.await {
+                // A caller that has gone needs no answer.
+                Ok(answer) => drop(panics::drop_quietly(self.send(answer))),
+                Err(payload) => {
+                    self.0.fail(FetchReason::Panicked(panics::message(&payload)));
+                    resume_unwind(payload);
+                }
+            }
+        })
+    }
+
+    /// Whether the caller has hung up, so that an answer would reach nobody. Always false for a cast.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline()
+    }
+}
+
+impl<T> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("is_closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+impl<T, Rs> Owed<T> for Narrowed<T, Rs> {
+    fn send(self: Box<Self>, answer: T) -> Result<(), T> {
+        let Self { client, wrap, unwrap } = *self;
+        match client.send(Ok(wrap(answer))) {
+            Err(Ok(undelivered)) => match unwrap(undelivered) {
+                Some(answer) => Err(answer),
+                None => unreachable!("what comes back is what was sent"),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(self: Box<Self>, reason: FetchReason) {
+        self.client.finish(Err(TenoriteError::FetchFailure(reason)));
+    }
+
+    fn if_dropped(&mut self, reason: FetchReason) {
+        self.client.if_dropped(reason);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.client.deadline()
+    }
+}
+
+impl<T: Send> Owed<T> for oneshot::Sender<T> {
+    fn send(self: Box<Self>, answer: T) -> Result<(), T> {
+        (*self).send(answer)
+    }
+
+    fn fail(self: Box<Self>, _reason: FetchReason) {}
+
+    fn if_dropped(&mut self, _reason: FetchReason) {}
+
+    fn is_closed(&self) -> bool {
+        oneshot::Sender::is_closed(self)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
     }
 }

@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
+use crate::restart::{Restart, Restarts, Revive};
 use crate::trace::WARN_AFTER;
-use crate::worker::{Start, TenoriteWorker};
+use crate::worker::{Configs, Start, TenoriteWorker};
 
 /// A kind of service: a name to start a worker under.
 ///
@@ -82,7 +83,14 @@ pub trait TenoriteService<
 
     /// For what the service should have besides a backlog and a config.
     fn builder(self) -> Builder<W, C> {
-        Builder { timeout: None, inline: Inline::Auto, warn_after: WARN_AFTER, worker: PhantomData }
+        Builder {
+            timeout: None,
+            inline: Inline::Auto,
+            warn_after: WARN_AFTER,
+            is_timed: false,
+            idle: None,
+            worker: PhantomData,
+        }
     }
 }
 
@@ -102,6 +110,8 @@ pub struct Builder<W, C> {
     timeout: Option<Duration>,
     inline: Inline,
     warn_after: Duration,
+    is_timed: bool,
+    idle: Option<Duration>,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -145,6 +155,53 @@ where
         self.inline(Inline::Never)
     }
 
+    /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). It costs two looks at the clock a
+    /// call; without it only handlers that have to wait are measured.
+    pub fn measure_handlers(mut self) -> Self {
+        self.is_timed = true;
+        self
+    }
+
+    /// Stops the service when nothing has been asked of it for so long, though it has callers: with
+    /// [`StopReason::Idle`](crate::StopReason::Idle). While a handler runs it is not idle, nor while a permit is out.
+    ///
+    /// For services of which there are many, one a session, say: whoever finds one stopped starts it again. A call that comes
+    /// as it stops is either handled, or ends in [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.idle = Some(limit);
+        self
+    }
+
+    /// Replaces a worker that has fallen, instead of ending the service: see [`Restart`].
+    ///
+    /// Callers stay valid, what stands in line stays there, and only the call whose handler panicked hears of it. What
+    /// is started then needs a config that can be made again.
+    ///
+    /// ```
+    /// use tenorite::Restart;
+    /// use tenorite::prelude::*;
+    ///
+    /// #[derive(Clone)]
+    /// struct Divider { by: u32 }
+    ///
+    /// #[tenorite::service]
+    /// impl Divider {
+    ///     pub fn divide(&self, n: u32) -> u32 { n / self.by }
+    ///     pub fn set(&mut self, by: u32) { self.by = by; }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), TenoriteError> {
+    /// let (_task, divider) =
+    ///     DividerService.builder().restart(Restart::default()).start_task(32, Divider { by: 2 });
+    /// divider.set(0).await?;
+    /// assert!(divider.divide(6).await.is_err());      // the panic is this call's alone
+    /// assert_eq!(divider.divide(6).await?, 3);        // another worker has taken over
+    /// # Ok(()) }
+    /// ```
+    pub fn restart(self, policy: Restart) -> Restarting<W, C> {
+        Restarting { builder: self, policy }
+    }
+
     /// Starts the worker: see [`TenoriteService::start_task`].
     ///
     /// # Panics
@@ -176,16 +233,128 @@ where
         W::Config: Send,
         W::Output: Send,
     {
+        self.start(backlog, None, |caller| Configs { first: make(WeakCaller::from(caller)), again: None })
+    }
+
+    #[track_caller]
+    pub(crate) fn start(
+        self,
+        backlog: usize,
+        revive: Option<Box<dyn Revive>>,
+        make: impl FnOnce(&C) -> Configs<W::Config>,
+    ) -> (JoinHandle<W::Output>, C)
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
+        let Self { timeout, inline, warn_after, is_timed, idle, .. } = self;
         let mut started = None;
-        let start = Start { backlog, inline: self.inline, warn_after: self.warn_after };
-        let task = W::__start(start, |caller| {
-            let caller = C::from(caller.with_default_timeout(self.timeout));
-            let config = make(WeakCaller::from(&caller));
+        let task = W::__start(Start { backlog, inline, warn_after, is_timed, idle, revive }, |caller| {
+            let caller = C::from(caller.with_default_timeout(timeout));
+            let configs = make(&caller);
             started = Some(caller);
-            config
+            configs
         });
         (task, started.expect("a worker is made before it is started"))
+    }
+}
+
+/// A service about to be started whose worker is replaced when it has fallen: see [`Builder::restart`].
+#[must_use = "a builder starts nothing until one of its `start_…` methods is called"]
+pub struct Restarting<W, C> {
+    builder: Builder<W, C>,
+    policy: Restart,
+}
+
+impl<W, C> Restarting<W, C>
+where
+    W: TenoriteWorker,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    /// As [`TenoriteService::start_task`]. Each worker begins with a clone of the config.
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, or outside a tokio runtime.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
+    where
+        W::Config: Clone + Send,
+        W::Output: Send,
+    {
+        self.start_with(backlog, move || config.clone())
+    }
+
+    /// As [`start_task`](Self::start_task), with a closure that makes the config of each worker. It is called at once, on this
+    /// thread, and then for each restart, on the service's task; what it panics with then counts as a failure to start.
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, outside a tokio runtime, and if `make` does the first time.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_with(
+        self,
+        backlog: usize,
+        mut make: impl FnMut() -> W::Config + Send + 'static,
+    ) -> (JoinHandle<W::Output>, C)
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        self.start_cyclic(backlog, move |_| make())
+    }
+
+    /// As [`start_with`](Self::start_with), for workers that know their own caller: see [`TenoriteService::start_cyclic`].
+    ///
+    /// # Panics
+    ///
+    /// As [`start_with`](Self::start_with).
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_cyclic(
+        self,
+        backlog: usize,
+        make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
+    ) -> (JoinHandle<W::Output>, C)
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        let revive = Box::new(Restarts::new(self.policy));
+        self.builder.start_again(backlog, revive, make)
+    }
+}
+
+impl<W, C> Builder<W, C>
+where
+    W: TenoriteWorker,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    #[track_caller]
+    pub(crate) fn start_again(
+        self,
+        backlog: usize,
+        revive: Box<dyn Revive>,
+        mut make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
+    ) -> (JoinHandle<W::Output>, C)
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        self.start(backlog, Some(revive), |caller| {
+            let weak = WeakCaller::from(caller);
+            let first = make(weak.clone());
+            Configs { first, again: Some(Box::new(move || make(weak.clone()))) }
+        })
+    }
+}
+
+impl<W, C> fmt::Debug for Restarting<W, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restarting").field("builder", &self.builder).field("policy", &self.policy).finish()
     }
 }
 

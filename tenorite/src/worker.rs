@@ -1,25 +1,29 @@
 //! What does the work.
 
-use std::future::poll_fn;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
+use crate::error::SendReason;
 use crate::home::Home;
 use crate::lifecycle::StopReason;
-use crate::mailbox::cell;
+use crate::mailbox::cell::{self, Again, Opening};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::Door;
-use crate::panics;
+use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
+use crate::restart::{Fall, Revive, Verdict};
 
 /// A worker: what a service does with its requests.
 ///
@@ -89,18 +93,38 @@ pub trait TenoriteWorker: 'static {
         Self: Sized,
         Self::Config: Send,
         Self::Output: Send,
-        M: FnOnce(TenoriteCaller<Self::Request, Self::Response, Self::Error>) -> Self::Config,
+        M: FnOnce(TenoriteCaller<Self::Request, Self::Response, Self::Error>) -> Configs<Self::Config>,
     {
         start.task::<Self>(make)
     }
 }
 
 /// What a service is started with, besides its config.
-#[derive(Debug)]
 pub struct Start {
     pub(crate) backlog: usize,
     pub(crate) inline: Inline,
     pub(crate) warn_after: Duration,
+    pub(crate) is_timed: bool,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) revive: Option<Box<dyn Revive>>,
+}
+
+/// The config of a service's first worker, and how to make those of others.
+pub struct Configs<Config> {
+    pub(crate) first: Config,
+    pub(crate) again: Option<Again<Config>>,
+}
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("backlog", &self.backlog).finish_non_exhaustive()
+    }
+}
+
+impl<Config> fmt::Debug for Configs<Config> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configs").finish_non_exhaustive()
+    }
 }
 
 impl Start {
@@ -108,33 +132,44 @@ impl Start {
     #[track_caller]
     fn task<W>(
         self,
-        make: impl FnOnce(TenoriteCaller<W::Request, W::Response, W::Error>) -> W::Config,
+        make: impl FnOnce(TenoriteCaller<W::Request, W::Response, W::Error>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output>
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
+        let Self { backlog, idle, revive, .. } = self;
         let runtime = Handle::current();
-        let queue = Arc::new(Queue::new(self.backlog));
-        let receiver = Receiver::new(Arc::clone(&queue));
-        let door = Door::new(Arc::clone(&queue), runtime.clone());
+        let queue = Arc::new(Queue::new(backlog));
+        let spawned = Arc::new(OnceLock::new());
+        let door = Door::new(Arc::clone(&queue), runtime.clone(), Arc::clone(&spawned), revive.is_some());
         let caller = TenoriteCaller::new(Arc::new(door), None);
         // Made here, not in the task: a service whose `make` panics, or whose task is aborted before it was ever polled,
         // has an end as well.
         let ending = Ending { queue, reason: StopReason::Aborted };
-        let config = make(caller);
-        runtime.spawn(run::<W>(receiver, config, ending))
+        let configs = make(caller);
+        let task = runtime.spawn(run::<W>(configs, idle, revive, ending));
+        let _ = spawned.set(task.abort_handle());
+        task
     }
 
     /// In a cell.
     #[track_caller]
-    pub(crate) fn cell<W: cell::Dispatch>(
+    pub(crate) fn cell<W: cell::Dispatch<Config: Send, Output: Send>>(
         self,
-        make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> W,
-    ) -> JoinHandle<W> {
+        make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
+    ) -> JoinHandle<W::Output> {
+        let Self { backlog, inline, warn_after, is_timed, idle, revive } = self;
         let runtime = Handle::current();
-        let (door, driver) = cell::open(self.backlog, Home::of(&runtime), self.inline, self.warn_after);
-        let worker = make(TenoriteCaller::new(Arc::new(door), None));
-        runtime.spawn(driver.with(worker))
+        let home = Home::of(&runtime);
+        let (stops_idle, restarts) = (idle.is_some(), revive.is_some());
+        let (door, driver) =
+            cell::open::<W>(Opening { backlog, home, inline, warn_after, is_timed, stops_idle, restarts });
+        let Configs { first, again } = make(TenoriteCaller::new(Arc::new(door), None));
+        let driver = driver.with(first, again, idle, revive);
+        let spawned = driver.to_be_spawned();
+        let task = runtime.spawn(driver);
+        spawned.as_task(|| task.abort_handle());
+        task
     }
 }
 
@@ -146,47 +181,119 @@ type ReceiverOf<W> = Receiver<
     >,
 >;
 
-/// The service's task.
+/// The service's task: one worker after the other, mostly one.
 ///
 /// `ending` is dropped after everything of the worker's: as the last argument if the future was never polled, after the
 /// body's own variables if it was.
-async fn run<W: TenoriteWorker>(
-    receiver: ReceiverOf<W>,
-    config: W::Config,
+async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
+    configs: Configs<W::Config>,
+    idle: Option<Duration>,
+    mut revive: Option<Box<dyn Revive>>,
     mut ending: Ending<W::Request, W::Response, W::Error>,
 ) -> W::Output {
-    let outcome = {
-        // Called inside the poll: the function may do something, and panic, before it returns its future.
-        let mut task = pin!(async move { W::task(receiver, config).await });
+    let Configs { first, mut again } = configs;
+    let mut next = Ok(first);
+    loop {
         let queue = &*ending.queue;
-        // Dropped before the worker's future is, if the service is dropped here.
-        let aborted = Aborted(queue);
-        let outcome = poll_fn(|cx| {
-            let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
-            if unwound {
-                let message = match &poll {
-                    Poll::Ready(Err(payload)) => Some(panics::message(payload)),
-                    _ => None,
-                };
-                queue.settle_unwound(message.as_ref());
+        let outcome = match next {
+            Ok(config) => {
+                let receiver = Receiver::new(Arc::clone(&ending.queue), revive.is_some());
+                queue.lifecycle.running();
+                work::<W>(receiver, config, idle, queue).await
             }
-            poll
-        })
-        .await;
-        std::mem::forget(aborted);
-        outcome
-    };
-    match outcome {
-        Ok(output) => {
-            ending.reason = ending.queue.close_reason().unwrap_or(StopReason::Finished);
-            output
+            Err(payload) => Err(payload),
+        };
+        let asked_to = queue.end_recess();
+        let (fall, end) = match outcome {
+            Ok(output) if asked_to => (Fall::Requested, Ok(output)),
+            Ok(output) => {
+                ending.reason = queue.close_reason().unwrap_or(StopReason::Finished);
+                return output;
+            }
+            Err(payload) => (Fall::Panicked(panics::message(&payload)), Err(payload)),
+        };
+        let verdict = revive.as_mut().map(|revive| {
+            queue.lifecycle.restarting();
+            revive.revive(&fall)
+        });
+        let goes_on = match verdict {
+            Some(verdict) => until_decided(queue, verdict).await,
+            None => None,
+        };
+        if goes_on != Some(true) {
+            let message = fall.message();
+            ending.reason = match (&fall, goes_on) {
+                (_, Some(_)) => StopReason::GaveUp(message),
+                (Fall::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
+                (_, None) => StopReason::Panicked(message),
+            };
+            match end {
+                Ok(output) => return output,
+                Err(payload) => {
+                    drop(ending);
+                    resume_unwind(payload)
+                }
+            }
         }
-        Err(payload) => {
-            ending.reason = StopReason::Panicked(panics::message(&payload));
-            drop(ending);
-            resume_unwind(payload)
+        match end {
+            Ok(output) => drop(panics::drop_quietly(output)),
+            Err(payload) => panics::discard(payload),
         }
+        next = panics::catch(again.as_mut().expect("a service that can be restarted knows how"));
     }
+}
+
+/// One worker's time.
+async fn work<W: TenoriteWorker>(
+    receiver: ReceiverOf<W>,
+    config: W::Config,
+    idle: Option<Duration>,
+    queue: &Queue<W::Request, W::Response, W::Error>,
+) -> Result<W::Output, Payload> {
+    let mut idle = idle.map(|limit| {
+        let now = Instant::now();
+        queue.note_use(now);
+        (limit, Box::pin(sleep_until(now + limit)))
+    });
+    // Called inside the poll: the function may do something, and panic, before it returns its future.
+    let mut task = pin!(async move { W::task(receiver, config).await });
+    // Dropped before the worker's future is, if the service is dropped here.
+    let aborted = Aborted(queue);
+    let outcome = poll_fn(|cx| {
+        let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
+        if unwound {
+            let message = match &poll {
+                Poll::Ready(Err(payload)) => Some(panics::message(payload)),
+                _ => None,
+            };
+            queue.settle_unwound(message.as_ref());
+        }
+        if matches!(poll, Poll::Ready(Err(_))) {
+            queue.panicked();
+        }
+        if let (Poll::Pending, Some((limit, sleep))) = (&poll, &mut idle) {
+            while sleep.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                let until = queue.close_if_idle(*limit, now);
+                // Once its door is shut there is nothing to wait for.
+                sleep.as_mut().reset(if until <= now { now + Duration::from_secs(1 << 30) } else { until });
+            }
+        }
+        poll
+    })
+    .await;
+    std::mem::forget(aborted);
+    outcome
+}
+
+/// Whether there is another worker. `None` if there is nothing left that it would have to do.
+async fn until_decided<Rq, Rs, Er>(queue: &Queue<Rq, Rs, Er>, mut verdict: Verdict) -> Option<bool> {
+    poll_fn(
+        |cx| {
+            if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { verdict.as_mut().poll(cx).map(Some) }
+        },
+    )
+    .await
 }
 
 /// From here on, clients are dropped because the service is, whatever else unwinds on this thread.
@@ -207,7 +314,7 @@ struct Ending<Rq, Rs, Er> {
 impl<Rq, Rs, Er> Drop for Ending<Rq, Rs, Er> {
     fn drop(&mut self) {
         // The worker may have moved its receiver elsewhere: nobody would ever answer what comes in.
-        self.queue.shut_down(self.reason.clone());
+        self.queue.shut_down(self.reason.clone(), &SendReason::Stopped);
         self.queue.lifecycle.end(self.reason.clone());
     }
 }

@@ -3,10 +3,11 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 
 use super::{allowing, caller};
 use crate::generics;
-use crate::model::{Method, Service};
+use crate::model::{Arg, Hook, Init, Method, Service};
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let Service { krate, worker, .. } = service;
@@ -19,37 +20,64 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let allow = is_deprecated.then(|| allowing!(deprecated));
     // An argument may be called so as well.
     let job = Ident::new("job", Span::mixed_site());
+    let reply = Ident::new("reply", Span::mixed_site());
     let make = &service.names.function;
 
     let arms = service.methods.iter().map(|method| {
-        let Method { name, variant, cfgs, args, is_async, .. } = method;
+        let Method { name, variant, cfgs, args, is_async, reply_at, .. } = method;
         let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
         let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
-        let passed = args.iter().map(|arg| {
-            let name = &arg.name;
-            if arg.borrowed { quote!(&#name) } else { quote!(#name) }
+        let mut passed: Vec<_> = args
+            .iter()
+            .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
+            .collect();
+        let later = reply_at.map(|at| {
+            // Where the user takes it, so that a `Reply` of another making is told there.
+            passed.insert(at, quote_spanned!(method.reply.ty.span()=> #reply));
+            quote! {
+                let #reply = #job.reply_later(#response_name::#variant, |response| match response {
+                    #response_name::#variant(answer) => ::core::option::Option::Some(answer),
+                    _ => ::core::option::Option::None,
+                });
+            }
         });
         let called = quote!(Self::#name(self, #(#passed),*));
-        let step = if *is_async {
-            // A future that is not `Send` is the method's fault: the error points at its name.
-            let awaited = quote_spanned!(name.span()=> .await);
-            let future = quote!(async move { #response_name::#variant(#called #awaited) });
-            quote_spanned!(name.span()=> #job.run(move || #future))
-        } else {
-            quote!(#job.reply(#response_name::#variant(#called)))
+        // A future that is not `Send` is the method's fault: the error points at its name.
+        let awaited = quote_spanned!(name.span()=> .await);
+        let step = match (is_async, &later) {
+            (false, None) => quote!(#job.reply(#response_name::#variant(#called))),
+            (false, Some(later)) => quote!({ #later #called; #job.deferred() }),
+            (true, None) => {
+                let future = quote!(async move { #response_name::#variant(#called #awaited) });
+                quote_spanned!(name.span()=> #job.run(move || #future))
+            }
+            (true, Some(later)) => {
+                let future = quote!(async move { #called #awaited });
+                let run = quote_spanned!(name.span()=> #job.run_deferred(move || #future));
+                quote!({ #later #run })
+            }
         };
         quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
     });
     let service_name = &service.names.service_doc;
-    let named = service.methods.iter().map(|Method { name, variant, cfgs, .. }| {
+    let named = service.methods.iter().map(|Method { name, variant, cfgs, reply_at, .. }| {
         let method = name.unraw().to_string();
+        let new = if reply_at.is_some() { quote!(answering_later) } else { quote!(new) };
         quote! {
             #(#cfgs)*
-            #request_name::#variant { .. } => const { &#krate::__private::Method::new(#service_name, #method) },
+            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #method) },
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async);
     let space = if is_async { quote!(SomeSpace) } else { quote!(NoSpace) };
+
+    let (config, output) = config_and_output(service);
+    let Hooks { ready, open, close } = hooks(service, &config, &output);
+    let closes = close.as_ref().map(|_| {
+        quote!(
+            const CLOSES: bool = true;
+        )
+    });
 
     quote! {
         #[automatically_derived]
@@ -57,23 +85,26 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Request = #request;
             type Response = #response;
             type Error = ::core::convert::Infallible;
-            type Config = Self;
-            type Output = Self;
+            type Config = #config;
+            type Output = #output;
 
             fn task(
                 receiver: #krate::Receiver<#krate::TenoriteRequest<#request, #response>>,
-                worker: Self,
-            ) -> impl ::core::future::Future<Output = Self> + ::core::marker::Send {
-                #krate::__private::serve(receiver, worker)
+                config: #config,
+            ) -> impl ::core::future::Future<Output = #output> + ::core::marker::Send {
+                #krate::__private::serve::<Self>(receiver, config)
             }
 
-            fn __start<#make>(start: #krate::__private::Start, make: #make) -> #krate::__private::JoinHandle<Self>
+            fn __start<#make>(start: #krate::__private::Start, make: #make) -> #krate::__private::JoinHandle<#output>
             where
-                #make: ::core::ops::FnOnce(#krate::TenoriteCaller<#request, #response>) -> Self,
+                #make: ::core::ops::FnOnce(
+                    #krate::TenoriteCaller<#request, #response>,
+                ) -> #krate::__private::Configs<#config>,
             {
-                #krate::__private::start(start, make)
+                #krate::__private::start::<Self, #make>(start, make)
             }
         }
+
 
         #allow
         #[automatically_derived]
@@ -81,6 +112,12 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Request = #request;
             type Response = #response;
             type Space = #krate::__private::#space;
+
+            type Config = #config;
+            type Output = #output;
+
+            const NAME: &'static str = #service_name;
+            #closes
 
             fn method(request: &#request) -> &'static #krate::__private::Method {
                 match *request { #(#named)* }
@@ -92,8 +129,87 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             ) -> #krate::__private::Step<'__job> {
                 match #job.request() { #(#arms)* }
             }
+
+            #ready
+            #open
+            #close
         }
     }
+}
+
+/// What the worker is made of, and what the service yields in the end.
+fn config_and_output(service: &Service) -> (TokenStream, TokenStream) {
+    match &service.hooks.init {
+        None => (quote!(Self), quote!(Self)),
+        Some(Init { config, output, .. }) => {
+            let config = config.as_ref().map_or_else(|| quote!(()), |config| quote!(#config));
+            (config, quote!(#output))
+        }
+    }
+}
+
+/// The functions around a worker's time. Two of them only if there is something to be done.
+struct Hooks {
+    ready: TokenStream,
+    open: Option<TokenStream>,
+    close: Option<TokenStream>,
+}
+
+fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks {
+    let Service { krate, hooks, .. } = service;
+    let called = |name: &Ident, is_async: bool, arguments: TokenStream| {
+        let awaited = is_async.then(|| quote_spanned!(name.span()=> .await));
+        quote!(Self::#name(#arguments) #awaited)
+    };
+
+    let is_ready = hooks.init.is_none() && hooks.on_start.is_none();
+    let ready = if is_ready { quote!(Ok) } else { quote!(Err) };
+    let open = (!is_ready).then(|| {
+        let opened = hooks.init.as_ref().map_or_else(
+            || quote!(config),
+            |Init { name, is_async, config, output }| {
+                let init =
+                    called(name, *is_async, config.is_some().then(|| quote!(config)).into_iter().collect());
+                // What is no worker and no `Result` of one is told at the return type.
+                let opened = quote_spanned!(output.span()=> #krate::__private::Opened::<Self>::opened);
+                quote!(#opened(#init)?)
+            },
+        );
+        let unused =
+            hooks.init.as_ref().is_some_and(|init| init.config.is_none()).then(|| quote!(let () = config;));
+        let (mutable, started) = match &hooks.on_start {
+            None => (quote!(), quote!()),
+            Some(Hook { name, is_async, .. }) => {
+                let start = called(name, *is_async, quote!(&mut worker));
+                (quote!(mut), quote!(#start;))
+            }
+        };
+        quote! {
+            async fn open(config: #config) -> ::core::result::Result<Self, #output> {
+                #unused
+                let #mutable worker: Self = #opened;
+                #started
+                ::core::result::Result::Ok(worker)
+            }
+        }
+    });
+    let close = hooks.on_stop.as_ref().map(|Hook { name, is_async, takes_reason }| {
+        let reason = takes_reason.then(|| quote!(, reason));
+        let close = called(name, *is_async, quote!(self #reason));
+        let unused = (!takes_reason).then(|| quote!(let _ = reason;));
+        quote! {
+            async fn close(&mut self, reason: #krate::StopReason) {
+                #unused
+                #close;
+            }
+        }
+    });
+    let ready = quote! {
+        fn ready(config: #config) -> ::core::result::Result<Self, #config> {
+            ::core::result::Result::#ready(config)
+        }
+    };
+    Hooks { ready, open, close }
 }
 
 /// The parameters of the worker, with what running it as a service asks for.

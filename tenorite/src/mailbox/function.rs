@@ -5,11 +5,13 @@
 //! caller cancels nothing. Where there is no runtime the caller drives it, and a thread takes it over if the caller
 //! leaves: what has started runs to its end. (A call that is forgotten there is driven by nobody.)
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::queue::Queue;
 use super::{BoxFuture, CallState, Mailbox, Phase, Stats};
@@ -17,7 +19,7 @@ use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics::{self, Payload};
 use crate::park;
-use crate::reply::{Client, Reply};
+use crate::reply::{Client, Ended};
 use crate::sync::Mutex;
 
 /// The callers' side: dropped with the last of them.
@@ -36,15 +38,17 @@ struct Shared<Rq, Rs, Er> {
 /// Decides, under one lock, who still gets in and who is the last to leave.
 struct Gate {
     closed: Option<StopReason>,
-    in_flight: usize,
+    /// Those that run, each with its task, if it had to wait.
+    flights: BTreeMap<u64, Option<AbortHandle>>,
+    next: u64,
 }
 
 /// One request that runs. The last one to end behind a shut door ends the service.
-struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>);
+struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
 
 impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     pub(crate) fn new(function: F) -> Self {
-        let gate = Mutex::new(Gate { closed: None, in_flight: 0 });
+        let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0 });
         Self { function: Some(function), shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
     }
 }
@@ -55,19 +59,22 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
         if gate.closed.is_some() {
             return None;
         }
-        gate.in_flight += 1;
+        let flight = gate.next;
+        gate.next += 1;
+        gate.flights.insert(flight, None);
         drop(gate);
-        Some(Flight(Arc::clone(self)))
+        Some(Flight(Arc::clone(self), flight))
     }
 
     fn close(&self, reason: StopReason) {
         let mut gate = self.gate.lock();
         gate.closed.get_or_insert(reason);
+        self.slots.lifecycle.draining();
         self.end_if_last(gate);
     }
 
     fn end_if_last(&self, gate: impl std::ops::Deref<Target = Gate>) {
-        let ended = if gate.in_flight == 0 { gate.closed.clone() } else { None };
+        let ended = if gate.flights.is_empty() { gate.closed.clone() } else { None };
         drop(gate);
         if let Some(reason) = ended {
             self.slots.lifecycle.end(reason);
@@ -75,10 +82,19 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
     }
 }
 
+impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
+    fn panicked(&self, payload: Payload) -> Ended<Rs, Er> {
+        let message = panics::message(&payload);
+        panics::discard(payload);
+        self.slots.panicked();
+        Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
+    }
+}
+
 impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
     fn drop(&mut self) {
         let mut gate = self.0.gate.lock();
-        gate.in_flight -= 1;
+        gate.flights.remove(&self.1);
         self.0.end_if_last(gate);
     }
 }
@@ -100,32 +116,38 @@ where
 {
     fn start(&self, request: Rq, state: &CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
-        let refused = |reason| Phase::Failed(TenoriteError::SendFailure(reason));
         let Some(flight) = self.shared.enter() else {
-            slots.drop_quietly(request);
-            return refused(SendReason::Stopped);
+            let (refused, unwanted) = state.terms.refuse(request, SendReason::Stopped);
+            slots.refused();
+            slots.drop_quietly(unwanted);
+            return refused;
         };
         if state.terms.limit.is_expired() {
-            slots.skip(request);
-            return refused(SendReason::Expired);
+            let (refused, unwanted) = state.terms.refuse(request, SendReason::Expired);
+            slots.skip(unwanted);
+            return refused;
         }
 
         let function = self.function.as_ref().expect("it is there until the last caller is gone");
         let mut future = match panics::catch(|| function(request)) {
             Ok(future) => Box::pin(async move { into_reply(future.await) }),
-            Err(payload) => return self.ended(state.terms.cast, panicked(payload)),
+            Err(payload) => return self.ended(state.terms.cast, self.shared.panicked(payload)),
         };
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 slots.drop_quietly(future);
-                self.ended(state.terms.cast, outcome.unwrap_or_else(panicked))
+                let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
+                self.ended(state.terms.cast, reply)
             }
             Poll::Pending => self.run_on(future, flight, state.terms.cast, cx),
         }
     }
 
     /// The closure is through. A cast was accepted all the same, whatever came of it.
-    fn ended(&self, cast: bool, reply: Reply<Rs, Er>) -> Phase<Rq, Rs, Er> {
+    fn ended(&self, cast: bool, reply: Ended<Rs, Er>) -> Phase<Rq, Rs, Er> {
+        if reply.is_ok() {
+            self.shared.slots.replied();
+        }
         match (cast, reply) {
             (false, reply) => Phase::from(reply),
             // The closure refused in the service's name: a cast hears of it, as it would from a service.
@@ -140,7 +162,7 @@ where
     /// Sees to it that a request that has to wait runs to its end.
     fn run_on(
         &self,
-        future: BoxFuture<Reply<Rs, Er>>,
+        future: BoxFuture<Ended<Rs, Er>>,
         flight: Flight<Rq, Rs, Er>,
         cast: bool,
         cx: &Context<'_>,
@@ -151,12 +173,18 @@ where
                 let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone()), None));
                 let mut client = Client::new(Arc::clone(slots) as _, slot, None);
                 client.if_dropped(FetchReason::Stopped);
-                runtime.spawn(async move {
-                    let reply = panics::caught(future).await.unwrap_or_else(panicked);
+                let (shared, number) = (Arc::clone(&self.shared), flight.1);
+                let task = runtime.spawn(async move {
+                    let reply =
+                        panics::caught(future).await.unwrap_or_else(|payload| shared.panicked(payload));
                     client.finish(reply);
                     // The service may end, now that the call has.
                     drop(flight);
                 });
+                // Unless it is over already.
+                if let Some(place) = self.shared.gate.lock().flights.get_mut(&number) {
+                    *place = Some(task.abort_handle());
+                }
                 slot.map_or(Phase::Accepted, Phase::Waiting)
             }
             (Err(_), false) => Phase::Driven(Box::pin(async move {
@@ -186,15 +214,22 @@ where
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
         let next = match &mut state.phase {
             Phase::Waiting(slot) => self.shared.slots.poll(*slot, cx.waker()),
-            Phase::New(_) => {
-                let Phase::New(request) = state.take() else { unreachable!("it was new a line ago") };
+            Phase::New(_) | Phase::Permitted(_) => {
+                let (request, _) = state.take_request();
                 self.start(request, state, cx)
             }
+            // There is always room.
+            Phase::Permit => match (self.is_closed(), state.terms.limit.is_expired()) {
+                (true, _) => Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped)),
+                (_, true) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+                _ => Phase::Accepted,
+            },
             Phase::Driven(future) => match panics::poll_caught(future.as_mut(), cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(outcome) => {
                     self.shared.slots.drop_quietly(state.take());
-                    self.ended(state.terms.cast, outcome.unwrap_or_else(panicked))
+                    let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
+                    self.ended(state.terms.cast, reply)
                 }
             },
             _ => return Poll::Ready(()),
@@ -205,7 +240,7 @@ where
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
         match state.take() {
-            Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot),
+            Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot, state.terms),
             Phase::Driven(future) => {
                 drive_on_thread(future);
                 state.phase = Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired));
@@ -218,8 +253,24 @@ where
         match state.take() {
             Phase::Waiting(slot) => self.shared.slots.abandon(slot),
             Phase::Driven(future) => drive_on_thread(future),
+            // It was never sent, and so it is its sender's own.
+            Phase::Permitted(request) => drop(request),
             other => self.shared.slots.drop_quietly(other),
         }
+    }
+
+    fn unreserve(&self) {}
+
+    fn abort(&self) -> bool {
+        self.shared.close(StopReason::Requested);
+        // Each ends its call, and its flight, as its future is dropped.
+        let tasks: Vec<_> = self.shared.gate.lock().flights.values().flatten().cloned().collect();
+        tasks.iter().for_each(AbortHandle::abort);
+        true
+    }
+
+    fn restart(&self) -> bool {
+        false
     }
 
     fn stop(&self) {
@@ -243,17 +294,11 @@ where
     }
 }
 
-fn into_reply<Rs, Er>(result: Result<Rs, TenoriteError<Er>>) -> Reply<Rs, Er> {
+fn into_reply<Rs, Er>(result: Result<Rs, TenoriteError<Er>>) -> Ended<Rs, Er> {
     match result {
         Ok(response) => Ok(Ok(response)),
         Err(error) => error.into_service_error().map(Err),
     }
-}
-
-fn panicked<Rs, Er>(payload: Payload) -> Reply<Rs, Er> {
-    let message = panics::message(&payload);
-    panics::discard(payload);
-    Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
 }
 
 /// If the system has no thread left the future is dropped instead: there is nobody to be told, and this may be a `Drop`.

@@ -1,5 +1,6 @@
 //! Whether a call may run its handler itself.
 
+use crate::chance;
 use crate::sync::{AtomicU32, Ordering};
 
 /// Where the handlers of a derived service run: see [`Builder::inline`](crate::Builder::inline).
@@ -58,14 +59,9 @@ impl Dice {
         }
     }
 
-    /// splitmix64 (Steele, Lea, Flood 2014) of the seed and the number of the throw.
     fn throw(&self) -> u32 {
         let throw = self.throws.fetch_add(1, Ordering::Relaxed);
-        let mut z =
-            self.seed.wrapping_add(u64::from(throw).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 32) as u32
+        (chance::nth(self.seed, u64::from(throw)) >> 32) as u32
     }
 }
 

@@ -16,12 +16,15 @@
 //!     └─leave──► (free)
 //! ```
 //!
+//! A *permit* is a place in the backlog that is kept free for a request to come. Who waits for one stands in the line like who
+//! waits for room, but is no request: the worker passes him over. Once it is granted, it is only a number.
+//!
 //! # Invariants
 //!
-//! - L1: While the door is open, the accepted entries are the first `min(len, backlog)` of the line. Whoever shortens
-//!   the accepted part admits the next one in the same step.
+//! - L1: While the door is open, the accepted entries are the first of the line, as many as there are, or as `backlog` has room
+//!   for beside the permits. Whoever makes room admits the next in the same step.
 //! - L2: `first_waiting` is the first entry that is not accepted, or `None` if all are.
-//! - L3: Once the door is shut nobody waits for room: shutting it fails those who did.
+//! - L3: Once the door is shut nobody waits for room: shutting it fails those who did. Permits are void then.
 //! - L4: A slot is freed by exactly one party: by the call that awaits it, or, if that has gone, by the worker's
 //!   side. So a slot's key is never used after it was given away.
 //!
@@ -37,7 +40,7 @@ use tokio::time::Instant;
 use super::Phase;
 use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
-use crate::reply::Reply;
+use crate::reply::Ended;
 use crate::trace::Span;
 use crate::waits::Edge;
 
@@ -50,9 +53,12 @@ pub(super) struct Line<Rq, Rs, Er> {
     last: Link,
     /// See L2.
     first_waiting: Link,
+    /// How many requests stand in it. Those who wait for a permit do not count.
     pub(super) len: usize,
     /// How many of `len` are accepted. See L1.
     pub(super) accepted: usize,
+    /// How many permits have been granted, and not been used.
+    pub(super) reserved: usize,
     pub(super) backlog: usize,
     /// Why the door is shut, if it is.
     pub(super) closed: Option<StopReason>,
@@ -62,11 +68,33 @@ pub(super) struct Line<Rq, Rs, Er> {
     pub(super) unwound: Unwound,
     /// The worker is being dropped, not polled.
     pub(super) aborted: bool,
+    /// The worker, which reads the line itself, is to be replaced by another.
+    pub(super) is_recess: bool,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
     /// Down to how many occupied slots trimming is not worth another look.
     trim_below: u32,
+    /// Boxed, because most services that sleep have none.
+    rare: Option<Box<Rare>>,
+}
+
+/// What has to be known of few services.
+#[derive(Default)]
+pub(super) struct Rare {
+    pub(super) counts: Counts,
+    /// When it was last used, of one that stops if it is not.
+    pub(super) used: Option<Instant>,
+}
+
+/// What has become of requests.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) replied: u64,
+    pub(super) panicked: u64,
+    pub(super) expired: u64,
+    pub(super) cancelled: u64,
     pub(super) skipped: u64,
+    pub(super) refused: u64,
     pub(super) panicked_drops: u64,
 }
 
@@ -125,17 +153,24 @@ enum Stage<Rq, Rs, Er> {
     Running,
     /// Running, and the caller has gone.
     Detached,
-    Done(Reply<Rs, Er>),
+    Done(Ended<Rs, Er>),
+    /// It did not run, and its caller wants it back.
+    Returned(Box<(TenoriteError, Rq)>),
     /// A cast that waited for room was accepted, and has left the line before its caller saw it.
     Accepted,
+    /// A permit was granted, and who waited for it has not seen it yet.
+    Granted,
 }
 
 struct Entry<Rq> {
-    request: Rq,
+    /// `None` of a permit.
+    request: Option<Rq>,
     /// Where its call was made.
     span: Span,
     deadline: Option<Instant>,
     awaited: Awaited,
+    /// Whether its caller wants it back if it does not run.
+    wanted_back: bool,
     accepted: bool,
     previous: Link,
     next: Link,
@@ -147,6 +182,19 @@ pub(super) enum Awaited {
     Reply,
     Acceptance,
     Nothing,
+    /// There is no request yet.
+    Permit,
+}
+
+/// A request that comes to the line.
+pub(super) struct Arrival<Rq> {
+    /// `None` of a permit.
+    pub(super) request: Option<Rq>,
+    pub(super) span: Span,
+    pub(super) deadline: Option<Instant>,
+    pub(super) awaited: Awaited,
+    pub(super) wanted_back: bool,
+    pub(super) accepted: bool,
 }
 
 /// A request that has left the line for the worker.
@@ -165,7 +213,7 @@ pub(super) struct Spent;
 /// What is left to do once the lock is released.
 pub(super) struct After<Rq> {
     pub(super) to_wake: Vec<Waker>,
-    pub(super) to_drop: (Vec<(Rq, Span)>, Option<Waker>),
+    pub(super) to_drop: (Vec<(Option<Rq>, Span)>, Option<Waker>),
 }
 
 impl<Rq> After<Rq> {
@@ -173,14 +221,15 @@ impl<Rq> After<Rq> {
         Self { to_wake: Vec::new(), to_drop: (Vec::new(), None) }
     }
 
-    fn wake(&mut self, waker: Option<Waker>) {
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
         self.to_wake.extend(waker);
     }
 }
 
 /// How far a request had come when its call ended early.
-pub(super) enum Left {
-    BeforeStart,
+pub(super) enum Left<Rq> {
+    /// Here it is.
+    BeforeStart(Option<Rq>),
     Running,
 }
 
@@ -193,16 +242,51 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             first_waiting: Link::NONE,
             len: 0,
             accepted: 0,
+            reserved: 0,
             backlog,
             closed: None,
             worker: None,
             unwound: Unwound::default(),
             aborted: false,
+            is_recess: false,
             freed: 0,
             trim_below: u32::MAX,
-            skipped: 0,
-            panicked_drops: 0,
+            rare: None,
         }
+    }
+
+    /// Whether one more may be accepted, without overtaking anybody.
+    pub(super) fn has_room(&self) -> bool {
+        self.first_waiting == Link::NONE && self.accepted + self.reserved < self.backlog
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.rare.as_ref().map_or_else(Counts::default, |rare| rare.counts)
+    }
+
+    pub(super) fn count(&mut self) -> &mut Counts {
+        &mut self.rare.get_or_insert_default().counts
+    }
+
+    /// From now on it is noted when the line is used.
+    pub(super) fn note_use(&mut self, now: Instant) {
+        self.rare.get_or_insert_default().used = Some(now);
+    }
+
+    /// Somebody has used the service. `now` is its clock.
+    pub(super) fn used(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(used) = self.rare.as_mut().and_then(|rare| rare.used.as_mut()) {
+            *used = now();
+        }
+    }
+
+    pub(super) fn last_used(&self) -> Option<Instant> {
+        self.rare.as_ref()?.used
+    }
+
+    /// Whether nothing stands in it, waits for it, or runs.
+    pub(super) fn is_unused(&self) -> bool {
+        self.reserved == 0 && self.slots.is_empty()
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
@@ -228,8 +312,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(super) fn answer(
         &mut self,
         slot: usize,
-        reply: Reply<Rs, Er>,
-    ) -> Result<Option<Waker>, Reply<Rs, Er>> {
+        reply: Ended<Rs, Er>,
+    ) -> Result<Option<Waker>, Ended<Rs, Er>> {
         match self.slots[slot].stage {
             Stage::Detached => {
                 self.free(slot);
@@ -242,6 +326,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             }
             _ => unreachable!("only a request that runs is answered, and only once"),
         }
+    }
+
+    pub(super) fn is_granted(&self, slot: usize) -> bool {
+        matches!(self.slots[slot].stage, Stage::Granted)
     }
 
     pub(super) fn is_detached(&self, slot: usize) -> bool {
@@ -265,30 +353,48 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// The entry whose turn it is.
+    /// The request whose turn it is.
     pub(super) fn first(&self) -> Option<usize> {
-        self.first.get()
+        if self.len == 0 {
+            return None;
+        }
+        // Those who wait for a permit stand behind all that is accepted: few, and mostly none, are passed over.
+        let mut place = self.first;
+        while let Some(slot) = place.get() {
+            match &self.slots[slot].stage {
+                Stage::Queued(entry) if entry.awaited == Awaited::Permit => place = entry.next,
+                _ => return Some(slot),
+            }
+        }
+        None
     }
 
+    /// Puts a request, or one who waits for a permit, into its place: behind all others, or behind those that are accepted.
     pub(super) fn append(
         &mut self,
-        (request, span): (Rq, Span),
-        deadline: Option<Instant>,
-        awaited: Awaited,
-        accepted: bool,
+        arrival: Arrival<Rq>,
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
     ) -> usize {
-        let previous = self.last;
-        let entry = Entry { request, span, deadline, awaited, accepted, previous, next: Link::NONE };
+        let Arrival { request, span, deadline, awaited, wanted_back, accepted } = arrival;
+        let next = if accepted { self.first_waiting } else { Link::NONE };
+        let previous = match next.get() {
+            Some(next) => self.entry(next).previous,
+            None => self.last,
+        };
+        let is_request = request.is_some();
+        let entry = Entry { request, span, deadline, awaited, wanted_back, accepted, previous, next };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge });
         let this = Link::to(slot);
         match previous.get() {
             Some(previous) => self.entry(previous).next = this,
             None => self.first = this,
         }
-        self.last = this;
-        self.len += 1;
+        match next.get() {
+            Some(next) => self.entry(next).previous = this,
+            None => self.last = this,
+        }
+        self.len += usize::from(is_request);
         if accepted {
             self.accepted += 1;
         } else if self.first_waiting.get().is_none() {
@@ -310,28 +416,56 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Some(next) => self.entry(next).previous = entry.previous,
             None => self.last = entry.previous,
         }
-        self.len -= 1;
+        self.len -= usize::from(entry.request.is_some());
+        if self.first_waiting.get() == Some(slot) {
+            self.first_waiting = entry.next;
+        }
         if entry.accepted {
             self.accepted -= 1;
             self.admit(after);
-        } else if self.first_waiting.get() == Some(slot) {
-            self.first_waiting = entry.next;
         }
         entry
     }
 
-    /// There is room for one more: admits the request that has waited longest, where it stands.
+    /// There may be room: admits those that have waited longest, where they stand.
     fn admit(&mut self, after: &mut After<Rq>) {
-        let Some(admitted) = self.first_waiting.get() else { return };
-        let entry = self.entry(admitted);
-        entry.accepted = true;
-        let next = entry.next;
-        if entry.awaited == Awaited::Acceptance {
-            after.wake(self.slots[admitted].waker.take());
-            self.slots[admitted].end_wait();
+        while self.accepted + self.reserved < self.backlog
+            && let Some(admitted) = self.first_waiting.get()
+        {
+            let entry = self.entry(admitted);
+            let (awaited, next) = (entry.awaited, entry.next);
+            if awaited == Awaited::Permit {
+                // From here on it is a number. Whoever does not look any more gives it back.
+                self.reserved += 1;
+                self.unlink(admitted, Stage::Granted, after);
+            } else {
+                entry.accepted = true;
+                self.first_waiting = next;
+                self.accepted += 1;
+            }
+            if matches!(awaited, Awaited::Permit | Awaited::Acceptance) {
+                after.wake(self.slots[admitted].waker.take());
+                self.slots[admitted].end_wait();
+            }
         }
-        self.first_waiting = next;
-        self.accepted += 1;
+    }
+
+    /// Keeps a place free for a request to come.
+    pub(super) fn reserve(&mut self) {
+        self.reserved += 1;
+    }
+
+    /// A permit is used, or given back. It may be void.
+    pub(super) fn unreserve(&mut self, after: &mut After<Rq>) {
+        if self.closed.is_none() {
+            self.reserved -= 1;
+            self.admit(after);
+        }
+    }
+
+    /// A permit becomes the request's own place.
+    pub(super) fn redeem(&mut self) {
+        self.reserved -= 1;
     }
 
     /// The worker takes the entry whose turn it is, if it `may`. `Err` if it may not, and there is one.
@@ -345,43 +479,55 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         now: impl Fn() -> Instant,
         after: &mut After<Rq>,
     ) -> Result<Option<Taken<Rq>>, Spent> {
-        while let Some(first) = self.first.get() {
+        while let Some(first) = self.first() {
             if !may {
                 return Err(Spent);
             }
             if self.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
                 return Ok(Some(self.start(first, after)));
             }
-            self.skipped += 1;
+            self.count().skipped += 1;
+            self.count().expired += 1;
             self.fail_queued(first, SendReason::Expired, after);
         }
         Ok(None)
     }
 
-    /// The worker takes this entry, which is the first.
+    /// The worker takes this request, which is the first. (If permits take all the room, it need not have been accepted.)
     fn start(&mut self, slot: usize, after: &mut After<Rq>) -> Taken<Rq> {
         let entry = self.unlink(slot, Stage::Running, after);
         let slot = match entry.awaited {
             Awaited::Reply => Some(slot),
             Awaited::Acceptance => {
                 self.slots[slot].stage = Stage::Accepted;
+                after.wake(self.slots[slot].waker.take());
+                self.slots[slot].end_wait();
                 None
             }
             Awaited::Nothing => {
                 self.free(slot);
                 None
             }
+            Awaited::Permit => unreachable!("it is no request"),
         };
-        Taken { request: entry.request, deadline: entry.deadline, span: entry.span, slot }
+        let request = entry.request.expect("a request stands in the line until it leaves it");
+        Taken { request, deadline: entry.deadline, span: entry.span, slot }
     }
 
     /// Ends an entry that will never be started.
     pub(super) fn fail_queued(&mut self, slot: usize, reason: SendReason, after: &mut After<Rq>) {
-        let failure = Stage::Done(Err(TenoriteError::SendFailure(reason)));
-        let entry = self.unlink(slot, failure, after);
-        after.to_drop.0.push((entry.request, entry.span));
+        let entry = self.unlink(slot, Stage::Accepted, after);
+        let failure = TenoriteError::SendFailure(reason);
+        let mut request = entry.request;
+        self.slots[slot].stage = match request.take_if(|_| entry.wanted_back) {
+            Some(request) => Stage::Returned(Box::new((failure, request))),
+            None => Stage::Done(Err(failure)),
+        };
+        after.to_drop.0.push((request, entry.span));
         if entry.awaited == Awaited::Nothing {
-            self.free(slot);
+            if let Stage::Returned(returned) = self.free(slot) {
+                after.to_drop.0.push((Some(returned.1), Span::none()));
+            }
         } else {
             after.wake(self.slots[slot].waker.take());
             self.slots[slot].end_wait();
@@ -395,7 +541,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 Stage::Done(reply) => Some(Phase::from(reply)),
                 _ => unreachable!("it was done a line ago"),
             },
-            Stage::Accepted => {
+            Stage::Returned(_) => match self.free(slot) {
+                Stage::Returned(returned) => Some(Phase::Returned(returned)),
+                _ => unreachable!("it was there a line ago"),
+            },
+            Stage::Accepted | Stage::Granted => {
                 self.free(slot);
                 Some(Phase::Accepted)
             }
@@ -409,15 +559,15 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// The call will not come back for its outcome, which is not there yet.
-    pub(super) fn leave(&mut self, slot: usize, after: &mut After<Rq>) -> Left {
+    pub(super) fn leave(&mut self, slot: usize, after: &mut After<Rq>) -> Left<Rq> {
         after.to_drop.1 = self.slots[slot].waker.take();
         self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
                 let entry = self.unlink(slot, Stage::Detached, after);
-                after.to_drop.0.push((entry.request, entry.span));
+                after.to_drop.0.push((None, entry.span));
                 self.free(slot);
-                Left::BeforeStart
+                Left::BeforeStart(entry.request)
             }
             Stage::Running => {
                 self.slots[slot].stage = Stage::Detached;
@@ -427,13 +577,23 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    pub(super) fn close(&mut self, reason: StopReason, after: &mut After<Rq>) {
+    /// Why whoever comes to a shut door is refused.
+    pub(super) fn refusal(&self) -> SendReason {
+        match self.closed {
+            Some(StopReason::StartFailed) => SendReason::StartFailed,
+            _ => SendReason::Stopped,
+        }
+    }
+
+    /// Shuts the door, if it is open. `failure` is what those are told who wait for room.
+    pub(super) fn close(&mut self, reason: StopReason, failure: &SendReason, after: &mut After<Rq>) {
         if self.closed.is_some() {
             return;
         }
         self.closed = Some(reason);
+        self.reserved = 0;
         while let Some(waiting) = self.first_waiting.get() {
-            self.fail_queued(waiting, SendReason::Stopped, after);
+            self.fail_queued(waiting, failure.clone(), after);
         }
         after.wake(self.worker.take());
     }
@@ -475,6 +635,18 @@ mod tests {
     type Tested = Line<u32, (), ()>;
 
     impl Tested {
+        fn come(&mut self, request: u32) -> usize {
+            let arrival = Arrival {
+                request: Some(request),
+                span: Span::current(),
+                deadline: None,
+                awaited: Awaited::Reply,
+                wanted_back: false,
+                accepted: self.has_room(),
+            };
+            self.append(arrival, None, None)
+        }
+
         /// The line from the front, with L1, L2 and both directions of the list checked.
         fn checked(&mut self) -> Vec<u32> {
             let (mut requests, mut accepted, mut first_waiting) = (Vec::new(), 0, None);
@@ -482,7 +654,7 @@ mod tests {
             while let Some(slot) = next.get() {
                 let entry = self.entry(slot);
                 assert_eq!(entry.previous, previous);
-                requests.push(entry.request);
+                requests.extend(entry.request);
                 if entry.accepted {
                     assert!(first_waiting.is_none(), "an accepted entry stands behind one that waits");
                     accepted += 1;
@@ -495,7 +667,7 @@ mod tests {
             assert_eq!(self.accepted, accepted);
             assert_eq!(self.first_waiting.get(), first_waiting);
             if self.closed.is_none() {
-                assert_eq!(accepted, self.len.min(self.backlog));
+                assert_eq!(accepted, self.len.min(self.backlog - self.reserved));
             } else {
                 assert_eq!(first_waiting, None);
             }
@@ -516,20 +688,11 @@ mod tests {
                 let mut after = After::new();
                 match random.below(6) {
                     0..3 => {
-                        let accepted = line.len < line.backlog;
-                        let slot = line.append(
-                            (request, Span::current()),
-                            None,
-                            Awaited::Reply,
-                            accepted,
-                            None,
-                            None,
-                        );
-                        model.push((request, slot));
+                        model.push((request, line.come(request)));
                     }
                     3 if !model.is_empty() => {
                         let (_, slot) = model.remove(random.below(model.len()));
-                        assert!(matches!(line.leave(slot, &mut after), Left::BeforeStart));
+                        assert!(matches!(line.leave(slot, &mut after), Left::BeforeStart(_)));
                     }
                     4 if !model.is_empty() => {
                         let (request, slot) = model.remove(0);
@@ -555,7 +718,7 @@ mod tests {
             }
             let mut after = After::new();
             let waiting = model.split_off(line.accepted);
-            line.close(StopReason::Requested, &mut after);
+            line.close(StopReason::Requested, &SendReason::Stopped, &mut after);
             over.extend(waiting.into_iter().map(|(_, slot)| slot));
             assert_eq!(line.checked(), model.iter().map(|(request, _)| *request).collect::<Vec<_>>());
             for (_, slot) in model {

@@ -43,9 +43,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::error::TenoriteError;
+use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::Lifecycle;
-use crate::reply::Reply;
+use crate::reply::Ended;
 
 /// Anything that a caller can send requests to.
 ///
@@ -64,8 +64,17 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
     /// The call was dropped before its outcome.
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>);
 
+    /// A permit that was granted is given back.
+    fn unreserve(&self);
+
     /// Shuts the door. What was accepted is still handled.
     fn stop(&self);
+
+    /// Ends whatever the service is doing. `false` if it is not that far yet.
+    fn abort(&self) -> bool;
+
+    /// Asks for another worker. Returns whether there can be one.
+    fn restart(&self) -> bool;
 
     /// Whether the door is shut.
     fn is_closed(&self) -> bool;
@@ -96,6 +105,10 @@ pub(crate) struct Terms {
     pub(crate) cast: bool,
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
+    /// The request is to come back if it does not run.
+    pub(crate) wanted_back: bool,
+    /// A place in the backlog is kept for it.
+    pub(crate) has_permit: bool,
 }
 
 /// When a call is too late.
@@ -130,15 +143,21 @@ impl Limit {
 pub(crate) enum Phase<Rq, Rs, Er> {
     /// Never polled. The call owns the request.
     New(Rq),
+    /// As `New`, with a permit.
+    Permitted(Rq),
+    /// Never polled. What is wanted is a permit.
+    Permit,
     /// The request, then its reply, is in this slot of the mailbox.
     Waiting(usize),
     /// The call drives its own handler: a closure polled where there is no runtime to give it to.
-    Driven(BoxFuture<Reply<Rs, Er>>),
+    Driven(BoxFuture<Ended<Rs, Er>>),
     /// The call ended in the worker's answer.
     Answered(Result<Rs, Er>),
     /// The call, or the cast, ended without one.
     Failed(TenoriteError),
-    /// The cast ended: its request was accepted.
+    /// As `Failed`, with the request, which did not run.
+    Returned(Box<(TenoriteError, Rq)>),
+    /// The cast ended: its request was accepted; or the permit was granted.
     Accepted,
     /// The outcome was taken.
     Spent,
@@ -147,13 +166,23 @@ pub(crate) enum Phase<Rq, Rs, Er> {
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
-    pub(crate) fn new(request: Rq) -> Self {
-        let terms = Terms { limit: Limit::None, cast: false, no_wait: false };
-        Self { phase: Phase::New(request), terms, raced: false, elsewhere: false }
+    pub(crate) fn new(phase: Phase<Rq, Rs, Er>) -> Self {
+        let terms =
+            Terms { limit: Limit::None, cast: false, no_wait: false, wanted_back: false, has_permit: false };
+        Self { phase, terms, raced: false, elsewhere: false }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
         self.phase.take()
+    }
+
+    /// The request of a call that is new, and its terms.
+    pub(crate) fn take_request(&mut self) -> (Rq, Terms) {
+        match self.take() {
+            Phase::New(request) => (request, self.terms),
+            Phase::Permitted(request) => (request, Terms { has_permit: true, ..self.terms }),
+            _ => unreachable!("it has not been sent"),
+        }
     }
 
     /// What a poll that leaves it like this has to say.
@@ -165,8 +194,8 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     }
 }
 
-impl<Rq, Rs, Er> From<Reply<Rs, Er>> for Phase<Rq, Rs, Er> {
-    fn from(reply: Reply<Rs, Er>) -> Self {
+impl<Rq, Rs, Er> From<Ended<Rs, Er>> for Phase<Rq, Rs, Er> {
+    fn from(reply: Ended<Rs, Er>) -> Self {
         match reply {
             Ok(answer) => Self::Answered(answer),
             Err(failure) => Self::Failed(failure),
@@ -190,7 +219,24 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
     }
 }
 
-/// What a service has in hand, and what it did not have to do.
+impl Terms {
+    /// A request was refused: how its call ends, and the request, if that does not want it back.
+    pub(crate) fn refuse<Rq, Rs, Er>(
+        self,
+        request: Rq,
+        reason: SendReason,
+    ) -> (Phase<Rq, Rs, Er>, Option<Rq>) {
+        let failure = TenoriteError::SendFailure(reason);
+        if self.wanted_back {
+            (Phase::Returned(Box::new((failure, request))), None)
+        } else {
+            (Phase::Failed(failure), Some(request))
+        }
+    }
+}
+
+/// What a service has in hand, and what has become of what was asked of it: see
+/// [`TenoriteCaller::stats`](crate::TenoriteCaller::stats).
 ///
 /// A snapshot: by the time it is read, it may have changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -198,10 +244,29 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
 pub struct Stats {
     /// Accepted requests that wait for their turn. Never more than the backlog.
     pub queued: usize,
+    /// How many may wait for their turn.
+    pub backlog: usize,
     /// Requests that wait for room in the backlog.
     pub waiting_for_room: usize,
+    /// Places in the backlog that are kept for [permits](crate::Permit).
+    pub reserved: usize,
+    /// Handlers that came to their end, in whatever their worker answered; of a hand-written worker, its answers.
+    pub replied: u64,
+    /// Handlers that panicked.
+    pub panicked: u64,
+    /// Calls whose deadline passed, whether or not their request had started.
+    pub expired: u64,
+    /// Calls that were dropped while their request ran.
+    pub cancelled: u64,
     /// Requests that were never started, because their caller was dropped or their deadline passed first.
     pub skipped: u64,
+    /// Requests that were refused: no room for one that would not wait, a shut door, a call that would wait for itself.
+    pub refused: u64,
+    /// How often the worker was replaced by another.
+    pub restarts: u32,
+    /// The longest time that a handler took, of those that had to wait; of all, if the service
+    /// [measures its handlers](crate::Builder::measure_handlers).
+    pub longest: Duration,
     /// Requests and replies that nobody wanted any more and whose `Drop` panicked.
     pub panicked_drops: u64,
 }

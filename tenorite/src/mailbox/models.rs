@@ -16,24 +16,23 @@ use super::queue::{Next, Queue};
 use super::{Limit, Phase, Terms};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
-use crate::reply::{Answer, Reply};
+use crate::reply::{Answer, Ended};
+use tokio::time::Instant;
 
 type Model = Queue<u32, u32, ()>;
 
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
-fn answered(value: u32) -> Reply<u32, ()> {
+fn answered(value: u32) -> Ended<u32, ()> {
     Ok(Ok(value))
 }
 
 /// Takes a place in the line and waits for the outcome.
-fn call(queue: &Model, request: u32) -> Reply<u32, ()> {
+fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => {
-                queue.push(request, Terms { limit: Limit::None, cast: false, no_wait: false }, cx.waker())
-            }
+            None => queue.push(request, terms(false), Instant::now, cx.waker()),
             Some(slot) => queue.poll(slot, cx.waker()),
         };
         if let Phase::Waiting(slot) = next {
@@ -44,7 +43,7 @@ fn call(queue: &Model, request: u32) -> Reply<u32, ()> {
 }
 
 /// How a call has ended, if it has.
-fn ended(phase: Phase<u32, u32, ()>) -> Option<Reply<u32, ()>> {
+fn ended(phase: Phase<u32, u32, ()>) -> Option<Ended<u32, ()>> {
     match phase {
         Phase::Answered(answer) => Some(Ok(answer)),
         Phase::Failed(failure) => Some(Err(failure)),
@@ -120,9 +119,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) =
-                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
-            else {
+            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
                 unreachable!("there is room");
             };
             queue.abandon(slot);
@@ -138,9 +135,7 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) =
-                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
-            else {
+            let Phase::Waiting(first) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
@@ -158,9 +153,7 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) =
-                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
-            else {
+            let Phase::Waiting(accepted) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
                 unreachable!("there is room");
             };
             let waiting = spawn(&queue, |queue| call(queue, 2));
@@ -187,7 +180,7 @@ fn a_worker_that_dies_while_one_calls() {
                 Next::Request(taken) => taken.slot,
                 _ => None,
             };
-            queue.shut_down(StopReason::Aborted);
+            queue.shut_down(StopReason::Aborted, &SendReason::Stopped);
             if let Some(slot) = taken {
                 let lost = TenoriteError::FetchFailure(FetchReason::Stopped);
                 let _ = queue.answer(slot, Err(lost));
@@ -202,17 +195,20 @@ fn a_worker_that_dies_while_one_calls() {
     );
 }
 
+fn terms(cast: bool) -> Terms {
+    Terms { limit: Limit::None, cast, no_wait: false, wanted_back: false, has_permit: false }
+}
+
 #[test]
 fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) =
-                queue.push(1, Terms { limit: Limit::None, cast: false, no_wait: false }, Waker::noop())
-            else {
+            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
                 unreachable!("there is room");
             };
-            let outcome = ended(queue.expire(slot)).expect("it has ended, one way or the other");
+            let outcome =
+                ended(queue.expire(slot, terms(false))).expect("it has ended, one way or the other");
             queue.close(StopReason::CallersGone);
             match (worker.join().unwrap(), outcome) {
                 (None, Err(TenoriteError::SendFailure(SendReason::Expired))) => {}
@@ -228,13 +224,8 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(
-                queue.push(1, Terms { limit: Limit::None, cast: true, no_wait: false }, Waker::noop()),
-                Phase::Accepted
-            ));
-            let Phase::Waiting(waiting) =
-                queue.push(2, Terms { limit: Limit::None, cast: true, no_wait: false }, Waker::noop())
-            else {
+            assert!(matches!(queue.push(1, terms(true), Instant::now, Waker::noop()), Phase::Accepted));
+            let Phase::Waiting(waiting) = queue.push(2, terms(true), Instant::now, Waker::noop()) else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {

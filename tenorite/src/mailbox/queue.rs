@@ -18,15 +18,16 @@
 
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::line::{After, Awaited, Left, Line, Taken};
+use super::line::{After, Arrival, Awaited, Counts, Left, Line, Taken};
 use super::{Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
-use crate::reply::{Answer, Reply};
+use crate::reply::{Answer, Ended};
 use crate::sync::Mutex;
 use crate::trace::Span;
 use crate::waits::Edge;
@@ -71,8 +72,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     // The callers' side.
 
     /// Takes a place in the line of a worker that waits for requests itself. Returns the phase that the call is in then.
-    pub(crate) fn push(&self, request: Rq, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, terms, waker, None, |line, accepted| {
+    pub(crate) fn push(
+        &self,
+        request: Rq,
+        terms: Terms,
+        now: impl FnOnce() -> Instant,
+        waker: &Waker,
+    ) -> Phase<Rq, Rs, Er> {
+        let entered = self.enter(request, terms, waker, None, now, |line, accepted| {
             let worker = if accepted { line.worker.take() } else { None };
             Join::Append { keep_waker: true, found: worker }
         });
@@ -88,25 +95,35 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Takes a place in the line, unless `join` finds, under the lock and with all that refuses a request ruled out, that
     /// the caller may run it itself. It is told whether the request would be accepted.
+    ///
+    /// `now` is the service's clock.
     pub(super) fn enter<T>(
         &self,
         request: Rq,
         terms: Terms,
         waker: &Waker,
         edge: Option<Arc<Edge>>,
+        now: impl FnOnce() -> Instant,
         join: impl FnOnce(&mut Line<Rq, Rs, Er>, bool) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
-        let Terms { limit, cast, no_wait } = terms;
+        let Terms { limit, cast, no_wait, wanted_back, has_permit } = terms;
+        let mut after = After::new();
         let waker = waker.clone();
         let span = Span::current();
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
-            Some(SendReason::Stopped)
+            line.count().refused += 1;
+            Some(line.refusal())
         } else if limit.is_expired() {
-            line.skipped += 1;
+            line.count().skipped += 1;
+            line.count().expired += 1;
+            if has_permit {
+                line.unreserve(&mut after);
+            }
             Some(SendReason::Expired)
-        } else if no_wait && line.len >= line.backlog {
-            // By the length of the whole line: nobody overtakes those who wait for room.
+        } else if no_wait && !has_permit && !line.has_room() {
+            // Nobody overtakes those who wait for room.
+            line.count().refused += 1;
             Some(SendReason::Full)
         } else {
             None
@@ -114,19 +131,29 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         if let Some(reason) = refused {
             drop(line);
             panics::drop_quietly(waker);
-            self.drop_quietly(request);
-            return Entered::Refused(Phase::Failed(TenoriteError::SendFailure(reason)));
+            self.finish(after);
+            let (phase, unwanted) = terms.refuse(request, reason);
+            self.drop_quietly(unwanted);
+            return Entered::Refused(phase);
         }
 
-        let accepted = line.len < line.backlog;
+        line.used(now);
+        let accepted = has_permit || line.has_room();
         let (keep_waker, found) = match join(&mut line, accepted) {
             Join::Append { keep_waker, found } => (keep_waker, found),
             Join::Run => {
+                if has_permit {
+                    line.unreserve(&mut after);
+                }
                 drop(line);
                 panics::drop_quietly(waker);
+                self.finish(after);
                 return Entered::Own(request);
             }
         };
+        if has_permit {
+            line.redeem();
+        }
         let awaited = match (cast, accepted) {
             (false, _) => Awaited::Reply,
             (true, false) => Awaited::Acceptance,
@@ -138,12 +165,48 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             (Some(waker), None)
         };
-        let slot = line.append((request, span), limit.deadline(), awaited, accepted, kept, edge);
+        let deadline = limit.deadline();
+        let arrival = Arrival { request: Some(request), span, deadline, awaited, wanted_back, accepted };
+        let slot = line.append(arrival, kept, edge);
         drop(line);
         // Wakers are the user's, and may panic when they are dropped.
         panics::drop_quietly(unused);
         let phase = if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) };
         Entered::Line(phase, found)
+    }
+
+    /// Asks for a permit.
+    pub(crate) fn reserve(&self, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
+        let waker = waker.clone();
+        let mut line = self.line.lock();
+        let phase = if line.closed.is_some() {
+            Phase::Failed(TenoriteError::SendFailure(line.refusal()))
+        } else if terms.limit.is_expired() {
+            Phase::Failed(TenoriteError::SendFailure(SendReason::Expired))
+        } else if line.has_room() {
+            line.reserve();
+            Phase::Accepted
+        } else if terms.no_wait {
+            Phase::Failed(TenoriteError::SendFailure(SendReason::Full))
+        } else {
+            let (span, awaited) = (Span::none(), Awaited::Permit);
+            // Nobody starts it, so nobody asks whether it is too late but the one who waits.
+            let arrival =
+                Arrival { request: None, span, deadline: None, awaited, wanted_back: false, accepted: false };
+            return Phase::Waiting(line.append(arrival, Some(waker), None));
+        };
+        drop(line);
+        panics::drop_quietly(waker);
+        phase
+    }
+
+    /// A permit is given back.
+    pub(crate) fn unreserve(&self) {
+        let mut after = After::new();
+        let mut line = self.line.lock();
+        line.unreserve(&mut after);
+        drop(line);
+        self.finish(after);
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
@@ -161,17 +224,22 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// Takes a cast back that waits for room. `false` if it does no more.
-    pub(crate) fn take_back(&self, slot: usize) -> bool {
+    /// Takes a cast, or one who wants a permit, out of the line, with the request if there is one. `None` if it does not wait
+    /// for room any more.
+    pub(crate) fn take_back(&self, slot: usize) -> Option<Option<Rq>> {
         let mut after = After::new();
         let mut line = self.line.lock();
         let waits = line.waits_for_room(slot);
-        if waits {
-            let _ = line.leave(slot, &mut after);
-        }
+        let left = waits.then(|| {
+            line.count().refused += 1;
+            line.leave(slot, &mut after)
+        });
         drop(line);
         self.finish(after);
-        waits
+        match left {
+            Some(Left::BeforeStart(request)) => Some(request),
+            _ => None,
+        }
     }
 
     /// Takes the outcome if the slot's call has ended, or else asks to be woken when it does.
@@ -195,44 +263,60 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Ends a call whose deadline has passed, unless it has ended already.
-    pub(crate) fn expire(&self, slot: usize) -> Phase<Rq, Rs, Er> {
+    pub(crate) fn expire(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er> {
         let mut after = After::new();
         let mut line = self.line.lock();
-        let outcome = match line.take_outcome(slot) {
-            Some(outcome) => outcome,
-            None => match line.leave(slot, &mut after) {
-                Left::BeforeStart => {
-                    line.skipped += 1;
-                    Phase::Failed(TenoriteError::SendFailure(SendReason::Expired))
-                }
-                Left::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
-            },
-        };
+        if let Some(outcome) = line.take_outcome(slot) {
+            return outcome;
+        }
+        line.count().expired += 1;
+        let left = line.leave(slot, &mut after);
+        if matches!(left, Left::BeforeStart(Some(_))) {
+            line.count().skipped += 1;
+        }
         drop(line);
         self.finish(after);
-        outcome
+        match left {
+            Left::BeforeStart(Some(request)) => {
+                let (phase, unwanted) = terms.refuse(request, SendReason::Expired);
+                self.drop_quietly(unwanted);
+                phase
+            }
+            Left::BeforeStart(None) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+            Left::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
+        }
     }
 
     /// The call was dropped: takes its request out of the line, or gives up its reply.
     ///
-    /// A cast that was accepted stays: acceptance is what it wanted.
+    /// A cast that was accepted stays: acceptance is what it wanted. A permit is given back.
     pub(crate) fn abandon(&self, slot: usize) {
         let mut after = After::new();
         let mut line = self.line.lock();
+        if line.is_granted(slot) {
+            line.unreserve(&mut after);
+        }
         let unseen = line.take_outcome(slot);
-        if unseen.is_none()
-            && let Left::BeforeStart = line.leave(slot, &mut after)
-        {
-            line.skipped += 1;
+        let left = if unseen.is_none() { Some(line.leave(slot, &mut after)) } else { None };
+        match &left {
+            Some(Left::BeforeStart(Some(_))) => line.count().skipped += 1,
+            Some(Left::Running) => line.count().cancelled += 1,
+            _ => {}
         }
         drop(line);
         self.finish(after);
         self.drop_quietly(unseen);
+        if let Some(Left::BeforeStart(request)) = left {
+            self.drop_quietly(request);
+        }
     }
 
     /// A request that expired before it got as far as a slot.
-    pub(crate) fn skip(&self, request: Rq) {
-        self.line.lock().skipped += 1;
+    pub(crate) fn skip(&self, request: Option<Rq>) {
+        let mut line = self.line.lock();
+        line.count().skipped += 1;
+        line.count().expired += 1;
+        drop(line);
         self.drop_quietly(request);
     }
 
@@ -240,9 +324,31 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn close(&self, reason: StopReason) {
         let mut after = After::new();
         let mut line = self.line.lock();
-        line.close(reason, &mut after);
+        line.close(reason, &SendReason::Stopped, &mut after);
         drop(line);
+        self.lifecycle.draining();
         self.finish(after);
+    }
+
+    /// Whether there is nothing left that a worker would have to do.
+    pub(crate) fn is_done(&self) -> bool {
+        let line = self.line.lock();
+        line.closed.is_some() && line.len == 0
+    }
+
+    /// A call was refused before it came to the line.
+    pub(crate) fn refused(&self) {
+        self.line.lock().count().refused += 1;
+    }
+
+    /// A handler has come to its end.
+    pub(crate) fn replied(&self) {
+        self.line.lock().count().replied += 1;
+    }
+
+    /// A handler has panicked.
+    pub(crate) fn panicked(&self) {
+        self.line.lock().count().panicked += 1;
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -255,12 +361,58 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     pub(crate) fn stats(&self) -> Stats {
         let line = self.line.lock();
+        let Counts { replied, panicked, expired, cancelled, skipped, refused, panicked_drops } =
+            line.counts();
         Stats {
             queued: line.accepted,
+            backlog: line.backlog,
             waiting_for_room: line.len - line.accepted,
-            skipped: line.skipped,
-            panicked_drops: line.panicked_drops,
+            reserved: line.reserved,
+            replied,
+            panicked,
+            expired,
+            cancelled,
+            skipped,
+            refused,
+            restarts: self.lifecycle.restarts(),
+            longest: Duration::ZERO,
+            panicked_drops,
         }
+    }
+
+    /// From now on it is noted when the service is used.
+    pub(crate) fn note_use(&self, now: Instant) {
+        self.line.lock().note_use(now);
+    }
+
+    /// Stops a service that has not been used for so long, or says when to look again. Its clock is what says `now`.
+    pub(crate) fn close_if_idle(&self, limit: Duration, now: Instant) -> Instant {
+        self.close_if(limit, now, || true, || {})
+    }
+
+    /// As [`close_if_idle`](Self::close_if_idle), if more has to be asked and done under the lock.
+    pub(super) fn close_if(
+        &self,
+        limit: Duration,
+        now: Instant,
+        is_idle: impl FnOnce() -> bool,
+        close: impl FnOnce(),
+    ) -> Instant {
+        let mut after = After::new();
+        let mut line = self.line.lock();
+        let used = if is_idle() && line.is_unused() { line.last_used().unwrap_or(now) } else { now };
+        let until = used + limit;
+        let closes = until <= now;
+        if closes {
+            line.close(StopReason::Idle, &SendReason::Stopped, &mut after);
+            close();
+        }
+        drop(line);
+        if closes {
+            self.lifecycle.draining();
+        }
+        self.finish(after);
+        until
     }
 
     // The worker's side.
@@ -273,9 +425,10 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
-        let next = match line.take_next(true, Instant::now, &mut after) {
+        let taken = if line.is_recess { Ok(None) } else { line.take_next(true, Instant::now, &mut after) };
+        let next = match taken {
             Ok(Some(taken)) => Next::Request(taken),
-            _ if line.closed.is_some() => Next::Closed,
+            _ if line.closed.is_some() || line.is_recess => Next::Closed,
             _ => {
                 if let Some(waker) = waker {
                     previous = line.worker.replace(waker);
@@ -296,7 +449,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// section.
     pub(super) fn step<T>(
         &self,
-        finished: Option<(usize, Reply<Rs, Er>)>,
+        finished: Option<(usize, Ended<Rs, Er>)>,
         decide: impl FnOnce(&mut Line<Rq, Rs, Er>, &mut After<Rq>) -> T,
     ) -> T {
         let mut after = After::new();
@@ -313,21 +466,56 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         decided
     }
 
+    /// Ends the worker's receiver, though the door is open: another worker is to take over. Not if the door is shut.
+    pub(crate) fn begin_recess(&self) {
+        let mut line = self.line.lock();
+        line.is_recess = line.closed.is_none();
+        let worker = if line.is_recess { line.worker.take() } else { None };
+        drop(line);
+        panics::wake(worker);
+    }
+
+    pub(crate) fn is_recess(&self) -> bool {
+        self.line.lock().is_recess
+    }
+
+    /// Whether the worker was told to leave. From now on the next may read.
+    pub(crate) fn end_recess(&self) -> bool {
+        std::mem::take(&mut self.line.lock().is_recess)
+    }
+
+    /// The worker is done with what it has received. `now` is its clock.
+    pub(crate) fn used(&self, now: Instant) {
+        self.line.lock().used(|| now);
+    }
+
+    /// Ready once there is nothing left that a worker would have to do. For the worker's side, while there is no worker.
+    pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
+        let waker = waker.clone();
+        let mut line = self.line.lock();
+        let is_done = line.closed.is_some() && line.len == 0;
+        let previous = line.worker.replace(waker);
+        drop(line);
+        panics::drop_quietly(previous);
+        is_done
+    }
+
     /// How many accepted requests wait.
     pub(crate) fn accepted(&self) -> usize {
         self.line.lock().accepted
     }
 
-    /// The worker is gone: shuts the door and fails everything that was not started.
-    pub(crate) fn shut_down(&self, reason: StopReason) {
+    /// The worker is gone, and there will be no other: shuts the door and fails everything that was not started.
+    pub(crate) fn shut_down(&self, reason: StopReason, failure: &SendReason) {
         let mut after = After::new();
         let mut line = self.line.lock();
-        line.close(reason, &mut after);
+        line.close(reason, failure, &mut after);
         while let Some(first) = line.first() {
-            line.fail_queued(first, SendReason::Stopped, &mut after);
+            line.fail_queued(first, failure.clone(), &mut after);
         }
         let worker = line.worker.take();
         drop(line);
+        self.lifecycle.draining();
         self.finish(after);
         panics::drop_quietly(worker);
     }
@@ -353,7 +541,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Gives the reply back if its caller has gone.
-    pub(crate) fn answer_slot(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>> {
+    pub(crate) fn answer_slot(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
         let mut line = self.line.lock();
         let answered = line.answer(slot, reply);
         drop(line);
@@ -370,7 +558,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Drops what nobody wants, and counts it if it panicked.
     pub(crate) fn drop_quietly<T>(&self, unwanted: T) {
         if !panics::drop_quietly(unwanted) {
-            self.line.lock().panicked_drops += 1;
+            self.line.lock().count().panicked_drops += 1;
         }
     }
 
@@ -396,11 +584,20 @@ impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {
 }
 
 impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
-    fn answer(&self, slot: usize, reply: Reply<Rs, Er>) -> Result<(), Reply<Rs, Er>> {
-        self.answer_slot(slot, reply)
+    fn answer(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
+        let mut line = self.line.lock();
+        if reply.is_ok() {
+            line.count().replied += 1;
+        }
+        let answered = line.answer(slot, reply);
+        drop(line);
+        answered.map(panics::wake)
     }
 
-    fn discard(&self, reply: Reply<Rs, Er>) {
+    fn discard(&self, reply: Ended<Rs, Er>) {
+        if reply.is_ok() {
+            self.line.lock().count().replied += 1;
+        }
         self.drop_quietly(reply);
     }
 
@@ -414,6 +611,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
         // In a task of the worker's own, whose panic others catch; or dropped with its service, while its thread unwinds
         // for a reason of its own.
         let service_ended = line.aborted || *otherwise == FetchReason::Stopped;
+        line.count().panicked += u64::from(!service_ended);
         drop(line);
         if service_ended {
             // A caller that has gone needs no failure.

@@ -1,23 +1,33 @@
 //! A worker's own task behind a queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::queue::Queue;
 use super::{CallState, Mailbox, Phase, Stats};
+use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
 
 /// The callers' side: dropped with the last of them.
 pub(crate) struct Door<Rq, Rs, Er> {
     queue: Arc<Queue<Rq, Rs, Er>>,
     runtime: Handle,
+    spawned: Arc<OnceLock<AbortHandle>>,
+    can_restart: bool,
 }
 
 impl<Rq, Rs, Er> Door<Rq, Rs, Er> {
-    pub(crate) fn new(queue: Arc<Queue<Rq, Rs, Er>>, runtime: Handle) -> Self {
-        Self { queue, runtime }
+    /// `spawned` is the worker's task, once it is there.
+    pub(crate) fn new(
+        queue: Arc<Queue<Rq, Rs, Er>>,
+        runtime: Handle,
+        spawned: Arc<OnceLock<AbortHandle>>,
+        can_restart: bool,
+    ) -> Self {
+        Self { queue, runtime, spawned, can_restart }
     }
 }
 
@@ -32,10 +42,12 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
         // The phase of a call that waits stays where it is: cloning its waker may panic, and then it still waits.
         let next = match state.phase {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
-            Phase::New(_) => {
-                let Phase::New(request) = state.take() else { unreachable!("it was new a line ago") };
-                self.queue.push(request, state.terms, cx.waker())
+            Phase::New(_) | Phase::Permitted(_) => {
+                let (request, terms) = state.take_request();
+                let now = || home::now_in(Some(&self.runtime));
+                self.queue.push(request, terms, now, cx.waker())
             }
+            Phase::Permit => self.queue.reserve(state.terms, cx.waker()),
             _ => return Poll::Ready(()),
         };
         state.phase = next;
@@ -44,15 +56,36 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
         if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.queue.expire(slot);
+            state.phase = self.queue.expire(slot, state.terms);
         }
     }
 
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
         match state.take() {
             Phase::Waiting(slot) => self.queue.abandon(slot),
+            Phase::Permitted(request) => {
+                self.queue.unreserve();
+                // It was never sent, and so it is its sender's own.
+                drop(request);
+            }
             other => self.queue.drop_quietly(other),
         }
+    }
+
+    fn unreserve(&self) {
+        self.queue.unreserve();
+    }
+
+    fn abort(&self) -> bool {
+        self.spawned.get().map(AbortHandle::abort).is_some()
+    }
+
+    fn restart(&self) -> bool {
+        let can = self.can_restart && !self.queue.is_closed();
+        if can {
+            self.queue.begin_recess();
+        }
+        can
     }
 
     fn stop(&self) {

@@ -352,7 +352,7 @@ fn callers_that_come_before_the_worker() {
             let caller = caller.clone();
             move || caller.stop()
         });
-        let task = drive(driver.with(worker), &Event::new());
+        let task = drive(driver.with(worker, None, None, None), &Event::new());
         for (id, calling) in (0..).zip(callers) {
             seen.check(id, &calling.join().unwrap());
         }

@@ -24,7 +24,7 @@ use crate::caller::TenoriteCaller;
 use crate::context::Method;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::home::Home;
-use crate::mailbox::cell::{self, Dispatch, Driver, Job, SomeSpace, Step};
+use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;
@@ -182,6 +182,14 @@ impl Dispatch for Worker {
     type Request = Ask;
     type Response = u32;
     type Space = SomeSpace;
+    type Config = Self;
+    type Output = Self;
+
+    const NAME: &'static str = "Worker";
+
+    fn ready(worker: Self) -> Result<Self, Self> {
+        Ok(worker)
+    }
 
     fn method(_request: &Ask) -> &'static Method {
         const { &Method::new("Worker", "ask") }
@@ -243,13 +251,25 @@ pub(crate) struct Model {
 
 pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
     let (model, worker) = start_without_worker(backlog, inline);
-    Model { driver: model.driver.with(worker), ..model }
+    Model { driver: model.driver.with(worker, None, None, None), ..model }
+}
+
+fn opening(backlog: usize, inline: Inline) -> Opening {
+    Opening {
+        backlog,
+        home: Home,
+        inline,
+        warn_after: WARN_AFTER,
+        is_timed: false,
+        stops_idle: false,
+        restarts: false,
+    }
 }
 
 /// Callers may come already.
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
     let seen = Arc::new(Seen::default());
-    let (door, driver) = cell::open(backlog, Home, inline, WARN_AFTER);
+    let (door, driver) = cell::open(opening(backlog, inline));
     let worker = Worker { seen: Arc::clone(&seen), witness: Witness::new() };
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tenorite::__private::{Dispatch, Job, JoinHandle, NoSpace, SomeSpace, Start, Step};
+use tenorite::__private::{Configs, Dispatch, Job, JoinHandle, NoSpace, SomeSpace, Start, Step};
 use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::poll_once;
@@ -352,14 +352,14 @@ macro_rules! by_hand {
                 receiver: Receiver<TenoriteRequest<$request, $response>>,
                 worker: Self,
             ) -> impl Future<Output = Self> + Send {
-                tenorite::__private::serve(receiver, worker)
+                tenorite::__private::serve::<Self>(receiver, worker)
             }
 
             fn __start<F>(start: Start, make: F) -> JoinHandle<Self>
             where
-                F: FnOnce(TenoriteCaller<$request, $response>) -> Self,
+                F: FnOnce(TenoriteCaller<$request, $response>) -> Configs<Self>,
             {
-                tenorite::__private::start(start, make)
+                tenorite::__private::start::<Self, F>(start, make)
             }
         }
         struct $service;
@@ -385,6 +385,14 @@ impl Dispatch for Spaceless {
     type Request = ();
     type Response = usize;
     type Space = NoSpace;
+    type Config = Self;
+    type Output = Self;
+
+    const NAME: &'static str = "Spaceless";
+
+    fn ready(worker: Self) -> Result<Self, Self> {
+        Ok(worker)
+    }
 
     fn method((): &()) -> &'static tenorite::__private::Method {
         const { &tenorite::__private::Method::new("Spaceless", "ask") }
@@ -429,6 +437,14 @@ impl Dispatch for Arsenal {
     type Request = ();
     type Response = Bomb;
     type Space = SomeSpace;
+    type Config = Self;
+    type Output = Self;
+
+    const NAME: &'static str = "Arsenal";
+
+    fn ready(worker: Self) -> Result<Self, Self> {
+        Ok(worker)
+    }
 
     fn method((): &()) -> &'static tenorite::__private::Method {
         const { &tenorite::__private::Method::new("Arsenal", "ask") }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tenorite::Inline;
 use tenorite::prelude::*;
@@ -254,12 +255,28 @@ impl Kind {
         match self {
             Self::Derived => ProbeService.start_task(backlog, probe),
             Self::OnTask => ProbeService.builder().on_worker_task().start_task(backlog, probe),
-            Self::ByChance => {
-                let seed = SEEDS.fetch_add(1, Ordering::Relaxed) as u64;
-                ProbeService.builder().inline(Inline::Random(seed)).start_task(backlog, probe)
-            }
+            Self::ByChance => ProbeService.builder().inline(self.inline()).start_task(backlog, probe),
             Self::ByHand => ByHandService.start_task(backlog, probe),
             Self::Function => unreachable!("a closure has no task"),
+        }
+    }
+
+    /// Starts a service that stops when it has been idle for so long.
+    pub fn start_idle(self, limit: Duration) -> (JoinHandle<Probe>, ProbeCaller, Watch) {
+        let watch = Watch::new();
+        let probe = Probe::new(&watch);
+        let (task, caller) = match self {
+            Self::ByHand => ByHandService.builder().idle_timeout(limit).start_task(8, probe),
+            _ => ProbeService.builder().inline(self.inline()).idle_timeout(limit).start_task(8, probe),
+        };
+        (task, caller, watch)
+    }
+
+    pub fn inline(self) -> Inline {
+        match self {
+            Self::OnTask => Inline::Never,
+            Self::ByChance => Inline::Random(SEEDS.fetch_add(1, Ordering::Relaxed) as u64),
+            _ => Inline::Auto,
         }
     }
 

@@ -3,14 +3,17 @@
 use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
-use super::{Core, Dispatch};
+use super::{Aftermath, Core, Dispatch};
 use crate::context::{Method, Served};
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::home::Stance;
@@ -50,9 +53,13 @@ impl<W: Dispatch> Door<W> {
     ) -> Poll<()> {
         let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
         let served = Served { method: W::method(request), deadline: state.terms.limit.deadline() };
+        if served.method.answers_later() {
+            return self.run_in_line(owner, state, cx, stance);
+        }
         match owner.start(&mut state.phase, served, stance) {
             Run::Replied => {
                 waits::through(self.core.node());
+                self.core.count_reply();
                 if self.core.word.release_idle() {
                     owner.left();
                 } else {
@@ -64,6 +71,7 @@ impl<W: Dispatch> Door<W> {
                 }
                 Poll::Ready(())
             }
+            Run::Deferred => unreachable!("it is run in the line"),
             Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
@@ -86,6 +94,31 @@ impl<W: Dispatch> Door<W> {
         stance: Stance,
     ) -> Poll<()> {
         self.run(owner, state, cx, stance)
+    }
+
+    /// A method that may answer later needs a slot for its answer from the start.
+    #[cold]
+    #[inline(never)]
+    fn run_in_line(
+        &self,
+        owner: Owner<'_, W>,
+        state: &mut State<W>,
+        cx: &mut Context<'_>,
+        stance: Stance,
+    ) -> Poll<()> {
+        let core = &self.core;
+        let (request, terms) = state.take_request();
+        let now = || core.home.now(stance);
+        let entered = core.queue.enter(request, terms, cx.waker(), None, now, |_, _| {
+            // Behind a door that has been shut meanwhile nobody gets here.
+            queue::Join::Append { keep_waker: false, found: () }
+        });
+        match entered {
+            Entered::Refused(phase) | Entered::Line(phase, ()) => state.phase = phase,
+            Entered::Own(_) => unreachable!("it was to be appended"),
+        }
+        owner.drain(None, Credit::of_one_who_waits(&core.dice), stance, cx);
+        self.look(state, cx)
     }
 
     /// Somebody else has come meanwhile.
@@ -146,6 +179,20 @@ impl<W: Dispatch> Door<W> {
                 }
                 return self.enter(state, cx, stance);
             }
+            Phase::Permitted(_) => {
+                let may_run = !state.elsewhere && core.dice.allows();
+                let stance = if may_run { core.home.look(cx.waker()) } else { None };
+                return self.enter(state, cx, stance);
+            }
+            Phase::Permit => {
+                let next = core.queue.reserve(state.terms, cx.waker());
+                if let (&Phase::Waiting(slot), false) = (&next, state.raced) {
+                    state.phase = next;
+                    self.wait_for_room(slot, const { &Method::new(W::NAME, "reserve") }, state);
+                    return state.readiness();
+                }
+                next
+            }
             _ => return Poll::Ready(()),
         };
         state.phase = next;
@@ -155,22 +202,27 @@ impl<W: Dispatch> Door<W> {
     /// T6.
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
-        let Phase::New(request) = state.take() else { unreachable!("it was new a moment ago") };
+        let (request, terms) = state.take_request();
         let method = W::method(&request);
-        let edge = match self.wait_for(method, state.terms.cast || state.raced) {
+        // Of an answer that may come later it is not known what it waits for.
+        let waits = !(state.terms.cast || state.raced || method.answers_later());
+        let edge = match self.wait_for(method, waits) {
             Ok(edge) => edge,
             Err(cycle) => {
-                core.queue.drop_quietly(request);
-                state.phase.put(Phase::Failed(would_deadlock(cycle)));
+                if terms.has_permit {
+                    core.queue.unreserve();
+                }
+                core.queue.refused();
+                self.refuse(request, cycle, state);
                 return Poll::Ready(());
             }
         };
-        let entered = core.queue.enter(request, state.terms, cx.waker(), edge.clone(), |line, _| match core
-            .word
-            .join(stance.is_some(), line.first().is_none())
-        {
-            Join::Claimed(Found::Idle) => queue::Join::Run,
-            join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
+        let now = || core.home.now(stance.unwrap_or(Stance::Foreign));
+        let entered = core.queue.enter(request, terms, cx.waker(), edge.clone(), now, |line, _| {
+            match core.word.join(stance.is_some(), line.first().is_none()) {
+                Join::Claimed(Found::Idle) => queue::Join::Run,
+                join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
+            }
         });
         if let (Some(edge), Entered::Refused(_) | Entered::Own(_)) = (&edge, &entered) {
             edge.end();
@@ -198,21 +250,31 @@ impl<W: Dispatch> Door<W> {
         state.readiness()
     }
 
-    /// A handler that makes this call waits for it, unless it does not. See [`waits`].
-    fn wait_for(&self, method: &'static Method, does_not: bool) -> Result<Option<Arc<Edge>>, Cycle> {
-        if does_not { Ok(None) } else { waits::wait(self.core.node(), method) }
+    /// The call would have waited for itself.
+    fn refuse(&self, request: W::Request, cycle: Cycle, state: &mut State<W>) {
+        let (phase, unwanted) = state.terms.refuse(request, SendReason::WouldDeadlock(cycle));
+        self.core.queue.drop_quietly(unwanted);
+        state.phase = phase;
     }
 
-    /// A cast waits as long as there is no room for it.
+    /// A handler that makes this call waits for it, unless it does not. See [`waits`].
+    fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
+        if waits { waits::wait(self.core.node(), method) } else { Ok(None) }
+    }
+
+    /// A cast waits as long as there is no room for it, and so does who wants a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut State<W>) {
         match waits::wait(self.core.node(), method) {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
             Ok(None) => {}
-            Err(cycle) => {
-                if self.core.queue.take_back(slot) {
-                    state.phase = Phase::Failed(would_deadlock(cycle));
+            Err(cycle) => match self.core.queue.take_back(slot) {
+                Some(Some(request)) => self.refuse(request, cycle, state),
+                Some(None) => {
+                    let reason = SendReason::WouldDeadlock(cycle);
+                    state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
                 }
-            }
+                None => {}
+            },
         }
     }
 
@@ -224,9 +286,15 @@ impl<W: Dispatch> Door<W> {
             Found::Parked => owner.go_on(credit, stance, cx),
             _ => owner.drain(None, credit, stance, cx),
         };
+        let _ = self.look(state, cx);
+    }
+
+    /// What has become of a request that was put into the line, and of which its caller has left no waker yet.
+    fn look(&self, state: &mut State<W>, cx: &Context<'_>) -> Poll<()> {
         if let Phase::Waiting(slot) = state.phase {
             state.phase = self.core.queue.poll(slot, cx.waker());
         }
+        state.readiness()
     }
 
     /// Waits a moment for a handler that runs on another thread. Returns whether the worker was claimed.
@@ -265,15 +333,37 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
 
     fn expire(&self, state: &mut State<W>) {
         if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.core.queue.expire(slot);
+            state.phase = self.core.queue.expire(slot, state.terms);
         }
     }
 
     fn abandon(&self, state: &mut State<W>) {
         match state.take() {
             Phase::Waiting(slot) => self.core.queue.abandon(slot),
+            Phase::Permitted(request) => {
+                self.core.queue.unreserve();
+                // It was never sent, and so it is its sender's own.
+                drop(request);
+            }
             other => self.core.queue.drop_quietly(other),
         }
+    }
+
+    fn unreserve(&self) {
+        self.core.queue.unreserve();
+    }
+
+    fn abort(&self) -> bool {
+        let task = self.core.spawned.get();
+        task.map(AbortHandle::abort).is_some()
+    }
+
+    fn restart(&self) -> bool {
+        let can = self.core.aftermath == Aftermath::Restart && !self.core.queue.is_closed();
+        if can {
+            self.core.ask_for_restart();
+        }
+        can
     }
 
     fn stop(&self) {
@@ -293,12 +383,12 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn stats(&self) -> Stats {
-        self.core.queue.stats()
+        Stats {
+            replied: self.core.replied.load(Relaxed),
+            longest: Duration::from_nanos(self.core.longest.load(Relaxed)),
+            ..self.core.queue.stats()
+        }
     }
-}
-
-fn would_deadlock(cycle: Cycle) -> TenoriteError {
-    TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle))
 }
 
 /// What the user's code gives, or something else and why it gave nothing.

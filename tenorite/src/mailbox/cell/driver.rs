@@ -5,71 +5,128 @@ use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tokio::task::AbortHandle;
+
+use super::life::{Again, End, Life};
 use super::owner::{Credit, Left, Owner};
 use super::word::{Abort, Found, TaskClaim};
-use super::{Core, Dispatch};
+use super::{Aftermath, Core, Dispatch, Opened};
 use crate::home::Stance;
 use crate::lifecycle::StopReason;
+use crate::panics;
+use crate::restart::Revive;
 use crate::waits;
 
 /// The service's task: drives on what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {
     /// `None` once it is over.
     core: Option<Arc<Core<W>>>,
+    /// What becomes of the worker, besides serving.
+    life: Option<Box<Life<W>>>,
 }
 
-impl<W: Dispatch> Driver<W> {
+/// Ends the task of a service.
+pub(crate) struct Spawned<W: Dispatch>(Arc<Core<W>>);
+
+impl<W: Dispatch> Spawned<W> {
+    /// Where those find it who end it.
+    pub(crate) fn as_task(&self, task: impl FnOnce() -> AbortHandle) {
+        self.0.spawned.set_with(task);
+    }
+}
+
+impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
-        Self { core: Some(core) }
+        Self { core: Some(core), life: None }
     }
 
-    /// Lets the worker in. Then this is to be spawned.
-    pub(crate) fn with(self, worker: W) -> Self {
-        if let Some(core) = &self.core {
-            core.witness.touch();
-            // SAFETY: nobody owns the seat before it is opened, and it is opened once.
-            unsafe { (*core.owned.get()).seat.place(worker) };
-            core.word.open();
-        }
+    /// Lets the worker in, or what it is to be made of. Then this is to be spawned.
+    ///
+    /// `idle` is how long it may be idle, `revive` who decides whether there is another worker after it, made `again`.
+    pub(crate) fn with(
+        mut self,
+        config: W::Config,
+        again: Option<Again<W::Config>>,
+        idle: Option<Duration>,
+        revive: Option<Box<dyn Revive>>,
+    ) -> Self {
+        let Some(core) = &self.core else { return self };
+        let config = match W::ready(config) {
+            Ok(worker) if core.aftermath == Aftermath::End => {
+                core.place(worker);
+                core.queue.lifecycle.running();
+                return self;
+            }
+            Ok(worker) => Ok(worker),
+            Err(config) => Err(config),
+        };
+        self.life = Some(Box::new(Life::new(config, again, idle, revive)));
         self
     }
+
+    pub(crate) fn to_be_spawned(&self) -> Spawned<W> {
+        Spawned(Arc::clone(self.core.as_ref().expect("it is not over before it begins")))
+    }
 }
 
-impl<W: Dispatch> Future for Driver<W> {
-    type Output = W;
+impl<W: Dispatch> Core<W> {
+    /// Lets a worker in. By the task alone, while the word says `HELD`.
+    pub(super) fn place(&self, worker: W) {
+        self.witness.touch();
+        // SAFETY: while the word says `HELD`, the seat is empty and its task's, and this is it: callers of this function are
+        // the task, or come before it.
+        unsafe { (*self.owned.get()).seat.place(worker) };
+        self.word.open();
+    }
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W> {
-        let Some(core) = &self.core else { panic!("a service's task was polled after its end") };
+/// Does what there is to do for requests.
+pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Left<W> {
+    let _known = core.home.enter_as_task(cx.waker());
+    let _cut = waits::cut();
+    match core.word.claim_for_task() {
+        TaskClaim::Nothing => Left::Alive,
+        TaskClaim::Held => Left::Held,
+        TaskClaim::Dead => Left::Dead,
+        TaskClaim::Claimed(Found::Parked) => {
+            Owner::claimed(core).go_on(Credit::of_the_task(), Stance::Native, cx)
+        }
+        TaskClaim::Claimed(_) => Owner::claimed(core).drain(None, Credit::of_the_task(), Stance::Native, cx),
+    }
+}
+
+/// The service has ended, by a panic of a handler.
+pub(super) fn dead<W: Dispatch>(core: &Core<W>) -> End<W> {
+    core.witness.touch();
+    // SAFETY: the last owner has gone, and the word that says so was read after it: nobody comes any more.
+    let payload = unsafe { (*core.owned.get()).panic.take() };
+    End::Panic(payload.expect("a task that is polled was not aborted"))
+}
+
+impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
+    type Output = W::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Output> {
+        let this = &mut *self;
+        let Some(core) = &this.core else { panic!("a service's task was polled after its end") };
         // Where others find it before we look: whoever changes the word after our look wakes us.
         core.task.set_with(|| cx.waker().clone());
-        let left = {
-            let _entered = core.home.enter_as_task(cx.waker());
-            let _cut = waits::cut();
-            match core.word.claim_for_task() {
-                TaskClaim::Nothing => return Poll::Pending,
-                TaskClaim::Dead => Left::Dead,
-                TaskClaim::Claimed(Found::Parked) => {
-                    Owner::claimed(core).go_on(Credit::of_the_task(), Stance::Native, cx)
-                }
-                TaskClaim::Claimed(_) => {
-                    Owner::claimed(core).drain(None, Credit::of_the_task(), Stance::Native, cx)
-                }
-            }
+        let poll = match &mut this.life {
+            Some(life) => life.poll(core, cx),
+            None => match serve(core, cx) {
+                Left::Alive => Poll::Pending,
+                Left::Held => unreachable!("a worker without a life is left to nobody"),
+                Left::HandedBack(worker) => Poll::Ready(End::Output(W::Output::hand_back(worker))),
+                Left::Dead => Poll::Ready(dead(core)),
+            },
         };
-        match left {
-            Left::Alive => Poll::Pending,
-            Left::HandedBack(worker) => {
-                self.core = None;
-                Poll::Ready(worker)
-            }
-            Left::Dead => {
-                core.witness.touch();
-                // SAFETY: the last owner has gone, and the word that says so was read after it: nobody comes any more.
-                let payload = unsafe { (*core.owned.get()).panic.take() };
-                self.core = None;
-                resume_unwind(payload.expect("a task that is polled was not aborted"));
-            }
+        let Poll::Ready(end) = poll else { return Poll::Pending };
+        this.core = None;
+        match end {
+            End::Output(output) => Poll::Ready(output),
+            End::Panic(payload) => resume_unwind(payload),
         }
     }
 }
@@ -79,6 +136,8 @@ impl<W: Dispatch> Drop for Driver<W> {
     fn drop(&mut self) {
         let Some(core) = self.core.take() else { return };
         core.queue.close(StopReason::Aborted);
+        // What a hook has under way, and the worker with it, is gone before anybody is told so.
+        panics::drop_quietly(self.life.take());
         if core.word.abort() == Abort::Claimed {
             Owner::claimed(&core).end(StopReason::Aborted, None);
         }

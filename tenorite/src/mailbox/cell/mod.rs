@@ -42,6 +42,7 @@
 //! | the task (abort, runtime shut down) | the worker is idle or parked | the task's `Drop` takes and drops it (T9) |
 //! | | a caller runs a handler | that caller drops it when the handler returns or waits (T9) |
 //! | a handler, by a panic | | its call is answered, then the rest as in T9; the task panics on (T10) |
+//! | | there is a hook, or another worker is to follow | its call is answered, and the task takes the worker out (T11): see [`life`] |
 //!
 //! # Drops
 //!
@@ -51,6 +52,7 @@
 
 mod door;
 mod driver;
+mod life;
 mod owner;
 mod seat;
 mod solo;
@@ -61,11 +63,16 @@ use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
 
 pub(crate) use self::door::Door;
 pub(crate) use self::driver::Driver;
+pub(crate) use self::life::Again;
 use self::seat::Seat;
 pub use self::seat::{Job, NoSpace, SomeSpace, Space, Step};
 pub(crate) use self::solo::Solo;
@@ -74,10 +81,11 @@ use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
 use crate::context::{Method, Served};
+use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::home::Home;
 use crate::lifecycle::StopReason;
 use crate::panics::{self, Payload};
-use crate::reply::Reply;
+use crate::reply::{Answer, Ended};
 use crate::sync::{Once, Witness};
 use crate::trace::{Span, Watch};
 use crate::waits::Node;
@@ -93,6 +101,14 @@ use crate::waits::Node;
 ///     type Request = StoreRequest;
 ///     type Response = StoreResponse;
 ///     type Space = SomeSpace;
+///     type Config = Self;
+///     type Output = Self;
+///
+///     const NAME: &'static str = "Store";
+///
+///     fn ready(config: Self) -> Result<Self, Self> { Ok(config) }
+///
+///     fn method(request: &StoreRequest) -> &'static Method { … }
 ///
 ///     fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, StoreRequest, StoreResponse>) -> Step<'j> {
 ///         match job.request() {
@@ -111,15 +127,90 @@ pub trait Dispatch: Send + Sized + 'static {
     type Response: Send + 'static;
     /// Where the futures of async methods are placed.
     type Space: Space;
+    /// What the worker is made of.
+    type Config: 'static;
+    /// What the service's `JoinHandle` yields: the worker, or what its `init` returns.
+    type Output: Opened<Self> + 'static;
+
+    /// What the service is called.
+    const NAME: &'static str;
+    /// Whether [`close`](Self::close) does anything.
+    const CLOSES: bool = false;
 
     /// Which method a request asks for.
     fn method(request: &Self::Request) -> &'static Method;
 
     /// Runs the method that the job's request asks for.
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
+
+    /// The worker, if nothing has to be done to make it.
+    ///
+    /// # Errors
+    ///
+    /// Gives the config back if it has to be [opened](Self::open).
+    fn ready(config: Self::Config) -> Result<Self, Self::Config>;
+
+    /// Makes the worker. The error is what the service ends in then.
+    fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
+        let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
+        async move { Ok(worker.expect("it is ready")) }
+    }
+
+    /// After the last request.
+    fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
-type Answered<W> = Reply<<W as Dispatch>::Response, Infallible>;
+/// What an `init` returns: the worker, or a `Result` of it.
+#[diagnostic::on_unimplemented(
+    message = "`init` makes a `{W}`, and returns something else",
+    label = "neither `{W}` nor a `Result` of it"
+)]
+pub trait Opened<W>: Sized {
+    /// The worker.
+    ///
+    /// # Errors
+    ///
+    /// What the service ends in without one.
+    fn opened(self) -> Result<W, Self>;
+
+    /// What a service ends in that hands its worker back.
+    fn hand_back(worker: W) -> Self;
+}
+
+impl<W> Opened<W> for W {
+    fn opened(self) -> Result<W, Self> {
+        Ok(self)
+    }
+
+    fn hand_back(worker: W) -> Self {
+        worker
+    }
+}
+
+impl<W, E> Opened<W> for Result<W, E> {
+    fn opened(self) -> Result<W, Self> {
+        self.map_err(Err)
+    }
+
+    fn hand_back(worker: W) -> Self {
+        Ok(worker)
+    }
+}
+
+/// What follows when a worker's time is over, but for its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aftermath {
+    /// Nothing: whoever sees it ends the service.
+    End,
+    /// Its hook. The door is shut.
+    Hook,
+    /// Its hook, and another worker.
+    Restart,
+}
+
+type Answered<W> = Ended<<W as Dispatch>::Response, Infallible>;
 type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
 /// What callers, the task and wakers share.
@@ -130,9 +221,31 @@ pub(crate) struct Core<W: Dispatch> {
     queue: Queue<W::Request, W::Response, Infallible>,
     /// The task's waker, from its first poll on. Until then the task need not be woken: its first poll is to come.
     task: Once<Waker>,
+    /// The task, for those who end it. Set when it has been spawned.
+    spawned: Once<AbortHandle>,
     home: Home,
     dice: Dice,
     watch: Watch,
+    aftermath: Aftermath,
+    /// Whether each handler is timed, or only those that wait.
+    is_timed: bool,
+    /// How many handlers came to their end; and the longest of those that were timed, in nanoseconds. Written by the owner
+    /// alone, and ordered by nothing: they are looked at.
+    replied: AtomicU64,
+    longest: AtomicU64,
+}
+
+/// What a service is opened with.
+pub(crate) struct Opening {
+    pub(crate) backlog: usize,
+    pub(crate) home: Home,
+    pub(crate) inline: Inline,
+    pub(crate) warn_after: Duration,
+    pub(crate) is_timed: bool,
+    /// Whether it stops when it is idle.
+    pub(crate) stops_idle: bool,
+    /// Whether there may be another worker after one that is gone.
+    pub(crate) restarts: bool,
 }
 
 /// What only the owner may touch.
@@ -151,6 +264,8 @@ struct Serving {
     served: Served,
     /// Where its call was made.
     span: Span,
+    /// When it was first seen to wait.
+    since: Instant,
 }
 
 // SAFETY: `owned` is touched only through an `Owner`, of which there is one at a time: it is made at a transition to `RUN`,
@@ -160,30 +275,32 @@ struct Serving {
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
 /// A cell that has no worker yet: callers may come, and wait.
-pub(crate) fn open<W: Dispatch>(
-    backlog: usize,
-    home: Home,
-    inline: Inline,
-    warn_after: Duration,
-) -> (Door<W>, Driver<W>) {
-    let core = Arc::new(Core::new(backlog, home, inline, warn_after));
+pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) -> (Door<W>, Driver<W>) {
+    let aftermath = match opening.restarts {
+        true => Aftermath::Restart,
+        false if W::CLOSES || opening.stops_idle => Aftermath::Hook,
+        false => Aftermath::End,
+    };
+    let core = Arc::new(Core {
+        // Whether it is idle is asked under the lock, and so all that makes it busy goes there.
+        word: Word::new(opening.inline != Inline::Auto || opening.stops_idle),
+        owned: UnsafeCell::new(Owned { seat: Seat::new(), serving: None, panic: None }),
+        witness: Witness::new(),
+        queue: Queue::new(opening.backlog),
+        task: Once::new(),
+        spawned: Once::new(),
+        home: opening.home,
+        dice: Dice::new(opening.inline),
+        watch: Watch::new(std::any::type_name::<W>(), opening.warn_after),
+        aftermath,
+        is_timed: opening.is_timed,
+        replied: AtomicU64::new(0),
+        longest: AtomicU64::new(0),
+    });
     (Door::new(Arc::clone(&core)), Driver::new(core))
 }
 
 impl<W: Dispatch> Core<W> {
-    fn new(backlog: usize, home: Home, inline: Inline, warn_after: Duration) -> Self {
-        Self {
-            word: Word::new(inline != Inline::Auto),
-            owned: UnsafeCell::new(Owned { seat: Seat::new(), serving: None, panic: None }),
-            witness: Witness::new(),
-            queue: Queue::new(backlog),
-            task: Once::new(),
-            home,
-            dice: Dice::new(inline),
-            watch: Watch::new(std::any::type_name::<W>(), warn_after),
-        }
-    }
-
     /// Which service this is, to those who look who waits for whom.
     fn node(&self) -> Node {
         std::ptr::from_ref(self).addr()
@@ -213,11 +330,36 @@ impl<W: Dispatch> Core<W> {
     /// T7. Only the first reason counts.
     fn close(&self, reason: StopReason) {
         let wake = self.queue.step(None, |line, after| {
-            line.close(reason, after);
+            line.close(reason, &SendReason::Stopped, after);
             self.word.close()
         });
+        self.queue.lifecycle.draining();
         if wake {
             self.wake_task();
+        }
+    }
+
+    /// Asks for another worker. Not if the door is shut: then what is there is served to the end.
+    fn ask_for_restart(&self) {
+        let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.word.ask_for_restart());
+        if wake {
+            self.wake_task();
+        }
+    }
+
+    /// A handler came to its end. By the owner alone: so no read-modify-write is needed.
+    #[inline]
+    fn count_reply(&self) {
+        let replied = self.replied.load(Relaxed);
+        self.replied.store(replied.wrapping_add(1), Relaxed);
+    }
+
+    /// A handler took so long. By the owner alone.
+    #[cold]
+    fn took(&self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        if time > self.longest.load(Relaxed) {
+            self.longest.store(time, Relaxed);
         }
     }
 
@@ -239,6 +381,30 @@ impl<W: Dispatch> Core<W> {
             None => Some(reply),
         };
         self.queue.drop_quietly(undelivered);
+    }
+}
+
+/// For those who answer later.
+impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
+    fn answer(&self, slot: usize, mut reply: Answered<W>) -> Result<(), Answered<W>> {
+        let is_unanswered = matches!(reply, Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
+        if is_unanswered && self.queue.close_reason() == Some(StopReason::Aborted) {
+            // Nobody has let it go: it went with the service.
+            reply = Err(TenoriteError::FetchFailure(FetchReason::Stopped));
+        }
+        self.queue.answer_slot(slot, reply)
+    }
+
+    fn discard(&self, reply: Answered<W>) {
+        self.queue.drop_quietly(reply);
+    }
+
+    fn unwound(&self, slot: usize, otherwise: &FetchReason) {
+        self.queue.unwound(slot, otherwise);
+    }
+
+    fn is_abandoned(&self, slot: usize) -> bool {
+        self.queue.is_abandoned(slot)
     }
 }
 

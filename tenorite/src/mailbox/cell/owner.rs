@@ -9,16 +9,17 @@ use tokio::task::coop;
 use super::seat::{Progress, response_of};
 use super::waker;
 use super::word::{Leave, Park};
-use super::{Answered, Core, Dispatch, Exchange, Owned, Serving};
+use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving};
 use crate::budget;
 use crate::context::{self, Served};
-use crate::error::{FetchReason, TenoriteError};
+use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::mailbox::Phase;
 use crate::mailbox::inline::Dice;
 use crate::mailbox::line::Taken;
 use crate::panics::{self, Payload};
+use crate::reply::Client;
 use crate::trace::Span;
 use crate::waits;
 
@@ -42,6 +43,8 @@ pub(super) struct Owner<'a, W: Dispatch> {
 pub(super) enum Run {
     /// The reply is where the request was.
     Replied,
+    /// It is through, and answers otherwise.
+    Deferred,
     /// The future waits in the seat.
     Waits,
     Panicked(Payload),
@@ -53,6 +56,8 @@ pub(super) enum Left<W> {
     Alive,
     /// The door is shut and all is done: here it is.
     HandedBack(W),
+    /// T11: it is the task's.
+    Held,
     /// It was dropped.
     Dead,
 }
@@ -66,6 +71,8 @@ enum Next<Rq> {
     },
     /// The door is shut, the line is empty, and this is the task.
     End,
+    /// Another worker is to take over, and this is the task.
+    Restart,
     /// The task is gone.
     Aborted,
 }
@@ -118,12 +125,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _running = waits::run(core.node(), served.method);
             let _serving = context::serve(served);
             let _watched = core.watch.begin();
+            let _timed = core.is_timed.then(|| Timed::new(core));
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
             unsafe { (*owned).seat.start(exchange, &waker) }
         });
         match ran {
             Ok(Progress::Replied) => Run::Replied,
+            Ok(Progress::Deferred) => Run::Deferred,
             Ok(Progress::Waits) => Run::Waits,
             Err(payload) => Run::Panicked(payload),
         }
@@ -134,12 +143,47 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.start_within(exchange, served, |core| (core.home.enter(stance), span.enter()))
     }
 
+    /// As [`start_in`](Self::start_in), of a method that may answer later: a client answers for it.
+    #[cold]
+    fn start_deferring(
+        &mut self,
+        slot: Option<usize>,
+        span: &Span,
+        exchange: &mut Exchange<W>,
+        served: Served,
+        stance: Stance,
+    ) -> Run {
+        let core = self.core;
+        let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
+        let owned = self.owned();
+        // SAFETY: this is the owner.
+        unsafe { (*owned).seat.lend(client) };
+        let (ran, unwound) =
+            panics::polled_here(&core.queue, || self.start_in(span, exchange, served, stance));
+        if let Run::Panicked(payload) = &ran {
+            let message = panics::message(payload);
+            // SAFETY: this is the owner.
+            if let Some(client) = unsafe { (*owned).seat.take_back() } {
+                client.panicked(message.clone());
+            }
+            if unwound {
+                core.queue.settle_unwound(Some(&message));
+            }
+        }
+        ran
+    }
+
     /// Goes on with the handler that waits.
-    fn resume(&mut self, served: Served, span: &Span, stance: Stance) -> Poll<Result<W::Response, Payload>> {
+    fn resume(
+        &mut self,
+        served: Served,
+        span: &Span,
+        stance: Stance,
+    ) -> Poll<Result<Option<W::Response>, Payload>> {
         let core = self.core;
         let waker = waker::borrowed(core);
         let owned = self.owned();
-        let ran = panics::catch(|| {
+        let resume = || {
             let _entered = core.home.enter(stance);
             let _running = waits::run(core.node(), served.method);
             let _serving = context::serve(served);
@@ -147,7 +191,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _watched = core.watch.begin();
             // SAFETY: this is the owner.
             unsafe { (*owned).seat.resume(&mut Context::from_waker(&waker)) }
-        });
+        };
+        if !served.method.answers_later() {
+            return match panics::catch(resume) {
+                Ok(poll) => poll.map(Ok),
+                Err(payload) => Poll::Ready(Err(payload)),
+            };
+        }
+        // What it owes it drops as it unwinds.
+        let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(resume));
+        if let Err(payload) = &ran
+            && unwound
+        {
+            core.queue.settle_unwound(Some(&panics::message(payload)));
+        }
         match ran {
             Ok(poll) => poll.map(Ok),
             Err(payload) => Poll::Ready(Err(payload)),
@@ -159,10 +216,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// It was polled in the surroundings of `stance`. In foreign ones it may wait for a scheduler that its service knows nothing
     /// of (who yields is woken by the scheduler that polled him, when that comes to it): so the task polls it once more,
     /// at home.
-    pub(super) fn park(mut self, slot: Option<usize>, served: Served, span: Span, stance: Stance) -> Left<W> {
+    pub(super) fn park(self, slot: Option<usize>, served: Served, span: Span, stance: Stance) -> Left<W> {
+        // A handler that comes back at once every time is not timed by this, one that waits long is.
+        let since = Instant::now();
+        self.park_again(Serving { slot, served, span, since }, stance)
+    }
+
+    fn park_again(mut self, serving: Serving, stance: Stance) -> Left<W> {
         let core = self.core;
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
-        unsafe { (*self.owned()).serving = Some(Serving { slot, served, span }) };
+        unsafe { (*self.owned()).serving = Some(serving) };
         match core.word.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
             parked => {
@@ -183,8 +246,64 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.hand = None;
         let message = panics::message(&payload);
         let failure = TenoriteError::FetchFailure(FetchReason::Panicked(message.clone()));
+        self.core.queue.panicked();
         self.core.answer(slot, Err(failure));
-        self.end(StopReason::Panicked(message), Some(payload))
+        match self.core.aftermath {
+            Aftermath::End => self.end(StopReason::Panicked(message), Some(payload)),
+            _ => self.fall(message, payload),
+        }
+    }
+
+    /// T11. The worker is not to be used any more; the task knows what comes after it.
+    fn fall(mut self, message: PanicMessage, payload: Payload) -> Left<W> {
+        let core = self.core;
+        if core.aftermath != Aftermath::Restart {
+            core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
+        }
+        self.drop_future();
+        // SAFETY: this is the owner. Before the word says that it is the task's: the task looks here then.
+        unsafe { (*self.owned()).panic = Some(payload) };
+        self.hold()
+    }
+
+    /// T11.
+    fn hold(mut self) -> Left<W> {
+        let core = self.core;
+        if !core.word.hold() {
+            return self.end(StopReason::Aborted, None);
+        }
+        self.has_left = true;
+        core.wake_task();
+        Left::Held
+    }
+
+    /// The task takes the worker that it was left, and why it panicked, if it did.
+    pub(super) fn take_held(mut self) -> (Option<W>, Option<Payload>) {
+        let owned = self.owned();
+        // SAFETY: this is the owner, and the last one has dropped what was under way.
+        let taken = unsafe { ((*owned).seat.take(), (*owned).panic.take()) };
+        self.core.word.hold();
+        self.left();
+        taken
+    }
+
+    /// The service is over, and the worker was taken out before.
+    pub(super) fn finish(self) {
+        self.core.word.die();
+        self.left();
+    }
+
+    /// Drops the future of a handler that is under way, if one is.
+    fn drop_future(&mut self) {
+        let core = self.core;
+        let owned = self.owned();
+        waits::left();
+        waits::clear(core.node());
+        // SAFETY: this is the owner.
+        let drop_future = || unsafe { (*owned).seat.drop_future() };
+        if let Err(payload) = panics::catch(|| core.home.within(drop_future)) {
+            panics::discard(payload);
+        }
     }
 
     /// Serves those in line, from the front, and lets go when there are no more, when a handler has to wait, or when the
@@ -206,9 +325,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 if core.word.is_aborted() {
                     return Next::Aborted;
                 }
-                let leave = match line.take_next(may_go_on, now, after) {
+                let restarts = core.word.wants_restart() && line.closed.is_none();
+                if restarts && credit.is_task {
+                    return Next::Restart;
+                }
+                let leave = match line.take_next(may_go_on && !restarts, now, after) {
                     Ok(Some(taken)) => return Next::Serve(taken),
-                    Ok(None) if line.closed.is_none() => Leave::Idle,
+                    Ok(None) if restarts => Leave::Ready,
+                    Ok(None) if line.closed.is_none() => {
+                        line.used(now);
+                        Leave::Idle
+                    }
                     Ok(None) if credit.is_task => return Next::End,
                     // The task ends it; or serves those whom the credit does not reach.
                     Ok(None) | Err(_) => Leave::Ready,
@@ -222,13 +349,24 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             });
             match next {
                 Next::Serve(Taken { request, deadline, span, slot }) => {
-                    self.hand = slot;
                     let served = Served { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
-                    match self.start_in(&span, &mut exchange, served, stance) {
+                    let (slot, ran) = if served.method.answers_later() {
+                        // Its client answers for it.
+                        (None, self.start_deferring(slot, &span, &mut exchange, served, stance))
+                    } else {
+                        self.hand = slot;
+                        (slot, self.start_in(&span, &mut exchange, served, stance))
+                    };
+                    match ran {
                         Run::Replied => {
                             waits::through(core.node());
+                            core.count_reply();
                             finished = core.finished(slot, response_of(exchange));
+                        }
+                        Run::Deferred => {
+                            waits::through(core.node());
+                            core.count_reply();
                         }
                         Run::Waits => {
                             waits::left();
@@ -244,7 +382,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     return Left::Alive;
                 }
-                Next::End => return self.hand_back(),
+                Next::End if core.aftermath == Aftermath::End => return self.hand_back(),
+                Next::End | Next::Restart => return self.hold(),
                 Next::Aborted => return self.end(StopReason::Aborted, None),
             }
         }
@@ -254,18 +393,21 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     pub(super) fn go_on(mut self, credit: Credit, stance: Stance, cx: &mut Context<'_>) -> Left<W> {
         // SAFETY: this is the owner.
         let serving = unsafe { (*self.owned()).serving.take() };
-        let Serving { slot, served, span } = serving.expect("a handler that waits serves somebody");
+        let serving = serving.expect("a handler that waits serves somebody");
+        let Serving { slot, served, since, .. } = serving;
         self.hand = slot;
-        let poll = self.resume(served, &span, stance);
+        let poll = self.resume(served, &serving.span, stance);
         waits::left();
         if poll.is_ready() {
             waits::clear(self.core.node());
         }
         match poll {
-            Poll::Pending => self.park(slot, served, span, stance),
+            Poll::Pending => self.park_again(serving, stance),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
-                let finished = self.core.finished(slot, response);
+                self.core.count_reply();
+                self.core.took(since.elapsed());
+                let finished = response.and_then(|response| self.core.finished(slot, response));
                 self.drain(finished, credit, stance, cx)
             }
         }
@@ -286,17 +428,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     #[cold]
     pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
         let core = self.core;
-        let owned = self.owned();
-        waits::left();
-        waits::clear(core.node());
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
-        // SAFETY: this is the owner, here and below.
-        let drop_future = || unsafe { (*owned).seat.drop_future() };
-        if let Err(payload) = panics::catch(|| core.home.within(drop_future)) {
-            panics::discard(payload);
-        }
-        // SAFETY: as above. There is one if the worker was parked; who panicked has been told.
+        self.drop_future();
+        let owned = self.owned();
+        // SAFETY: this is the owner, here and below. There is one if the worker was parked; who panicked has been told.
         let parked = unsafe { (*owned).serving.take() }.and_then(|serving| serving.slot);
         if let Some(slot) = parked.or(self.hand.take()) {
             core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
@@ -306,9 +442,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         if let Err(payload) = panics::catch(|| core.home.within(|| panics::drop_quietly(worker))) {
             panics::discard(payload);
         }
-        core.queue.shut_down(reason.clone());
+        core.queue.shut_down(reason.clone(), &SendReason::Stopped);
         // SAFETY: as above. Before the word says that it is over: the task looks here then.
-        unsafe { (*owned).panic = payload };
+        let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
+        if let Some(earlier) = earlier {
+            panics::discard(earlier);
+        }
         core.word.die();
         self.left();
         core.queue.lifecycle.end(reason);
@@ -332,6 +471,22 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
         if !self.has_left {
             self.break_down();
         }
+    }
+}
+
+/// Notes how long a handler takes that did not have to wait; or its first poll, if it has to.
+struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
+
+impl<'a, W: Dispatch> Timed<'a, W> {
+    #[cold]
+    fn new(core: &'a Core<W>) -> Self {
+        Self(core, Instant::now())
+    }
+}
+
+impl<W: Dispatch> Drop for Timed<'_, W> {
+    fn drop(&mut self) {
+        self.0.took(self.1.elapsed());
     }
 }
 

@@ -7,6 +7,7 @@
 //! costs an allocation only when it is the largest so far, and a service without one carries no space.
 
 use std::cell::UnsafeCell;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -16,6 +17,7 @@ use std::task::{Context, Poll};
 
 use super::Dispatch;
 use crate::mailbox::Phase;
+use crate::reply::{Client, Reply};
 
 /// A buffer beyond this many bytes is given back after use.
 const KEPT_BYTES: usize = 4096;
@@ -38,6 +40,8 @@ pub(super) struct Seat<W: Dispatch> {
 /// What there is to know of the future.
 struct Bench<Rs: 'static> {
     live: Option<Live<Rs>>,
+    /// Who waits for the answer of a method that may give it later: until the method has it.
+    client: Option<Box<Client<Rs>>>,
     /// Where those go that are too large for the space. Aligned as its elements are.
     buffer: Vec<Block>,
 }
@@ -48,8 +52,8 @@ struct Live<Rs: 'static> {
 }
 
 struct Table<Rs> {
-    /// Polls the future.
-    poll: unsafe fn(*mut (), &mut Context<'_>) -> Poll<Rs>,
+    /// Polls the future. Its output is `None` of a method that answers otherwise.
+    poll: unsafe fn(*mut (), &mut Context<'_>) -> Poll<Option<Rs>>,
     /// Drops it.
     drop: unsafe fn(*mut ()),
 }
@@ -115,6 +119,8 @@ impl fmt::Debug for SomeSpace {
 pub(super) enum Progress {
     /// Its reply is where its request was.
     Replied,
+    /// It is through, and has handed its answer, or the duty to give one, to somebody.
+    Deferred,
     /// It has to wait. Its future is in the seat.
     Waits,
 }
@@ -129,6 +135,7 @@ pub struct Step<'j>(Started, Brand<'j>);
 #[derive(Debug)]
 enum Started {
     Replied,
+    Deferred,
     Waits,
 }
 
@@ -137,7 +144,7 @@ enum Started {
 /// `'w` is how long the worker is lent to the method.
 pub struct Job<'w, 'j, Rq, Rs: 'static> {
     /// Holds the request, then the reply: nothing is copied that need not be.
-    exchange: &'j mut Phase<Rq, Rs, std::convert::Infallible>,
+    exchange: &'j mut Exchange<Rq, Rs>,
     bench: *mut Bench<Rs>,
     space: *mut (),
     space_bytes: usize,
@@ -147,6 +154,9 @@ pub struct Job<'w, 'j, Rq, Rs: 'static> {
     /// A step of another job would lie.
     own: Brand<'j>,
 }
+
+/// A request, and then what has come of it.
+type Exchange<Rq, Rs> = Phase<Rq, Rs, Infallible>;
 
 /// A lifetime that is this one, and none that is longer or shorter.
 type Brand<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
@@ -175,6 +185,22 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         Step(Started::Replied, PhantomData)
     }
 
+    /// What a method answers with that may do so later.
+    ///
+    /// # Panics
+    ///
+    /// If the request's [`Method`](crate::context::Method) does not say that it may, or a second time.
+    pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
+        // SAFETY: nobody else has the seat while a job is under way.
+        let client = unsafe { (*self.bench).client.take() };
+        Reply::new(*client.expect("the method is one that answers later"), wrap, unwrap)
+    }
+
+    /// The method has returned, and answers otherwise.
+    pub fn deferred(self) -> Step<'j> {
+        Step(Started::Deferred, PhantomData)
+    }
+
     /// The method is async: `make` makes its future, which is polled once. If it has to wait it stays, and whoever is woken
     /// for it goes on.
     ///
@@ -183,6 +209,31 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     pub fn run<F>(self, make: impl FnOnce() -> F) -> Step<'j>
     where
         F: Future<Output = Rs> + Send + 'w,
+    {
+        self.start(make, Table::of::<F>(), |exchange, reply| {
+            exchange.put(Phase::Answered(Ok(reply)));
+            Started::Replied
+        })
+    }
+
+    /// As [`run`](Self::run), of a method that answers otherwise.
+    #[inline]
+    pub fn run_deferred<F>(self, make: impl FnOnce() -> F) -> Step<'j>
+    where
+        F: Future<Output = ()> + Send + 'w,
+    {
+        self.start(make, Table::of_deferred::<F>(), |_, ()| Started::Deferred)
+    }
+
+    #[inline(always)]
+    fn start<F>(
+        self,
+        make: impl FnOnce() -> F,
+        table: &'static Table<Rs>,
+        finish: impl FnOnce(&mut Exchange<Rq, Rs>, F::Output) -> Started,
+    ) -> Step<'j>
+    where
+        F: Future + Send + 'w,
     {
         let place = if size_of::<F>() <= self.space_bytes && align_of::<F>() <= BLOCK {
             self.space.cast::<F>()
@@ -198,19 +249,19 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         // one who made this job has lent it for.
         unsafe {
             place.write(make());
-            (*self.bench).live = Some(Live { place: place.cast(), table: Table::<Rs>::of::<F>() });
+            (*self.bench).live = Some(Live { place: place.cast(), table });
             match Pin::new_unchecked(&mut *place).poll(&mut Context::from_waker(self.waker)) {
                 Poll::Pending => Step(Started::Waits, PhantomData),
-                Poll::Ready(reply) => {
+                Poll::Ready(output) => {
                     (*self.bench).live = None;
                     // Its `Drop` may panic: then the reply is leaked, not dropped by a second one.
-                    let reply = ManuallyDrop::new(reply);
+                    let output = ManuallyDrop::new(output);
                     place.drop_in_place();
-                    self.exchange.put(Phase::Answered(Ok(ManuallyDrop::into_inner(reply))));
+                    let started = finish(self.exchange, ManuallyDrop::into_inner(output));
                     if place.cast() != self.space {
                         (*self.bench).give_memory_back();
                     }
-                    Step(Started::Replied, PhantomData)
+                    Step(started, PhantomData)
                 }
             }
         }
@@ -257,13 +308,31 @@ impl<Rs: 'static> Table<Rs> {
         impl<F: Future<Output: 'static>> Of<F> {
             const TABLE: &'static Table<F::Output> = &Table {
                 // SAFETY: as the fields say, they are called with the place of a live, pinned `F`.
-                poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx) },
+                poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(Some) },
                 // SAFETY: as above, and not again after it.
                 drop: |place| unsafe { place.cast::<F>().drop_in_place() },
             };
         }
 
         Of::<F>::TABLE
+    }
+
+    /// Of a future that gives no reply itself.
+    fn of_deferred<F: Future<Output = ()>>() -> &'static Self {
+        struct Of<F, Rs>(PhantomData<(F, Rs)>);
+
+        impl<F: Future<Output = ()>, Rs: 'static> Of<F, Rs> {
+            const TABLE: &'static Table<Rs> = &Table {
+                // SAFETY: as in `of`.
+                poll: |place, cx| unsafe {
+                    Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(|()| None)
+                },
+                // SAFETY: as above, and not again after it.
+                drop: |place| unsafe { place.cast::<F>().drop_in_place() },
+            };
+        }
+
+        Of::<F, Rs>::TABLE
     }
 }
 
@@ -273,7 +342,7 @@ impl<W: Dispatch> Seat<W> {
         Self {
             worker: UnsafeCell::new(MaybeUninit::uninit()),
             is_taken: UnsafeCell::new(false),
-            bench: UnsafeCell::new(Bench { live: None, buffer: Vec::new() }),
+            bench: UnsafeCell::new(Bench { live: None, client: None, buffer: Vec::new() }),
             space: UnsafeCell::new(sealed::Space::NEW),
         }
     }
@@ -299,7 +368,7 @@ impl<W: Dispatch> Seat<W> {
     #[inline]
     pub(super) unsafe fn start(
         &self,
-        exchange: &mut Phase<W::Request, W::Response, std::convert::Infallible>,
+        exchange: &mut Exchange<W::Request, W::Response>,
         waker: &std::task::Waker,
     ) -> Progress {
         let job = Job {
@@ -317,11 +386,13 @@ impl<W: Dispatch> Seat<W> {
         let Step(started, _) = unsafe { (*self.worker.get()).assume_init_mut() }.dispatch(job);
         match started {
             Started::Replied => Progress::Replied,
+            Started::Deferred => Progress::Deferred,
             Started::Waits => Progress::Waits,
         }
     }
 
-    /// Goes on with the handler that waits. If it panics its future is still there, and is to be dropped.
+    /// Goes on with the handler that waits. If it panics its future is still there, and is to be dropped. `None` if it is
+    /// through, and answers otherwise.
     ///
     /// # Safety
     ///
@@ -330,7 +401,7 @@ impl<W: Dispatch> Seat<W> {
     /// # Panics
     ///
     /// If none waits, and if it does.
-    pub(super) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<W::Response> {
+    pub(super) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<Option<W::Response>> {
         // SAFETY: nobody else is there, says the caller. A live future is at its place, pinned (S1).
         unsafe {
             let live = (*self.bench.get()).live.expect("a handler waits");
@@ -345,6 +416,26 @@ impl<W: Dispatch> Seat<W> {
             }
             poll
         }
+    }
+
+    /// Lends who waits for the answer to the method that is started next.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile.
+    pub(super) unsafe fn lend(&self, client: Client<W::Response>) {
+        // SAFETY: nobody else is there, says the caller.
+        unsafe { (*self.bench.get()).client = Some(Box::new(client)) };
+    }
+
+    /// Takes back what was lent, if the method has not taken it.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat meanwhile.
+    pub(super) unsafe fn take_back(&self) -> Option<Box<Client<W::Response>>> {
+        // SAFETY: nobody else is there, says the caller.
+        unsafe { (*self.bench.get()).client.take() }
     }
 
     /// Drops the future that is live, if one is. A panic of its `Drop` passes.
@@ -381,7 +472,7 @@ impl<W: Dispatch> Seat<W> {
 ///
 /// If there is none.
 #[inline]
-pub(super) fn response_of<Rq, Rs>(exchange: Phase<Rq, Rs, std::convert::Infallible>) -> Rs {
+pub(super) fn response_of<Rq, Rs>(exchange: Exchange<Rq, Rs>) -> Rs {
     match exchange {
         Phase::Answered(Ok(response)) => response,
         _ => panic!("a job that is done has a response"),

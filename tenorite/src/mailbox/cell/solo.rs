@@ -1,15 +1,14 @@
 //! A worker without a cell.
 
 use std::future::poll_fn;
-use std::task::Poll;
-
-use tokio::time::Instant;
+use std::task::{Poll, ready};
 
 use super::Dispatch;
 use super::seat::{Progress, Seat, response_of};
 use crate::context::{self, Served};
 use crate::mailbox::Phase;
 use crate::panics::{self, Payload};
+use crate::reply::Client;
 
 /// A worker that runs one request at a time in whatever polls it: for those who bring a receiver of their own.
 pub(crate) struct Solo<W: Dispatch>(Box<Seat<W>>);
@@ -28,8 +27,8 @@ impl<W: Dispatch> Solo<W> {
     pub(crate) async fn handle(
         &mut self,
         request: W::Request,
-        deadline: Option<Instant>,
-    ) -> Result<W::Response, Payload> {
+        client: Client<W::Response>,
+    ) -> Result<(), Payload> {
         /// Drops what is under way, before the seat can be used for anything else.
         struct Handling<'a, W: Dispatch>(&'a mut Solo<W>);
 
@@ -41,7 +40,12 @@ impl<W: Dispatch> Solo<W> {
         }
 
         let handling = Handling(self);
-        let served = Served { method: W::method(&request), deadline };
+        let served = Served { method: W::method(&request), deadline: client.deadline() };
+        let mut client = Some(client);
+        if served.method.answers_later() {
+            // SAFETY: `handle` has the worker to itself, through `&mut self`.
+            unsafe { handling.0.0.lend(client.take().expect("it was made a line ago")) };
+        }
         let mut request = Some(request);
         poll_fn(move |cx| {
             let seat = &handling.0.0;
@@ -51,17 +55,33 @@ impl<W: Dispatch> Solo<W> {
                     let mut exchange = Phase::New(request);
                     // SAFETY: as above. No future is live: this is the first poll, and what the last call left is gone.
                     match unsafe { seat.start(&mut exchange, cx.waker()) } {
-                        Progress::Replied => Poll::Ready(response_of(exchange)),
+                        Progress::Replied => Poll::Ready(Some(response_of(exchange))),
+                        Progress::Deferred => Poll::Ready(None),
                         Progress::Waits => Poll::Pending,
                     }
                 }
                 // SAFETY: as above.
                 None => unsafe { seat.resume(cx) },
             });
-            match poll {
-                Ok(poll) => poll.map(Ok),
-                Err(payload) => Poll::Ready(Err(payload)),
-            }
+            let ran = match poll {
+                Ok(poll) => Ok(ready!(poll)),
+                Err(payload) => Err(payload),
+            };
+            // SAFETY: as above.
+            let client = client.take().or_else(|| unsafe { seat.take_back() }.map(|client| *client));
+            Poll::Ready(match (ran, client) {
+                (Ok(Some(response)), Some(client)) => {
+                    client.finish(Ok(Ok(response)));
+                    Ok(())
+                }
+                (Ok(_), _) => Ok(()),
+                (Err(payload), client) => {
+                    if let Some(client) = client {
+                        client.panicked(panics::message(&payload));
+                    }
+                    Err(payload)
+                }
+            })
         })
         .await
     }

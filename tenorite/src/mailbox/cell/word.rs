@@ -17,6 +17,7 @@
 //! | `NOTIFIED` | the future's waker has fired since the flag was last cleared |
 //! | `CLOSING` | the door is shut. Set under the line's lock |
 //! | `ABORT` | the task is gone: whoever owns the worker drops it |
+//! | `RESTART` | another worker is to take over. Set under the line's lock |
 //! | `SLOW` | never changes: every call asks under the lock, see `Inline` |
 //!
 //! ```text
@@ -33,6 +34,9 @@
 //!                                                        ▼
 //!                 T8 handed back, T9 aborted, T10 panicked: DEAD
 //! ```
+//!
+//! A worker that another is to follow, or that has a hook for its end, goes back to `HELD` instead of to `DEAD` (T11): there the
+//! service's task alone comes and takes it.
 //!
 //! # Invariants
 //!
@@ -58,6 +62,7 @@ const NOTIFIED: u32 = 1 << 4;
 const CLOSING: u32 = 1 << 5;
 const ABORT: u32 = 1 << 6;
 const SLOW: u32 = 1 << 7;
+const RESTART: u32 = 1 << 8;
 
 pub(super) struct Word(AtomicU32);
 
@@ -89,6 +94,8 @@ pub(super) enum TaskClaim {
     Claimed(Found),
     /// Somebody else has the worker, or there is nothing to do. It will be woken.
     Nothing,
+    /// T11: whoever had the worker has left it to the task, to be taken out.
+    Held,
     Dead,
 }
 
@@ -200,10 +207,11 @@ impl Word {
             Some(_) => word & !(OWNER | NOTIFIED) | RUN,
             None => word,
         });
-        match found_waiting(was) {
-            Some(found) => TaskClaim::Claimed(found),
-            None if was & OWNER == DEAD => TaskClaim::Dead,
-            None => TaskClaim::Nothing,
+        match (found_waiting(was), was & OWNER) {
+            (Some(found), _) => TaskClaim::Claimed(found),
+            (None, DEAD) => TaskClaim::Dead,
+            (None, HELD) => TaskClaim::Held,
+            (None, _) => TaskClaim::Nothing,
         }
     }
 
@@ -211,6 +219,8 @@ impl Word {
     pub(super) fn join(&self, may_run: bool, is_empty: bool) -> Join {
         let claim = |word| match found_waiting(word) {
             _ if !may_run => None,
+            // The task's affair.
+            Some(Found::Ready) if word & RESTART != 0 => None,
             None if word & OWNER == IDLE && is_empty => Some(Found::Idle),
             found => found,
         };
@@ -235,7 +245,37 @@ impl Word {
             IDLE => word | CLOSING | READY,
             _ => word | CLOSING,
         });
+        // A task that waits for the time to make another worker need not wait any more.
+        matches!(was & OWNER, IDLE | HELD)
+    }
+
+    /// As T7, for a worker that another is to follow. Returns whether the task is to be woken.
+    pub(super) fn ask_for_restart(&self) -> bool {
+        let was = self.update(|word| match word & OWNER {
+            IDLE => word | RESTART | READY,
+            RUN | PARKED | READY => word | RESTART,
+            // There is none, or none any more.
+            _ => word,
+        });
         was & OWNER == IDLE
+    }
+
+    /// T11. The owner leaves the worker, or the place where it was, to the task. Refused if the task is gone.
+    pub(super) fn hold(&self) -> bool {
+        let was =
+            self.update(
+                |word| {
+                    if word & ABORT != 0 { word } else { word & !(OWNER | NOTIFIED | RESTART) | HELD }
+                },
+            );
+        debug_assert_eq!(was & OWNER, RUN);
+        was & ABORT == 0
+    }
+
+    /// The task takes what it was left. Only the task comes there, and so it is there.
+    pub(super) fn claim_held(&self) {
+        let was = self.update(|word| word & !OWNER | RUN);
+        debug_assert_eq!(was & OWNER, HELD);
     }
 
     /// T9. Claims the worker in order to drop it, or leaves that to its owner.
@@ -265,6 +305,14 @@ impl Word {
     pub(super) fn die(&self) {
         let was = self.update(|word| word & !OWNER | DEAD);
         debug_assert_eq!(was & OWNER, RUN);
+    }
+
+    pub(super) fn wants_restart(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & RESTART != 0
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & OWNER == IDLE
     }
 
     pub(super) fn is_aborted(&self) -> bool {

@@ -11,6 +11,14 @@ impl Dispatch for Forger {
     type Request = u8;
     type Response = u8;
     type Space = NoSpace;
+    type Config = Self;
+    type Output = Self;
+
+    const NAME: &'static str = "Forger";
+
+    fn ready(worker: Self) -> Result<Self, Self> {
+        Ok(worker)
+    }
 
     fn method(_: &u8) -> &'static Method {
         const { &Method::new("Forger", "ask") }

@@ -1,0 +1,340 @@
+//! What a service's task does besides serving: it makes workers, lets them go, and decides what comes after them.
+//!
+//! ```text
+//!             ┌───────────────── another worker ──────────────────┐
+//!             ▼                                                   │
+//!   config ─► opening ──► serving ──asked to, panicked──► closing ─► deciding
+//!             (init,      (requests)                      (on_stop)     │
+//!              on_start)      └──the door is shut, the line empty─► closing ─► over: the worker is handed back
+//!                └───failed───────────────────────────────────────► deciding ─► over: nothing is
+//! ```
+//!
+//! The worker is in the cell while it serves, and in the hands of this task before and after. Whenever it is not in the cell,
+//! the word says `HELD`: calls stand in the line, and wait for the next. Only a service that has hooks, can be restarted, or
+//! stops when it is idle has a [`Life`]; the others go without.
+//!
+//! Hooks are polled by the task alone. Each worker that has been opened is closed once, also one that has panicked, but not one
+//! whose task was aborted: there is nobody left to wait for it.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::driver::{dead, serve};
+use super::owner::{Left, Owner};
+use super::{Core, Dispatch, Opened};
+use crate::context::Method;
+use crate::error::SendReason;
+use crate::lifecycle::StopReason;
+use crate::mailbox::BoxFuture;
+use crate::panics::{self, Payload};
+use crate::restart::{Fall, Revive, Verdict};
+use crate::waits;
+
+/// What there is to the life of a worker besides requests.
+pub(super) struct Life<W: Dispatch> {
+    stage: Stage<W>,
+    again: Option<Again<W::Config>>,
+    revive: Option<Box<dyn Revive>>,
+    idle: Option<Idle>,
+    /// How the last worker went, and what the service yields if there is no other.
+    fallen: Option<(Fall, Option<End<W>>)>,
+}
+
+/// Makes the config of the next worker.
+pub(crate) type Again<Config> = Box<dyn FnMut() -> Config + Send>;
+
+enum Stage<W: Dispatch> {
+    Opening(BoxFuture<Result<W, W::Output>>),
+    Serving,
+    Closing(BoxFuture<W>),
+    Deciding(Verdict),
+    Over,
+}
+
+/// What the `JoinHandle` is to hear.
+pub(super) enum End<W: Dispatch> {
+    Output(W::Output),
+    Panic(Payload),
+}
+
+struct Idle {
+    limit: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+/// What hooks are called, to those who look who waits for whom.
+struct Names<W>(PhantomData<W>);
+
+impl<W: Dispatch> Names<W> {
+    const OPEN: &'static Method = &Method::new(W::NAME, "init");
+    const CLOSE: &'static Method = &Method::new(W::NAME, "on_stop");
+}
+
+impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
+    pub(super) fn new(
+        config: Result<W, W::Config>,
+        again: Option<Again<W::Config>>,
+        idle: Option<Duration>,
+        revive: Option<Box<dyn Revive>>,
+    ) -> Self {
+        let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
+        Self { stage: Stage::opening(config), again, revive, idle, fallen: None }
+    }
+
+    pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<End<W>> {
+        loop {
+            let over = match &mut self.stage {
+                Stage::Opening(open) => match ready!(poll_hook(core, Names::<W>::OPEN, open.as_mut(), cx)) {
+                    Ok(Ok(worker)) => {
+                        self.open(core, worker);
+                        None
+                    }
+                    Ok(Err(output)) => self.fall(core, Fall::StartFailed, End::Output(output)),
+                    Err(payload) => {
+                        self.fall(core, Fall::StartPanicked(panics::message(&payload)), End::Panic(payload))
+                    }
+                },
+                Stage::Serving => match serve(core, cx) {
+                    Left::Held => self.take_over(core),
+                    Left::Alive => {
+                        ready!(self.poll_idle(core, cx));
+                        None
+                    }
+                    // Nothing was to come after it.
+                    Left::HandedBack(worker) => Some(End::Output(W::Output::hand_back(worker))),
+                    Left::Dead => Some(dead(core)),
+                },
+                Stage::Closing(close) => {
+                    let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
+                    self.closed(core, closed)
+                }
+                Stage::Deciding(verdict) => {
+                    if core.queue.is_done() {
+                        // Nobody would have anything of it.
+                        Some(self.give_up(core, false))
+                    } else if ready!(verdict.as_mut().poll(cx)) {
+                        self.make_another(core)
+                    } else {
+                        Some(self.give_up(core, true))
+                    }
+                }
+                Stage::Over => unreachable!("a task that is over is not polled"),
+            };
+            if let Some(end) = over {
+                return Poll::Ready(end);
+            }
+        }
+    }
+
+    fn open(&mut self, core: &Arc<Core<W>>, worker: W) {
+        if let Some(idle) = &mut self.idle {
+            let now = Instant::now();
+            core.queue.note_use(now);
+            idle.sleep.as_mut().reset(now + idle.limit);
+        }
+        self.go(Stage::Serving);
+        core.place(worker);
+        core.queue.lifecycle.running();
+    }
+
+    /// The worker has been left to the task. It is the one that closes it.
+    fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<End<W>> {
+        core.word.claim_held();
+        let (worker, payload) = Owner::claimed(core).take_held();
+        let (reason, fall) = match payload {
+            Some(payload) => {
+                let message = panics::message(&payload);
+                (
+                    StopReason::Panicked(message.clone()),
+                    Some((Fall::Panicked(message), Some(End::Panic(payload)))),
+                )
+            }
+            None if core.queue.is_done() => {
+                (core.queue.close_reason().unwrap_or(StopReason::Requested), None)
+            }
+            None => (StopReason::Restart, Some((Fall::Requested, None))),
+        };
+        if fall.as_ref().is_some_and(|_| self.revive.is_some()) {
+            core.queue.lifecycle.restarting();
+        }
+        self.fallen = fall;
+        let mut worker = worker.expect("it is there until it is taken");
+        let close = async move {
+            worker.close(reason).await;
+            worker
+        };
+        self.go(Stage::Closing(Box::pin(close)));
+        None
+    }
+
+    fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<End<W>> {
+        match (self.fallen.take(), closed) {
+            (None, Ok(worker)) => {
+                let reason = core.queue.close_reason().unwrap_or(StopReason::Requested);
+                Some(self.end(core, reason, End::Output(W::Output::hand_back(worker))))
+            }
+            (None, Err(payload)) => {
+                let reason = StopReason::Panicked(panics::message(&payload));
+                Some(self.end(core, reason, End::Panic(payload)))
+            }
+            (Some((fall, Some(end))), closed) => {
+                discard::<W>(match closed {
+                    Ok(worker) => End::Output(W::Output::hand_back(worker)),
+                    Err(payload) => End::Panic(payload),
+                });
+                self.decide(core, fall, end)
+            }
+            // It is kept until there is another: the service may end before.
+            (Some((fall, None)), Ok(worker)) => {
+                self.decide(core, fall, End::Output(W::Output::hand_back(worker)))
+            }
+            (Some((fall, None)), Err(payload)) => self.decide(core, fall, End::Panic(payload)),
+        }
+    }
+
+    /// There is no worker, because it could not be made.
+    fn fall(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<End<W>> {
+        if self.revive.is_some() {
+            core.queue.lifecycle.restarting();
+        }
+        self.decide(core, fall, end)
+    }
+
+    /// Is there to be another worker?
+    fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<End<W>> {
+        let verdict = self.revive.as_mut().map(|revive| revive.revive(&fall));
+        self.fallen = Some((fall, Some(end)));
+        match verdict {
+            Some(verdict) if !core.queue.is_done() => {
+                self.go(Stage::Deciding(verdict));
+                None
+            }
+            _ => Some(self.give_up(core, false)),
+        }
+    }
+
+    fn make_another(&mut self, core: &Arc<Core<W>>) -> Option<End<W>> {
+        if let Some((_, Some(end))) = self.fallen.take() {
+            discard(end);
+        }
+        let again = self.again.as_mut().expect("a service that can be restarted knows how");
+        match panics::catch(again) {
+            Ok(config) => {
+                self.go(Stage::opening(W::ready(config)));
+                None
+            }
+            Err(payload) => {
+                let fall = Fall::StartPanicked(panics::message(&payload));
+                self.fall(core, fall, End::Panic(payload))
+            }
+        }
+    }
+
+    /// There is no other worker: after too many, or because none is wanted.
+    fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> End<W> {
+        let Some((fall, Some(end))) = self.fallen.take() else {
+            unreachable!("a worker has fallen, in some way")
+        };
+        let reason = match &fall {
+            _ if too_many => StopReason::GaveUp(fall.message()),
+            Fall::Panicked(message) | Fall::StartPanicked(message) => StopReason::Panicked(message.clone()),
+            Fall::StartFailed => StopReason::StartFailed,
+            Fall::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
+        };
+        let failure = match &fall {
+            Fall::StartFailed | Fall::StartPanicked(_) => SendReason::StartFailed,
+            _ => SendReason::Stopped,
+        };
+        core.queue.shut_down(reason.clone(), &failure);
+        self.end(core, reason, end)
+    }
+
+    fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> End<W> {
+        self.go(Stage::Over);
+        core.word.claim_held();
+        Owner::claimed(core).finish();
+        core.queue.lifecycle.end(reason);
+        end
+    }
+
+    /// Ready if the service is to look again what there is to do.
+    fn poll_idle(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(idle) = &mut self.idle else { return Poll::Pending };
+        loop {
+            ready!(idle.sleep.as_mut().poll(cx));
+            let now = Instant::now();
+            let is_idle = || core.word.is_idle();
+            let until = core.queue.close_if(idle.limit, now, is_idle, || {
+                // The task is here, and looks again.
+                let _ = core.word.close();
+            });
+            if until <= now {
+                self.idle = None;
+                return Poll::Ready(());
+            }
+            idle.sleep.as_mut().reset(until);
+        }
+    }
+}
+
+impl<W: Dispatch> Life<W> {
+    fn go(&mut self, stage: Stage<W>) {
+        // What a hook leaves behind is the user's, and may panic.
+        panics::drop_quietly(mem::replace(&mut self.stage, stage));
+    }
+}
+
+impl<W: Dispatch> Drop for Life<W> {
+    fn drop(&mut self) {
+        // What is under way is the user's, and may panic; and the payload of a panic may.
+        self.go(Stage::Over);
+        if let Some((_, Some(end))) = self.fallen.take() {
+            discard(end);
+        }
+    }
+}
+
+/// Nobody will hear of it.
+fn discard<W: Dispatch>(end: End<W>) {
+    match end {
+        End::Output(output) => drop(panics::drop_quietly(output)),
+        End::Panic(payload) => panics::discard(payload),
+    }
+}
+
+impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
+    /// From a worker that is ready, or from what it is to be made of.
+    fn opening(config: Result<W, W::Config>) -> Self {
+        Self::Opening(match config {
+            Ok(worker) => Box::pin(std::future::ready(Ok(worker))),
+            Err(config) => Box::pin(W::open(config)),
+        })
+    }
+}
+
+/// A hook is not run for anybody, but what it calls it waits for, like a handler.
+fn poll_hook<W: Dispatch, T>(
+    core: &Arc<Core<W>>,
+    method: &'static Method,
+    hook: Pin<&mut (dyn Future<Output = T> + Send)>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<T, Payload>> {
+    let _known = core.home.enter_as_task(cx.waker());
+    let _cut = waits::cut();
+    let poll = {
+        let _running = waits::run(core.node(), method);
+        panics::poll_caught(hook, cx)
+    };
+    waits::left();
+    if poll.is_ready() {
+        waits::clear(core.node());
+    }
+    poll
+}

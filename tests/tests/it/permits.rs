@@ -1,0 +1,183 @@
+//! Places in the backlog that are kept for requests to come.
+
+use std::time::Duration;
+
+use tenorite::prelude::*;
+use tenorite_tests::{poll_counted, poll_once, ready};
+
+use crate::support::{ALL, Kind, ProbeCaller, QUEUED};
+
+const FULL: TenoriteError = TenoriteError::SendFailure(SendReason::Full);
+const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
+
+#[tokio::test]
+async fn sending_on_a_permit_never_lacks_room() {
+    for kind in ALL {
+        let (caller, _watch) = kind.caller();
+        let permit = caller.reserve().await.unwrap();
+        assert_eq!(permit.call(|caller| caller.note(1).no_wait()).await, Ok(1), "{kind:?}");
+        let permit = caller.reserve().await.unwrap();
+        permit.call(|caller| caller.note(2)).try_cast().unwrap();
+    }
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(2).await;
+        let permit = caller.reserve().await.unwrap();
+        let mut queued = caller.note(1);
+        assert!(poll_once(&mut queued).is_pending());
+        // One is queued and one place is kept: there is no more.
+        assert_eq!(caller.stats().reserved, 1);
+        assert_eq!(caller.note(2).no_wait().await, Err(FULL), "{kind:?}");
+        let mut waiting = caller.note(3);
+        assert!(poll_once(&mut waiting).is_pending());
+        permit.call(|caller| caller.note(4)).try_cast().unwrap();
+        watch.release(1);
+        assert_eq!(waiting.await, Ok(3));
+        assert_eq!(watch.started(), [0, 1, 4, 3], "{kind:?}: its place was before those who waited");
+    }
+}
+
+#[tokio::test]
+async fn a_permit_is_waited_for_in_the_line() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        caller.note(1).cast().await.unwrap();
+        let mut before = caller.note(2);
+        assert!(poll_once(&mut before).is_pending());
+        let mut reserve = caller.reserve();
+        let (poll, woken) = poll_counted(&mut reserve);
+        assert!(poll.is_pending());
+        let mut after = caller.note(3);
+        assert!(poll_once(&mut after).is_pending());
+        assert!(
+            matches!(poll_once(&mut caller.reserve().no_wait()), std::task::Poll::Ready(Err(error)) if error == FULL)
+        );
+        watch.release(1);
+        assert_eq!(before.await, Ok(2));
+        while woken.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let permit = ready(poll_once(&mut reserve)).unwrap();
+        // The worker has nothing to do, and the whole backlog is kept: who waits for room is served all the same.
+        assert_eq!(after.await, Ok(3), "{kind:?}");
+        assert_eq!(
+            permit.send_request(crate::support::ProbeRequest::Note { id: 4 }).await.map(|_| ()),
+            Ok(())
+        );
+        assert_eq!(watch.started(), [0, 1, 2, 3, 4]);
+    }
+}
+
+#[tokio::test]
+async fn a_permit_that_is_dropped_makes_room() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        let permit = caller.reserve().await.unwrap();
+        let mut waiting = caller.note(1).cast();
+        assert!(poll_once(&mut waiting).is_pending());
+        drop(permit);
+        assert_eq!(ready(poll_once(&mut waiting)), Ok(()), "{kind:?}");
+        watch.release(1);
+    }
+}
+
+#[tokio::test]
+async fn a_permit_whose_call_is_dropped_makes_room() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        drop(caller.reserve().await.unwrap().call(|caller| caller.note(1)));
+        assert_eq!(caller.stats().reserved, 0, "{kind:?}");
+        // One that waits and leaves, and one that was granted and not seen.
+        caller.note(1).cast().await.unwrap();
+        let mut leaves = caller.reserve();
+        let mut unseen = caller.reserve();
+        assert!(poll_once(&mut leaves).is_pending());
+        assert!(poll_once(&mut unseen).is_pending());
+        drop(leaves);
+        watch.release(1);
+        while caller.stats().reserved == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(unseen);
+        assert_eq!(caller.stats().reserved, 0, "{kind:?}");
+        assert_eq!(caller.note(2).no_wait().await, Ok(2));
+    }
+}
+
+#[tokio::test]
+async fn a_permit_that_is_forgotten_holds_up_no_stop() {
+    for kind in QUEUED {
+        let (task, caller, watch) = kind.start(2);
+        std::mem::forget(caller.reserve().await.unwrap());
+        caller.note(1).await.unwrap();
+        drop(caller);
+        assert_eq!(task.await.unwrap().notes, [1], "{kind:?}");
+
+        let (task, caller, _watch) = kind.start(2);
+        let permit = caller.reserve().await.unwrap();
+        let mut waiting = {
+            std::mem::forget(caller.reserve().await.unwrap());
+            caller.reserve()
+        };
+        assert!(poll_once(&mut waiting).is_pending());
+        caller.stop();
+        assert_eq!(ready(poll_once(&mut waiting)).err(), Some(STOPPED));
+        task.await.unwrap();
+        assert_eq!(permit.call(|caller| caller.note(1)).await, Err(STOPPED), "{kind:?}");
+        assert_eq!(caller.reserve().await.err(), Some(STOPPED));
+        drop(watch);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_may_come_too_late() {
+    for kind in QUEUED {
+        let (_task, caller, _watch) = kind.start_busy(1).await;
+        let _permit = caller.reserve().await.unwrap();
+        let limited = caller.with_timeout(Duration::from_secs(1));
+        let late = Some(TenoriteError::SendFailure(SendReason::Expired));
+        assert_eq!(limited.reserve().await.err(), late);
+        assert_eq!(caller.reserve().timeout(Duration::from_secs(9)).await.err(), late, "{kind:?}");
+        // One that is used too late is given back as well.
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_comes_too_late_gives_its_permit_back() {
+    for kind in QUEUED {
+        let (_task, caller, _watch) = kind.start_busy(1).await;
+        let permit = caller.reserve().await.unwrap();
+        let late = permit.call(|caller| caller.note(1).timeout(Duration::ZERO)).await;
+        assert_eq!(late, Err(TenoriteError::SendFailure(SendReason::Expired)));
+        assert_eq!(caller.stats().reserved, 0, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_would_wait_for_its_own_place_is_told() {
+    struct Own(WeakCaller<OwnCaller>);
+
+    #[tenorite::service]
+    impl Own {
+        pub async fn more(&mut self) -> String {
+            let me = self.0.upgrade().unwrap();
+            let first = me.reserve().await.unwrap();
+            let told = me.reserve().await.unwrap_err().to_string();
+            drop(first);
+            told
+        }
+    }
+
+    let (_task, own) = OwnService.start_cyclic(1, Own);
+    let told = own.more().await.unwrap();
+    assert!(told.contains("Own::more → Own::reserve"), "{told}");
+}
+
+#[tokio::test]
+async fn a_call_to_another_service_leaves_the_permit() {
+    let (_task, caller, _watch) = Kind::Derived.start_busy(1).await;
+    let (other, _watch) = Kind::Function.caller();
+    let permit = caller.reserve().await.unwrap();
+    let other: &'static ProbeCaller = Box::leak(Box::new(other));
+    assert_eq!(permit.call(|_| other.note(1)).await, Ok(1));
+    assert_eq!(caller.stats().reserved, 0);
+}
