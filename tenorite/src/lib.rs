@@ -75,6 +75,7 @@ mod caller;
 mod receiver;
 mod worker;
 mod service;
+mod supervisor;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 
@@ -105,6 +106,8 @@ pub use reply::{Client, Reply, TenoriteRequest};
 pub use restart::Restart;
 #[doc(inline)]
 pub use service::{Builder, Restarting, TenoriteService};
+#[doc(inline)]
+pub use supervisor::{Ended, Report, Strategy, Supervisor};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
 

@@ -136,6 +136,11 @@ impl Restarts {
         Some(delay)
     }
 
+    /// Somebody has forgiven what there was.
+    pub(crate) fn forget(&mut self) {
+        self.recent.clear();
+    }
+
     fn delay(&mut self, recent: u32) -> Duration {
         let Restart { first, cap, .. } = self.policy;
         let whole =

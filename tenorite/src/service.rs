@@ -89,6 +89,7 @@ pub trait TenoriteService<
             warn_after: WARN_AFTER,
             is_timed: false,
             idle: None,
+            grace: Duration::from_secs(5),
             worker: PhantomData,
         }
     }
@@ -112,6 +113,7 @@ pub struct Builder<W, C> {
     warn_after: Duration,
     is_timed: bool,
     idle: Option<Duration>,
+    grace: Duration,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -170,6 +172,17 @@ where
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle = Some(limit);
         self
+    }
+
+    /// How long the service may take to stop, or to let go of its worker, under a [`Supervisor`](crate::Supervisor). 5 s if it is
+    /// not said.
+    pub fn grace_period(mut self, limit: Duration) -> Self {
+        self.grace = limit;
+        self
+    }
+
+    pub(crate) fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// Replaces a worker that has fallen, instead of ending the service: see [`Restart`].

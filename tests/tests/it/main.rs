@@ -30,6 +30,7 @@ mod results;
 mod stop;
 mod story;
 mod stress;
+mod supervisor;
 mod surprises;
 mod surroundings;
 mod ui;

@@ -1,0 +1,648 @@
+//! Services that belong together: started in order, restarted together, stopped in reverse.
+//!
+//! # Data flow
+//!
+//! ```text
+//!   a child's task ──"my worker is gone: another?"──► events ──► the group ──"yes, after this long" / "no"──► the child's task
+//!   a child's watcher ──"it is up" / "it has ended"─► events ──►    │
+//!   the parent's group ──"restart", "stop"──────────► events ──►    └──"restart", "stop within"──► the child's door
+//! ```
+//!
+//! A child that is down is not dead: its worker is gone, its callers and what they have queued are there, and its task waits for
+//! the answer. So a group can bring down those that depend on one that has fallen, in reverse order, and let them up
+//! again in order, each once the one before it is up. A group that gives up is to its parent what a worker that fell is to it:
+//! it brings all its children down, and asks.
+//!
+//! Who disappears: a child that ends is noted, and its answers go nowhere. If the group disappears, whoever waits for an answer
+//! is told no, by the channel that is dropped; and the group's own callers are gone, so the children drain and stop.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+use crate::lifecycle::{Status, StopReason};
+use crate::mailbox::BoxFuture;
+use crate::restart::{Fall, Restart, Restarts, Revive, Verdict};
+use crate::service::Builder;
+use crate::worker::TenoriteWorker;
+
+/// Which services are restarted when one of a group has fallen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// That one. The others do not depend on it.
+    #[default]
+    OneForOne,
+    /// All. They depend on each other.
+    OneForAll,
+    /// That one, and those that were started after it: they depend on it.
+    RestForOne,
+}
+
+/// Services that belong together: started in order, restarted together, stopped in reverse.
+///
+/// Services are started as they are added, in this order. [`run_until`](Self::run_until) then looks after them: one whose worker
+/// falls is given another, and depending on the [`Strategy`] so are its neighbours, while all callers stay valid and keep what
+/// they have queued. If that happens more often than the [`Restart`] policy allows, the whole group stops; in a group of groups,
+/// it is the outer one's turn to restart it.
+///
+/// In the end all are stopped, the last one first, each within its own time
+/// ([`Builder::grace_period`](crate::Builder::grace_period)), and what became of whom is reported.
+///
+/// A supervisor holds callers: its services do not stop for lack of them.
+///
+/// # Examples
+///
+/// ```
+/// use tenorite::prelude::*;
+/// use tenorite::{Strategy, Supervisor};
+///
+/// #[derive(Clone, Default)]
+/// struct Store { entries: u32 }
+///
+/// #[tenorite::service]
+/// impl Store {
+///     pub fn add(&mut self) -> u32 { self.entries += 1; self.entries }
+/// }
+///
+/// #[derive(Clone)]
+/// struct Index { store: StoreCaller }
+///
+/// #[tenorite::service]
+/// impl Index {
+///     pub async fn insert(&mut self) -> Result<u32, TenoriteError> { self.store.add().await }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let mut app = Supervisor::new("app").strategy(Strategy::RestForOne);
+/// let store = app.start("store", StoreService.builder(), 32, Store::default());
+/// let index = app.start("index", IndexService.builder(), 32, Index { store });
+///
+/// let work = async { assert_eq!(index.insert().await, Ok(1)) };    // in a server: `tokio::signal::ctrl_c()`
+/// let report = app.run_until(work).await;
+/// println!("{report}");
+/// assert!(report.is_clean());
+/// # }
+/// ```
+#[must_use = "a supervisor looks after nothing until it runs"]
+pub struct Supervisor {
+    name: String,
+    strategy: Strategy,
+    restarts: Restarts,
+    children: Vec<Child>,
+    events: mpsc::UnboundedSender<Event>,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    /// Those that have fallen, and have not been seen to yet.
+    fallen: VecDeque<(usize, Fall)>,
+    /// The one that has fallen once too often.
+    culprit: Option<usize>,
+    /// What the parent asks for.
+    asked: Option<Command>,
+}
+
+/// What a group hears.
+enum Event {
+    /// A child's worker is gone. Its task waits for the answer: after how long there is another, if there is.
+    Down(usize, Fall, oneshot::Sender<Option<Duration>>),
+    /// A child has got another worker.
+    Up,
+    Ended(usize, StopReason),
+    Command(Command),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Restart,
+    Stop,
+}
+
+struct Child {
+    name: String,
+    /// How long it may take to stop. A group takes what its children take.
+    grace: Option<Duration>,
+    hold: Box<dyn Hold>,
+    /// While it is down.
+    down: Option<oneshot::Sender<Option<Duration>>>,
+    ended: Option<StopReason>,
+    /// Whether it asks before it has another worker.
+    asks: bool,
+}
+
+/// A group's hold on a child, whatever that is.
+trait Hold: Send + Sync {
+    fn restart(&self) -> bool;
+    fn stop(&self, grace: Option<Duration>);
+    fn status(&self) -> Status;
+    /// What there is to report, once it has ended.
+    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>>;
+}
+
+/// A child's question.
+struct Ask {
+    child: usize,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Revive for Ask {
+    fn revive(&mut self, fall: &Fall) -> Verdict {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.events.send(Event::Down(self.child, fall.clone(), answer));
+        Box::pin(async move {
+            let Ok(Some(delay)) = answered.await else { return false };
+            sleep(delay).await;
+            true
+        })
+    }
+}
+
+impl Supervisor {
+    /// A group without services yet: [`Strategy::OneForOne`], and the default [`Restart`] policy.
+    pub fn new(name: impl Into<String>) -> Self {
+        let (events, inbox) = mpsc::unbounded_channel();
+        Self {
+            name: name.into(),
+            strategy: Strategy::OneForOne,
+            restarts: Restarts::new(Restart::default()),
+            children: Vec::new(),
+            events,
+            inbox,
+            fallen: VecDeque::new(),
+            culprit: None,
+            asked: None,
+        }
+    }
+
+    /// Which services are restarted when one has fallen.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// How often, and how soon, there are restarts in this group, all its services together.
+    pub fn restart(mut self, policy: Restart) -> Self {
+        self.restarts = Restarts::new(policy);
+        self
+    }
+
+    /// Starts a service, and looks after it. Each worker begins with a clone of the config.
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, or outside a tokio runtime.
+    #[track_caller]
+    pub fn start<W, C>(&mut self, name: &str, service: Builder<W, C>, backlog: usize, config: W::Config) -> C
+    where
+        W: TenoriteWorker<Config: Clone + Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+    {
+        self.start_with(name, service, backlog, move || config.clone())
+    }
+
+    /// As [`start`](Self::start), with a closure that makes the config of each worker: the first at once, the others on the
+    /// service's task.
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, outside a tokio runtime, and if `make` does the first time.
+    #[track_caller]
+    pub fn start_with<W, C>(
+        &mut self,
+        name: &str,
+        service: Builder<W, C>,
+        backlog: usize,
+        mut make: impl FnMut() -> W::Config + Send + 'static,
+    ) -> C
+    where
+        W: TenoriteWorker<Config: Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+    {
+        self.start_cyclic(name, service, backlog, move |_| make())
+    }
+
+    /// As [`start_with`](Self::start_with), for workers that know their own caller.
+    ///
+    /// # Panics
+    ///
+    /// As [`start_with`](Self::start_with).
+    #[track_caller]
+    pub fn start_cyclic<W, C>(
+        &mut self,
+        name: &str,
+        service: Builder<W, C>,
+        backlog: usize,
+        make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
+    ) -> C
+    where
+        W: TenoriteWorker<Config: Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+    {
+        let grace = service.grace();
+        let ask = Ask { child: self.children.len(), events: self.events.clone() };
+        let (_task, caller) = service.start_again(backlog, Box::new(ask), make);
+        self.hold(name, grace, true, caller.as_ref());
+        caller
+    }
+
+    /// Looks after a service that runs already. It cannot be restarted: when it ends other than as it should, so does the group.
+    pub fn add<C: Caller>(&mut self, name: &str, grace: Duration, caller: &C) {
+        self.hold(name, grace, false, caller.as_ref());
+    }
+
+    fn hold<Rq, Rs, Er>(
+        &mut self,
+        name: &str,
+        grace: Duration,
+        asks: bool,
+        caller: &TenoriteCaller<Rq, Rs, Er>,
+    ) where
+        Rq: 'static,
+        Rs: 'static,
+        Er: 'static,
+    {
+        let watched = caller.clone();
+        let ended = async move { watched.stopped().await };
+        tokio::spawn(look_after(self.children.len(), caller.watch(), ended, self.events.clone()));
+        self.children.push(Child::new(name, Some(grace), asks, Box::new(caller.clone())));
+    }
+
+    /// Looks after another group, as one of this one's services.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    #[track_caller]
+    pub fn group(&mut self, mut group: Self) {
+        let child = self.children.len();
+        let (status, watched) = watch::channel(Status::Running);
+        let (end, ended) = oneshot::channel();
+        let commands = group.events.clone();
+        let name = group.name.clone();
+        let ask = Ask { child, events: self.events.clone() };
+        let report = tokio::spawn(async move {
+            let reason = group.run_for(ask, &status).await;
+            let report = group.end().await;
+            status.send_replace(Status::Stopped);
+            let _ = end.send(reason);
+            report
+        });
+        let ended = async move { ended.await.unwrap_or(StopReason::Aborted) };
+        tokio::spawn(look_after(child, watched.clone(), ended, self.events.clone()));
+        let hold = Group { commands, status: watched, report: Some(report) };
+        self.children.push(Child::new(&name, None, true, Box::new(hold)));
+    }
+
+    /// Looks after the services until the future is ready, until all have ended, or until it gives up; then stops what is left.
+    ///
+    /// ```no_run
+    /// # async fn example(app: tenorite::Supervisor) {
+    /// let report = app.run_until(tokio::signal::ctrl_c()).await;
+    /// eprint!("{report}");
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it leaves its services to their callers: they are not restarted any more, and stop when those are gone.
+    pub async fn run_until(mut self, until: impl Future) -> Report {
+        {
+            let mut supervise = pin!(self.supervise());
+            let mut until = pin!(until);
+            poll_fn(|cx| match until.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => supervise.as_mut().poll(cx).map(drop),
+            })
+            .await;
+        }
+        self.end().await
+    }
+
+    /// As [`run_until`](Self::run_until), until all services have ended.
+    pub async fn run(self) -> Report {
+        self.run_until(std::future::pending::<()>()).await
+    }
+
+    /// Stops what is left, the last one first.
+    async fn end(&mut self) -> Report {
+        for child in (0..self.children.len()).rev() {
+            let Child { hold, grace, .. } = &self.children[child];
+            hold.stop(*grace);
+            // One that is down gets one worker more, to serve what it has accepted, unless that is the one for whom there are no
+            // more.
+            let mut more = (self.culprit != Some(child)).then_some(Duration::ZERO);
+            loop {
+                if let Some(answer) = self.children[child].down.take() {
+                    let _ = answer.send(more.take());
+                }
+                if self.children[child].ended.is_some() {
+                    break;
+                }
+                self.hear().await;
+            }
+        }
+        let mut ended = Vec::new();
+        for Child { name, hold, ended: reason, .. } in &mut self.children {
+            ended.extend(hold.report(name, reason.take().unwrap_or(StopReason::Aborted)).await);
+        }
+        Report { name: std::mem::take(&mut self.name), ended }
+    }
+
+    /// Another group's child: asks that one before it gives up. Why it ended, in the end.
+    async fn run_for(&mut self, mut parent: Ask, status: &watch::Sender<Status>) -> StopReason {
+        loop {
+            let fall = self.supervise().await;
+            if self.asked == Some(Command::Stop) {
+                return StopReason::Requested;
+            }
+            let Some(fall) = fall.or_else(|| self.asked.take().map(|_| Fall::Requested)) else {
+                return StopReason::Finished;
+            };
+            status.send_replace(Status::Restarting(0));
+            let all: Vec<_> = (0..self.children.len()).collect();
+            let is_down = self.bring_down(&all).await;
+            if self.asked == Some(Command::Stop) {
+                return StopReason::Requested;
+            }
+            let can = is_down && self.children.iter().all(|child| child.ended.is_none() && child.asks);
+            if !can || !parent.revive(&fall).await {
+                return StopReason::GaveUp(fall.message());
+            }
+            self.restarts.forget();
+            self.culprit = None;
+            self.bring_up(&all, Duration::ZERO).await;
+            status.send_replace(Status::Running);
+        }
+    }
+
+    /// Until all have ended or the parent asks for something; or until it gives up: then it says why.
+    async fn supervise(&mut self) -> Option<Fall> {
+        loop {
+            while let Some((child, fall)) = self.fallen.pop_front() {
+                if self.children[child].down.is_some()
+                    && let Err(fall) = self.heal(child, fall).await
+                {
+                    self.culprit = Some(child);
+                    return Some(fall);
+                }
+            }
+            let failed = |child: &Child| child.ended.as_ref().is_some_and(|reason| !reason.is_clean());
+            if let Some(child) = self.children.iter().find(|child| failed(child)) {
+                let message = child.ended.as_ref().map_or_else(String::new, ToString::to_string);
+                return Some(Fall::Panicked(format!("{}: {message}", child.name).into()));
+            }
+            if self.asked.is_some() || self.children.iter().all(|child| child.ended.is_some()) {
+                return None;
+            }
+            self.hear().await;
+        }
+    }
+
+    /// The next event.
+    async fn hear(&mut self) {
+        match self.inbox.recv().await.expect("there is a sender in here") {
+            Event::Down(child, fall, answer) => {
+                self.children[child].down = Some(answer);
+                self.fallen.push_back((child, fall));
+            }
+            // To be looked at: who waits for it asks for the status, since this may be old.
+            Event::Up => {}
+            Event::Ended(child, reason) => self.children[child].ended = Some(reason),
+            Event::Command(command) => self.asked = Some(command),
+        }
+    }
+
+    /// A child is down: sees to it that it comes up again, and its neighbours with it.
+    async fn heal(&mut self, child: usize, fall: Fall) -> Result<(), Fall> {
+        let Some(delay) = self.restarts.next(Instant::now()) else { return Err(fall) };
+        let affected: Vec<usize> = match self.strategy {
+            Strategy::OneForOne => {
+                // Nobody waits for it, so nobody's restart is held up by its start.
+                self.let_up(child, delay);
+                return Ok(());
+            }
+            Strategy::OneForAll => (0..self.children.len()).collect(),
+            Strategy::RestForOne => (child..self.children.len()).collect(),
+        };
+        if !self.bring_down(&affected).await {
+            return Err(fall);
+        }
+        // They are down because they were brought down.
+        self.fallen.retain(|(fallen, _)| !affected.contains(fallen));
+        self.bring_up(&affected, delay).await;
+        Ok(())
+    }
+
+    /// Brings children down, the last one first. `false` if one does not go in its time.
+    async fn bring_down(&mut self, affected: &[usize]) -> bool {
+        for &child in affected.iter().rev() {
+            let grace = self.children[child].grace;
+            let goes = self.down(child);
+            let is_down = match grace {
+                Some(grace) => timeout(grace, goes).await.unwrap_or(false),
+                None => goes.await,
+            };
+            if !is_down {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Until a child is down, or has ended.
+    async fn down(&mut self, child: usize) -> bool {
+        let mut is_asked = false;
+        loop {
+            let it = &self.children[child];
+            if it.down.is_some() || it.ended.is_some() || !it.asks {
+                return true;
+            }
+            // One that is just being made is asked when it is there.
+            if !is_asked && it.hold.status() == Status::Running {
+                is_asked = it.hold.restart();
+            }
+            if self.asked == Some(Command::Stop) {
+                return false;
+            }
+            self.hear().await;
+        }
+    }
+
+    /// Lets children up, in order, each once the one before it is up. Until one falls again.
+    async fn bring_up(&mut self, affected: &[usize], mut delay: Duration) {
+        for &child in affected {
+            if !self.let_up(child, std::mem::take(&mut delay)) {
+                continue;
+            }
+            loop {
+                let it = &self.children[child];
+                if it.ended.is_some() || it.hold.status() == Status::Running {
+                    break;
+                }
+                if it.down.is_some() || self.asked.is_some() {
+                    // Those after it stay down until it has been seen to.
+                    return;
+                }
+                self.hear().await;
+            }
+        }
+    }
+
+    fn let_up(&mut self, child: usize, delay: Duration) -> bool {
+        let answer = self.children[child].down.take();
+        answer.is_some_and(|answer| answer.send(Some(delay)).is_ok())
+    }
+}
+
+impl Child {
+    fn new(name: &str, grace: Option<Duration>, asks: bool, hold: Box<dyn Hold>) -> Self {
+        Self { name: name.to_owned(), grace, hold, down: None, ended: None, asks }
+    }
+}
+
+/// Tells the group how a child is doing.
+async fn look_after(
+    child: usize,
+    mut status: watch::Receiver<Status>,
+    ended: impl Future<Output = StopReason>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    loop {
+        let now = *status.borrow_and_update();
+        match now {
+            Status::Running => drop(events.send(Event::Up)),
+            Status::Stopped => break,
+            _ => {}
+        }
+        if status.changed().await.is_err() {
+            break;
+        }
+    }
+    let _ = events.send(Event::Ended(child, ended.await));
+}
+
+impl<Rq: 'static, Rs: 'static, Er: 'static> Hold for TenoriteCaller<Rq, Rs, Er> {
+    fn restart(&self) -> bool {
+        Self::restart(self)
+    }
+
+    fn stop(&self, grace: Option<Duration>) {
+        match grace {
+            Some(grace) => drop(self.stop_within(grace)),
+            None => Self::stop(self),
+        }
+    }
+
+    fn status(&self) -> Status {
+        Self::status(self)
+    }
+
+    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
+        let ended = Ended { name: name.to_owned(), reason, restarts: self.stats().restarts };
+        Box::pin(std::future::ready(vec![ended]))
+    }
+}
+
+/// A group's hold on another.
+struct Group {
+    commands: mpsc::UnboundedSender<Event>,
+    status: watch::Receiver<Status>,
+    report: Option<JoinHandle<Report>>,
+}
+
+impl Hold for Group {
+    fn restart(&self) -> bool {
+        self.commands.send(Event::Command(Command::Restart)).is_ok()
+    }
+
+    fn stop(&self, _grace: Option<Duration>) {
+        let _ = self.commands.send(Event::Command(Command::Stop));
+    }
+
+    fn status(&self) -> Status {
+        *self.status.borrow()
+    }
+
+    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
+        let (name, report) = (name.to_owned(), self.report.take());
+        Box::pin(async move {
+            let inner = match report {
+                Some(report) => report.await.map_or_else(|_| Vec::new(), |report| report.ended),
+                None => Vec::new(),
+            };
+            let within =
+                inner.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended });
+            let mut all = vec![Ended { name: name.clone(), reason, restarts: 0 }];
+            all.extend(within);
+            all
+        })
+    }
+}
+
+/// What became of the services of a [`Supervisor`]. Its `Display` is a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    name: String,
+    ended: Vec<Ended>,
+}
+
+/// What became of one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ended {
+    /// What it was added as; of a group within the group, with that one's name before it.
+    pub name: String,
+    /// Why it stopped.
+    pub reason: StopReason,
+    /// How often its worker was replaced.
+    pub restarts: u32,
+}
+
+impl Report {
+    /// The supervisor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Each service, in the order in which they were started.
+    #[must_use]
+    pub fn services(&self) -> &[Ended] {
+        &self.ended
+    }
+
+    /// Whether each ended as somebody wanted it to, within its time.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.ended.iter().all(|ended| ended.reason.is_clean())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width =
+            self.ended.iter().map(|ended| ended.name.len()).chain([self.name.len(), 7]).max().unwrap_or(7);
+        writeln!(f, "{:<width$}  restarts  ended because", self.name)?;
+        for Ended { name, reason, restarts } in &self.ended {
+            writeln!(f, "{name:<width$}  {restarts:>8}  {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let children: Vec<_> = self.children.iter().map(|child| &child.name).collect();
+        f.debug_struct("Supervisor")
+            .field("name", &self.name)
+            .field("strategy", &self.strategy)
+            .field("services", &children)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,322 @@
+//! Services that belong together.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tenorite::prelude::*;
+use tenorite::{FetchReason, Restart, Status, StopReason, Strategy, Supervisor};
+use tenorite_tests::poll_once;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+/// What happened in a group, in order.
+type Story = Arc<Mutex<Vec<String>>>;
+
+#[derive(Clone)]
+struct Plan {
+    name: &'static str,
+    story: Story,
+    /// Starts after this many fail.
+    starts: Arc<Mutex<u32>>,
+}
+
+struct Actor {
+    plan: Plan,
+}
+
+#[tenorite::service]
+impl Actor {
+    #[service(init)]
+    async fn open(plan: Plan) -> Result<Self, ()> {
+        {
+            let mut starts = plan.starts.lock().unwrap();
+            if *starts == 0 {
+                return Err(());
+            }
+            *starts -= 1;
+        }
+        sleep(Duration::from_millis(10)).await;
+        plan.story.lock().unwrap().push(format!("+{}", plan.name));
+        Ok(Self { plan })
+    }
+
+    #[service(on_stop)]
+    async fn close(&mut self) {
+        sleep(Duration::from_millis(10)).await;
+        self.plan.story.lock().unwrap().push(format!("-{}", self.plan.name));
+    }
+
+    pub fn ask(&self) -> u32 {
+        1
+    }
+
+    pub fn explode(&mut self) {
+        panic!("boom");
+    }
+
+    pub async fn hang(&mut self) {
+        std::future::pending::<()>().await;
+    }
+}
+
+struct Group {
+    supervisor: Supervisor,
+    story: Story,
+}
+
+impl Group {
+    fn new(name: &str, strategy: Strategy, story: &Story) -> Self {
+        let policy = Restart::at_most(3, Duration::from_secs(60)).seed(1);
+        let supervisor = Supervisor::new(name).strategy(strategy).restart(policy);
+        Self { supervisor, story: Arc::clone(story) }
+    }
+
+    fn start(&mut self, name: &'static str) -> ActorCaller {
+        self.start_limited(name, u32::MAX)
+    }
+
+    fn start_limited(&mut self, name: &'static str, starts: u32) -> ActorCaller {
+        let plan = Plan { name, story: Arc::clone(&self.story), starts: Arc::new(Mutex::new(starts)) };
+        let builder = ActorService.builder().grace_period(Duration::from_secs(2));
+        self.supervisor.start(name, builder, 8, plan)
+    }
+}
+
+fn told(story: &Story) -> String {
+    story.lock().unwrap().join(" ")
+}
+
+async fn explode(actor: &ActorCaller) {
+    let outcome = actor.explode().await;
+    assert_eq!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked("boom".into()))));
+}
+
+/// Until it serves again.
+async fn until_up(actor: &ActorCaller) {
+    assert_eq!(actor.ask().timeout(Duration::from_secs(60)).await, Ok(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_start_in_order_and_stop_in_reverse() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let callers = [group.start("a"), group.start("b"), group.start("c")];
+    let report = group
+        .supervisor
+        .run_until(async {
+            for caller in &callers {
+                until_up(caller).await;
+            }
+        })
+        .await;
+    assert_eq!(told(&story), "+a +b +c -c -b -a");
+    assert!(report.is_clean());
+    assert_eq!(report.name(), "app");
+    let table = report.to_string();
+    assert!(table.contains("ended because") && table.contains("it was asked to stop"), "{table}");
+    for (service, name) in report.services().iter().zip(["a", "b", "c"]) {
+        assert_eq!((service.name.as_str(), &service.reason), (name, &StopReason::Requested));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_strategy_restarts_those_that_it_says() {
+    let cases = [
+        (Strategy::OneForOne, "-b +b"),
+        (Strategy::RestForOne, "-b -c +b +c"),
+        (Strategy::OneForAll, "-b -c -a +a +b +c"),
+    ];
+    for (strategy, expected) in cases {
+        let story = Story::default();
+        let mut group = Group::new("app", strategy, &story);
+        let callers = [group.start("a"), group.start("b"), group.start("c")];
+        let work = async {
+            for caller in &callers {
+                until_up(caller).await;
+            }
+            story.lock().unwrap().clear();
+            explode(&callers[1]).await;
+            // All callers stay valid.
+            for caller in &callers {
+                until_up(caller).await;
+            }
+            // The last one up.
+            sleep(Duration::from_secs(5)).await;
+            let told = told(&story);
+            // Those that are brought down go in reverse order; the one that fell has gone before.
+            assert_eq!(told, expected, "{strategy:?}");
+        };
+        let report = group.supervisor.run_until(work).await;
+        assert!(report.is_clean(), "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_falls_too_often_stops_and_says_whose_fault_it_was() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let (a, b) = (group.start("a"), group.start("b"));
+    let saboteur = tokio::spawn(async move {
+        for _ in 0..4 {
+            explode(&b).await;
+        }
+        assert!(b.ask().await.is_err());
+        assert!(b.stopped().await != StopReason::Requested);
+    });
+    let report = timeout(Duration::from_secs(600), group.supervisor.run()).await.unwrap();
+    saboteur.await.unwrap();
+    assert!(!report.is_clean(), "{report}");
+    let [first, second] = report.services() else { panic!("{report}") };
+    assert_eq!(first.reason, StopReason::Requested);
+    assert_eq!(second.reason, StopReason::GaveUp("boom".into()), "{report}");
+    assert_eq!(second.restarts, 4);
+    assert!(a.is_stopped());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_goes_on_failing_ends_the_group() {
+    for strategy in [Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne] {
+        let story = Story::default();
+        let mut group = Group::new("app", strategy, &story);
+        let (a, b, c) = (group.start("a"), group.start_limited("b", 2), group.start("c"));
+        let saboteur = tokio::spawn(async move {
+            until_up(&b).await;
+            explode(&b).await;
+            until_up(&b).await;
+            explode(&b).await;
+            b.ask().await
+        });
+        let report = timeout(Duration::from_secs(600), group.supervisor.run()).await.unwrap();
+        let outcome = saboteur.await.unwrap();
+        assert!(matches!(outcome, Err(TenoriteError::SendFailure(_))), "{strategy:?}: {outcome:?}");
+        assert_eq!(
+            report.services()[1].reason,
+            StopReason::GaveUp("it failed to start".into()),
+            "{strategy:?}: {report}"
+        );
+        assert!(a.is_stopped() && c.is_stopped());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_service_has_its_own_time_to_stop() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let (a, b) = (group.start("a"), group.start("b"));
+    until_up(&a).await;
+    until_up(&b).await;
+    let mut hanging = b.hang();
+    assert!(poll_once(&mut hanging).is_pending());
+    let began = Instant::now();
+    let report = group.supervisor.run_until(std::future::ready(())).await;
+    assert_eq!(began.elapsed().as_millis(), 2_010, "2 s for the one that hangs, and the other's hook");
+    assert!(!report.is_clean());
+    assert_eq!(report.services()[1].reason, StopReason::Aborted, "{report}");
+    assert_eq!(hanging.await, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_in_a_group_is_restarted_by_the_outer_one() {
+    let story = Story::default();
+    let mut outer = Group::new("app", Strategy::RestForOne, &story);
+    let front = outer.start("front");
+    let mut inner = Group::new("storage", Strategy::OneForAll, &story);
+    let (store, index) = (inner.start("store"), inner.start("index"));
+    outer.supervisor.group(inner.supervisor);
+    let back = outer.start("back");
+    let work = async {
+        for caller in [&front, &store, &index, &back] {
+            until_up(caller).await;
+        }
+        // The inner one's affair, three times.
+        for _ in 0..3 {
+            explode(&index).await;
+            until_up(&index).await;
+        }
+        assert_eq!(back.stats().restarts, 0);
+        sleep(Duration::from_secs(5)).await;
+        story.lock().unwrap().clear();
+        // Once more is the outer one's.
+        explode(&index).await;
+        for caller in [&front, &store, &index, &back] {
+            until_up(caller).await;
+        }
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(told(&story), "-index -store -back +store +index +back");
+        assert_eq!(front.stats().restarts, 0);
+    };
+    let report = timeout(Duration::from_secs(600), outer.supervisor.run_until(work)).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    let names: Vec<_> = report.services().iter().map(|service| service.name.as_str()).collect();
+    assert_eq!(names, ["front", "storage", "storage/store", "storage/index", "back"]);
+    assert!(told(&story).ends_with("-back -index -store -front"), "{}", told(&story));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_added_as_it_is_cannot_be_restarted() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let a = group.start("a");
+    let plan = Plan { name: "guest", story: Arc::clone(&story), starts: Arc::new(Mutex::new(1)) };
+    let (_task, guest) = ActorService.start_task(8, plan);
+    group.supervisor.add("guest", Duration::from_secs(1), &guest);
+    let saboteur = async {
+        until_up(&guest).await;
+        let _ = guest.explode().await;
+        std::future::pending::<()>().await;
+    };
+    let report = timeout(Duration::from_secs(600), group.supervisor.run_until(saboteur)).await.unwrap();
+    assert_eq!(report.services()[1].reason, StopReason::Panicked("boom".into()), "{report}");
+    assert_eq!(a.stopped().await, StopReason::Requested);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_ends_well_is_no_reason_for_anything() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForAll, &story);
+    let (a, b) = (group.start("a"), group.start("b"));
+    let work = async {
+        until_up(&b).await;
+        a.stop();
+        a.stopped().await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(b.status(), Status::Running);
+        b.stop();
+        std::future::pending::<()>().await;
+    };
+    // Ends by itself once all have.
+    let report = timeout(Duration::from_secs(600), group.supervisor.run_until(work)).await.unwrap();
+    assert!(report.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_is_gone_restarts_nobody() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let a = group.start("a");
+    until_up(&a).await;
+    drop(group);
+    explode(&a).await;
+    assert_eq!(a.stopped().await, StopReason::GaveUp("boom".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_restart_waits_for_nothing() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForAll, &story);
+    let (a, b) = (group.start("a"), group.start("b"));
+    until_up(&b).await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let supervisor = tokio::spawn(group.supervisor.run_until(stopped));
+    let mut hanging = a.hang();
+    assert!(poll_once(&mut hanging).is_pending());
+    explode(&b).await;
+    // It waits for the other one to go down now, which never will.
+    let mut queued = b.ask();
+    assert!(poll_once(&mut queued).is_pending());
+    sleep(Duration::from_millis(500)).await;
+    stop.send(()).unwrap();
+    let report = timeout(Duration::from_secs(600), supervisor).await.unwrap().unwrap();
+    assert_eq!(queued.await, Ok(1), "what was accepted is served");
+    assert_eq!(report.services()[0].reason, StopReason::Aborted, "{report}");
+}
