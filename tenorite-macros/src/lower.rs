@@ -443,6 +443,10 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
     for input in signature.inputs.iter().skip(1) {
         let FnArg::Typed(input) = input else { continue };
         if let Some(ty) = types::reply_argument(&input.ty) {
+            for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
+                errors.at(attribute, "an answer is the same for all: put the `cfg` on the method");
+                fits = false;
+            }
             if reply_at.replace((args.len(), ty)).is_some() {
                 errors.at(&input.ty, "a method gives one answer: take one `Reply`");
                 fits = false;

@@ -548,6 +548,15 @@ impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
     }
 }
 
+impl<Rq, Rs, Er> Drop for Reservation<'_, Rq, Rs, Er> {
+    /// It may have been granted, and be about to say so when its task has its next turn.
+    fn drop(&mut self) {
+        if matches!(self.0.state.phase, Phase::Accepted) {
+            self.0.mailbox.get().unreserve();
+        }
+    }
+}
+
 /// What calls and casts have in common.
 struct Ticket<'a, Rq, Rs, Er> {
     mailbox: MailboxRef<'a, Rq, Rs, Er>,

@@ -2,23 +2,24 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
-use crate::lifecycle::{Status, StopReason};
+use crate::lifecycle::{Status, StatusWatch, StopReason};
 use crate::mailbox::function::Function;
 use crate::mailbox::{Mailbox, Stats};
+use crate::{panics, park};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
@@ -141,8 +142,8 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     {
         self.mailbox.stop();
         let runtime = self.mailbox.runtime().cloned().or_else(|| Handle::try_current().ok());
-        if let (Some(runtime), false) = (runtime, self.is_stopped()) {
-            runtime.spawn(abort_after(Arc::clone(&self.mailbox), limit));
+        if !self.is_stopped() {
+            abort_after(Arc::clone(&self.mailbox), limit, runtime);
         }
         Stopping(Box::pin(self.stopped()))
     }
@@ -164,11 +165,9 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.lifecycle().status()
     }
 
-    /// How the service is doing, from now on. It does not keep the service alive.
-    ///
-    /// The last status is [`Stopped`](Status::Stopped). Changes in between that nobody has looked at are skipped.
+    /// How the service is doing, from now on.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Status> {
+    pub fn watch(&self) -> StatusWatch {
         self.mailbox.lifecycle().watch()
     }
 
@@ -208,12 +207,40 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
 }
 
 /// Ends a service that is not gone by then. Its door is shut, so it matters to nobody that this holds it.
-async fn abort_after<Rq, Rs, Er>(mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>, limit: Duration) {
-    if timeout(limit, mailbox.lifecycle().ended()).await.is_err() {
-        // Whoever is about to spawn it may not have told yet what he has spawned.
-        while !mailbox.abort() {
-            yield_now().await;
-        }
+fn abort_after<Rq: 'static, Rs: 'static, Er: 'static>(
+    mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>,
+    limit: Duration,
+    runtime: Option<Handle>,
+) {
+    let by_runtime = runtime.and_then(|runtime| {
+        let _entered = runtime.enter();
+        // Panics where there is no clock.
+        let timer = panics::catch(|| Box::pin(sleep(limit))).map_err(panics::discard).ok()?;
+        Some((runtime.clone(), timer))
+    });
+    match by_runtime {
+        Some((runtime, mut timer)) => drop(runtime.spawn(async move {
+            let mut ended = pin!(mailbox.lifecycle().ended());
+            let is_late = poll_fn(|cx| match ended.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(false),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
+            });
+            // Whoever is about to spawn it may not have told yet what he has spawned.
+            if is_late.await {
+                while !mailbox.abort() {
+                    yield_now().await;
+                }
+            }
+        })),
+        None => drop(thread::spawn(move || {
+            let mut ended = pin!(mailbox.lifecycle().ended());
+            let limit = std::time::Instant::now().checked_add(limit);
+            if park::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
+                while !mailbox.abort() {
+                    thread::yield_now();
+                }
+            }
+        })),
     }
 }
 

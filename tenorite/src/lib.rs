@@ -93,7 +93,7 @@ pub use context::{Context, context};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
 #[doc(inline)]
-pub use lifecycle::{Status, StopReason};
+pub use lifecycle::{Status, StatusWatch, StopReason};
 #[doc(inline)]
 pub use mailbox::Stats;
 #[doc(inline)]

@@ -69,7 +69,7 @@ pub enum Status {
     Starting,
     /// It serves.
     Running,
-    /// A worker has fallen, or was asked to go, and this is how many have. Calls are accepted, and wait for the next.
+    /// A worker has fallen, or was asked to go, and this is the number of the restart. Calls are accepted, and wait for the next.
     Restarting(u32),
     /// The door is shut, and what was accepted is being handled.
     Draining,
@@ -86,6 +86,41 @@ impl fmt::Display for Status {
             Self::Draining => f.write_str("draining"),
             Self::Stopped => f.write_str("stopped"),
         }
+    }
+}
+
+/// How a service is doing, from now on: see [`TenoriteCaller::watch`](crate::TenoriteCaller::watch).
+///
+/// It does not keep the service alive. Changes in between that nobody has looked at are skipped; the last one,
+/// [`Status::Stopped`], is not.
+// Not tokio's own receiver: what that lends keeps a lock, and whoever stopped the service meanwhile would wait for himself.
+#[derive(Debug, Clone)]
+pub struct StatusWatch(watch::Receiver<Status>);
+
+impl StatusWatch {
+    /// The status now.
+    #[must_use]
+    pub fn get(&self) -> Status {
+        *self.0.borrow()
+    }
+
+    /// Waits until the status has changed since it was last told here. `None` once there will be no other.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped before it is ready, nothing is missed.
+    pub async fn changed(&mut self) -> Option<Status> {
+        self.0.changed().await.ok()?;
+        Some(*self.0.borrow_and_update())
+    }
+
+    /// Waits until the status is one of these, which it may be already. `None` if it never will be.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn wait_for(&mut self, is_one: impl FnMut(&Status) -> bool) -> Option<Status> {
+        self.0.wait_for(is_one).await.ok().map(|status| *status)
     }
 }
 
@@ -135,12 +170,15 @@ impl Lifecycle {
         self.change(|_| Status::Running);
     }
 
-    /// The worker is gone, and another will come.
+    /// The worker is gone, and another may come.
     pub(crate) fn restarting(&self) {
-        self.change(|state| {
-            state.restarts += 1;
-            Status::Restarting(state.restarts)
-        });
+        self.change(|state| Status::Restarting(state.restarts.saturating_add(1)));
+    }
+
+    /// Another worker is about to be made.
+    pub(crate) fn restarted(&self) {
+        let mut state = self.state.lock();
+        state.restarts = state.restarts.saturating_add(1);
     }
 
     /// The door is shut.
@@ -204,11 +242,11 @@ impl Lifecycle {
     }
 
     /// The status from now on.
-    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+    pub(crate) fn watch(&self) -> StatusWatch {
         let mut state = self.state.lock();
         let status = state.status;
         let watched = state.watched.get_or_insert_default();
-        watched.watch.get_or_insert_with(|| watch::Sender::new(status)).subscribe()
+        StatusWatch(watched.watch.get_or_insert_with(|| watch::Sender::new(status)).subscribe())
     }
 
     pub(crate) async fn ended(&self) -> StopReason {

@@ -8,7 +8,6 @@ use std::panic::resume_unwind;
 use crate::call::Call;
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, TenoriteError};
-use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Solo;
 use crate::panics;
 use crate::receiver::Receiver;
@@ -48,6 +47,8 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
                 Err(output) => return output,
             },
         };
+        let mut worker = worker;
+        worker.begin().await;
         let mut worker = Solo::new(worker);
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             if !W::method(&request).answers_later() {
@@ -61,8 +62,7 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
             }
         }
         let mut worker = worker.into_worker();
-        let reason = receiver.close_reason().unwrap_or(StopReason::Finished);
-        worker.close(reason).await;
+        worker.close(receiver.reason()).await;
         W::Output::hand_back(worker)
     }
 }

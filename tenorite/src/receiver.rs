@@ -2,13 +2,11 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::coop;
-use tokio::time::Instant;
 
 use crate::error::SendReason;
 use crate::lifecycle::StopReason;
@@ -30,8 +28,7 @@ pub struct Receiver<M: Message> {
     queue: Arc<Queue<M::Request, M::Response, M::Error>>,
     /// Another may take over after this one.
     is_one_of_many: bool,
-    /// A request was taken since it was last noted that the service was used.
-    has_taken: bool,
+    generation: u32,
 }
 
 /// What a [`Receiver`] yields: [`TenoriteRequest`], and nothing else.
@@ -57,11 +54,15 @@ impl<Rq, Rs, Er> sealed::Message for TenoriteRequest<Rq, Rs, Er> {
 
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<TenoriteRequest<Rq, Rs, Er>> {
     pub(crate) fn new(queue: Arc<Queue<Rq, Rs, Er>>, is_one_of_many: bool) -> Self {
-        Self { queue, is_one_of_many, has_taken: false }
+        Self { generation: queue.begin_work(), queue, is_one_of_many }
     }
 
-    pub(crate) fn close_reason(&self) -> Option<StopReason> {
-        self.queue.close_reason()
+    /// Why it has ended.
+    pub(crate) fn reason(&self) -> StopReason {
+        if self.queue.is_recess() {
+            return StopReason::Restart;
+        }
+        self.queue.close_reason().unwrap_or(StopReason::Finished)
     }
 
     /// The next request, or `None` once the door is shut and everything has been received.
@@ -77,15 +78,10 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<TenoriteRequest<Rq, Rs, Er>>> {
         // Like every resource of tokio's: a worker that always finds a request must not starve its neighbours.
         let budget = ready!(coop::poll_proceed(cx));
-        let request = match self.queue.take(Some(cx.waker())) {
+        let request = match self.queue.take(self.generation, Some(cx.waker())) {
             Next::Request(taken) => Some(self.hand_over(taken)),
             Next::Closed => None,
-            Next::Empty => {
-                if mem::take(&mut self.has_taken) {
-                    self.queue.used(Instant::now());
-                }
-                return Poll::Pending;
-            }
+            Next::Empty => return Poll::Pending,
         };
         budget.made_progress();
         Poll::Ready(request)
@@ -119,7 +115,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     ///
     /// `Empty` if there is none now, `Disconnected` if there will be none.
     pub fn try_recv(&mut self) -> Result<TenoriteRequest<Rq, Rs, Er>, TryRecvError> {
-        match self.queue.take(None) {
+        match self.queue.take(self.generation, None) {
             Next::Request(taken) => Ok(self.hand_over(taken)),
             Next::Empty => Err(TryRecvError::Empty),
             Next::Closed => Err(TryRecvError::Disconnected),
@@ -160,8 +156,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         self.len() == 0
     }
 
-    fn hand_over(&mut self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
-        self.has_taken = true;
+    fn hand_over(&self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
         let client = Client::new(Arc::clone(&self.queue) as _, taken.slot, taken.deadline);
         TenoriteRequest { request: taken.request, client }
     }
@@ -172,7 +167,7 @@ impl<M: Message> Drop for Receiver<M> {
         // Whoever polls the worker knows whether another comes after it.
         let another_may_come = self.is_one_of_many
             && (self.queue.is_recess() || std::thread::panicking() && panics::defer_here(&*self.queue));
-        if !another_may_come {
+        if !another_may_come && self.queue.is_current(self.generation) {
             self.queue.shut_down(StopReason::Finished, &SendReason::Stopped);
         }
     }

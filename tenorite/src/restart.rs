@@ -73,6 +73,12 @@ impl Restart {
     }
 }
 
+/// So long after then; or, if that is beyond the end of time, so late that it is never.
+pub(crate) fn after(then: Instant, limit: Duration) -> Instant {
+    const YEARS: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    then.checked_add(limit).unwrap_or(then + YEARS)
+}
+
 /// What made a worker go.
 #[derive(Debug, Clone)]
 pub(crate) enum Fall {
@@ -116,8 +122,23 @@ impl Restarts {
         Self { policy, recent: VecDeque::new(), seed, total: 0 }
     }
 
-    /// How long to wait before the next. `None` if there have been too many.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {
+    /// How long to wait before the next. `None` if there have been too many; but one that was asked for only waits until there
+    /// may be one.
+    pub(crate) fn after(&mut self, fall: &Fall, now: Instant) -> Option<Duration> {
+        let next = self.next(now);
+        if next.is_some() || !matches!(fall, Fall::Requested) {
+            return next;
+        }
+        let Restart { restarts, period, .. } = self.policy;
+        let in_the_way = self.recent.len().checked_sub(restarts.max(1) as usize);
+        let free =
+            in_the_way.and_then(|place| self.recent.get(place)).map_or(now, |then| after(*then, period));
+        let at = if restarts == 0 { after(now, period) } else { free.max(now) };
+        self.recent.push_back(at);
+        Some(at - now)
+    }
+
+    fn next(&mut self, now: Instant) -> Option<Duration> {
         while self
             .recent
             .front()
@@ -126,7 +147,7 @@ impl Restarts {
             self.recent.pop_front();
         }
         let delay = self.delay(u32::try_from(self.recent.len()).unwrap_or(u32::MAX));
-        let at = now + delay;
+        let at = after(now, delay);
         let in_the_way =
             self.recent.iter().filter(|then| at.saturating_duration_since(**then) < self.policy.period);
         if in_the_way.count() >= self.policy.restarts as usize {
@@ -149,14 +170,17 @@ impl Restarts {
         self.total += 1;
         #[expect(clippy::cast_precision_loss, reason = "24 bits fit")]
         let share = chance as f64 / f64::from(1_u32 << 24);
-        whole.mul_f64(1.0 - share / 2.0)
+        // In milliseconds and more a double is exact enough, and never more than the whole.
+        whole.mul_f64(1.0 - share / 2.0).min(whole)
     }
 }
 
 impl Revive for Restarts {
-    fn revive(&mut self, _fall: &Fall) -> Verdict {
-        match self.next(Instant::now()) {
+    fn revive(&mut self, fall: &Fall) -> Verdict {
+        match self.after(fall, Instant::now()) {
             None => Box::pin(ready(false)),
+            // A timer counts in milliseconds, and none of nothing.
+            Some(Duration::ZERO) => Box::pin(ready(true)),
             Some(delay) => Box::pin(async move {
                 sleep(delay).await;
                 true

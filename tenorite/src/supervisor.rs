@@ -20,15 +20,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
-use crate::lifecycle::{Status, StopReason};
+use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
 use crate::mailbox::BoxFuture;
 use crate::restart::{Fall, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
@@ -281,20 +282,23 @@ impl Supervisor {
     #[track_caller]
     pub fn group(&mut self, mut group: Self) {
         let child = self.children.len();
-        let (status, watched) = watch::channel(Status::Running);
-        let (end, ended) = oneshot::channel();
+        let status = Arc::new(Lifecycle::new());
+        status.running();
+        let watched = Arc::clone(&status);
         let commands = group.events.clone();
         let name = group.name.clone();
         let ask = Ask { child, events: self.events.clone() };
         let report = tokio::spawn(async move {
             let reason = group.run_for(ask, &status).await;
             let report = group.end().await;
-            status.send_replace(Status::Stopped);
-            let _ = end.send(reason);
+            status.end(reason);
             report
         });
-        let ended = async move { ended.await.unwrap_or(StopReason::Aborted) };
-        tokio::spawn(look_after(child, watched.clone(), ended, self.events.clone()));
+        let ended = {
+            let watched = Arc::clone(&watched);
+            async move { watched.ended().await }
+        };
+        tokio::spawn(look_after(child, watched.watch(), ended, self.events.clone()));
         let hold = Group { commands, status: watched, report: Some(report) };
         self.children.push(Child::new(&name, None, true, Box::new(hold)));
     }
@@ -355,7 +359,7 @@ impl Supervisor {
     }
 
     /// Another group's child: asks that one before it gives up. Why it ended, in the end.
-    async fn run_for(&mut self, mut parent: Ask, status: &watch::Sender<Status>) -> StopReason {
+    async fn run_for(&mut self, mut parent: Ask, status: &Lifecycle) -> StopReason {
         loop {
             let fall = self.supervise().await;
             if self.asked == Some(Command::Stop) {
@@ -364,7 +368,7 @@ impl Supervisor {
             let Some(fall) = fall.or_else(|| self.asked.take().map(|_| Fall::Requested)) else {
                 return StopReason::Finished;
             };
-            status.send_replace(Status::Restarting(0));
+            status.restarting();
             let all: Vec<_> = (0..self.children.len()).collect();
             let is_down = self.bring_down(&all).await;
             if self.asked == Some(Command::Stop) {
@@ -375,9 +379,10 @@ impl Supervisor {
                 return StopReason::GaveUp(fall.message());
             }
             self.restarts.forget();
+            status.restarted();
             self.culprit = None;
             self.bring_up(&all, Duration::ZERO).await;
-            status.send_replace(Status::Running);
+            status.running();
         }
     }
 
@@ -420,7 +425,7 @@ impl Supervisor {
 
     /// A child is down: sees to it that it comes up again, and its neighbours with it.
     async fn heal(&mut self, child: usize, fall: Fall) -> Result<(), Fall> {
-        let Some(delay) = self.restarts.next(Instant::now()) else { return Err(fall) };
+        let Some(delay) = self.restarts.after(&fall, Instant::now()) else { return Err(fall) };
         let affected: Vec<usize> = match self.strategy {
             Strategy::OneForOne => {
                 // Nobody waits for it, so nobody's restart is held up by its start.
@@ -509,20 +514,18 @@ impl Child {
 /// Tells the group how a child is doing.
 async fn look_after(
     child: usize,
-    mut status: watch::Receiver<Status>,
+    mut status: StatusWatch,
     ended: impl Future<Output = StopReason>,
     events: mpsc::UnboundedSender<Event>,
 ) {
-    loop {
-        let now = *status.borrow_and_update();
-        match now {
+    let mut now = Some(status.get());
+    while let Some(status_now) = now {
+        match status_now {
             Status::Running => drop(events.send(Event::Up)),
             Status::Stopped => break,
             _ => {}
         }
-        if status.changed().await.is_err() {
-            break;
-        }
+        now = status.changed().await;
     }
     let _ = events.send(Event::Ended(child, ended.await));
 }
@@ -552,7 +555,7 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Hold for TenoriteCaller<Rq, Rs, Er> 
 /// A group's hold on another.
 struct Group {
     commands: mpsc::UnboundedSender<Event>,
-    status: watch::Receiver<Status>,
+    status: Arc<Lifecycle>,
     report: Option<JoinHandle<Report>>,
 }
 
@@ -566,11 +569,11 @@ impl Hold for Group {
     }
 
     fn status(&self) -> Status {
-        *self.status.borrow()
+        self.status.status()
     }
 
     fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
-        let (name, report) = (name.to_owned(), self.report.take());
+        let (name, report, restarts) = (name.to_owned(), self.report.take(), self.status.restarts());
         Box::pin(async move {
             let inner = match report {
                 Some(report) => report.await.map_or_else(|_| Vec::new(), |report| report.ended),
@@ -578,7 +581,7 @@ impl Hold for Group {
             };
             let within =
                 inner.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended });
-            let mut all = vec![Ended { name: name.clone(), reason, restarts: 0 }];
+            let mut all = vec![Ended { name: name.clone(), reason, restarts }];
             all.extend(within);
             all
         })

@@ -23,7 +23,7 @@ use crate::mailbox::task::Door;
 use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
-use crate::restart::{Fall, Revive, Verdict};
+use crate::restart::{Fall, Revive, Verdict, after};
 
 /// A worker: what a service does with its requests.
 ///
@@ -203,7 +203,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
             }
             Err(payload) => Err(payload),
         };
-        let asked_to = queue.end_recess();
+        let asked_to = queue.end_work();
         let (fall, end) = match outcome {
             Ok(output) if asked_to => (Fall::Requested, Ok(output)),
             Ok(output) => {
@@ -239,6 +239,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
             Ok(output) => drop(panics::drop_quietly(output)),
             Err(payload) => panics::discard(payload),
         }
+        queue.lifecycle.restarted();
         next = panics::catch(again.as_mut().expect("a service that can be restarted knows how"));
     }
 }
@@ -253,7 +254,7 @@ async fn work<W: TenoriteWorker>(
     let mut idle = idle.map(|limit| {
         let now = Instant::now();
         queue.note_use(now);
-        (limit, Box::pin(sleep_until(now + limit)))
+        (limit, Box::pin(sleep_until(after(now, limit))))
     });
     // Called inside the poll: the function may do something, and panic, before it returns its future.
     let mut task = pin!(async move { W::task(receiver, config).await });
@@ -273,10 +274,9 @@ async fn work<W: TenoriteWorker>(
         }
         if let (Poll::Pending, Some((limit, sleep))) = (&poll, &mut idle) {
             while sleep.as_mut().poll(cx).is_ready() {
-                let now = Instant::now();
-                let until = queue.close_if_idle(*limit, now);
+                let until = queue.close_if_idle(*limit, Instant::now());
                 // Once its door is shut there is nothing to wait for.
-                sleep.as_mut().reset(if until <= now { now + Duration::from_secs(1 << 30) } else { until });
+                sleep.as_mut().reset(until.unwrap_or_else(|| after(Instant::now(), Duration::MAX)));
             }
         }
         poll

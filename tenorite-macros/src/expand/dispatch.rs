@@ -20,7 +20,6 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let allow = is_deprecated.then(|| allowing!(deprecated));
     // An argument may be called so as well.
     let job = Ident::new("job", Span::mixed_site());
-    let reply = Ident::new("reply", Span::mixed_site());
     let make = &service.names.function;
 
     let arms = service.methods.iter().map(|method| {
@@ -33,7 +32,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             .collect();
         let later = reply_at.map(|at| {
             // Where the user takes it, so that a `Reply` of another making is told there.
-            passed.insert(at, quote_spanned!(method.reply.ty.span()=> #reply));
+            let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
+            passed.insert(at, quote!(#reply));
             quote! {
                 let #reply = #job.reply_later(#response_name::#variant, |response| match response {
                     #response_name::#variant(answer) => ::core::option::Option::Some(answer),
@@ -72,7 +72,12 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let space = if is_async { quote!(SomeSpace) } else { quote!(NoSpace) };
 
     let (config, output) = config_and_output(service);
-    let Hooks { ready, open, close } = hooks(service, &config, &output);
+    let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
+    let begins = begin.as_ref().map(|_| {
+        quote!(
+            const BEGINS: bool = true;
+        )
+    });
     let closes = close.as_ref().map(|_| {
         quote!(
             const CLOSES: bool = true;
@@ -117,6 +122,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Output = #output;
 
             const NAME: &'static str = #service_name;
+            #begins
             #closes
 
             fn method(request: &#request) -> &'static #krate::__private::Method {
@@ -132,6 +138,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
             #ready
             #open
+            #begin
             #close
         }
     }
@@ -148,10 +155,11 @@ fn config_and_output(service: &Service) -> (TokenStream, TokenStream) {
     }
 }
 
-/// The functions around a worker's time. Two of them only if there is something to be done.
+/// The functions around a worker's time. All but the first only if there is something to be done.
 struct Hooks {
     ready: TokenStream,
     open: Option<TokenStream>,
+    begin: Option<TokenStream>,
     close: Option<TokenStream>,
 }
 
@@ -162,34 +170,25 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
         quote!(Self::#name(#arguments) #awaited)
     };
 
-    let is_ready = hooks.init.is_none() && hooks.on_start.is_none();
-    let ready = if is_ready { quote!(Ok) } else { quote!(Err) };
-    let open = (!is_ready).then(|| {
-        let opened = hooks.init.as_ref().map_or_else(
-            || quote!(config),
-            |Init { name, is_async, config, output }| {
-                let init =
-                    called(name, *is_async, config.is_some().then(|| quote!(config)).into_iter().collect());
-                // What is no worker and no `Result` of one is told at the return type.
-                let opened = quote_spanned!(output.span()=> #krate::__private::Opened::<Self>::opened);
-                quote!(#opened(#init)?)
-            },
-        );
-        let unused =
-            hooks.init.as_ref().is_some_and(|init| init.config.is_none()).then(|| quote!(let () = config;));
-        let (mutable, started) = match &hooks.on_start {
-            None => (quote!(), quote!()),
-            Some(Hook { name, is_async, .. }) => {
-                let start = called(name, *is_async, quote!(&mut worker));
-                (quote!(mut), quote!(#start;))
-            }
-        };
+    let ready = if hooks.init.is_none() { quote!(Ok) } else { quote!(Err) };
+    let open = hooks.init.as_ref().map(|Init { name, is_async, config: argument, output: returned }| {
+        let passed = argument.as_ref().map_or_else(TokenStream::new, |_| quote!(config));
+        let init = called(name, *is_async, passed);
+        let unused = argument.is_none().then(|| quote!(let () = config;));
+        // What is no worker and no `Result` of one is told at the return type.
+        let opened = quote_spanned!(returned.span()=> #krate::__private::Opened::<Self>::opened);
         quote! {
             async fn open(config: #config) -> ::core::result::Result<Self, #output> {
                 #unused
-                let #mutable worker: Self = #opened;
-                #started
-                ::core::result::Result::Ok(worker)
+                #opened(#init)
+            }
+        }
+    });
+    let begin = hooks.on_start.as_ref().map(|Hook { name, is_async, .. }| {
+        let begin = called(name, *is_async, quote!(self));
+        quote! {
+            async fn begin(&mut self) {
+                #begin;
             }
         }
     });
@@ -209,7 +208,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
             ::core::result::Result::#ready(config)
         }
     };
-    Hooks { ready, open, close }
+    Hooks { ready, open, begin, close }
 }
 
 /// The parameters of the worker, with what running it as a service asks for.

@@ -41,6 +41,8 @@ struct Gate {
     /// Those that run, each with its task, if it had to wait.
     flights: BTreeMap<u64, Option<AbortHandle>>,
     next: u64,
+    /// Those that have to wait are to be ended.
+    is_aborted: bool,
 }
 
 /// One request that runs. The last one to end behind a shut door ends the service.
@@ -48,7 +50,7 @@ struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
 
 impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     pub(crate) fn new(function: F) -> Self {
-        let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0 });
+        let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
         Self { function: Some(function), shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
     }
 }
@@ -181,9 +183,15 @@ where
                     // The service may end, now that the call has.
                     drop(flight);
                 });
+                let mut gate = self.shared.gate.lock();
                 // Unless it is over already.
-                if let Some(place) = self.shared.gate.lock().flights.get_mut(&number) {
+                if let Some(place) = gate.flights.get_mut(&number) {
                     *place = Some(task.abort_handle());
+                }
+                let is_aborted = gate.is_aborted;
+                drop(gate);
+                if is_aborted {
+                    task.abort();
                 }
                 slot.map_or(Phase::Accepted, Phase::Waiting)
             }
@@ -262,9 +270,15 @@ where
     fn unreserve(&self) {}
 
     fn abort(&self) -> bool {
-        self.shared.close(StopReason::Requested);
+        let mut gate = self.shared.gate.lock();
+        gate.is_aborted = true;
+        if !gate.flights.is_empty() {
+            gate.closed = Some(StopReason::Aborted);
+        }
         // Each ends its call, and its flight, as its future is dropped.
-        let tasks: Vec<_> = self.shared.gate.lock().flights.values().flatten().cloned().collect();
+        let tasks: Vec<_> = gate.flights.values().flatten().cloned().collect();
+        drop(gate);
+        self.shared.close(StopReason::Aborted);
         tasks.iter().for_each(AbortHandle::abort);
         true
     }

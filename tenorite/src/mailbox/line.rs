@@ -68,8 +68,12 @@ pub(super) struct Line<Rq, Rs, Er> {
     pub(super) unwound: Unwound,
     /// The worker is being dropped, not polled.
     pub(super) aborted: bool,
-    /// The worker, which reads the line itself, is to be replaced by another.
+    /// Which worker reads the line itself, counted from the first; whether there is one; whether it is to be replaced by another;
+    /// and whether it has taken a request since it last found none.
+    pub(super) generation: u32,
+    pub(super) is_staffed: bool,
     pub(super) is_recess: bool,
+    pub(super) has_taken: bool,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
     /// Down to how many occupied slots trimming is not worth another look.
@@ -248,7 +252,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             worker: None,
             unwound: Unwound::default(),
             aborted: false,
+            generation: 0,
+            is_staffed: false,
             is_recess: false,
+            has_taken: false,
             freed: 0,
             trim_below: u32::MAX,
             rare: None,
@@ -286,7 +293,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Whether nothing stands in it, waits for it, or runs.
     pub(super) fn is_unused(&self) -> bool {
-        self.reserved == 0 && self.slots.is_empty()
+        self.reserved == 0 && self.slots.is_empty() && !self.has_taken
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
@@ -301,6 +308,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// A handler waits for this slot.
     pub(super) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
         self.slots[slot].edge = Some(edge);
+    }
+
+    pub(super) fn end_wait(&mut self, slot: usize) {
+        self.slots[slot].end_wait();
     }
 
     /// Who is to be woken when the slot changes. Returns who was.

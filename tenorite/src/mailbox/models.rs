@@ -32,7 +32,7 @@ fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => queue.push(request, terms(false), Instant::now, cx.waker()),
+            None => queue.push(request, terms(false), Instant::now, cx.waker().clone()),
             Some(slot) => queue.poll(slot, cx.waker()),
         };
         if let Phase::Waiting(slot) = next {
@@ -54,7 +54,7 @@ fn ended(phase: Phase<u32, u32, ()>) -> Option<Ended<u32, ()>> {
 
 /// Waits for a request, answers it, and returns it. `None` at the end.
 fn serve_one(queue: &Model) -> Option<u32> {
-    let taken = block_on(poll_fn(|cx| match queue.take(Some(cx.waker())) {
+    let taken = block_on(poll_fn(|cx| match queue.take(0, Some(cx.waker())) {
         Next::Request(taken) => Poll::Ready(Some(taken)),
         Next::Closed => Poll::Ready(None),
         Next::Empty => Poll::Pending,
@@ -119,7 +119,8 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            else {
                 unreachable!("there is room");
             };
             queue.abandon(slot);
@@ -135,7 +136,8 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
+            let Phase::Waiting(first) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            else {
                 unreachable!("there is room");
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
@@ -153,7 +155,8 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
+            let Phase::Waiting(accepted) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            else {
                 unreachable!("there is room");
             };
             let waiting = spawn(&queue, |queue| call(queue, 2));
@@ -176,7 +179,7 @@ fn a_worker_that_dies_while_one_calls() {
     model(
         |queue| {
             let caller = spawn(&queue, |queue| call(queue, 1));
-            let taken = match queue.take(None) {
+            let taken = match queue.take(0, None) {
                 Next::Request(taken) => taken.slot,
                 _ => None,
             };
@@ -204,7 +207,8 @@ fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop()) else {
+            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            else {
                 unreachable!("there is room");
             };
             let outcome =
@@ -224,8 +228,12 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(queue.push(1, terms(true), Instant::now, Waker::noop()), Phase::Accepted));
-            let Phase::Waiting(waiting) = queue.push(2, terms(true), Instant::now, Waker::noop()) else {
+            assert!(matches!(
+                queue.push(1, terms(true), Instant::now, Waker::noop().clone()),
+                Phase::Accepted
+            ));
+            let Phase::Waiting(waiting) = queue.push(2, terms(true), Instant::now, Waker::noop().clone())
+            else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {

@@ -28,6 +28,7 @@ use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
 use crate::reply::{Answer, Ended};
+use crate::restart::after;
 use crate::sync::Mutex;
 use crate::trace::Span;
 use crate::waits::Edge;
@@ -77,11 +78,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         request: Rq,
         terms: Terms,
         now: impl FnOnce() -> Instant,
-        waker: &Waker,
+        waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, terms, waker, None, now, |line, accepted| {
-            let worker = if accepted { line.worker.take() } else { None };
-            Join::Append { keep_waker: true, found: worker }
+        let entered = self.enter(request, terms, waker, None, now, |line| {
+            // Also for one who has to wait for room: if that is all kept for others, the worker serves him all the same.
+            Join::Append { keep_waker: true, found: line.worker.take() }
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -94,21 +95,20 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Takes a place in the line, unless `join` finds, under the lock and with all that refuses a request ruled out, that
-    /// the caller may run it itself. It is told whether the request would be accepted.
+    /// the caller may run it itself.
     ///
     /// `now` is the service's clock.
     pub(super) fn enter<T>(
         &self,
         request: Rq,
         terms: Terms,
-        waker: &Waker,
+        waker: Waker,
         edge: Option<Arc<Edge>>,
         now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&mut Line<Rq, Rs, Er>, bool) -> Join<T>,
+        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
         let Terms { limit, cast, no_wait, wanted_back, has_permit } = terms;
         let mut after = After::new();
-        let waker = waker.clone();
         let span = Span::current();
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
@@ -139,7 +139,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
         line.used(now);
         let accepted = has_permit || line.has_room();
-        let (keep_waker, found) = match join(&mut line, accepted) {
+        let (keep_waker, found) = match join(&mut line) {
             Join::Append { keep_waker, found } => (keep_waker, found),
             Join::Run => {
                 if has_permit {
@@ -212,6 +212,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Opens a slot for a request that runs at once, without standing in the line.
     pub(crate) fn occupy(&self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
         self.line.lock().occupy(waker, edge)
+    }
+
+    /// Whoever waits for this slot is not known to wait for its service any more.
+    pub(crate) fn end_wait(&self, slot: usize) {
+        self.line.lock().end_wait(slot);
     }
 
     /// A handler waits for room for this cast. Not if that was made meanwhile.
@@ -386,7 +391,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Stops a service that has not been used for so long, or says when to look again. Its clock is what says `now`.
-    pub(crate) fn close_if_idle(&self, limit: Duration, now: Instant) -> Instant {
+    pub(crate) fn close_if_idle(&self, limit: Duration, now: Instant) -> Option<Instant> {
         self.close_if(limit, now, || true, || {})
     }
 
@@ -397,39 +402,50 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: Instant,
         is_idle: impl FnOnce() -> bool,
         close: impl FnOnce(),
-    ) -> Instant {
-        let mut after = After::new();
+    ) -> Option<Instant> {
         let mut line = self.line.lock();
-        let used = if is_idle() && line.is_unused() { line.last_used().unwrap_or(now) } else { now };
-        let until = used + limit;
-        let closes = until <= now;
+        let is_idle = is_idle() && line.is_unused();
+        let used = if is_idle { line.last_used().unwrap_or(now) } else { now };
+        let until = after(used, limit);
+        let closes = is_idle && until <= now;
+        let mut left = After::new();
         if closes {
-            line.close(StopReason::Idle, &SendReason::Stopped, &mut after);
+            line.close(StopReason::Idle, &SendReason::Stopped, &mut left);
             close();
         }
         drop(line);
         if closes {
             self.lifecycle.draining();
         }
-        self.finish(after);
-        until
+        self.finish(left);
+        if closes { None } else { Some(until) }
     }
 
     // The worker's side.
 
     /// Takes the request whose turn it is. `waker` is woken when there is one, if there is none now.
-    pub(crate) fn take(&self, waker: Option<&Waker>) -> Next<Rq> {
+    ///
+    /// `generation` is whose turn it is to take it: a worker that is gone gets nothing.
+    pub(crate) fn take(&self, generation: u32, waker: Option<&Waker>) -> Next<Rq> {
         let waker = waker.cloned();
         let mut previous = None;
         let mut after = After::new();
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
-        let taken = if line.is_recess { Ok(None) } else { line.take_next(true, Instant::now, &mut after) };
+        let is_over = line.is_recess || line.generation != generation;
+        let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut after) };
         let next = match taken {
-            Ok(Some(taken)) => Next::Request(taken),
-            _ if line.closed.is_some() || line.is_recess => Next::Closed,
+            Ok(Some(taken)) => {
+                line.has_taken = true;
+                Next::Request(taken)
+            }
+            _ if line.closed.is_some() || is_over => Next::Closed,
             _ => {
+                if std::mem::take(&mut line.has_taken) {
+                    // It is done with what it took.
+                    line.used(Instant::now);
+                }
                 if let Some(waker) = waker {
                     previous = line.worker.replace(waker);
                 }
@@ -466,11 +482,29 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         decided
     }
 
-    /// Ends the worker's receiver, though the door is open: another worker is to take over. Not if the door is shut.
+    /// There is a worker that reads. Returns its number.
+    pub(crate) fn begin_work(&self) -> u32 {
+        let mut line = self.line.lock();
+        line.is_staffed = true;
+        line.has_taken = false;
+        line.generation
+    }
+
+    /// It is gone. Returns whether it was told to go. From now on it reads nothing.
+    pub(crate) fn end_work(&self) -> bool {
+        let mut line = self.line.lock();
+        line.is_staffed = false;
+        line.generation = line.generation.wrapping_add(1);
+        std::mem::take(&mut line.is_recess)
+    }
+
+    /// Ends the worker's receiver, though the door is open: another worker is to take over. Not if the door is shut; and not if
+    /// there is none, since then another comes anyway.
     pub(crate) fn begin_recess(&self) {
         let mut line = self.line.lock();
-        line.is_recess = line.closed.is_none();
-        let worker = if line.is_recess { line.worker.take() } else { None };
+        let begins = line.closed.is_none() && line.is_staffed;
+        line.is_recess |= begins;
+        let worker = if begins { line.worker.take() } else { None };
         drop(line);
         panics::wake(worker);
     }
@@ -479,14 +513,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().is_recess
     }
 
-    /// Whether the worker was told to leave. From now on the next may read.
-    pub(crate) fn end_recess(&self) -> bool {
-        std::mem::take(&mut self.line.lock().is_recess)
+    pub(crate) fn is_current(&self, generation: u32) -> bool {
+        self.line.lock().generation == generation
     }
 
-    /// The worker is done with what it has received. `now` is its clock.
-    pub(crate) fn used(&self, now: Instant) {
-        self.line.lock().used(|| now);
+    /// Somebody has used the service. `now` is its clock.
+    pub(crate) fn used(&self, now: impl FnOnce() -> Instant) {
+        self.line.lock().used(now);
     }
 
     /// Ready once there is nothing left that a worker would have to do. For the worker's side, while there is no worker.

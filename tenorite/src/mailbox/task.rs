@@ -43,9 +43,11 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
         let next = match state.phase {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
+                // Before anything is taken: it may panic.
+                let waker = cx.waker().clone();
                 let (request, terms) = state.take_request();
                 let now = || home::now_in(Some(&self.runtime));
-                self.queue.push(request, terms, now, cx.waker())
+                self.queue.push(request, terms, now, waker)
             }
             Phase::Permit => self.queue.reserve(state.terms, cx.waker()),
             _ => return Poll::Ready(()),
@@ -73,6 +75,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
     }
 
     fn unreserve(&self) {
+        self.queue.used(|| home::now_in(Some(&self.runtime)));
         self.queue.unreserve();
     }
 

@@ -396,19 +396,17 @@ async fn the_status_can_be_watched() {
     let gate = Arc::clone(&plan.gate);
     let (_task, mail) = start(plan, Inline::Auto);
     let mut watch = mail.watch();
-    assert_eq!(*watch.borrow_and_update(), Status::Starting);
+    assert_eq!(watch.get(), Status::Starting);
     gate.add_permits(1);
-    watch.changed().await.unwrap();
-    assert_eq!(*watch.borrow_and_update(), Status::Running);
+    assert_eq!(watch.changed().await, Some(Status::Running));
     let mut running = mail.hang();
     assert!(poll_once(&mut running).is_pending());
     mail.stop();
-    watch.changed().await.unwrap();
-    assert_eq!(*watch.borrow_and_update(), Status::Draining);
+    assert_eq!(watch.changed().await, Some(Status::Draining));
     mail.stop_within(Duration::ZERO).await;
-    watch.changed().await.unwrap();
-    assert_eq!(*watch.borrow_and_update(), Status::Stopped);
-    assert_eq!(mail.watch().borrow().to_string(), "stopped");
+    assert_eq!(watch.changed().await, Some(Status::Stopped));
+    assert_eq!(watch.wait_for(|status| *status == Status::Stopped).await, Some(Status::Stopped));
+    assert_eq!(watch.get().to_string(), "stopped");
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ mod hygiene;
 mod later;
 mod layout;
 mod lifecycle;
+mod mended;
 mod panic;
 mod permits;
 mod receiver;

@@ -16,10 +16,10 @@ use super::word::{Found, Join};
 use super::{Aftermath, Core, Dispatch};
 use crate::context::{Method, Served};
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
-use crate::home::Stance;
+use crate::home::{self, Stance};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
-use crate::mailbox::{CallState, Mailbox, Phase, Stats};
+use crate::mailbox::{CallState, Mailbox, Phase, Stats, Terms};
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 use crate::waits::{self, Edge};
@@ -42,20 +42,22 @@ impl<W: Dispatch> Door<W> {
         Self { core }
     }
 
+    /// Whom a handler serves that runs this request.
+    #[inline(always)]
+    fn served(request: &W::Request, terms: Terms) -> Served {
+        Served { method: W::method(request), deadline: terms.limit.deadline() }
+    }
+
     /// The worker is this thread's, for the call's own request.
     #[inline(always)]
     fn run(
         &self,
         mut owner: Owner<'_, W>,
+        served: Served,
         state: &mut State<W>,
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
-        let served = Served { method: W::method(request), deadline: state.terms.limit.deadline() };
-        if served.method.answers_later() {
-            return self.run_in_line(owner, state, cx, stance);
-        }
         match owner.start(&mut state.phase, served, stance) {
             Run::Replied => {
                 waits::through(self.core.node());
@@ -93,32 +95,9 @@ impl<W: Dispatch> Door<W> {
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        self.run(owner, state, cx, stance)
-    }
-
-    /// A method that may answer later needs a slot for its answer from the start.
-    #[cold]
-    #[inline(never)]
-    fn run_in_line(
-        &self,
-        owner: Owner<'_, W>,
-        state: &mut State<W>,
-        cx: &mut Context<'_>,
-        stance: Stance,
-    ) -> Poll<()> {
-        let core = &self.core;
-        let (request, terms) = state.take_request();
-        let now = || core.home.now(stance);
-        let entered = core.queue.enter(request, terms, cx.waker(), None, now, |_, _| {
-            // Behind a door that has been shut meanwhile nobody gets here.
-            queue::Join::Append { keep_waker: false, found: () }
-        });
-        match entered {
-            Entered::Refused(phase) | Entered::Line(phase, ()) => state.phase = phase,
-            Entered::Own(_) => unreachable!("it was to be appended"),
-        }
-        owner.drain(None, Credit::of_one_who_waits(&core.dice), stance, cx);
-        self.look(state, cx)
+        let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
+        let served = Self::served(request, state.terms);
+        self.run(owner, served, state, cx, stance)
     }
 
     /// Somebody else has come meanwhile.
@@ -171,8 +150,9 @@ impl<W: Dispatch> Door<W> {
             Phase::New(_) => {
                 let may_run = !state.elsewhere && core.dice.allows();
                 let stance = if may_run { core.home.look(cx.waker()) } else { None };
-                if let Some(stance) = stance
+                if let (Some(stance), Phase::New(request)) = (stance, &state.phase)
                     && !state.terms.limit.is_expired()
+                    && !W::method(request).answers_later()
                     && self.spin()
                 {
                     return self.run_later(Owner::claimed(core), state, cx, stance);
@@ -202,11 +182,11 @@ impl<W: Dispatch> Door<W> {
     /// T6.
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
+        // Before anything is taken: it may panic.
+        let waker = cx.waker().clone();
         let (request, terms) = state.take_request();
         let method = W::method(&request);
-        // Of an answer that may come later it is not known what it waits for.
-        let waits = !(state.terms.cast || state.raced || method.answers_later());
-        let edge = match self.wait_for(method, waits) {
+        let edge = match self.wait_for(method, !(terms.cast || state.raced)) {
             Ok(edge) => edge,
             Err(cycle) => {
                 if terms.has_permit {
@@ -218,9 +198,10 @@ impl<W: Dispatch> Door<W> {
             }
         };
         let now = || core.home.now(stance.unwrap_or(Stance::Foreign));
-        let entered = core.queue.enter(request, terms, cx.waker(), edge.clone(), now, |line, _| {
+        let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |line| {
             match core.word.join(stance.is_some(), line.first().is_none()) {
-                Join::Claimed(Found::Idle) => queue::Join::Run,
+                // One that may answer later needs a slot for its answer from the start.
+                Join::Claimed(Found::Idle) if !method.answers_later() => queue::Join::Run,
                 join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
             }
         });
@@ -280,6 +261,8 @@ impl<W: Dispatch> Door<W> {
 
     /// The worker was left with work, and the task has not come yet: serves the line, in which the own request is.
     fn help(&self, found: Found, state: &mut State<W>, cx: &mut Context<'_>, stance: Stance) {
+        // What is served here is not what the handler below waits for: his own call has an edge of its own.
+        let _cut = waits::cut();
         let credit = Credit::of_one_who_waits(&self.core.dice);
         let owner = Owner::claimed(&self.core);
         match found {
@@ -320,13 +303,15 @@ impl<W: Dispatch> Door<W> {
 impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
-        if matches!(state.phase, Phase::New(_))
+        if let Phase::New(request) = &state.phase
             && !state.terms.limit.is_expired()
             && !state.elsewhere
             && let Some(stance) = self.core.home.look(cx.waker())
+            && let served = Self::served(request, state.terms)
+            && !served.method.answers_later()
             && self.core.word.claim_idle()
         {
-            return self.run(Owner::claimed(&self.core), state, cx, stance);
+            return self.run(Owner::claimed(&self.core), served, state, cx, stance);
         }
         self.poll_slowly(state, cx)
     }
@@ -350,6 +335,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn unreserve(&self) {
+        self.core.queue.used(|| home::now_in(self.core.home.runtime()));
         self.core.queue.unreserve();
     }
 

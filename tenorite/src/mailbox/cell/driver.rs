@@ -54,7 +54,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     ) -> Self {
         let Some(core) = &self.core else { return self };
         let config = match W::ready(config) {
-            Ok(worker) if core.aftermath == Aftermath::End => {
+            Ok(worker) if core.aftermath == Aftermath::End && !W::BEGINS => {
                 core.place(worker);
                 core.queue.lifecycle.running();
                 return self;

@@ -34,7 +34,7 @@ use crate::error::SendReason;
 use crate::lifecycle::StopReason;
 use crate::mailbox::BoxFuture;
 use crate::panics::{self, Payload};
-use crate::restart::{Fall, Revive, Verdict};
+use crate::restart::{Fall, Revive, Verdict, after};
 use crate::waits;
 
 /// What there is to the life of a worker besides requests.
@@ -51,12 +51,16 @@ pub(super) struct Life<W: Dispatch> {
 pub(crate) type Again<Config> = Box<dyn FnMut() -> Config + Send>;
 
 enum Stage<W: Dispatch> {
-    Opening(BoxFuture<Result<W, W::Output>>),
+    Opening(Hook<Result<W, W::Output>>),
     Serving,
-    Closing(BoxFuture<W>),
+    Closing(Hook<W>),
     Deciding(Verdict),
     Over,
 }
+
+/// The worker is in the hands of its hook, and caught there if it panics: a worker that is dropped as its hook unwinds, and
+/// panics as well, would end the process.
+type Hook<T> = BoxFuture<Result<T, Payload>>;
 
 /// What the `JoinHandle` is to hear.
 pub(super) enum End<W: Dispatch> {
@@ -137,7 +141,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         if let Some(idle) = &mut self.idle {
             let now = Instant::now();
             core.queue.note_use(now);
-            idle.sleep.as_mut().reset(now + idle.limit);
+            idle.sleep.as_mut().reset(after(now, idle.limit));
         }
         self.go(Stage::Serving);
         core.place(worker);
@@ -167,8 +171,13 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         self.fallen = fall;
         let mut worker = worker.expect("it is there until it is taken");
         let close = async move {
-            worker.close(reason).await;
-            worker
+            match panics::caught(worker.close(reason)).await {
+                Ok(()) => Ok(worker),
+                Err(payload) => {
+                    panics::drop_quietly(worker);
+                    Err(payload)
+                }
+            }
         };
         self.go(Stage::Closing(Box::pin(close)));
         None
@@ -224,6 +233,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         if let Some((_, Some(end))) = self.fallen.take() {
             discard(end);
         }
+        core.queue.lifecycle.restarted();
         let again = self.again.as_mut().expect("a service that can be restarted knows how");
         match panics::catch(again) {
             Ok(config) => {
@@ -269,16 +279,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         let Some(idle) = &mut self.idle else { return Poll::Pending };
         loop {
             ready!(idle.sleep.as_mut().poll(cx));
-            let now = Instant::now();
             let is_idle = || core.word.is_idle();
-            let until = core.queue.close_if(idle.limit, now, is_idle, || {
+            let until = core.queue.close_if(idle.limit, Instant::now(), is_idle, || {
                 // The task is here, and looks again.
                 let _ = core.word.close();
             });
-            if until <= now {
+            let Some(until) = until else {
                 self.idle = None;
                 return Poll::Ready(());
-            }
+            };
             idle.sleep.as_mut().reset(until);
         }
     }
@@ -312,10 +321,22 @@ fn discard<W: Dispatch>(end: End<W>) {
 impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
     /// From a worker that is ready, or from what it is to be made of.
     fn opening(config: Result<W, W::Config>) -> Self {
-        Self::Opening(match config {
-            Ok(worker) => Box::pin(std::future::ready(Ok(worker))),
-            Err(config) => Box::pin(W::open(config)),
-        })
+        Self::Opening(Box::pin(async move {
+            let mut worker = match config {
+                Ok(worker) => worker,
+                Err(config) => match panics::caught(W::open(config)).await? {
+                    Ok(worker) => worker,
+                    Err(output) => return Ok(Err(output)),
+                },
+            };
+            match panics::caught(worker.begin()).await {
+                Ok(()) => Ok(Ok(worker)),
+                Err(payload) => {
+                    panics::drop_quietly(worker);
+                    Err(payload)
+                }
+            }
+        }))
     }
 }
 
@@ -323,14 +344,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
 fn poll_hook<W: Dispatch, T>(
     core: &Arc<Core<W>>,
     method: &'static Method,
-    hook: Pin<&mut (dyn Future<Output = T> + Send)>,
+    hook: Pin<&mut (dyn Future<Output = Result<T, Payload>> + Send)>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Payload>> {
     let _known = core.home.enter_as_task(cx.waker());
     let _cut = waits::cut();
     let poll = {
         let _running = waits::run(core.node(), method);
-        panics::poll_caught(hook, cx)
+        hook.poll(cx)
     };
     waits::left();
     if poll.is_ready() {

@@ -82,7 +82,7 @@ use super::inline::{Dice, Inline};
 use super::queue::Queue;
 use crate::context::{Method, Served};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::home::Home;
+use crate::home::{Home, now_in};
 use crate::lifecycle::StopReason;
 use crate::panics::{self, Payload};
 use crate::reply::{Answer, Ended};
@@ -134,7 +134,9 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// What the service is called.
     const NAME: &'static str;
-    /// Whether [`close`](Self::close) does anything.
+    /// Whether [`begin`](Self::begin) does anything.
+    const BEGINS: bool = false;
+    /// Whether [`close`](Self::close) does.
     const CLOSES: bool = false;
 
     /// Which method a request asks for.
@@ -154,6 +156,11 @@ pub trait Dispatch: Send + Sized + 'static {
     fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
         let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
         async move { Ok(worker.expect("it is ready")) }
+    }
+
+    /// Before the first request.
+    fn begin(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
     }
 
     /// After the last request.
@@ -388,10 +395,11 @@ impl<W: Dispatch> Core<W> {
 impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer(&self, slot: usize, mut reply: Answered<W>) -> Result<(), Answered<W>> {
         let is_unanswered = matches!(reply, Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
-        if is_unanswered && self.queue.close_reason() == Some(StopReason::Aborted) {
+        if is_unanswered && self.word.is_aborted() {
             // Nobody has let it go: it went with the service.
             reply = Err(TenoriteError::FetchFailure(FetchReason::Stopped));
         }
+        self.queue.used(|| now_in(self.home.runtime()));
         self.queue.answer_slot(slot, reply)
     }
 

@@ -154,21 +154,27 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         stance: Stance,
     ) -> Run {
         let core = self.core;
+        if let Some(slot) = slot {
+            // From here on its answer may come from anywhere, and what it waits for is not known.
+            core.queue.end_wait(slot);
+        }
         let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
         let owned = self.owned();
         // SAFETY: this is the owner.
         unsafe { (*owned).seat.lend(client) };
         let (ran, unwound) =
             panics::polled_here(&core.queue, || self.start_in(span, exchange, served, stance));
-        if let Run::Panicked(payload) = &ran {
-            let message = panics::message(payload);
-            // SAFETY: this is the owner.
-            if let Some(client) = unsafe { (*owned).seat.take_back() } {
-                client.panicked(message.clone());
-            }
-            if unwound {
-                core.queue.settle_unwound(Some(&message));
-            }
+        let message = match &ran {
+            Run::Panicked(payload) => Some(panics::message(payload)),
+            _ => None,
+        };
+        // SAFETY: this is the owner.
+        if let (Some(message), Some(client)) = (&message, unsafe { (*owned).seat.take_back() }) {
+            client.panicked(message.clone());
+        }
+        // Also of a panic that it has caught itself.
+        if unwound {
+            core.queue.settle_unwound(message.as_ref());
         }
         ran
     }
@@ -200,10 +206,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
         // What it owes it drops as it unwinds.
         let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(resume));
-        if let Err(payload) = &ran
-            && unwound
-        {
-            core.queue.settle_unwound(Some(&panics::message(payload)));
+        if unwound {
+            core.queue.settle_unwound(ran.as_ref().err().map(panics::message).as_ref());
         }
         match ran {
             Ok(poll) => poll.map(Ok),
@@ -459,7 +463,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 impl<W: Dispatch> Owner<'_, W> {
     #[cold]
     fn break_down(&mut self) {
-        let owner = Owner { hand: self.hand.take(), ..Owner::claimed(self.core) };
+        let owner = Owner { core: self.core, hand: self.hand.take(), has_left: false };
         let message = "something that is not the service's own panicked while a thread served it";
         owner.end(StopReason::Panicked(message.into()), Some(Box::new(message)));
     }
