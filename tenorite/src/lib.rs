@@ -36,6 +36,7 @@
 //! - [`TenoriteError`] is what a call may end in: [`SendFailure`](TenoriteError::SendFailure), it certainly did not run;
 //!   [`FetchFailure`](TenoriteError::FetchFailure), it may have; [`ServiceError`](TenoriteError::ServiceError), it ran and
 //!   this is the answer.
+//! - [`Builder`] and its [`restart`](Builder::restart), and [`Supervisor`], are for services that have to come back by themselves.
 //! - [`TenoriteWorker`], [`Receiver`], [`TenoriteRequest`] and [`Client`] are for workers written by hand.
 //!
 //! # What holds
@@ -76,6 +77,7 @@ mod receiver;
 mod worker;
 mod service;
 mod supervisor;
+pub mod testing;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 
@@ -131,6 +133,12 @@ pub use worker::TenoriteWorker;
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
 /// - `crate = path`: where this crate is, if not at `::tenorite`.
 /// - `#[service(skip)]` on a method: not a request, though it is `pub`.
+/// - `#[service(init)]` on an associated function: makes the worker from a config, which `start_task` takes then. It may be
+///   async, and may fail: it returns `Self` or `Result<Self, E>`, and so does the `JoinHandle`.
+/// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: called before the first request and after the last. The latter may
+///   take a [`StopReason`].
+///
+/// A method that takes a [`Reply`] answers with it, and not with what it returns.
 ///
 /// One block is one service: a type has one such block.
 ///

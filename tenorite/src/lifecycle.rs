@@ -95,13 +95,19 @@ impl fmt::Display for Status {
 /// [`Status::Stopped`], is not.
 // Not tokio's own receiver: what that lends keeps a lock, and whoever stopped the service meanwhile would wait for himself.
 #[derive(Debug, Clone)]
-pub struct StatusWatch(watch::Receiver<Status>);
+pub struct StatusWatch(watch::Receiver<News>);
 
 impl StatusWatch {
     /// The status now.
     #[must_use]
     pub fn get(&self) -> Status {
-        *self.0.borrow()
+        self.0.borrow().0
+    }
+
+    /// Why the service has stopped, once it has.
+    #[must_use]
+    pub fn reason(&self) -> Option<StopReason> {
+        self.0.borrow().1.clone()
     }
 
     /// Waits until the status has changed since it was last told here. `None` once there will be no other.
@@ -111,7 +117,7 @@ impl StatusWatch {
     /// If it is dropped before it is ready, nothing is missed.
     pub async fn changed(&mut self) -> Option<Status> {
         self.0.changed().await.ok()?;
-        Some(*self.0.borrow_and_update())
+        Some(self.0.borrow_and_update().0)
     }
 
     /// Waits until the status is one of these, which it may be already. `None` if it never will be.
@@ -119,8 +125,8 @@ impl StatusWatch {
     /// # Cancel safety
     ///
     /// May be dropped at any time.
-    pub async fn wait_for(&mut self, is_one: impl FnMut(&Status) -> bool) -> Option<Status> {
-        self.0.wait_for(is_one).await.ok().map(|status| *status)
+    pub async fn wait_for(&mut self, mut is_one: impl FnMut(&Status) -> bool) -> Option<Status> {
+        self.0.wait_for(|(status, _)| is_one(status)).await.ok().map(|news| news.0)
     }
 }
 
@@ -146,8 +152,11 @@ struct State {
 struct Watched {
     /// `None` once woken.
     waiting: Slab<Option<Waker>>,
-    watch: Option<watch::Sender<Status>>,
+    watch: Option<watch::Sender<News>>,
 }
+
+/// What those are told who watch.
+type News = (Status, Option<StopReason>);
 
 impl Lifecycle {
     pub(crate) fn new() -> Self {
@@ -202,13 +211,15 @@ impl Lifecycle {
     }
 
     /// Not under our lock: it wakes those who watch.
-    fn tell(&self, watch: Option<watch::Sender<Status>>) {
+    fn tell(&self, watch: Option<watch::Sender<News>>) {
         let Some(watch) = watch else { return };
         let told = panics::catch(|| {
             watch.send_if_modified(|known| {
                 // Asked in here, so that of two who tell the last one tells the last news.
-                let status = self.status();
-                std::mem::replace(known, status) != status
+                let news = self.news();
+                let is_news = *known != news;
+                *known = news;
+                is_news
             });
         });
         if let Err(payload) = told {
@@ -244,9 +255,14 @@ impl Lifecycle {
     /// The status from now on.
     pub(crate) fn watch(&self) -> StatusWatch {
         let mut state = self.state.lock();
-        let status = state.status;
+        let news = (state.status, state.ended.clone());
         let watched = state.watched.get_or_insert_default();
-        StatusWatch(watched.watch.get_or_insert_with(|| watch::Sender::new(status)).subscribe())
+        StatusWatch(watched.watch.get_or_insert_with(|| watch::Sender::new(news)).subscribe())
+    }
+
+    fn news(&self) -> News {
+        let state = self.state.lock();
+        (state.status, state.ended.clone())
     }
 
     pub(crate) async fn ended(&self) -> StopReason {
@@ -290,7 +306,7 @@ impl State {
         &mut self.watched.get_or_insert_default().waiting
     }
 
-    fn watch(&self) -> Option<watch::Sender<Status>> {
+    fn watch(&self) -> Option<watch::Sender<News>> {
         self.watched.as_ref()?.watch.clone()
     }
 }

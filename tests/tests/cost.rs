@@ -14,17 +14,21 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that are in use, as far as this thread has taken and given them.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: it does what the system's allocator does.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        LIVE.set(LIVE.get() + layout.size() as isize);
         // SAFETY: as the caller says.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        LIVE.set(LIVE.get() - layout.size() as isize);
         // SAFETY: as the caller says.
         unsafe { System.dealloc(place, layout) }
     }
@@ -138,4 +142,46 @@ fn what_waits_costs_a_switch() {
         assert!(poll_once(&mut call).is_pending());
         assert_eq!(call.await, Ok(1));
     });
+}
+
+/// Calls that come too late, of every kind, leave nothing behind. Ten million of them:
+/// `CALLS=10000000 cargo test --release -p tenorite-tests --test cost -- timed_out`
+#[test]
+fn timed_out_calls_leave_the_heap_as_it_was() {
+    let calls: usize = std::env::var("CALLS").map_or(100_000, |calls| calls.parse().expect("a number"));
+    // All of it on this thread, which counts.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        for inline in [Inline::Auto, Inline::Never] {
+            let (_task, slow) = SlowService.builder().inline(inline).start_task(8, Slow);
+            let batch = || async {
+                // One that runs too long, those that wait behind it, and those that wait for room.
+                let calls: Vec<_> = (0..50).map(|_| slow.nap().timeout(Duration::from_millis(1))).collect();
+                for call in futures::future::join_all(calls).await {
+                    assert!(call.is_err());
+                }
+                assert!(slow.nap().timeout(Duration::ZERO).await.is_err());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            };
+            for _ in 0..20 {
+                batch().await;
+            }
+            let before = LIVE.get();
+            for _ in 0..calls / 51 / 2 {
+                batch().await;
+            }
+            let grown = LIVE.get() - before;
+            assert!(grown.abs() <= 64 * 1024, "{inline:?}: {grown} bytes after {calls} calls");
+        }
+    });
+}
+
+struct Slow;
+
+#[tenorite::service]
+impl Slow {
+    pub async fn nap(&mut self) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }

@@ -8,8 +8,8 @@ use loom::future::block_on;
 use loom::thread::{self, JoinHandle};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Worker, end_of, is_panic, lost, poll_once, start, start_with,
-    start_without_worker, stopped,
+    Ask, Caller, Event, Model, Outcome, Worker, end_of, is_panic, lost, poll_once, start, start_restarting,
+    start_with, start_without_worker, stopped,
 };
 use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
@@ -378,6 +378,73 @@ fn a_panic_and_one_who_queues_behind_it() {
         assert!(task.join().unwrap().is_none(), "the task panics on");
         seen.check_end();
         assert_eq!(call(&caller, Ask::Ready(3)), Err(stopped()));
+    });
+}
+
+#[test]
+fn a_worker_that_falls_and_one_who_queues_behind_it() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Panic(1));
+        // Whenever it comes, it is served: by this worker or by the next.
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert!(is_panic(&other.join().unwrap()));
+        drop(caller);
+        // The one that fell, and, unless nothing was left to do, the next.
+        let is_there = task.join().unwrap().is_some();
+        let stopped_without = !is_there;
+        seen.check_end_of(if stopped_without { 1 } else { 2 });
+    });
+}
+
+#[test]
+fn a_restart_and_a_call() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Ready(1));
+        assert!(caller.restart());
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        // Asked for before the first worker was let in it is one, and otherwise there are two; each was dropped once.
+        assert!(matches!(seen.gone(), 1 | 2));
+    });
+}
+
+#[test]
+fn a_restart_a_stop_and_a_handler_that_waits() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let theirs = caller.clone();
+        let other = thread::spawn(move || {
+            theirs.restart();
+            theirs.stop();
+        });
+        event.fire();
+        assert_eq!(block_on(first), Ok(1));
+        other.join().unwrap();
+        drop(caller);
+        task.join().unwrap();
+        assert!(matches!(seen.gone(), 1 | 2));
+    });
+}
+
+#[test]
+fn an_abort_while_a_worker_is_to_be_let_in() {
+    model(3, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let other = call_there(&caller, Ask::Ready(1));
+        drop(driver);
+        assert_eq!(call(&caller, Ask::Ready(2)), Err(stopped()));
+        assert_eq!(other.join().unwrap(), Err(stopped()));
+        seen.check_end();
     });
 }
 

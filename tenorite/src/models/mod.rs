@@ -26,6 +26,7 @@ use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::home::Home;
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
+use crate::restart::{Fall, Revive, Verdict};
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;
 
@@ -171,10 +172,9 @@ impl Drop for Worker {
         self.touch();
         let mut log = self.seen.log();
         log.gone += 1;
-        let (running, gone) = (log.running, log.gone);
+        let running = log.running;
         drop(log);
         assert!(!running, "the worker is dropped before its handler");
-        assert_eq!(gone, 1, "the worker is dropped twice");
     }
 }
 
@@ -274,6 +274,24 @@ pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Wo
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
 
+/// A service whose workers are replaced, at once, however often they fall.
+pub(crate) fn start_restarting(backlog: usize) -> Model {
+    struct Always;
+
+    impl Revive for Always {
+        fn revive(&mut self, _fall: &Fall) -> Verdict {
+            Box::pin(std::future::ready(true))
+        }
+    }
+
+    let seen = Arc::new(Seen::default());
+    let (door, driver) = cell::open(Opening { restarts: true, ..opening(backlog, Inline::Auto) });
+    let made = Arc::clone(&seen);
+    let make = move || Worker { seen: Arc::clone(&made), witness: Witness::new() };
+    let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always)));
+    Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }
+}
+
 pub(crate) fn start(backlog: usize) -> Model {
     start_with(backlog, Inline::Auto)
 }
@@ -296,9 +314,20 @@ impl Seen {
         }
     }
 
+    /// How many workers have been dropped.
+    #[cfg(loom)]
+    pub(crate) fn gone(&self) -> u32 {
+        self.log().gone
+    }
+
     /// Whether all is over: the worker was dropped, once.
     pub(crate) fn check_end(&self) {
-        assert_eq!(self.log().gone, 1, "the worker is still there");
+        self.check_end_of(1);
+    }
+
+    /// Whether all is over: each of so many workers was dropped, once.
+    pub(crate) fn check_end_of(&self, workers: u32) {
+        assert_eq!(self.log().gone, workers, "a worker is still there, or there were others");
     }
 }
 

@@ -1,11 +1,12 @@
 //! What happens before the first request, after the last, and in between.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tenorite::prelude::*;
-use tenorite::{FetchReason, Inline, Status, StopReason};
+use tenorite::{FetchReason, Inline, Restart, Status, StopReason};
 use tenorite_tests::{poll_once, ready};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -462,4 +463,56 @@ async fn each_worker_is_closed_once() {
         timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
         assert_eq!(closed.load(Ordering::SeqCst), 1, "{end}");
     }
+}
+
+#[tokio::test]
+async fn a_guard_fails_the_test_whose_service_panics() {
+    let fails = |guard| catch_unwind(AssertUnwindSafe(|| drop(guard))).is_err();
+    for inline in tenorite::testing::each_way() {
+        for restarts in [false, true] {
+            let builder = MailService.builder().inline(inline);
+            let (_task, mail) = if restarts {
+                builder.restart(Restart::default()).start_task(4, Plan::at_once())
+            } else {
+                builder.start_task(4, Plan::at_once())
+            };
+            let (before, after) = (tenorite::testing::guard(&mail), tenorite::testing::guard(&mail));
+            assert_eq!(mail.send("one").await, Ok(1));
+            assert!(!fails(before), "{inline:?}");
+            // Nobody hears of it.
+            mail.send("bomb").cast().await.unwrap();
+            while mail.stats().panicked == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert!(fails(after), "{inline:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn counters_tell_what_has_become_of_calls() {
+    let (_task, caller, watch) = Kind::Derived.start_busy(1).await;
+    let mut queued = caller.note(1);
+    assert!(poll_once(&mut queued).is_pending());
+    assert!(caller.note(2).no_wait().await.is_err());
+    assert!(caller.note(3).timeout(Duration::ZERO).await.is_err());
+    let mut waiting = caller.note(4);
+    assert!(poll_once(&mut waiting).is_pending());
+    let stats = caller.stats();
+    assert_eq!((stats.queued, stats.backlog, stats.waiting_for_room), (1, 1, 1));
+    assert_eq!((stats.refused, stats.expired, stats.skipped), (1, 1, 1));
+    drop(waiting);
+    watch.release(1);
+    assert_eq!(queued.await, Ok(1));
+    assert!(caller.explode("boom").await.is_err());
+    let stats = caller.stats();
+    assert_eq!((stats.replied, stats.panicked, stats.skipped), (2, 1, 2));
+    assert!(stats.longest > Duration::ZERO, "of the one that waited");
+
+    let (_task, caller) = crate::support::ProbeService
+        .builder()
+        .measure_handlers()
+        .start_task(1, crate::support::Probe::new(&watch));
+    caller.note(1).await.unwrap();
+    assert!(caller.stats().longest > Duration::ZERO, "of one that did not");
 }
