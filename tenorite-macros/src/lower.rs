@@ -293,7 +293,14 @@ fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Ini
             return None;
         }
         Some(FnArg::Typed(input)) => {
-            if !owns_its_data(&input.ty, errors) {
+            if let Some(misfit) = types::misfits(&input.ty).first() {
+                match misfit {
+                    Misfit::Borrow(tokens) => errors.at(
+                        tokens,
+                        "a config outlives whoever starts the service: write an owned type, such as `String`",
+                    ),
+                    Misfit::ImplTrait(ty) => errors.at(ty, "a config is one type: write a concrete one"),
+                }
                 return None;
             }
             let mut ty = types::peeled(&input.ty).clone();
