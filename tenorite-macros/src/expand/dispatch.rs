@@ -73,6 +73,12 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
     let (config, output) = config_and_output(service);
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
+    let answers_later = service.methods.iter().any(|method| method.reply_at.is_some());
+    let answers_later = answers_later.then(|| {
+        quote!(
+            const ANSWERS_LATER: bool = true;
+        )
+    });
     let begins = begin.as_ref().map(|_| {
         quote!(
             const BEGINS: bool = true;
@@ -122,6 +128,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Output = #output;
 
             const NAME: &'static str = #service_name;
+            #answers_later
             #begins
             #closes
 

@@ -121,6 +121,7 @@ async fn a_permit_that_is_forgotten_holds_up_no_stop() {
         assert!(poll_once(&mut waiting).is_pending());
         caller.stop();
         assert_eq!(ready(poll_once(&mut waiting)).err(), Some(STOPPED));
+        assert_eq!(caller.stats().reserved, 0, "they are void");
         task.await.unwrap();
         assert_eq!(permit.call(|caller| caller.note(1)).await, Err(STOPPED), "{kind:?}");
         assert_eq!(caller.reserve().await.err(), Some(STOPPED));

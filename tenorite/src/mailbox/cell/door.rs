@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
-use super::{Aftermath, Core, Dispatch};
+use super::{Aftermath, Core, Dispatch, answers_later};
 use crate::context::{Method, Served};
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::home::{self, Stance};
@@ -152,7 +152,7 @@ impl<W: Dispatch> Door<W> {
                 let stance = if may_run { core.home.look(cx.waker()) } else { None };
                 if let (Some(stance), Phase::New(request)) = (stance, &state.phase)
                     && !state.terms.limit.is_expired()
-                    && !W::method(request).answers_later()
+                    && !answers_later::<W>(W::method(request))
                     && self.spin()
                 {
                     return self.run_later(Owner::claimed(core), state, cx, stance);
@@ -201,7 +201,7 @@ impl<W: Dispatch> Door<W> {
         let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |line| {
             match core.word.join(stance.is_some(), line.first().is_none()) {
                 // One that may answer later needs a slot for its answer from the start.
-                Join::Claimed(Found::Idle) if !method.answers_later() => queue::Join::Run,
+                Join::Claimed(Found::Idle) if !answers_later::<W>(method) => queue::Join::Run,
                 join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
             }
         });
@@ -308,7 +308,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
             && !state.elsewhere
             && let Some(stance) = self.core.home.look(cx.waker())
             && let served = Self::served(request, state.terms)
-            && !served.method.answers_later()
+            && !answers_later::<W>(served.method)
             && self.core.word.claim_idle()
         {
             return self.run(Owner::claimed(&self.core), served, state, cx, stance);

@@ -134,6 +134,8 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// What the service is called.
     const NAME: &'static str;
+    /// Whether there is a method that may answer after it has returned.
+    const ANSWERS_LATER: bool = false;
     /// Whether [`begin`](Self::begin) does anything.
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does.
@@ -305,6 +307,12 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         longest: AtomicU64::new(0),
     });
     (Door::new(Arc::clone(&core)), Driver::new(core))
+}
+
+/// Whether this method may answer after it has returned. Of services without any it is not asked.
+#[inline(always)]
+fn answers_later<W: Dispatch>(method: &'static Method) -> bool {
+    W::ANSWERS_LATER && method.answers_later()
 }
 
 impl<W: Dispatch> Core<W> {

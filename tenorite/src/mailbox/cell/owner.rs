@@ -9,7 +9,7 @@ use tokio::task::coop;
 use super::seat::{Progress, response_of};
 use super::waker;
 use super::word::{Leave, Park};
-use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving};
+use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving, answers_later};
 use crate::budget;
 use crate::context::{self, Served};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
@@ -99,15 +99,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     #[inline(always)]
     pub(super) fn start(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
         match stance {
-            Stance::Native => self.start_within(exchange, served, |core| core.home.nest()),
-            Stance::Foreign => self.start_foreign(exchange, served),
+            Stance::Native if !self.core.is_timed => {
+                self.start_within(exchange, served, |core| core.home.nest())
+            }
+            stance => self.start_apart(exchange, served, stance),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn start_foreign(&mut self, exchange: &mut Exchange<W>, served: Served) -> Run {
-        self.start_within(exchange, served, |core| core.home.enter(Stance::Foreign))
+    fn start_apart(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
+        self.start_within(exchange, served, |core| (core.home.enter(stance), Timed::of(core)))
     }
 
     #[inline(always)]
@@ -125,7 +127,6 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _running = waits::run(core.node(), served.method);
             let _serving = context::serve(served);
             let _watched = core.watch.begin();
-            let _timed = core.is_timed.then(|| Timed::new(core));
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
             unsafe { (*owned).seat.start(exchange, &waker) }
@@ -140,7 +141,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// As [`start`](Self::start), in the span that the call was made in.
     fn start_in(&mut self, span: &Span, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
-        self.start_within(exchange, served, |core| (core.home.enter(stance), span.enter()))
+        self.start_within(exchange, served, |core| (core.home.enter(stance), span.enter(), Timed::of(core)))
     }
 
     /// As [`start_in`](Self::start_in), of a method that may answer later: a client answers for it.
@@ -198,7 +199,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             // SAFETY: this is the owner.
             unsafe { (*owned).seat.resume(&mut Context::from_waker(&waker)) }
         };
-        if !served.method.answers_later() {
+        if !answers_later::<W>(served.method) {
             return match panics::catch(resume) {
                 Ok(poll) => poll.map(Ok),
                 Err(payload) => Poll::Ready(Err(payload)),
@@ -355,7 +356,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Next::Serve(Taken { request, deadline, span, slot }) => {
                     let served = Served { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
-                    let (slot, ran) = if served.method.answers_later() {
+                    let (slot, ran) = if answers_later::<W>(served.method) {
                         // Its client answers for it.
                         (None, self.start_deferring(slot, &span, &mut exchange, served, stance))
                     } else {
@@ -482,9 +483,8 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
 struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
 
 impl<'a, W: Dispatch> Timed<'a, W> {
-    #[cold]
-    fn new(core: &'a Core<W>) -> Self {
-        Self(core, Instant::now())
+    fn of(core: &'a Core<W>) -> Option<Self> {
+        core.is_timed.then(|| Self(core, Instant::now()))
     }
 }
 
