@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget;
-use crate::context::{self, context};
+use crate::context::context;
 use crate::error::TenoriteError;
 use crate::home;
 use crate::mailbox::{CallState, Limit, Mailbox, Phase};
+use crate::nesting;
 use crate::park;
 use crate::timer::Timer;
 
@@ -69,13 +70,9 @@ pub struct Answer<'a, Rq, Rs, Er = Infallible>(&'a mut Phase<Rq, Rs, Er>);
 impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
     #[inline]
     pub(crate) fn result(self) -> Result<Rs, TenoriteError<Er>> {
-        // Looked at before it is moved: then all that is moved is the response.
-        if !matches!(self.0, Phase::Answered(Ok(_))) {
-            return Err(self.failure());
-        }
-        match self.0.take() {
-            Phase::Answered(Ok(response)) => Ok(response),
-            _ => unreachable!("it was there a line ago"),
+        match self.0.take_response() {
+            Some(response) => Ok(response),
+            None => Err(self.failure()),
         }
     }
 
@@ -605,13 +602,12 @@ impl<'a, Rq, Rs, Er> Ticket<'a, Rq, Rs, Er> {
 impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     #[inline(always)]
     fn poll(&mut self, cx: &mut Context<'_>, clock: Clock) -> Poll<()> {
-        let first = !self.polled;
-        if first {
+        if !self.polled {
             self.polled = true;
             if let Limit::For(limit) = self.state.terms.limit {
                 self.state.terms.limit = self.start_clock(limit);
             }
-            if let Some(deadline) = context::inherited() {
+            if let Some(deadline) = nesting::deadline() {
                 self.inherit(deadline);
             }
         }
@@ -619,7 +615,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         if mailbox.poll(&mut self.state, cx).is_ready() {
             // If the task has had its turn: what the call did is done, and its outcome is kept; it only says "later". To say
             // so before it does anything would lose its place in the order.
-            return if first && clock == Clock::Timer { budget::charge(cx) } else { Poll::Ready(()) };
+            return if clock == Clock::Timer { budget::charge(cx) } else { Poll::Ready(()) };
         }
         match self.state.terms.limit {
             Limit::Until(deadline) if clock == Clock::Timer => self.poll_timer(deadline, cx),
@@ -740,6 +736,13 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         Ticket { mailbox, state, timer: None, polled: false }
     }
 
+    /// What is under way is not waited for any more.
+    #[cold]
+    #[inline(never)]
+    fn abandon(&mut self) {
+        self.mailbox.get().abandon(&mut self.state);
+    }
+
     #[track_caller]
     fn assert_not_polled(&self, option: &str) {
         assert!(!self.polled, "`{option}` comes too late: the call has been polled already");
@@ -760,8 +763,8 @@ impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
     #[inline]
     fn drop(&mut self) {
         // A request that was never sent is its sender's own, panics of its `Drop` included.
-        if !matches!(self.state.phase, Phase::New(_) | Phase::Permit | Phase::Spent) {
-            self.mailbox.get().abandon(&mut self.state);
+        if !matches!(self.state.phase, Phase::Spent | Phase::New(_) | Phase::Permit) {
+            self.abandon();
         }
     }
 }

@@ -8,8 +8,7 @@
 //! id, but has a waker of its own.) What this cannot see: a task of a `LocalSet` that is driven by one runtime after another,
 //! and a call that is polled by hand, with the task's own waker, while another runtime is entered.
 //!
-//! Calls nest: a handler that calls an idle service runs that one's handler on its own stack. So a thread also remembers
-//! how deep it is, and beyond [`MAX_DEPTH`] or [`MAX_STACK`] a request is queued instead.
+//! Calls nest (see [`nesting`](crate::nesting)), and of a thread that is too deep already a request is queued instead.
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -19,13 +18,6 @@ pub(crate) use real::Home;
 
 #[cfg(any(loom, shuttle))]
 pub(crate) use modelled::Home;
-
-/// How many handlers run on top of each other at most.
-#[cfg(not(any(loom, shuttle)))]
-const MAX_DEPTH: u32 = 32;
-/// How much stack, in bytes, handlers on top of each other may have used before one more is queued instead.
-#[cfg(not(any(loom, shuttle)))]
-const MAX_STACK: usize = 64 * 1024;
 
 /// In whose surroundings a handler is about to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,19 +48,13 @@ mod real {
     use tokio::task;
     use tokio::time::Instant;
 
-    use super::{MAX_DEPTH, MAX_STACK, Stance, now_in};
+    use super::{Stance, now_in};
+    use crate::nesting;
 
     /// The runtime that a service lives on.
     pub(crate) struct Home {
         handle: Handle,
         id: runtime::Id,
-    }
-
-    /// What a thread remembers. Without a destructor, so that it is there as long as the thread is.
-    struct Here {
-        /// The task that was last asked for, with its runtime; or, while a runtime is entered here, that one.
-        task: Cell<Option<Acquainted>>,
-        nesting: Cell<Nesting>,
     }
 
     /// A task, the waker that it was polled with, and the runtime that was the current one then.
@@ -79,31 +65,16 @@ mod real {
         runtime: runtime::Id,
     }
 
-    /// The handlers that run on top of each other.
-    #[derive(Clone, Copy)]
-    struct Nesting {
-        depth: u32,
-        /// Where on the stack the outermost one began.
-        base: usize,
-    }
-
     thread_local! {
-        static HERE: Here =
-            const { Here { task: Cell::new(None), nesting: Cell::new(Nesting { depth: 0, base: 0 }) } };
+        /// The task that was last asked for, with its runtime; or, while a runtime is entered here, that one. Without a
+        /// destructor, so that it is there as long as the thread is.
+        static TASK: Cell<Option<Acquainted>> = const { Cell::new(None) };
     }
 
     /// A thread that stands in a service's surroundings. It steps back when this is dropped, on unwind as well.
     ///
     /// The drop panics if the handler has leaked an `EnterGuard` of its own.
     pub(crate) struct Entered<'a> {
-        _nested: Nested,
-        _foreign: Option<Foreign<'a>>,
-    }
-
-    /// A thread that runs one handler more.
-    pub(crate) struct Nested(Nesting);
-
-    struct Foreign<'a> {
         _known: Known,
         _runtime: EnterGuard<'a>,
     }
@@ -111,16 +82,9 @@ mod real {
     /// Where the current task is, said by those who know. What was known before comes back when this is dropped.
     pub(crate) struct Known(Option<Acquainted>);
 
-    impl Drop for Nested {
-        #[inline]
-        fn drop(&mut self) {
-            HERE.with(|here| here.nesting.set(self.0));
-        }
-    }
-
     impl Drop for Known {
         fn drop(&mut self) {
-            HERE.with(|here| here.task.set(self.0));
+            TASK.set(self.0);
         }
     }
 
@@ -138,17 +102,16 @@ mod real {
         ///
         /// Not while the thread unwinds: a handler would see that, and take the panic for its own.
         pub(crate) fn look(&self, waker: &Waker) -> Option<Stance> {
-            let (known, nesting) = HERE.with(|here| (here.task.get(), here.nesting.get()));
-            if (nesting.depth > 0 && nesting.is_deep()) || thread::panicking() {
+            if nesting::is_deep() || thread::panicking() {
                 return None;
             }
-            match (known, task::try_id()) {
+            match (TASK.get(), task::try_id()) {
                 (Some(known), Some(task))
                     if known.task == task && known.waker == waker.data() && known.runtime == self.id =>
                 {
                     Some(Stance::Native)
                 }
-                (_, task) => self.look_closer(task.zip(Some(waker)).filter(|_| nesting.depth == 0)),
+                (_, task) => self.look_closer(task.zip(Some(waker)).filter(|_| nesting::depth() == 0)),
             }
         }
 
@@ -161,7 +124,7 @@ mod real {
                     // Of a waker that does nothing it is not known whose it is.
                     if let Some((task, waker)) = task.filter(|(_, waker)| !waker.will_wake(Waker::noop())) {
                         let known = Acquainted { task, waker: waker.data(), runtime };
-                        HERE.with(|here| here.task.set(Some(known)));
+                        TASK.set(Some(known));
                     }
                     Some(if runtime == self.id { Stance::Native } else { Stance::Foreign })
                 }
@@ -179,39 +142,27 @@ mod real {
             }
         }
 
-        /// Steps into the service's surroundings.
+        /// Steps into the service's surroundings, if they are not those of the thread already.
         #[inline]
-        pub(crate) fn enter(&self, stance: Stance) -> Entered<'_> {
-            // First what may panic.
-            let foreign = match stance {
+        pub(crate) fn enter(&self, stance: Stance) -> Option<Entered<'_>> {
+            match stance {
                 Stance::Native => None,
                 Stance::Foreign => Some(self.enter_foreign()),
-            };
-            Entered { _nested: self.nest(), _foreign: foreign }
-        }
-
-        /// Steps into the service's surroundings, where they are those of the thread already.
-        #[inline]
-        pub(crate) fn nest(&self) -> Nested {
-            HERE.with(|here| {
-                let nesting = here.nesting.get();
-                let base = if nesting.depth == 0 { stack_address() } else { nesting.base };
-                here.nesting.set(Nesting { depth: nesting.depth + 1, base });
-                Nested(nesting)
-            })
+            }
         }
 
         #[cold]
-        fn enter_foreign(&self) -> Foreign<'_> {
+        fn enter_foreign(&self) -> Entered<'_> {
+            // First what may panic.
             let runtime = self.handle.enter();
             // Calls from in there look for themselves.
-            Foreign { _known: HERE.with(|here| Known(here.task.replace(None))), _runtime: runtime }
+            Entered { _known: Known(TASK.replace(None)), _runtime: runtime }
         }
 
         /// For the service's own task, which runs where it should.
         pub(crate) fn enter_as_task(&self, waker: &Waker) -> Known {
             let known = task::try_id().map(|task| Acquainted { task, waker: waker.data(), runtime: self.id });
-            HERE.with(|here| Known(here.task.replace(known)))
+            Known(TASK.replace(known))
         }
 
         /// Calls what may need the runtime, from wherever this is. For `Drop`s at the end, when nothing else can be done.
@@ -219,27 +170,15 @@ mod real {
             // However deep it is.
             let stance = self.look_closer(None);
             let _entered = stance.map(|stance| self.enter(stance));
+            let _nested = nesting::deeper();
             user()
         }
-    }
-
-    impl Nesting {
-        #[inline]
-        fn is_deep(self) -> bool {
-            self.depth >= MAX_DEPTH || self.base.abs_diff(stack_address()) > MAX_STACK
-        }
-    }
-
-    /// About where the stack ends now. Not in an async function: its variables may be anywhere.
-    #[inline]
-    fn stack_address() -> usize {
-        let here = 0_u8;
-        std::ptr::from_ref(&here).addr()
     }
 
     #[cfg(test)]
     mod tests {
         use super::*;
+        use crate::nesting::{MAX_DEPTH, MAX_STACK};
         use std::future::poll_fn;
         use std::task::Poll;
         use tokio::runtime::{Builder, Runtime};
@@ -262,7 +201,7 @@ mod real {
         }
 
         fn known() -> Option<Acquainted> {
-            HERE.with(|here| here.task.get())
+            TASK.get()
         }
 
         #[test]
@@ -353,9 +292,8 @@ mod real {
         fn what_is_too_deep_is_refused() {
             let runtime = runtime();
             let home = home(&runtime);
-            let entered: Vec<_> = (0..MAX_DEPTH).map(|_| home.enter(Stance::Native)).collect();
+            let entered: Vec<_> = (0..MAX_DEPTH).map(|_| nesting::deeper()).collect();
             assert_eq!(home.look(Waker::noop()), None);
-            assert_eq!(HERE.with(|here| here.nesting.get()).depth, MAX_DEPTH);
             entered.into_iter().rev().for_each(drop);
             assert_eq!(home.look(Waker::noop()), Some(Stance::Foreign));
         }
@@ -371,7 +309,7 @@ mod real {
             }
             let runtime = runtime();
             let home = home(&runtime);
-            let _entered = home.enter(Stance::Native);
+            let _nested = nesting::deeper();
             assert_eq!(with_much_stack(&home), None);
             assert!(home.look(Waker::noop()).is_some());
         }
@@ -436,8 +374,6 @@ mod modelled {
         }
 
         pub(crate) fn enter(&self, _stance: Stance) {}
-
-        pub(crate) fn nest(&self) {}
 
         pub(crate) fn enter_as_task(&self, _waker: &Waker) {}
 

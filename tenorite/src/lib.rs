@@ -64,6 +64,8 @@ mod trace;
 mod park;
 mod lifecycle;
 mod restart;
+mod method;
+mod nesting;
 mod home;
 mod context;
 mod budget;

@@ -14,8 +14,8 @@ use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 
 pub use crate::call::Answer;
-pub use crate::context::Method;
 pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, Opened, SomeSpace, Space, Step};
+pub use crate::method::Method;
 pub use crate::worker::{Configs, Start};
 pub use tokio::task::JoinHandle;
 

@@ -14,7 +14,7 @@
 //! Calls nest on one stack: a handler of A that called idle B runs B's handler itself, without an edge. If B's handler then has
 //! to wait, so has A's; so whoever adds an edge from the top of a stack first adds those between what lies below. A
 //! thread that serves *others* on top of a handler is different, since the handler does not wait for them: there the stack is
-//! [cut](Cut).
+//! [cut](nesting::cut).
 //!
 //! # What is not seen
 //!
@@ -28,13 +28,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::context::Method;
 use crate::error::Cycle;
+use crate::method::Method;
+use crate::nesting::{self, Node};
 
-/// A service, by an address that is its own while it lives.
-pub(crate) type Node = usize;
-
-/// A handler on this thread's stack.
+/// A handler that waits, or is about to.
 #[derive(Clone, Copy)]
 struct Frame {
     node: Node,
@@ -72,69 +70,17 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph(BTreeMap::new()));
 /// How many waits there are, over ones among them: to look whether it is worth to take the lock.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
-/// Deeper than handlers nest; a power of two, so that a place needs no check.
-const DEEPEST: usize = 64;
-
-/// Without a destructor, and so without a look whether it is still there.
-struct Stack {
-    frames: [Cell<Option<Frame>>; DEEPEST],
-    len: Cell<usize>,
-    /// Below this, nobody waits for what is above.
-    cut: Cell<usize>,
-    /// Whether the handler that was run last has added an edge, or there are implied ones. Mostly not.
-    is_marked: Cell<bool>,
-}
-
 thread_local! {
-    static STACK: Stack = const {
-        Stack {
-            frames: [const { Cell::new(None) }; DEEPEST],
-            len: Cell::new(0),
-            cut: Cell::new(0),
-            is_marked: Cell::new(false),
-        }
-    };
-    /// Edges between frames of this stack, each with the place of the frame that it leads to.
+    /// Whether the handler that was run last has added an edge, or there are implied ones. Mostly not.
+    static IS_MARKED: Cell<bool> = const { Cell::new(false) };
+    /// Edges between frames of this thread's stack, each with the depth at which the frame stands that it leads to.
     static IMPLIED: RefCell<Vec<(usize, Arc<Edge>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A handler that runs on this thread, until this is dropped.
-pub(crate) struct Running(usize);
-
-#[inline]
-pub(crate) fn run(node: Node, method: &'static Method) -> Running {
-    STACK.with(|stack| {
-        let len = stack.len.get();
-        stack.frames[len % DEEPEST].set(Some(Frame { node, method }));
-        stack.len.set(len + 1);
-        Running(len)
-    })
-}
-
-impl Drop for Running {
-    #[inline]
-    fn drop(&mut self) {
-        STACK.with(|stack| stack.len.set(self.0));
-    }
-}
-
-/// What runs on this thread until this is dropped is not waited for by what ran before.
-pub(crate) struct Cut(usize);
-
-pub(crate) fn cut() -> Cut {
-    Cut(STACK.with(|stack| stack.cut.replace(stack.len.get())))
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        STACK.with(|stack| stack.cut.set(self.0));
-    }
 }
 
 /// The handler of `node` that has just been left is through. Cheap, if nothing of it waited.
 #[inline]
 pub(crate) fn through(node: Node) {
-    if STACK.with(|stack| stack.is_marked.get()) {
+    if IS_MARKED.get() {
         left();
         clear(node);
     }
@@ -150,10 +96,10 @@ pub(crate) fn left() {
 
 /// The edge that stands for the call whose handler has just been left, if there is one.
 pub(crate) fn take_implied() -> Option<Arc<Edge>> {
-    let place = STACK.with(|stack| stack.len.get());
+    let depth = nesting::depth();
     let take = |implied: &RefCell<Vec<(usize, Arc<Edge>)>>| {
         let mut implied = implied.borrow_mut();
-        let edge = if implied.last()?.0 == place { implied.pop() } else { None };
+        let edge = if implied.last()?.0 == depth { implied.pop() } else { None };
         edge.map(|(_, edge)| edge)
     };
     IMPLIED.try_with(take).ok().flatten()
@@ -163,7 +109,7 @@ pub(crate) fn take_implied() -> Option<Arc<Edge>> {
 #[cold]
 pub(crate) fn clear(node: Node) {
     let is_marked = IMPLIED.try_with(|implied| !implied.borrow().is_empty()).unwrap_or(false);
-    STACK.with(|stack| stack.is_marked.set(is_marked));
+    IS_MARKED.set(is_marked);
     if WAITS.load(Ordering::Relaxed) == 0 {
         return;
     }
@@ -180,29 +126,24 @@ pub(crate) fn clear(node: Node) {
 /// If it would wait for itself.
 #[cold]
 pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>>, Cycle> {
-    let (frames, cut) = STACK.with(|stack| {
-        let len = stack.len.get().min(DEEPEST);
-        let cut = stack.cut.get().min(len);
-        (stack.frames[cut..len].iter().filter_map(Cell::get).collect::<Vec<_>>(), cut)
-    });
-    let Some(top) = frames.last() else { return Ok(None) };
-    if cfg!(any(loom, shuttle)) {
-        // Model threads share one real thread, and so its stack.
-        return Ok(None);
-    }
+    let frame = |(depth, frame): (usize, nesting::Frame)| {
+        Some((depth, Frame { node: frame.node?.get(), method: frame.method? }))
+    };
+    let frames: Vec<_> = nesting::above_the_cut().into_iter().filter_map(frame).collect();
+    let Some((_, top)) = frames.last() else { return Ok(None) };
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
 
     // Those below wait as soon as the top does.
     let _ = IMPLIED.try_with(|implied| {
         let mut implied = implied.borrow_mut();
-        for (place, pair) in frames.windows(2).enumerate() {
-            let place = cut + place + 1;
-            if !implied.iter().any(|(known, _)| *known == place) {
-                implied.push((place, graph.add(pair[0], pair[1].node)));
+        for pair in frames.windows(2) {
+            let ((_, below), (depth, above)) = (pair[0], pair[1]);
+            if !implied.iter().any(|(known, _)| *known == depth) {
+                implied.push((depth, graph.add(below, above.node)));
             }
         }
     });
-    STACK.with(|stack| stack.is_marked.set(true));
+    IS_MARKED.set(true);
     if let Some(path) = graph.path(to, top.node) {
         let hop = |method: &'static Method| (Arc::from(method.service()), Arc::from(method.name()));
         // From the service that is called, around, and to it again.

@@ -130,7 +130,9 @@ impl Limit {
     }
 
     pub(crate) fn deadline(self) -> Option<Instant> {
+        // First what most calls have.
         match self {
+            Self::None => None,
             Self::Until(deadline) => Some(deadline),
             _ => None,
         }

@@ -21,11 +21,11 @@ use std::sync::{Arc, Mutex as Plain, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::caller::TenoriteCaller;
-use crate::context::Method;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::home::Home;
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
+use crate::method::Method;
 use crate::restart::{Fall, Revive, Verdict};
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;

@@ -14,12 +14,13 @@ use super::owner::{Credit, Owner, Run};
 use super::seat::response_of;
 use super::word::{Found, Join};
 use super::{Aftermath, Core, Dispatch, answers_later};
-use crate::context::{Method, Served};
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::home::{self, Stance};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, Phase, Stats, Terms};
+use crate::method::{Method, Served};
+use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 use crate::waits::{self, Edge};
@@ -68,7 +69,7 @@ impl<W: Dispatch> Door<W> {
                     self.release(owner, cx, stance);
                 }
                 if state.terms.cast {
-                    self.core.queue.drop_quietly(response_of(state.take()));
+                    self.core.queue.drop_quietly(response_of(&mut state.phase));
                     state.phase.put(Phase::Accepted);
                 }
                 Poll::Ready(())
@@ -104,7 +105,7 @@ impl<W: Dispatch> Door<W> {
     #[cold]
     fn release(&self, owner: Owner<'_, W>, cx: &mut Context<'_>, stance: Stance) {
         // Its own call is over: a handler that made it does not wait for these.
-        let _cut = waits::cut();
+        let _cut = nesting::cut();
         owner.drain(None, Credit::of_one_who_is_done(&self.core.dice), stance, cx);
     }
 
@@ -262,7 +263,7 @@ impl<W: Dispatch> Door<W> {
     /// The worker was left with work, and the task has not come yet: serves the line, in which the own request is.
     fn help(&self, found: Found, state: &mut State<W>, cx: &mut Context<'_>, stance: Stance) {
         // What is served here is not what the handler below waits for: his own call has an edge of its own.
-        let _cut = waits::cut();
+        let _cut = nesting::cut();
         let credit = Credit::of_one_who_waits(&self.core.dice);
         let owner = Owner::claimed(&self.core);
         match found {
@@ -304,8 +305,8 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
-            && !state.terms.limit.is_expired()
             && !state.elsewhere
+            && !state.terms.limit.is_expired()
             && let Some(stance) = self.core.home.look(cx.waker())
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)

@@ -15,9 +15,9 @@ use super::word::{Abort, Found, TaskClaim};
 use super::{Aftermath, Core, Dispatch, Opened};
 use crate::home::Stance;
 use crate::lifecycle::StopReason;
+use crate::nesting;
 use crate::panics;
 use crate::restart::Revive;
-use crate::waits;
 
 /// The service's task: drives on what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {
@@ -85,7 +85,7 @@ impl<W: Dispatch> Core<W> {
 /// Does what there is to do for requests.
 pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Left<W> {
     let _known = core.home.enter_as_task(cx.waker());
-    let _cut = waits::cut();
+    let _cut = nesting::cut();
     match core.word.claim_for_task() {
         TaskClaim::Nothing => Left::Alive,
         TaskClaim::Held => Left::Held,

@@ -29,10 +29,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::driver::{dead, serve};
 use super::owner::{Left, Owner};
 use super::{Core, Dispatch, Opened};
-use crate::context::Method;
 use crate::error::SendReason;
 use crate::lifecycle::StopReason;
 use crate::mailbox::BoxFuture;
+use crate::method::{Method, Served};
+use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::restart::{Fall, Revive, Verdict, after};
 use crate::waits;
@@ -77,8 +78,8 @@ struct Idle {
 struct Names<W>(PhantomData<W>);
 
 impl<W: Dispatch> Names<W> {
-    const OPEN: &'static Method = &Method::new(W::NAME, "init");
-    const CLOSE: &'static Method = &Method::new(W::NAME, "on_stop");
+    const OPEN: &'static Method = &Method::hook(W::NAME, "init");
+    const CLOSE: &'static Method = &Method::hook(W::NAME, "on_stop");
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
@@ -348,9 +349,9 @@ fn poll_hook<W: Dispatch, T>(
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Payload>> {
     let _known = core.home.enter_as_task(cx.waker());
-    let _cut = waits::cut();
+    let _cut = nesting::cut();
     let poll = {
-        let _running = waits::run(core.node(), method);
+        let _nested = nesting::enter(core.node(), Served { method, deadline: None });
         hook.poll(cx)
     };
     waits::left();

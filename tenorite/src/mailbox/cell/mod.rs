@@ -80,15 +80,15 @@ use self::word::Word;
 use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
-use crate::context::{Method, Served};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::home::{Home, now_in};
 use crate::lifecycle::StopReason;
+use crate::method::{Method, Served};
+use crate::nesting::Node;
 use crate::panics::{self, Payload};
 use crate::reply::{Answer, Ended};
 use crate::sync::{Once, Witness};
 use crate::trace::{Span, Watch};
-use crate::waits::Node;
 
 /// A worker whose requests are methods.
 ///

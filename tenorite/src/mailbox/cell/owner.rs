@@ -11,13 +11,14 @@ use super::waker;
 use super::word::{Leave, Park};
 use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving, answers_later};
 use crate::budget;
-use crate::context::{self, Served};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::mailbox::Phase;
 use crate::mailbox::inline::Dice;
 use crate::mailbox::line::Taken;
+use crate::method::Served;
+use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::reply::Client;
 use crate::trace::Span;
@@ -99,9 +100,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     #[inline(always)]
     pub(super) fn start(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
         match stance {
-            Stance::Native if !self.core.is_timed => {
-                self.start_within(exchange, served, |core| core.home.nest())
-            }
+            Stance::Native if !self.core.is_timed => self.start_within(exchange, served, |_| ()),
             stance => self.start_apart(exchange, served, stance),
         }
     }
@@ -124,8 +123,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _running = waits::run(core.node(), served.method);
-            let _serving = context::serve(served);
+            let _nested = nesting::enter(core.node(), served);
             let _watched = core.watch.begin();
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
@@ -192,8 +190,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let resume = || {
             let _entered = core.home.enter(stance);
-            let _running = waits::run(core.node(), served.method);
-            let _serving = context::serve(served);
+            let _nested = nesting::enter(core.node(), served);
             let _in_span = span.enter();
             let _watched = core.watch.begin();
             // SAFETY: this is the owner.
@@ -367,7 +364,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         Run::Replied => {
                             waits::through(core.node());
                             core.count_reply();
-                            finished = core.finished(slot, response_of(exchange));
+                            finished = core.finished(slot, response_of(&mut exchange));
                         }
                         Run::Deferred => {
                             waits::through(core.node());

@@ -13,6 +13,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::pin::Pin;
+use std::ptr;
 use std::task::{Context, Poll};
 
 use super::Dispatch;
@@ -170,12 +171,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     #[inline]
     #[must_use]
     pub fn request(&mut self) -> Rq {
-        // Looked at before it is moved: then all that is moved is the request.
-        assert!(matches!(self.exchange, Phase::New(_)), "a job has one request");
-        match self.exchange.take() {
-            Phase::New(request) => request,
-            _ => unreachable!("it was there a line ago"),
-        }
+        self.exchange.take_new().expect("a job has one request")
     }
 
     /// The method has returned its reply.
@@ -189,7 +185,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     ///
     /// # Panics
     ///
-    /// If the request's [`Method`](crate::context::Method) does not say that it may, or a second time.
+    /// If the request's [`Method`](crate::method::Method) does not say that it may, or a second time.
     pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
         // SAFETY: nobody else has the seat while a job is under way.
         let client = unsafe { (*self.bench).client.take() };
@@ -472,9 +468,34 @@ impl<W: Dispatch> Seat<W> {
 ///
 /// If there is none.
 #[inline]
-pub(super) fn response_of<Rq, Rs>(exchange: Exchange<Rq, Rs>) -> Rs {
-    match exchange {
-        Phase::Answered(Ok(response)) => response,
-        _ => panic!("a job that is done has a response"),
+pub(super) fn response_of<Rq, Rs>(exchange: &mut Exchange<Rq, Rs>) -> Rs {
+    exchange.take_response().expect("a job that is done has a response")
+}
+
+/// What is on the way of each call is moved alone, and not with the whole phase around it. (In safe code, by way of `mem::replace`,
+/// it is copied with all of it, and looked at again.)
+impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
+    /// The request, if it has not been sent.
+    #[inline]
+    fn take_new(&mut self) -> Option<Rq> {
+        let Self::New(request) = self else { return None };
+        // SAFETY: what has been moved out is overwritten, and not dropped.
+        unsafe {
+            let request = ptr::read(request);
+            ptr::write(self, Self::Spent);
+            Some(request)
+        }
+    }
+
+    /// The response, if there is one.
+    #[inline]
+    pub(crate) fn take_response(&mut self) -> Option<Rs> {
+        let Self::Answered(Ok(response)) = self else { return None };
+        // SAFETY: what has been moved out is overwritten, and not dropped.
+        unsafe {
+            let response = ptr::read(response);
+            ptr::write(self, Self::Spent);
+            Some(response)
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::task::{Poll, ready};
 
 use super::Dispatch;
 use super::seat::{Progress, Seat, response_of};
-use crate::context::{self, Served};
 use crate::mailbox::Phase;
+use crate::method::Served;
+use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::reply::Client;
 
@@ -49,13 +50,13 @@ impl<W: Dispatch> Solo<W> {
         let mut request = Some(request);
         poll_fn(move |cx| {
             let seat = &handling.0.0;
-            let _serving = context::serve(served);
+            let _serving = nesting::serve(served);
             let poll = panics::catch(|| match request.take() {
                 Some(request) => {
                     let mut exchange = Phase::New(request);
                     // SAFETY: as above. No future is live: this is the first poll, and what the last call left is gone.
                     match unsafe { seat.start(&mut exchange, cx.waker()) } {
-                        Progress::Replied => Poll::Ready(Some(response_of(exchange))),
+                        Progress::Replied => Poll::Ready(Some(response_of(&mut exchange))),
                         Progress::Deferred => Poll::Ready(None),
                         Progress::Waits => Poll::Pending,
                     }

@@ -1,0 +1,55 @@
+//! What is called, by name.
+
+use tokio::time::Instant;
+
+/// A method of a service, by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Method {
+    service: &'static str,
+    name: &'static str,
+    answers_later: bool,
+    is_hook: bool,
+}
+
+impl Method {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(service: &'static str, name: &'static str) -> Self {
+        Self { service, name, answers_later: false, is_hook: false }
+    }
+
+    /// As `new`, of a method that may answer after it has returned.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn answering_later(service: &'static str, name: &'static str) -> Self {
+        Self { answers_later: true, ..Self::new(service, name) }
+    }
+
+    /// Of a hook, which serves nobody.
+    pub(crate) const fn hook(service: &'static str, name: &'static str) -> Self {
+        Self { is_hook: true, ..Self::new(service, name) }
+    }
+
+    pub(crate) fn is_hook(&self) -> bool {
+        self.is_hook
+    }
+
+    pub(crate) fn answers_later(&self) -> bool {
+        self.answers_later
+    }
+
+    pub(crate) fn service(&self) -> &'static str {
+        self.service
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// The call that a handler serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) method: &'static Method,
+    pub(crate) deadline: Option<Instant>,
+}

@@ -1,0 +1,293 @@
+//! The handlers that run on top of each other on a thread.
+//!
+//! A handler that calls an idle service runs that one's handler on its own stack. So a thread has a stack of frames, one for
+//! each handler, and most of what a handler is told about its surroundings is read off the top of it: [`context`](crate::context())
+//! what it serves and until when, [`waits`](crate::waits) who would wait for whom, [`home`](crate::home) how deep it is already.
+//!
+//! A frame is written when a handler is polled and left where it is afterwards: then only the length goes back, on unwind as
+//! well. That is all that a call pays for the three.
+
+use std::cell::Cell;
+use std::num::NonZero;
+
+use tokio::time::Instant;
+
+use crate::method::{Method, Served};
+
+/// A service, by an address that is its own while it lives.
+pub(crate) type Node = usize;
+
+/// How many handlers run on top of each other at most.
+pub(crate) const MAX_DEPTH: usize = 32;
+/// How much stack, in bytes, handlers on top of each other may have used before one more is queued instead.
+pub(crate) const MAX_STACK: usize = 64 * 1024;
+
+/// More than [`MAX_DEPTH`], which those do not keep to who do not ask: handlers that drive runtimes of their own. A power of two.
+const PLACES: usize = 64;
+
+/// What is served at one level of the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    /// The service whose handler this is, if it is one.
+    pub(crate) node: Option<NonZero<Node>>,
+    pub(crate) method: Option<&'static Method>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Frame {
+    const GROUND: Self = Self { node: None, method: None, deadline: None };
+
+    fn serving(served: Served) -> Self {
+        Self { node: None, method: Some(served.method), deadline: served.deadline }
+    }
+}
+
+/// Without a destructor, and so without a look whether it is still there.
+///
+/// Invariant: the frames at 1 to `len` are those of the handlers, and of the scopes in them, that are under way; that at 0 is of
+/// whatever is below the first.
+struct Stack {
+    len: Cell<usize>,
+    /// Where on the machine's stack the outermost one began.
+    base: Cell<usize>,
+    /// Nobody at or below this waits for what is above.
+    cut: Cell<usize>,
+    frames: [Cell<Frame>; PLACES],
+}
+
+impl Stack {
+    /// Of those too deep to have one, any other.
+    #[inline]
+    fn place(&self, at: usize) -> &Cell<Frame> {
+        &self.frames[at % PLACES]
+    }
+
+    fn top(&self) -> Frame {
+        self.place(self.len.get()).get()
+    }
+}
+
+thread_local! {
+    static STACK: Stack = const {
+        Stack {
+            len: Cell::new(0),
+            base: Cell::new(0),
+            cut: Cell::new(0),
+            frames: [const { Cell::new(Frame::GROUND) }; PLACES],
+        }
+    };
+}
+
+/// A handler that is polled on this thread, until this is dropped.
+pub(crate) struct Nested(usize);
+
+/// A handler of this service is about to be polled.
+#[inline]
+pub(crate) fn enter(node: Node, served: Served) -> Nested {
+    push(Frame { node: NonZero::new(node), ..Frame::serving(served) })
+}
+
+#[inline]
+fn push(frame: Frame) -> Nested {
+    STACK.with(|stack| {
+        let len = stack.len.get();
+        // Model threads share one real thread, and so its stack.
+        if !cfg!(any(loom, shuttle)) {
+            if len == 0 {
+                stack.base.set(stack_address());
+            }
+            if len + 1 < PLACES {
+                stack.place(len + 1).set(frame);
+            }
+            stack.len.set(len + 1);
+        }
+        Nested(len)
+    })
+}
+
+impl Drop for Nested {
+    #[inline]
+    fn drop(&mut self) {
+        STACK.with(|stack| stack.len.set(self.0));
+    }
+}
+
+/// Something that is not a handler, and serves a call all the same, until this is dropped.
+pub(crate) struct Serving {
+    len: usize,
+    at: usize,
+    /// What was there before.
+    before: Frame,
+}
+
+/// Whatever runs until this is dropped serves that call.
+///
+/// Inside of a handler it has a frame of its own: the handler's says who would wait. Outside it is no level: who calls from there
+/// is a task like others.
+pub(crate) fn serve(served: Served) -> Serving {
+    STACK.with(|stack| {
+        let len = stack.len.get();
+        let at = if len == 0 { 0 } else { len + 1 };
+        let before = stack.place(at).get();
+        if !cfg!(any(loom, shuttle)) && at < PLACES {
+            stack.place(at).set(Frame::serving(served));
+            stack.len.set(at);
+        }
+        Serving { len, at, before }
+    })
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        STACK.with(|stack| {
+            if self.at < PLACES {
+                stack.place(self.at).set(self.before);
+            }
+            stack.len.set(self.len);
+        });
+    }
+}
+
+/// A level more, of nothing that is served or waits: `Drop`s that end services, which may drop the callers of others.
+pub(crate) fn deeper() -> Nested {
+    let top = STACK.with(Stack::top);
+    push(Frame { node: None, ..top })
+}
+
+/// The call that is served here.
+pub(crate) fn served() -> Option<Served> {
+    let top = STACK.with(Stack::top);
+    top.method.filter(|method| !method.is_hook()).map(|method| Served { method, deadline: top.deadline })
+}
+
+/// The deadline of the call that is served here.
+#[inline]
+pub(crate) fn deadline() -> Option<Instant> {
+    STACK.with(|stack| stack.place(stack.len.get()).get().deadline)
+}
+
+/// How many handlers are under way.
+#[inline]
+pub(crate) fn depth() -> usize {
+    STACK.with(|stack| stack.len.get())
+}
+
+/// Whether there is to be none on top of what there is.
+#[inline]
+pub(crate) fn is_deep() -> bool {
+    STACK.with(|stack| {
+        let len = stack.len.get();
+        len > 0 && (len >= MAX_DEPTH || stack.base.get().abs_diff(stack_address()) > MAX_STACK)
+    })
+}
+
+/// What runs on this thread until this is dropped is not waited for by what ran before.
+pub(crate) struct Cut(usize);
+
+pub(crate) fn cut() -> Cut {
+    Cut(STACK.with(|stack| stack.cut.replace(stack.len.get())))
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        STACK.with(|stack| stack.cut.set(self.0));
+    }
+}
+
+/// The frames above the cut, from below, each with the depth that it stands on.
+pub(crate) fn above_the_cut() -> Vec<(usize, Frame)> {
+    STACK.with(|stack| {
+        (stack.cut.get()..stack.len.get().min(PLACES - 1)).map(|at| (at, stack.place(at + 1).get())).collect()
+    })
+}
+
+/// About where the stack ends now. Not in an async function: its variables may be anywhere.
+#[inline]
+fn stack_address() -> usize {
+    let here = 0_u8;
+    std::ptr::from_ref(&here).addr()
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    const GET: &Method = &Method::new("Store", "get");
+    const FIND: &Method = &Method::new("Index", "find");
+
+    fn serving(method: &'static Method) -> Served {
+        Served { method, deadline: Some(Instant::now()) }
+    }
+
+    fn names() -> Option<&'static str> {
+        served().map(|served| served.method.name())
+    }
+
+    #[test]
+    fn what_is_served_is_what_was_entered_last_and_not_left() {
+        assert_eq!((names(), depth(), deadline()), (None, 0, None));
+        let get = enter(1, serving(GET));
+        let find = enter(2, Served { method: FIND, deadline: None });
+        assert_eq!((names(), depth(), deadline()), (Some("find"), 2, None));
+        drop(find);
+        assert_eq!((names(), depth(), deadline().is_some()), (Some("get"), 1, true));
+        drop(get);
+        assert_eq!((names(), depth(), deadline()), (None, 0, None));
+    }
+
+    #[test]
+    fn a_scope_is_no_level_outside_of_handlers_and_one_of_its_own_inside() {
+        {
+            let _scope = serve(serving(GET));
+            assert_eq!((names(), depth()), (Some("get"), 0));
+            let _within = serve(serving(FIND));
+            assert_eq!((names(), depth()), (Some("find"), 0));
+        }
+        assert_eq!(names(), None);
+
+        let _handler = enter(1, serving(GET));
+        {
+            let _scope = serve(serving(FIND));
+            assert_eq!(names(), Some("find"));
+        }
+        assert_eq!((names(), depth()), (Some("get"), 1));
+        // The one who waits is the handler, by the name of its method.
+        let _scope = serve(serving(FIND));
+        let waits: Vec<_> = above_the_cut().into_iter().filter(|(_, frame)| frame.node.is_some()).collect();
+        assert_eq!(waits.len(), 1);
+        assert_eq!((waits[0].0, waits[0].1.method), (0, Some(GET)));
+    }
+
+    #[test]
+    fn a_hook_serves_nobody_and_may_wait() {
+        const HOOK: &Method = &Method::hook("Store", "on_stop");
+        let _hook = enter(1, Served { method: HOOK, deadline: None });
+        assert_eq!(names(), None);
+        assert_eq!(above_the_cut()[0].1.method, Some(HOOK));
+    }
+
+    #[test]
+    fn nobody_below_the_cut_is_seen() {
+        let _below = enter(1, serving(GET));
+        {
+            let _cut = cut();
+            assert!(above_the_cut().is_empty());
+            let _above = enter(2, serving(FIND));
+            assert_eq!(above_the_cut().len(), 1);
+        }
+        assert_eq!(above_the_cut().len(), 1);
+    }
+
+    #[test]
+    fn more_levels_than_there_are_places_leave_those_below_as_they_were() {
+        let before = serve(serving(GET));
+        let levels: Vec<_> = (0..3 * PLACES).map(|node| enter(node + 1, serving(FIND))).collect();
+        let scope = serve(serving(FIND));
+        assert!(is_deep());
+        drop(scope);
+        levels.into_iter().rev().for_each(drop);
+        assert_eq!((names(), depth()), (Some("get"), 0));
+        drop(before);
+        assert_eq!(names(), None);
+    }
+}
