@@ -8,13 +8,15 @@ use syn::{LitStr, Path, Token, parenthesized};
 
 use crate::errors::Errors;
 
-/// `#[tenorite::service(name = "…", derive(…), crate = path)]`
+/// `#[tenorite::service(name = "…", derive(…), serde, crate = path)]`
 #[derive(Default)]
 pub(crate) struct Args {
     /// What derived names begin with, instead of the worker's name.
     pub(crate) name: Option<Ident>,
     /// Further derives for requests and responses.
     pub(crate) derives: Option<Vec<Path>>,
+    /// Requests and responses can leave the process.
+    pub(crate) serde: bool,
     /// Where the core crate is found.
     pub(crate) krate: Option<Path>,
 }
@@ -57,6 +59,15 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             let derives = Punctuated::<Path, Token![,]>::parse_terminated(&content)?;
             args.derives.replace(derives.into_iter().collect()).is_some()
         }
+        "serde" => {
+            if !cfg!(feature = "serde") {
+                return Err(syn::Error::new(
+                    key.span(),
+                    "this needs the feature `serde`: write `tenorite = { version = \"…\", features = [\"serde\"] }`",
+                ));
+            }
+            std::mem::replace(&mut args.serde, true)
+        }
         "crate" => {
             input.parse::<Token![=]>()?;
             args.krate.replace(input.call(Path::parse_mod_style)?).is_some()
@@ -64,7 +75,9 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
         _ => {
             return Err(syn::Error::new(
                 key.span(),
-                format!("unknown option `{key}`: there are `name = \"…\"`, `derive(…)` and `crate = path`"),
+                format!(
+                    "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde` and `crate = path`"
+                ),
             ));
         }
     };

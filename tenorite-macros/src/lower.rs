@@ -5,7 +5,7 @@ use quote::{ToTokens, format_ident};
 use syn::ext::IdentExt;
 use syn::{
     Attribute, FnArg, GenericParam, Generics, ImplItem, ImplItemFn, Item, ItemImpl, Meta, Pat, PatIdent,
-    PatType, ReceiverKind, ReturnType, Safety, Type, Visibility, parse_quote,
+    PatType, Receiver, ReceiverKind, ReturnType, Safety, Type, Visibility, parse_quote,
 };
 
 use crate::args::Args;
@@ -116,6 +116,7 @@ fn service(
     let mut generics = item.generics.clone();
     types::replace_self_in_generics(&mut generics, &item.self_ty);
     let names = names(args.name, worker_name, &generics, errors)?;
+    keys(&methods, args.serde, errors);
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
     let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
@@ -128,6 +129,7 @@ fn service(
         worker: (*item.self_ty).clone(),
         allows: item.attrs.iter().filter(|attribute| attribute.path().is_ident("allow")).cloned().collect(),
         derives: args.derives.unwrap_or_default(),
+        serde: args.serde,
         names,
         methods,
         hooks,
@@ -190,14 +192,20 @@ fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Skip,
+    AnyShard,
     Init,
     OnStart,
     OnStop,
 }
 
 impl Role {
-    const ALL: [(&'static str, Self); 4] =
-        [("skip", Self::Skip), ("init", Self::Init), ("on_start", Self::OnStart), ("on_stop", Self::OnStop)];
+    const ALL: [(&'static str, Self); 5] = [
+        ("skip", Self::Skip),
+        ("any_shard", Self::AnyShard),
+        ("init", Self::Init),
+        ("on_start", Self::OnStart),
+        ("on_stop", Self::OnStop),
+    ];
 }
 
 /// The methods that are requests, and the hooks. Takes our attributes out of all of them.
@@ -221,7 +229,7 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         };
         let role = role(&mut function.attrs, errors);
         let is_repeated = match role {
-            None => false,
+            None | Some(Role::AnyShard) => false,
             Some(Role::Skip) => continue,
             Some(Role::Init) => replaces(&mut hooks.init, init(function, &worker, errors)),
             Some(Role::OnStart) => replaces(&mut hooks.on_start, hook(function, Role::OnStart, errors)),
@@ -232,10 +240,18 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         }
         let is_private = matches!(function.vis, Visibility::Inherited);
         let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
-        if role.is_some() || is_private {
+        let key = key(function, errors);
+        if !matches!(role, None | Some(Role::AnyShard)) || is_private {
             continue;
         }
-        let Some(method) = method(function, &worker, &generics, errors) else { continue };
+        let Some(mut method) = method(function, &worker, &generics, errors) else { continue };
+        if let Some(key) = &key {
+            method.key = method.args.iter().position(|arg| arg.name == *key);
+            if role == Some(Role::AnyShard) {
+                errors.at(key, "a request goes to the shard of its key, or to any: keep one of the two");
+            }
+        }
+        method.any_shard = role == Some(Role::AnyShard);
         match methods
             .iter()
             .find(|other| other.variant == method.variant && other.cfgs.is_empty() && method.cfgs.is_empty())
@@ -251,6 +267,57 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         }
     }
     (methods, hooks)
+}
+
+/// Takes out `#[service(key)]`, and says of which argument it was.
+fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
+    let mut key: Option<Ident> = None;
+    for input in &mut function.sig.inputs {
+        let (FnArg::Typed(PatType { attrs, .. }) | FnArg::Receiver(Receiver { attrs, .. })) = input;
+        let taken = take_attributes(attrs);
+        for attribute in taken {
+            let is_key = attribute.parse_args::<Ident>().is_ok_and(|option| option == "key");
+            match (is_key, &*input) {
+                (true, FnArg::Typed(PatType { pat, .. })) => {
+                    if let Pat::Ident(PatIdent { ident, .. }) = &**pat
+                        && key.replace(ident.clone()).is_some()
+                    {
+                        errors.at(
+                            &attribute,
+                            "one argument says which shard a request belongs to: keep one `key`",
+                        );
+                    }
+                }
+                _ => errors.at(
+                    &attribute,
+                    "an argument is, or is not, what decides on the shard: there is `#[service(key)]`",
+                ),
+            }
+        }
+    }
+    key
+}
+
+/// As soon as one request has a key, those without one would not know where to go.
+fn keys(methods: &[Method], serde: bool, errors: &mut Errors) {
+    let Some(with_key) = methods.iter().find(|method| method.key.is_some()) else { return };
+    if !serde {
+        errors.at(
+            &with_key.name,
+            "a key says on which machine a request runs, so requests leave the process: write \
+             `#[tenorite::service(serde)]`",
+        );
+    }
+    for method in methods.iter().filter(|method| method.key.is_none() && !method.any_shard) {
+        errors.at(
+            &method.name,
+            format!(
+                "the requests of `{}` are kept apart by key, and this one has none: mark an argument with \
+                 `#[service(key)]`, or the method with `#[service(any_shard)]`",
+                with_key.name
+            ),
+        );
+    }
 }
 
 fn replaces<T>(place: &mut Option<T>, value: Option<T>) -> bool {
@@ -373,7 +440,7 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
         if !matches!(attribute.meta, Meta::List(_)) {
             errors.at(
                 &attribute,
-                "say what the method is to the service: `#[service(init)]`, `on_start`, `on_stop`, or `skip`",
+                "say what the method is to the service: `#[service(init)]`, `on_start`, `on_stop`, `any_shard`, or `skip`",
             );
             continue;
         }
@@ -381,7 +448,7 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
             let Some((name, known)) = Role::ALL.into_iter().find(|(name, _)| meta.path.is_ident(name)) else {
                 let name = meta.path.to_token_stream().to_string();
                 return Err(meta.error(format!(
-                    "unknown option `{name}`: there are `init`, `on_start`, `on_stop` and `skip`"
+                    "unknown option `{name}`: there are `init`, `on_start`, `on_stop`, `any_shard` and `skip`"
                 )));
             };
             if let Some(before) = role.replace(known) {
@@ -492,6 +559,8 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         visibility: function.vis.clone(),
         is_async: signature.asyncness.is_some(),
         args,
+        key: None,
+        any_shard: false,
         reply_at,
         reply: reply?,
     })

@@ -16,6 +16,8 @@ pub(crate) struct Service {
     pub(crate) allows: Vec<Attribute>,
     /// What the user asked for, on both enums.
     pub(crate) derives: Vec<Path>,
+    /// Requests and responses can leave the process.
+    pub(crate) serde: bool,
     pub(crate) methods: Vec<Method>,
     pub(crate) hooks: Hooks,
     /// Each enum takes the parameters that its fields name, the caller those of both.
@@ -72,6 +74,10 @@ pub(crate) struct Method {
     pub(crate) visibility: Visibility,
     pub(crate) is_async: bool,
     pub(crate) args: Vec<Arg>,
+    /// Which of its arguments says where among shards it runs, if one does.
+    pub(crate) key: Option<usize>,
+    /// It may run on any.
+    pub(crate) any_shard: bool,
     /// Where among its arguments it takes a `Reply`, if it answers with one.
     pub(crate) reply_at: Option<usize>,
     pub(crate) reply: Reply,

@@ -105,3 +105,23 @@ fn no_unsafe_code_is_generated() {
     let derived = expand(quote!(), quote!(impl Store { pub fn get(&self, key: &str) -> u8 { 1 } }));
     assert!(!derived.contains("unsafe"), "{derived}");
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn a_service_whose_requests_leave_the_process() {
+    let expanded = expand(
+        quote!(serde, crate = ::tenorite),
+        quote! {
+            impl Accounts {
+                pub fn pay(&mut self, #[service(key)] account: &str, cents: u64) -> Result<u64, TooLittle> {
+                    self.book(account, cents)
+                }
+                #[service(any_shard)]
+                pub fn rates(&self, days: &[u16], names: HashMap<String, Vec<u8>>) -> Vec<(u16, f64)> {
+                    self.rates.of(days, names)
+                }
+            }
+        },
+    );
+    insta::assert_snapshot!(expanded);
+}

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
 use crate::lifecycle::{Status, StatusWatch, StopReason};
-use crate::mailbox::function::Function;
+use crate::mailbox::function::{Function, Outgoing};
 use crate::mailbox::{Mailbox, Stats};
 use crate::{panics, park};
 
@@ -69,7 +69,50 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        Self::new(Arc::new(Function::new(function)), None)
+        let answer = move |outgoing: Outgoing<Rq>| {
+            let reply = function(outgoing.request);
+            async move { reply.await.map(Some) }
+        };
+        Self::new(Arc::new(Function::new(answer, false)), None)
+    }
+
+    /// A caller of a service that is elsewhere: `send` sends a request there and waits for its reply.
+    ///
+    /// As with [`from_fn`](Self::from_fn) nobody can tell it from a service. But its requests run where they are sent to, so
+    /// whoever leaves a call lets go of the waiting alone: the future is driven by its call, and dropped with it, or at its
+    /// deadline. So it must be of no harm to drop it, and what it has to do first must be done by the time that it first waits.
+    ///
+    /// The future ends in the reply; in `None`, for a request that is [cast](Outgoing::is_cast), once that is on its way; or in the
+    /// error that says whether the request may have run. It is only `SendFailure` if it certainly did not.
+    ///
+    /// It is the transport's affair that calls without a deadline end. A call that finds the deadline passed is never sent; one that
+    /// reaches it while it waits ends in [`FetchFailure(Expired)`](crate::FetchReason::Expired).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tenorite::prelude::*;
+    ///
+    /// async fn over_the_sea(text: String) -> Result<String, TenoriteError> {
+    ///     Ok(text.to_uppercase())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+    /// let shout = TenoriteCaller::<String, String>::over(|outgoing| async move {
+    ///     over_the_sea(outgoing.request).await.map(Some)
+    /// });
+    /// assert_eq!(shout.send_request("hello".to_owned()).await?, "HELLO");
+    /// # Ok(()) }
+    /// ```
+    pub fn over<F, Fut>(send: F) -> Self
+    where
+        F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        Self::new(Arc::new(Function::new(send, true)), None)
     }
 
     /// Sends a request as data. The call is lazy: nothing happens until it is polled.

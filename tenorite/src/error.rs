@@ -68,6 +68,16 @@ pub enum SendReason {
     StartFailed,
     /// The call would have waited for itself: the service is, through this chain of calls, waiting for its caller.
     WouldDeadlock(Cycle),
+    /// Nobody serves it where it was sent. Only a service that is called [over something](crate::TenoriteCaller::over).
+    NoService,
+    /// There is no connection to the service.
+    Disconnected,
+    /// The request is larger than may be sent.
+    TooLarge(TooLarge),
+    /// The service does not know the request as this caller says it: they are of different versions, or encode differently.
+    Incompatible(Explanation),
+    /// The caller is not allowed to ask for this.
+    Denied(Explanation),
 }
 
 /// Why the reply of an accepted request will not come.
@@ -86,6 +96,10 @@ pub enum FetchReason {
     Mismatched,
     /// The connection to the service was lost.
     Disconnected,
+    /// The reply is larger than may be sent.
+    TooLarge(TooLarge),
+    /// The reply came, and is not what this caller understands.
+    Undecodable(Explanation),
 }
 
 impl<E> TenoriteError<E> {
@@ -138,11 +152,12 @@ impl<E> TenoriteError<E> {
 
     /// Whether the request certainly did not run *and* the same call may go better later.
     ///
-    /// True for [`SendReason::Full`] and [`SendReason::Expired`]. False for a stopped service, for a deadlock, which
-    /// would only happen again, and for everything that may have run.
+    /// True for [`SendReason::Full`], [`SendReason::Expired`], [`SendReason::NoService`] and [`SendReason::Disconnected`]. False
+    /// for a stopped service, for a deadlock, which would only happen again, and for everything that may have run.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::SendFailure(SendReason::Full | SendReason::Expired))
+        use SendReason::{Disconnected, Expired, Full, NoService};
+        matches!(self, Self::SendFailure(Full | Expired | NoService | Disconnected))
     }
 }
 
@@ -166,6 +181,11 @@ impl fmt::Display for SendReason {
             Self::Expired => f.write_str("its deadline passed before its turn came"),
             Self::StartFailed => f.write_str("the service failed to start"),
             Self::WouldDeadlock(cycle) => write!(f, "it would wait for itself: {cycle}"),
+            Self::NoService => f.write_str("nobody serves it"),
+            Self::Disconnected => f.write_str("there is no connection to the service"),
+            Self::TooLarge(size) => write!(f, "it is too large: {size}"),
+            Self::Incompatible(why) => write!(f, "caller and service do not fit: {why}"),
+            Self::Denied(why) => write!(f, "it is not allowed: {why}"),
         }
     }
 }
@@ -179,6 +199,8 @@ impl fmt::Display for FetchReason {
             Self::Unanswered => f.write_str("the worker dropped the request without an answer"),
             Self::Mismatched => f.write_str("the answer was that of another method"),
             Self::Disconnected => f.write_str("the connection was lost"),
+            Self::TooLarge(size) => write!(f, "it is too large: {size}"),
+            Self::Undecodable(why) => write!(f, "it cannot be understood: {why}"),
         }
     }
 }
@@ -223,6 +245,51 @@ impl From<String> for PanicMessage {
     }
 }
 
+/// More than may be sent at once, and how much that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge {
+    /// In bytes.
+    pub size: usize,
+    /// In bytes.
+    pub limit: usize,
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, where {} may be sent", self.size, self.limit)
+    }
+}
+
+/// A reason in words, for a person to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation(Arc<str>);
+
+impl Explanation {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for Explanation {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<String> for Explanation {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
 /// A chain of calls that ends where it began: each service waits for the next, and the last for the first.
 ///
 /// Shown as `Store::get → Index::find → Store::get`.
@@ -238,6 +305,13 @@ impl Cycle {
     #[must_use]
     pub fn hops(&self) -> impl ExactSizeIterator<Item = (&str, &str)> + '_ {
         self.0.iter().map(|(service, method)| (&**service, &**method))
+    }
+}
+
+impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Cycle {
+    /// Of services and methods.
+    fn from_iter<I: IntoIterator<Item = (S, S)>>(hops: I) -> Self {
+        Self(hops.into_iter().map(|(service, method)| (service.into(), method.into())).collect())
     }
 }
 

@@ -77,6 +77,8 @@ mod call;
 mod caller;
 mod receiver;
 mod worker;
+#[cfg(feature = "serde")]
+pub mod wire;
 mod service;
 mod supervisor;
 pub mod testing;
@@ -95,11 +97,13 @@ pub use caller::{Caller, Permit, Reserve, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use context::{Context, context};
 #[doc(inline)]
-pub use error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
+pub use error::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
 #[doc(inline)]
 pub use lifecycle::{Status, StatusWatch, StopReason};
 #[doc(inline)]
 pub use mailbox::Stats;
+#[doc(inline)]
+pub use mailbox::function::Outgoing;
 #[doc(inline)]
 pub use mailbox::inline::Inline;
 #[doc(inline)]
@@ -132,6 +136,8 @@ pub use worker::TenoriteWorker;
 /// # Options
 ///
 /// - `name = "Mail"`: derived names begin with this instead of the worker's name.
+/// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and the requests say what they are
+///   called (`tenorite::wire`), so that they can leave the process.
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
 /// - `crate = path`: where this crate is, if not at `::tenorite`.
 /// - `#[service(skip)]` on a method: not a request, though it is `pub`.

@@ -5,7 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
-use super::allowing;
+use super::{allowing, wire};
 use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
@@ -13,6 +13,7 @@ pub(super) fn types(service: &Service) -> TokenStream {
     let Service { names, derives, allows, .. } = service;
     let (request, response) = (&names.request, &names.response);
     let derive = if derives.is_empty() { quote!() } else { quote!(#[derive(#(#derives),*)]) };
+    let serde = wire::derives(service);
     // A variant is named after a method, and an argument may be of any size and of a private type.
     let allow = allowing!(
         dead_code,
@@ -49,12 +50,14 @@ pub(super) fn types(service: &Service) -> TokenStream {
     quote! {
         #[doc = #request_doc]
         #derive
+        #serde
         #allow
         #(#allows)*
         pub enum #request #request_params #request_where { #(#requests),* }
 
         #[doc = #response_doc]
         #derive
+        #serde
         #allow
         #(#allows)*
         pub enum #response #response_params #response_where { #(#responses),* }

@@ -8,6 +8,7 @@ mod caller;
 mod dispatch;
 mod messages;
 mod service;
+mod wire;
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -19,8 +20,13 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
     let messages = messages::types(service);
     let caller = caller::types(service);
     let unit = service::types(service);
-    let impls =
-        [messages::impls(service), caller::impls(service), dispatch::impls(service), service::impls(service)];
+    let impls = [
+        messages::impls(service),
+        wire::impls(service).unwrap_or_default(),
+        caller::impls(service),
+        dispatch::impls(service),
+        service::impls(service),
+    ];
     quote! {
         #messages
         #caller

@@ -1,9 +1,12 @@
-//! An async closure as a mailbox: mocks and adapters.
+//! An async closure as a mailbox: mocks, adapters, and ways to services that are elsewhere.
 //!
 //! There is no queue: the closure's own concurrency is what there is, and a request has started when it is first
 //! polled. It is polled in place. If it has to wait it is given to the runtime, like a handler, so that dropping its
 //! caller cancels nothing. Where there is no runtime the caller drives it, and a thread takes it over if the caller
 //! leaves: what has started runs to its end. (A call that is forgotten there is driven by nobody.)
+//!
+//! A closure that only *sends* its request is different: what it does is wait for a reply, and nobody has to wait for longer than
+//! there is somebody to have it. So that one is driven by its call always, and dropped with it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use std::thread;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::queue::Queue;
 use super::{BoxFuture, CallState, Mailbox, Phase, Stats};
@@ -22,10 +26,26 @@ use crate::park;
 use crate::reply::{Client, Ended};
 use crate::sync::Mutex;
 
+/// A request on its way to a service that is elsewhere: what [`TenoriteCaller::over`](crate::TenoriteCaller::over) is given to
+/// send.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Outgoing<Rq> {
+    /// What is asked.
+    pub request: Rq,
+    /// When the call will have failed as too late, if it has a deadline: its own, its caller's default, or that of the call
+    /// which the handler serves that makes it.
+    pub deadline: Option<Instant>,
+    /// No reply is wanted.
+    pub is_cast: bool,
+}
+
 /// The callers' side: dropped with the last of them.
 pub(crate) struct Function<F, Rq, Rs, Er> {
     /// Always there until this is dropped.
     function: Option<F>,
+    /// It only sends, and is dropped with its call.
+    sends: bool,
     shared: Arc<Shared<Rq, Rs, Er>>,
 }
 
@@ -49,9 +69,14 @@ struct Gate {
 struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
 
 impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
-    pub(crate) fn new(function: F) -> Self {
+    /// `sends`: requests run elsewhere.
+    pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
-        Self { function: Some(function), shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }) }
+        Self {
+            function: Some(function),
+            sends,
+            shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }),
+        }
     }
 }
 
@@ -101,6 +126,17 @@ impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
     }
 }
 
+impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
+    /// Nobody waits for it any more.
+    fn leave(&self, future: BoxFuture<Ended<Rs, Er>>) {
+        if self.sends {
+            self.shared.slots.drop_quietly(future);
+        } else {
+            drive_on_thread(future);
+        }
+    }
+}
+
 impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
     fn drop(&mut self) {
         self.shared.close(StopReason::CallersGone);
@@ -110,8 +146,8 @@ impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
 
 impl<F, Fut, Rq, Rs, Er> Function<F, Rq, Rs, Er>
 where
-    F: Fn(Rq) -> Fut,
-    Fut: Future<Output = Result<Rs, TenoriteError<Er>>> + Send + 'static,
+    F: Fn(Outgoing<Rq>) -> Fut,
+    Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
     Er: Send + 'static,
@@ -131,7 +167,9 @@ where
         }
 
         let function = self.function.as_ref().expect("it is there until the last caller is gone");
-        let mut future = match panics::catch(|| function(request)) {
+        let outgoing =
+            Outgoing { request, deadline: state.terms.limit.deadline(), is_cast: state.terms.cast };
+        let mut future = match panics::catch(|| function(outgoing)) {
             Ok(future) => Box::pin(async move { into_reply(future.await) }),
             Err(payload) => return self.ended(state.terms.cast, self.shared.panicked(payload)),
         };
@@ -140,6 +178,14 @@ where
                 slots.drop_quietly(future);
                 let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
                 self.ended(state.terms.cast, reply)
+            }
+            // A cast that may not wait is sent by somebody else.
+            Poll::Pending if self.sends && !(state.terms.cast && state.terms.no_wait) => {
+                Phase::Driven(Box::pin(async move {
+                    let reply = future.await;
+                    drop(flight);
+                    reply
+                }))
             }
             Poll::Pending => self.run_on(future, flight, state.terms.cast, cx),
         }
@@ -213,8 +259,8 @@ where
 
 impl<F, Fut, Rq, Rs, Er> Mailbox<Rq, Rs, Er> for Function<F, Rq, Rs, Er>
 where
-    F: Fn(Rq) -> Fut + Send + Sync,
-    Fut: Future<Output = Result<Rs, TenoriteError<Er>>> + Send + 'static,
+    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
     Er: Send + 'static,
@@ -250,7 +296,7 @@ where
         match state.take() {
             Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot, state.terms),
             Phase::Driven(future) => {
-                drive_on_thread(future);
+                self.leave(future);
                 state.phase = Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired));
             }
             outcome => state.phase = outcome,
@@ -260,7 +306,7 @@ where
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
         match state.take() {
             Phase::Waiting(slot) => self.shared.slots.abandon(slot),
-            Phase::Driven(future) => drive_on_thread(future),
+            Phase::Driven(future) => self.leave(future),
             // It was never sent, and so it is its sender's own.
             Phase::Permitted(request) => drop(request),
             other => self.shared.slots.drop_quietly(other),
@@ -308,9 +354,11 @@ where
     }
 }
 
-fn into_reply<Rs, Er>(result: Result<Rs, TenoriteError<Er>>) -> Ended<Rs, Er> {
+fn into_reply<Rs, Er>(result: Result<Option<Rs>, TenoriteError<Er>>) -> Ended<Rs, Er> {
     match result {
-        Ok(response) => Ok(Ok(response)),
+        Ok(Some(response)) => Ok(Ok(response)),
+        // That is all a cast wants.
+        Ok(None) => Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
         Err(error) => error.into_service_error().map(Err),
     }
 }

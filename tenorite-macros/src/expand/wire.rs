@@ -1,0 +1,139 @@
+//! What lets requests and responses leave the process.
+
+use proc_macro2::{TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::ext::IdentExt;
+use syn::parse_quote;
+
+use super::{caller, messages};
+use crate::generics;
+use crate::model::{Method, Service};
+
+pub(super) fn derives(service: &Service) -> Option<TokenStream> {
+    let krate = &service.krate;
+    let path = text(&quote!(#krate::__private::serde));
+    service.serde.then(|| {
+        quote! {
+            #[derive(#krate::__private::serde::Serialize, #krate::__private::serde::Deserialize)]
+            #[serde(crate = #path)]
+        }
+    })
+}
+
+pub(super) fn impls(service: &Service) -> Option<TokenStream> {
+    if !service.serde {
+        return None;
+    }
+    let Service { krate, names, request_generics, .. } = service;
+    let (request, _) = caller::messages(service);
+    let name = &names.service_doc;
+    let signatures: Vec<_> = service.methods.iter().map(|method| signature(service, method)).collect();
+    let listed = service
+        .methods
+        .iter()
+        .zip(&signatures)
+        .map(|(Method { cfgs, .. }, signature)| quote!(#(#cfgs)* #signature));
+    let arms = service.methods.iter().zip(&signatures).map(|(Method { cfgs, variant, .. }, signature)| {
+        quote!(#(#cfgs)* Self::#variant { .. } => const { &#signature },)
+    });
+    // Of enums that are not generic the compiler knows it.
+    let bounds: Vec<syn::WherePredicate> = if request_generics.params.is_empty() {
+        Vec::new()
+    } else {
+        vec![parse_quote! {
+            #request: #krate::__private::serde::Serialize
+                + #krate::__private::serde::de::DeserializeOwned
+                + ::core::marker::Send
+                + 'static
+        }]
+    };
+    let bounded = generics::with(request_generics, bounds.clone());
+    let (params, _, clause) = bounded.split_for_impl();
+    let sharded = sharded(service);
+    Some(quote! {
+        #[automatically_derived]
+        impl #params #krate::wire::WireRequest for #request #clause {
+            const SERVICE: &'static str = #name;
+            const METHODS: &'static [#krate::wire::Signature] = &[#(#listed),*];
+
+            fn signature(&self) -> &'static #krate::wire::Signature {
+                match *self { #(#arms)* }
+            }
+        }
+        #sharded
+    })
+}
+
+fn signature(service: &Service, method: &Method) -> TokenStream {
+    let krate = &service.krate;
+    let name = method.name.unraw().to_string();
+    let reply = text(&method.reply.ty);
+    let args = method.args.iter().map(|arg| {
+        let (name, ty) = (arg.name.unraw().to_string(), text(&messages::owned(arg)));
+        // As it would be written.
+        let ty = ty.strip_prefix("::std::string::").or(ty.strip_prefix("::std::vec::")).unwrap_or(&ty);
+        quote!((#name, #ty))
+    });
+    quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply))
+}
+
+/// Only of services whose requests are kept apart by key.
+fn sharded(service: &Service) -> Option<TokenStream> {
+    service.methods.iter().find(|method| method.key.is_some())?;
+    let krate = &service.krate;
+    let (request, _) = caller::messages(service);
+    let arms = service.methods.iter().map(|Method { cfgs, variant, key, args, .. }| match key {
+        Some(key) => {
+            let name = &args[*key].name;
+            quote!(#(#cfgs)* Self::#variant { #name: ref key, .. } => ::core::option::Option::Some(key),)
+        }
+        None => quote!(#(#cfgs)* Self::#variant { .. } => ::core::option::Option::None,),
+    });
+    let (params, _, clause) = service.request_generics.split_for_impl();
+    Some(quote! {
+        #[automatically_derived]
+        impl #params #krate::wire::Sharded for #request #clause {
+            fn key(&self) -> ::core::option::Option<&dyn ::core::fmt::Display> {
+                match *self { #(#arms)* }
+            }
+        }
+    })
+}
+
+/// Tokens as a person would write them.
+fn text(tokens: &impl ToTokens) -> String {
+    fn add(tokens: TokenStream, text: &mut String) {
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => {
+                    let delimited =
+                        proc_macro2::Group::new(group.delimiter(), TokenStream::new()).to_string();
+                    let (open, close) = delimited.split_at(delimited.len() / 2);
+                    text.push_str(open.trim());
+                    add(group.stream(), text);
+                    text.push_str(close.trim());
+                }
+                TokenTree::Punct(punct) => {
+                    match punct.as_char() {
+                        '+' | '=' | '-' if !text.ends_with([' ', '=', '-']) => text.push(' '),
+                        _ => {}
+                    }
+                    text.push(punct.as_char());
+                    if matches!(punct.as_char(), ',' | '+' | ';') {
+                        text.push(' ');
+                    }
+                }
+                word => {
+                    let needs_space = text.ends_with(|last: char| last.is_alphanumeric() || last == '_');
+                    if needs_space || text.ends_with("->") {
+                        text.push(' ');
+                    }
+                    text.push_str(&word.to_string());
+                }
+            }
+        }
+    }
+    let mut written = String::new();
+    add(tokens.to_token_stream(), &mut written);
+    written
+}

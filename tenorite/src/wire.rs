@@ -1,0 +1,235 @@
+//! Requests that leave the process.
+//!
+//! `#[tenorite::service(serde)]` derives `Serialize` and `Deserialize` for a service's requests and responses, and [`WireRequest`]
+//! for the requests: how they are called. That is all that a transport needs (`tenorite-nats` is one).
+//!
+//! # Of two versions
+//!
+//! A transport compares [signatures](Signature), method by method, so callers and services of different versions work together as
+//! far as they say the same:
+//!
+//! | change | a caller of the other version |
+//! |---|---|
+//! | a method more, or one less, in any place | works, but for that method |
+//! | an argument more, of type `Option<_>`, behind the others | an older caller works (it is `None`), if the encoding [names its fields](Signature::is_met_by); a newer one does not |
+//! | another name, type or order of arguments, another return type | does not work, and is told so |
+//! | a type of the user's is changed in itself | as serde has it for that type: what does not decode is told, and nothing runs |
+//!
+//! Types are compared as they are written: `String` is not `std::string::String`.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A request that can leave the process, and is known by name where it arrives.
+///
+/// Derived by `#[tenorite::service(serde)]`. By hand:
+///
+/// ```
+/// use tenorite::wire::{Signature, WireRequest};
+/// # mod serde { pub use tenorite::__private::serde::*; }
+///
+/// #[derive(tenorite::__private::serde::Serialize, tenorite::__private::serde::Deserialize)]
+/// # #[serde(crate = "tenorite::__private::serde")]
+/// enum CounterRequest { Add(u32), Read }
+///
+/// impl WireRequest for CounterRequest {
+///     const SERVICE: &'static str = "Counter";
+///     const METHODS: &'static [Signature] = &[
+///         Signature::new("add", &[("number", "u32")], "u32"),
+///         Signature::new("read", &[], "u32"),
+///     ];
+///     fn signature(&self) -> &'static Signature {
+///         match self {
+///             Self::Add(_) => &Self::METHODS[0],
+///             Self::Read => &Self::METHODS[1],
+///         }
+///     }
+/// }
+/// assert_eq!(CounterRequest::Add(1).signature().to_string(), "add(number: u32) -> u32");
+/// ```
+pub trait WireRequest: Serialize + DeserializeOwned + Send + 'static {
+    /// What the service is called.
+    const SERVICE: &'static str;
+    /// Its methods.
+    const METHODS: &'static [Signature];
+
+    /// The method that this asks for.
+    fn signature(&self) -> &'static Signature;
+}
+
+/// A request that belongs to one of many shards of its service: to that of its key.
+///
+/// Derived where an argument is marked with `#[service(key)]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say which shard it belongs to",
+    note = "mark an argument of each method with `#[service(key)]`, or the method with `#[service(any_shard)]`"
+)]
+pub trait Sharded: WireRequest {
+    /// The key, or none if any shard will do.
+    fn key(&self) -> Option<&dyn std::fmt::Display>;
+
+    /// The shard that it belongs to, among so many: the same in every process and in every version (FNV-1a of the key as it is
+    /// displayed).
+    ///
+    /// # Panics
+    ///
+    /// If there are no shards.
+    fn shard(&self, shards: u32) -> Option<u32> {
+        struct Hash(u64);
+        impl std::fmt::Write for Hash {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+                Ok(())
+            }
+        }
+        let key = self.key()?;
+        let mut hash = Hash(BASIS);
+        let _ = std::fmt::Write::write_fmt(&mut hash, format_args!("{key}"));
+        // Its low bits differ least.
+        let hash = hash.0 ^ (hash.0 >> 32);
+        Some((hash % u64::from(shards)) as u32)
+    }
+}
+
+/// A method as it is declared: what callers and services of different versions compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signature {
+    name: &'static str,
+    arguments: &'static [(&'static str, &'static str)],
+    reply: &'static str,
+}
+
+impl Signature {
+    /// Of its name, its arguments with their types, and its return type.
+    #[must_use]
+    pub const fn new(
+        name: &'static str,
+        arguments: &'static [(&'static str, &'static str)],
+        reply: &'static str,
+    ) -> Self {
+        Self { name, arguments, reply }
+    }
+
+    /// The method's name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A number that stands for all of it (FNV-1a, 64 bits).
+    #[must_use]
+    pub const fn fingerprint(&self) -> u64 {
+        self.fingerprint_of(self.arguments.len())
+    }
+
+    /// Whether a request of a method with that fingerprint can be understood as one of this method.
+    ///
+    /// `named`: its fields are encoded with their names, so that one that is not there can be told from one that is. Then
+    /// `Option`s at the end may be missing.
+    #[must_use]
+    pub fn is_met_by(&self, fingerprint: u64, named: bool) -> bool {
+        let mut arguments = self.arguments.len();
+        loop {
+            if self.fingerprint_of(arguments) == fingerprint {
+                return true;
+            }
+            let may_be_missing = arguments > 0 && is_option(self.arguments[arguments - 1].1);
+            if !named || !may_be_missing {
+                return false;
+            }
+            arguments -= 1;
+        }
+    }
+
+    /// As if it had only so many arguments.
+    const fn fingerprint_of(&self, arguments: usize) -> u64 {
+        let mut hash = add(BASIS, self.name);
+        let mut at = 0;
+        while at < arguments {
+            hash = add(hash, self.arguments[at].0);
+            hash = add(hash, self.arguments[at].1);
+            at += 1;
+        }
+        // Not the same as one more argument.
+        add(add(hash, "->"), self.reply)
+    }
+}
+
+/// Of FNV-1a with 64 bits (Fowler, Noll, Vo).
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+const PRIME: u64 = 0x0100_0000_01b3;
+
+/// FNV-1a. The length goes with it, so that two parts are not the same as others with the same text.
+const fn add(mut hash: u64, text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        hash = (hash ^ bytes[at] as u64).wrapping_mul(PRIME);
+        at += 1;
+    }
+    (hash ^ bytes.len() as u64).wrapping_mul(PRIME)
+}
+
+fn is_option(ty: &str) -> bool {
+    let path = ty.split('<').next().unwrap_or(ty);
+    ty.ends_with('>') && path.rsplit("::").next() == Some("Option")
+}
+
+impl std::fmt::Display for Signature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}(", self.name)?;
+        for (index, (name, ty)) in self.arguments.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{name}: {ty}")?;
+        }
+        f.write_str(")")?;
+        if self.reply != "()" {
+            write!(f, " -> {}", self.reply)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: Signature = Signature::new("get", &[("key", "String")], "Option<String>");
+
+    #[test]
+    fn each_part_counts() {
+        let others = [
+            Signature::new("set", &[("key", "String")], "Option<String>"),
+            Signature::new("get", &[("keys", "String")], "Option<String>"),
+            Signature::new("get", &[("key", "u8")], "Option<String>"),
+            Signature::new("get", &[("key", "String")], "String"),
+            Signature::new("get", &[], "Option<String>"),
+            Signature::new("get", &[("key", "String"), ("->", "Option<String>")], "Option<String>"),
+            Signature::new("getk", &[("ey", "String")], "Option<String>"),
+        ];
+        assert!(GET.is_met_by(GET.fingerprint(), true));
+        for other in others {
+            assert!(!GET.is_met_by(other.fingerprint(), true), "{other}");
+        }
+    }
+
+    #[test]
+    fn options_at_the_end_may_be_missing_if_fields_are_named() {
+        let newer = Signature::new(
+            "get",
+            &[("key", "String"), ("at", "Option<u64>"), ("by", "std::option::Option<u64>")],
+            "Option<String>",
+        );
+        assert!(newer.is_met_by(GET.fingerprint(), true));
+        assert!(!newer.is_met_by(GET.fingerprint(), false));
+        assert!(!GET.is_met_by(newer.fingerprint(), true), "what it says would be lost");
+        let needed = Signature::new("get", &[("key", "String"), ("at", "u64")], "Option<String>");
+        assert!(!needed.is_met_by(GET.fingerprint(), true));
+    }
+
+    #[test]
+    fn it_reads_as_it_was_declared() {
+        assert_eq!(GET.to_string(), "get(key: String) -> Option<String>");
+        assert_eq!(Signature::new("clear", &[], "()").to_string(), "clear()");
+    }
+}
