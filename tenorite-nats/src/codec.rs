@@ -1,0 +1,87 @@
+//! How requests and responses are written down.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A way to write requests and responses down.
+///
+/// Both sides say which one they use, by its [`NAME`](Self::NAME), and do not talk to each other if they differ.
+pub trait Codec: Clone + Send + Sync + 'static {
+    /// What it is called on the wire.
+    const NAME: &'static str;
+    /// Whether fields are written with their names: then arguments that are `Option`s may be added (see
+    /// [`Signature::is_met_by`](tenorite::wire::Signature::is_met_by)).
+    const NAMES_FIELDS: bool;
+
+    /// Writes a value.
+    ///
+    /// # Errors
+    ///
+    /// If the value cannot be written.
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError>;
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    ///
+    /// If that is not what the bytes are.
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError>;
+}
+
+/// Why something could not be written, or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CodecError(String);
+
+impl CodecError {
+    /// For this reason.
+    pub fn new(why: impl fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CodecError {}
+
+/// JSON: any tool can read it, and write it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Json;
+
+impl Codec for Json {
+    const NAME: &'static str = "json";
+    const NAMES_FIELDS: bool = true;
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError> {
+        serde_json::to_vec(value).map_err(CodecError::new)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError> {
+        serde_json::from_slice(bytes).map_err(CodecError::new)
+    }
+}
+
+/// Postcard: small, without names. Methods are known by their place among the others, so new ones go to the end.
+#[cfg(feature = "postcard")]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Postcard;
+
+#[cfg(feature = "postcard")]
+impl Codec for Postcard {
+    const NAME: &'static str = "postcard";
+    const NAMES_FIELDS: bool = false;
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError> {
+        postcard::to_stdvec(value).map_err(CodecError::new)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError> {
+        let (value, rest) = postcard::take_from_bytes(bytes).map_err(CodecError::new)?;
+        if rest.is_empty() { Ok(value) } else { Err(CodecError::new("there is more than was expected")) }
+    }
+}

@@ -1,0 +1,177 @@
+//! The connection.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, ServerError, ToServerAddrs};
+use tokio::sync::broadcast;
+use tokio::time::{sleep, timeout};
+
+use crate::error::Error;
+
+/// How many events may wait to be looked at. What is more is missed, and found out a little later.
+const EVENTS: usize = 64;
+/// How long a server may take to answer at all, where that is asked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A connection to NATS, shared by all that is made from it. Cheap to clone.
+///
+/// Any [`async_nats::Client`] is one, by `From`. One that is made here hears at once what happens to the connection: a call ends
+/// within a millisecond or two when it is lost, and one that is not permitted does not have to wait for its deadline. Of
+/// a client that was made elsewhere the connection's state is looked at now and then, and of permissions nothing is heard.
+#[derive(Clone, Debug)]
+pub struct Nats {
+    client: Client,
+    events: Option<broadcast::Sender<Event>>,
+}
+
+impl From<Client> for Nats {
+    fn from(client: Client) -> Self {
+        Self { client, events: None }
+    }
+}
+
+/// How to connect: see [`Nats::options`].
+#[derive(Debug)]
+pub struct Options(ConnectOptions);
+
+impl Nats {
+    /// Connects as [`options`](Self::options) does, with all defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`], which says why.
+    pub async fn connect(servers: impl ToServerAddrs) -> Result<Self, Error> {
+        Self::options(ConnectOptions::new()).connect(servers).await
+    }
+
+    /// Connects with the user's own options: TLS, a name and password, a token, an nkey, credentials.
+    ///
+    /// Three of them are set here: how soon it is tried again when the connection is lost (20 to 500 ms, with some chance), how
+    /// often a server is asked whether it is there (every 2 s), and who hears of events.
+    #[must_use]
+    pub fn options(options: ConnectOptions) -> Options {
+        Options(options)
+    }
+
+    /// The client beneath.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn events(&self) -> Option<broadcast::Receiver<Event>> {
+        self.events.as_ref().map(broadcast::Sender::subscribe)
+    }
+
+    /// Waits until the server has seen all that was sent before, and says whether it took it amiss.
+    ///
+    /// # Errors
+    ///
+    /// If it does not permit one of these subjects, or does not answer.
+    pub(crate) async fn settle(
+        &self,
+        events: Option<broadcast::Receiver<Event>>,
+        subjects: &[&str],
+    ) -> Result<(), Error> {
+        // Nobody listens there, and a server says so, after what it has to say of what came before.
+        let probe = self.client.request(self.client.new_inbox(), Vec::new().into());
+        match timeout(PATIENCE, probe).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {}
+            Ok(Err(error)) if events.is_none() => return Err(Error::Unreachable(error.to_string())),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        let Some(mut events) = events else { return Ok(()) };
+        // They take a way of their own, by the client's task for events.
+        for _ in 0..5 {
+            while let Ok(event) = events.try_recv() {
+                if let Some((_, subject)) = violation(&event)
+                    && subjects.contains(&subject)
+                {
+                    return Err(Error::Denied(event.to_string()));
+                }
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`], which says why.
+    pub async fn connect(self, servers: impl ToServerAddrs) -> Result<Nats, Error> {
+        let (sender, _) = broadcast::channel(EVENTS);
+        let events = sender.clone();
+        let client = self
+            .0
+            .reconnect_delay_callback(delay)
+            .ping_interval(Duration::from_secs(2))
+            .event_callback(move |event| {
+                // Nobody has to listen.
+                let _ = events.send(event);
+                std::future::ready(())
+            })
+            .connect(servers)
+            .await?;
+        Ok(Nats { client, events: Some(sender) })
+    }
+}
+
+/// Doubles from 20 ms to 500 ms, less up to a half of it: so that not all come back at once.
+fn delay(attempt: usize) -> Duration {
+    let whole = 20_u64.saturating_mul(1 << attempt.min(10)).min(500);
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    Duration::from_millis(whole - u64::from(clock) % (whole / 2))
+}
+
+/// What a server does not permit, and of which subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Publish,
+    Subscribe,
+}
+
+pub(crate) fn violation(event: &Event) -> Option<(Verb, &str)> {
+    let Event::ServerError(ServerError::Other(text)) = event else { return None };
+    let (before, rest) = text.split_once('"')?;
+    let (subject, _) = rest.split_once('"')?;
+    let before = before.to_lowercase();
+    if !before.contains("permissions violation") {
+        return None;
+    }
+    let verb = if before.contains("publish") { Verb::Publish } else { Verb::Subscribe };
+    Some((verb, subject))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(text: &str) -> Event {
+        Event::ServerError(ServerError::Other(text.to_owned()))
+    }
+
+    #[test]
+    fn a_violation_names_what_is_not_permitted() {
+        let publish = event("Permissions Violation for Publish to \"shop.Store.get\"");
+        assert_eq!(violation(&publish), Some((Verb::Publish, "shop.Store.get")));
+        let subscribe = event("Permissions Violation for Subscription to \"shop.Store.*\"");
+        assert_eq!(violation(&subscribe), Some((Verb::Subscribe, "shop.Store.*")));
+        assert_eq!(violation(&event("Stale Connection")), None);
+        assert_eq!(violation(&Event::Disconnected), None);
+    }
+
+    #[test]
+    fn delays_grow_to_half_a_second() {
+        assert!(delay(0) <= Duration::from_millis(20));
+        for attempt in 0..200 {
+            assert!(delay(attempt) <= Duration::from_millis(500));
+            assert!(delay(attempt) >= Duration::from_millis(10));
+        }
+        assert!(delay(100) >= Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,436 @@
+//! The service's side: a local service, behind a subject for each of its methods.
+//!
+//! # The way of a request
+//!
+//! ```text
+//!   message on `<prefix>.<service>.<method>`
+//!     ├─ not to be understood, another version ──► rejected-incompatible
+//!     ├─ too late ───────────────────────────────► rejected-expired
+//!     ▼
+//!   a call of the local caller, with `no_wait` and what is left of the time
+//!     first poll, in the order of the messages: it has its place in the service's line, or has run
+//!     ├─ ready ──────► reply
+//!     └─ waits ──────► a task waits for it, then the reply
+//! ```
+//!
+//! One subscription for all methods, so their order is that of the messages. What the local service promises, it promises
+//! here: one at a time, in order, at most `backlog` that wait. One more is told at once that there is no room.
+//!
+//! # What happens when somebody leaves
+//!
+//! | who leaves | what follows |
+//! |---|---|
+//! | the [`Serving`], or `stop` is called | no more messages (late callers hear `NoService` at once); what came is answered and flushed |
+//! | the local service | no more messages; what still came is told that it has stopped |
+//! | the connection | the client comes back by itself, and what runs goes on; its reply is sent once it is back |
+//! | a remote caller | nobody hears of it: the handler runs to its end, and its reply is dropped by its caller's end |
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tenorite::wire::{Signature, WireRequest};
+use tenorite::{Call, Caller, Explanation, FetchReason, SendReason, TenoriteError, TooLarge};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::codec::{Codec, Json};
+use crate::discovery::{Discovery, Figures};
+use crate::error::Error;
+use crate::nats::Nats;
+use crate::wire::{self, Received};
+
+/// Clocks of different machines may differ by so much.
+const TOLERANCE: Duration = Duration::from_millis(500);
+
+/// Puts a local service behind subjects of NATS, `<prefix>.<service>.<method>`: whoever [connects](crate::connect) with the same
+/// prefix calls it from wherever he is.
+///
+/// Any caller will do, and whatever is behind it: it is one of the service's callers, so the service lives at least until this
+/// stops. Await it, or set options first.
+///
+/// ```no_run
+/// # use tenorite::prelude::*;
+/// # #[derive(Default)] struct Store;
+/// # #[tenorite::service(serde)] impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let (task, store) = StoreService.start_task(32, Store::default());
+/// let nats = tenorite_nats::Nats::connect("nats://127.0.0.1:4222").await?;
+/// let serving = tenorite_nats::serve(nats, "shop", store).await?;
+/// tokio::signal::ctrl_c().await?;
+/// // What was accepted is answered.
+/// serving.stop().await;
+/// task.await?;
+/// # Ok(()) }
+/// ```
+///
+/// A handler that computes for long, and does not wait, holds up the reading of messages: start such a service
+/// [`on_worker_task`](tenorite::Builder::on_worker_task).
+///
+/// # Errors
+///
+/// [`Error::Subject`] if prefix and service make no subject, [`Error::Denied`] if they may not be listened to,
+/// [`Error::Unreachable`] if the client is closed.
+pub fn serve<C>(nats: impl Into<Nats>, prefix: impl Into<String>, caller: C) -> Serve<C> {
+    let settings =
+        Settings { queue_group: None, tolerance: TOLERANCE, version: "0.0.0".to_owned(), scope: None };
+    Serve { nats: nats.into(), prefix: prefix.into(), settings, codec: Json, caller }
+}
+
+/// A service that is to be served: see [`serve`].
+#[must_use = "nothing is served unless it is awaited"]
+pub struct Serve<C, K = Json> {
+    nats: Nats,
+    prefix: String,
+    settings: Settings,
+    codec: K,
+    caller: C,
+}
+
+/// What is there while a request is handed to the service.
+type Scope = Arc<dyn Fn(Option<&HeaderMap>, &'static Signature, &mut dyn FnMut()) + Send + Sync>;
+
+struct Settings {
+    queue_group: Option<String>,
+    tolerance: Duration,
+    version: String,
+    scope: Option<Scope>,
+}
+
+impl<C, K> Serve<C, K> {
+    /// Shares the requests with all others of this group: each goes to one of them. Then there is no order among them.
+    pub fn queue_group(mut self, group: impl Into<String>) -> Self {
+        self.settings.queue_group = Some(group.into());
+        self
+    }
+
+    /// By how much the clocks of caller and service may differ, 500 ms unless it is said here. A request is never given more
+    /// time than its caller has given it, and one that is late by less than this may still run.
+    pub fn clock_tolerance(mut self, tolerance: Duration) -> Self {
+        self.settings.tolerance = tolerance;
+        self
+    }
+
+    /// What discovery tells of the service's version: three numbers, as in `1.2.3`.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.settings.version = version.into();
+        self
+    }
+
+    /// Calls this with the headers of each request, and with what hands the request to the service, which it has to call. This is
+    /// where a trace context is taken out: with the feature `tracing` of the core, the handler runs in the span in which it is
+    /// handed over.
+    ///
+    /// ```no_run
+    /// # use tenorite::prelude::*;
+    /// # struct Store;
+    /// # #[tenorite::service(serde)] impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
+    /// # async fn example(nats: tenorite_nats::Nats, store: StoreCaller) -> Result<(), tenorite_nats::Error> {
+    /// let serving = tenorite_nats::serve(nats, "shop", store)
+    ///     .scope(|headers, method, hand_over| {
+    ///         let parent = headers.and_then(|headers| headers.get("traceparent"));
+    ///         println!("{} for {parent:?}", method.name());
+    ///         // Or: `span.in_scope(hand_over)`.
+    ///         hand_over();
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn scope<F>(mut self, scope: F) -> Self
+    where
+        F: Fn(Option<&HeaderMap>, &'static Signature, &mut dyn FnMut()) + Send + Sync + 'static,
+    {
+        self.settings.scope = Some(Arc::new(scope));
+        self
+    }
+
+    /// Another encoding than JSON. Callers have to have the same.
+    pub fn codec<L: Codec>(self, codec: L) -> Serve<C, L> {
+        let Self { nats, prefix, settings, caller, .. } = self;
+        Serve { nats, prefix, settings, codec, caller }
+    }
+}
+
+impl<C, K> fmt::Debug for Serve<C, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl<C, K> IntoFuture for Serve<C, K>
+where
+    C: Caller<Error = Infallible> + Send + Sync + 'static,
+    C::Request: WireRequest,
+    C::Response: Serialize + DeserializeOwned + Send + 'static,
+    K: Codec,
+{
+    type Output = Result<Serving, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { nats, prefix, settings, codec, caller } = self;
+        Box::pin(async move {
+            let subject = wire::subject(&prefix, C::Request::SERVICE)?;
+            let all = format!("{subject}.*");
+            let client = nats.client().clone();
+            let events = nats.events();
+            let messages = match &settings.queue_group {
+                Some(group) => client.queue_subscribe(all.clone(), group.clone()).await,
+                None => client.subscribe(all.clone()).await,
+            };
+            let messages = messages.map_err(|error| Error::Unreachable(error.to_string()))?;
+            let figures = Arc::new(Figures::new(C::Request::METHODS));
+            let discovery = Discovery::new(
+                C::Request::SERVICE,
+                &settings.version,
+                &subject,
+                settings.queue_group.as_deref(),
+                Arc::clone(&figures),
+            );
+            let discovery = discovery.listen(&client).await;
+            nats.settle(events, &[&all]).await?;
+
+            let stop = CancellationToken::new();
+            let stopping = stop.clone();
+            let worker = Worker {
+                client,
+                caller,
+                codec,
+                tolerance: settings.tolerance,
+                scope: settings.scope,
+                figures,
+                running: TaskTracker::new(),
+            };
+            let task = tokio::spawn(async move {
+                worker.serve(messages, stopping).await;
+                discovery.abort();
+            });
+            Ok(Serving { stop, task: Some(task) })
+        })
+    }
+}
+
+/// A service that is served. Dropped, it stops as by [`stop`](Self::stop), without anybody waiting for it.
+#[derive(Debug)]
+#[must_use = "dropped, it stops serving"]
+pub struct Serving {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Takes no more requests, and waits until those that were accepted are answered and the answers have left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it goes on by itself.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
+    }
+
+    /// Waits until it serves no more: the service has stopped, or the client is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and asked again.
+    pub async fn ended(&mut self) {
+        if let Some(task) = &mut self.task {
+            let _ = task.await;
+            self.task = None;
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Worker<C, K> {
+    client: Client,
+    caller: C,
+    codec: K,
+    tolerance: Duration,
+    scope: Option<Scope>,
+    figures: Arc<Figures>,
+    running: TaskTracker,
+}
+
+impl<C, K> Worker<C, K>
+where
+    C: Caller<Error = Infallible> + Send + Sync + 'static,
+    C::Request: WireRequest,
+    C::Response: Serialize + DeserializeOwned + Send + 'static,
+    K: Codec,
+{
+    async fn serve(self, mut messages: Subscriber, stopping: CancellationToken) {
+        let core = self.caller.as_ref().clone();
+        let mut is_draining = false;
+        let stopped = core.stopped();
+        tokio::pin!(stopped);
+        loop {
+            tokio::select! {
+                biased;
+                message = messages.next() => match message {
+                    Some(message) => self.handle(message).await,
+                    // All of them have come, or the client is closed.
+                    None => break,
+                },
+                () = stopping.cancelled(), if !is_draining => {
+                    is_draining = true;
+                    if messages.drain().await.is_err() {
+                        break;
+                    }
+                }
+                _ = &mut stopped, if !is_draining => {
+                    is_draining = true;
+                    if messages.drain().await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.running.close();
+        self.running.wait().await;
+        let _ = self.client.flush().await;
+    }
+
+    /// Takes the request's place in the line.
+    async fn handle(&self, message: Message) {
+        let began = Instant::now();
+        let (request, method, left) = match self.read(&message) {
+            Ok(read) => read,
+            Err((error, method)) => {
+                if let Some(method) = method {
+                    self.figures.failed(method, Duration::ZERO, &error);
+                }
+                return answer::<C::Response, K>(&self.client, message.reply, Err(error), &self.codec).await;
+            }
+        };
+        let call = self.caller.as_ref().send_request(request).no_wait().timeout(left);
+        let headers = message.headers.as_ref();
+        let Some(reply) = message.reply else {
+            // Nobody hears of it. Of a cast that is accepted no more is known here either.
+            let mut call = Some(call);
+            let sent = self.in_scope(headers, method, || call.take().map(Call::try_cast));
+            let sent = sent.flatten();
+            self.figures.ended(method, began.elapsed(), sent.and_then(Result::err).as_ref());
+            return;
+        };
+        let mut call = call.owned();
+        let first = poll_fn(|cx| {
+            let first = self.in_scope(headers, method, || Pin::new(&mut call).poll(cx));
+            Poll::Ready(first.unwrap_or(Poll::Pending))
+        });
+        match first.await {
+            Poll::Ready(outcome) => {
+                self.figures.ended(method, began.elapsed(), outcome.as_ref().err());
+                answer(&self.client, Some(reply), outcome, &self.codec).await;
+            }
+            Poll::Pending => {
+                let (client, codec) = (self.client.clone(), self.codec.clone());
+                let figures = Arc::clone(&self.figures);
+                self.running.spawn(async move {
+                    let outcome = call.await;
+                    figures.ended(method, began.elapsed(), outcome.as_ref().err());
+                    answer(&client, Some(reply), outcome, &codec).await;
+                });
+            }
+        }
+    }
+
+    /// `None` if what was to call it did not.
+    fn in_scope<T>(
+        &self,
+        headers: Option<&HeaderMap>,
+        method: &'static Signature,
+        mut hand_over: impl FnMut() -> T,
+    ) -> Option<T> {
+        let Some(scope) = &self.scope else { return Some(hand_over()) };
+        let mut outcome = None;
+        scope(headers, method, &mut || outcome = Some(hand_over()));
+        outcome
+    }
+
+    /// What is asked, and for how long it is of use.
+    #[expect(clippy::type_complexity, reason = "it is read once, right above")]
+    fn read(
+        &self,
+        message: &Message,
+    ) -> Result<(C::Request, &'static Signature, Duration), (TenoriteError, Option<&'static Signature>)> {
+        let name = message.subject.rsplit('.').next().unwrap_or_default();
+        let method = C::Request::METHODS.iter().find(|method| method.name() == name);
+        let refuse = |why: String| {
+            (TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(why))), method)
+        };
+        let service = C::Request::SERVICE;
+        let method = method.ok_or_else(|| refuse(format!("`{service}` has no method `{name}` here")))?;
+        let received = Received::read(message.headers.as_ref()).map_err(refuse)?;
+        if received.codec != K::NAME {
+            let (theirs, ours) = (received.codec, K::NAME);
+            return Err(refuse(format!(
+                "the request is encoded with {theirs}, and `{service}` takes {ours} here"
+            )));
+        }
+        if !method.is_met_by(received.fingerprint, K::NAMES_FIELDS) {
+            return Err(refuse(format!(
+                "the caller's `{name}` is another than `{method}`, which is what there is here"
+            )));
+        }
+        let request: C::Request = self
+            .codec
+            .decode(&message.payload)
+            .map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
+        // Whoever may publish to one subject is not to reach the method of another by it.
+        if request.signature().name() != name {
+            let other = request.signature().name();
+            return Err(refuse(format!("a request of `{other}` came to the subject of `{name}`")));
+        }
+        let left = received.left(SystemTime::now(), self.tolerance);
+        if left.is_zero() {
+            return Err((TenoriteError::SendFailure(SendReason::Expired), Some(method)));
+        }
+        Ok((request, method, left))
+    }
+}
+
+/// Sends a reply, or why there is none.
+async fn answer<Rs: Serialize, K: Codec>(
+    client: &Client,
+    reply: Option<Subject>,
+    outcome: Result<Rs, TenoriteError>,
+    codec: &K,
+) {
+    let Some(reply) = reply else { return };
+    let lost = |reason| TenoriteError::FetchFailure(reason);
+    let outcome = outcome.and_then(|response| {
+        let bytes = codec.encode(&response).map_err(|error| {
+            lost(FetchReason::Undecodable(Explanation::from(format!("the reply cannot be encoded: {error}"))))
+        })?;
+        // The client would refuse it, and nobody would hear of that.
+        let (size, limit) = (bytes.len(), client.max_payload());
+        if size > limit { Err(lost(FetchReason::TooLarge(TooLarge { size, limit }))) } else { Ok(bytes) }
+    });
+    // An error here is that of a client that is closed: nobody can be told.
+    let _ = match outcome {
+        Ok(bytes) => client.publish(reply, bytes.into()).await,
+        Err(error) => {
+            let (word, text) = wire::failure(&error);
+            client.publish_with_headers(reply, wire::failure_headers(word), text.into()).await
+        }
+    };
+}

@@ -1,0 +1,309 @@
+//! What stands in a message besides the request: subjects, headers, and how a failure is told.
+//!
+//! | header of a request | is |
+//! |---|---|
+//! | `Tenorite-Version` | of this protocol: `1` |
+//! | `Tenorite-Codec` | how the payload is encoded |
+//! | `Tenorite-Signature` | the [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits |
+//! | `Tenorite-Budget-Ms` | how much of the caller's time is left |
+//! | `Tenorite-Expires` | when that will have been used up, in milliseconds since 1970 |
+//!
+//! A reply without a `Tenorite-Failure` is a response, a service's own error among them. With one the payload is a text, or
+//! what the reason consists of.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::header::HeaderName;
+use async_nats::{HeaderMap, Message};
+use tenorite::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
+
+use crate::error::Error;
+
+const VERSION: HeaderName = HeaderName::from_static("Tenorite-Version");
+const CODEC: HeaderName = HeaderName::from_static("Tenorite-Codec");
+const SIGNATURE: HeaderName = HeaderName::from_static("Tenorite-Signature");
+const BUDGET: HeaderName = HeaderName::from_static("Tenorite-Budget-Ms");
+const EXPIRES: HeaderName = HeaderName::from_static("Tenorite-Expires");
+const FAILURE: HeaderName = HeaderName::from_static("Tenorite-Failure");
+
+const OURS: &str = "1";
+
+/// What a request is sent with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Envelope {
+    pub(crate) codec: &'static str,
+    pub(crate) fingerprint: u64,
+    pub(crate) budget: Duration,
+}
+
+/// The same, as it arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Received<'a> {
+    pub(crate) codec: &'a str,
+    pub(crate) fingerprint: u64,
+    pub(crate) budget: Duration,
+    pub(crate) expires: SystemTime,
+}
+
+impl Envelope {
+    pub(crate) fn write(self, headers: &mut HeaderMap) {
+        headers.insert(VERSION, OURS);
+        headers.insert(CODEC, self.codec);
+        headers.insert(SIGNATURE, format!("{:016x}", self.fingerprint));
+        let budget = u64::try_from(self.budget.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(BUDGET, budget.to_string());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(budget);
+        headers.insert(EXPIRES, expires.to_string());
+    }
+}
+
+impl<'a> Received<'a> {
+    /// # Errors
+    ///
+    /// Says what is missing, or not as it should be.
+    pub(crate) fn read(headers: Option<&'a HeaderMap>) -> Result<Self, String> {
+        let headers = headers.ok_or("it has no headers: it is not a Tenorite caller's")?;
+        let get = |name: HeaderName| {
+            let value = headers.get(name.clone()).map(async_nats::HeaderValue::as_str);
+            value.ok_or_else(|| format!("it has no header `{name}`"))
+        };
+        let version = get(VERSION)?;
+        if version != OURS {
+            return Err(format!(
+                "it is of version {version} of the protocol, and this service speaks {OURS}"
+            ));
+        }
+        let number = |name: HeaderName| -> Result<u64, String> {
+            let text = get(name.clone())?;
+            text.parse().map_err(|_| format!("`{name}: {text}` is not a number"))
+        };
+        let fingerprint = get(SIGNATURE)?;
+        let fingerprint = u64::from_str_radix(fingerprint, 16)
+            .map_err(|_| format!("`{SIGNATURE}: {fingerprint}` is not a fingerprint"))?;
+        let expires = UNIX_EPOCH.checked_add(Duration::from_millis(number(EXPIRES)?));
+        Ok(Self {
+            codec: get(CODEC)?,
+            fingerprint,
+            budget: Duration::from_millis(number(BUDGET)?),
+            expires: expires.ok_or_else(|| format!("`{EXPIRES}` is beyond the end of time"))?,
+        })
+    }
+
+    /// How much time is left for it, by a clock that may be off by so much. Zero if it is too late.
+    pub(crate) fn left(&self, now: SystemTime, tolerance: Duration) -> Duration {
+        match self.expires.duration_since(now) {
+            // A clock that is behind gives no more than there was.
+            Ok(left) => left.saturating_add(tolerance).min(self.budget),
+            Err(late) => tolerance.saturating_sub(late.duration()).min(self.budget),
+        }
+    }
+}
+
+/// How a failure is told: a word for the header, and the payload.
+pub(crate) fn failure(error: &TenoriteError) -> (&'static str, String) {
+    let plain = |word| (word, String::new());
+    match error {
+        TenoriteError::SendFailure(reason) => match reason {
+            SendReason::Full => plain("rejected-full"),
+            SendReason::Expired => plain("rejected-expired"),
+            SendReason::StartFailed => plain("rejected-start-failed"),
+            SendReason::WouldDeadlock(cycle) => {
+                let hops: Vec<_> = cycle.hops().collect();
+                ("rejected-deadlock", serde_json::to_string(&hops).unwrap_or_default())
+            }
+            SendReason::NoService => plain("rejected-no-service"),
+            SendReason::Disconnected => plain("rejected-disconnected"),
+            SendReason::TooLarge(size) => ("rejected-too-large", sizes(*size)),
+            SendReason::Incompatible(why) => ("rejected-incompatible", why.to_string()),
+            SendReason::Denied(why) => ("rejected-denied", why.to_string()),
+            // And what may come later: that it did not run is what matters.
+            _ => plain("rejected-stopped"),
+        },
+        TenoriteError::FetchFailure(reason) => match reason {
+            FetchReason::Panicked(message) => ("failed-panicked", message.to_string()),
+            FetchReason::Stopped => plain("failed-stopped"),
+            FetchReason::Expired => plain("failed-expired"),
+            FetchReason::Mismatched => plain("failed-mismatched"),
+            FetchReason::Disconnected => plain("failed-disconnected"),
+            FetchReason::TooLarge(size) => ("failed-too-large", sizes(*size)),
+            FetchReason::Undecodable(why) => ("failed-undecodable", why.to_string()),
+            _ => plain("failed-unanswered"),
+        },
+        TenoriteError::ServiceError(never) => match *never {},
+    }
+}
+
+fn sizes(TooLarge { size, limit }: TooLarge) -> String {
+    format!("{size} {limit}")
+}
+
+pub(crate) fn failure_headers(word: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(FAILURE, word);
+    headers
+}
+
+/// The failure that a reply tells of, if it is not a response.
+pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
+    let word = message.headers.as_ref()?.get(FAILURE)?.as_str();
+    let text = || String::from_utf8_lossy(&message.payload).into_owned();
+    let size = || {
+        let text = text();
+        let (size, limit) = text.split_once(' ').unwrap_or_default();
+        TooLarge { size: size.parse().unwrap_or(0), limit: limit.parse().unwrap_or(0) }
+    };
+    let sent = |reason| TenoriteError::SendFailure(reason);
+    let lost = |reason| TenoriteError::FetchFailure(reason);
+    Some(match word {
+        "rejected-stopped" => sent(SendReason::Stopped),
+        "rejected-full" => sent(SendReason::Full),
+        "rejected-expired" => sent(SendReason::Expired),
+        "rejected-start-failed" => sent(SendReason::StartFailed),
+        "rejected-deadlock" => {
+            let hops: Vec<(String, String)> = serde_json::from_slice(&message.payload).unwrap_or_default();
+            sent(SendReason::WouldDeadlock(hops.into_iter().collect::<Cycle>()))
+        }
+        "rejected-no-service" => sent(SendReason::NoService),
+        "rejected-disconnected" => sent(SendReason::Disconnected),
+        "rejected-too-large" => sent(SendReason::TooLarge(size())),
+        "rejected-incompatible" => sent(SendReason::Incompatible(Explanation::from(text()))),
+        "rejected-denied" => sent(SendReason::Denied(Explanation::from(text()))),
+        "failed-panicked" => lost(FetchReason::Panicked(PanicMessage::from(text()))),
+        "failed-stopped" => lost(FetchReason::Stopped),
+        "failed-expired" => lost(FetchReason::Expired),
+        "failed-unanswered" => lost(FetchReason::Unanswered),
+        "failed-mismatched" => lost(FetchReason::Mismatched),
+        "failed-disconnected" => lost(FetchReason::Disconnected),
+        "failed-too-large" => lost(FetchReason::TooLarge(size())),
+        "failed-undecodable" => lost(FetchReason::Undecodable(Explanation::from(text()))),
+        // Of a later version. Whether the request ran is all that has to be known.
+        other if other.starts_with("rejected-") => {
+            sent(SendReason::Incompatible(Explanation::from(format!("{other}: {}", text()))))
+        }
+        other => lost(FetchReason::Undecodable(Explanation::from(format!("{other}: {}", text())))),
+    })
+}
+
+/// The subject of a service, without its method: `<prefix>.<service>`.
+///
+/// # Errors
+///
+/// If that is none.
+pub(crate) fn subject(prefix: &str, service: &str) -> Result<String, Error> {
+    let is_token = |token: &str| {
+        !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || matches!(c, '*' | '>'))
+    };
+    if prefix.split('.').all(is_token) && is_token(service) && !service.contains('.') {
+        Ok(format!("{prefix}.{service}"))
+    } else {
+        Err(Error::Subject(format!("{prefix}.{service}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(headers: Option<HeaderMap>, payload: String) -> Message {
+        Message {
+            subject: "inbox".into(),
+            reply: None,
+            length: payload.len(),
+            payload: payload.into(),
+            headers,
+            status: None,
+            description: None,
+        }
+    }
+
+    #[test]
+    fn each_failure_is_told_as_what_it_is() {
+        let size = TooLarge { size: 7, limit: 5 };
+        let cycle = [("Store", "get"), ("Index", "find")].into_iter().collect::<Cycle>();
+        let sent = [
+            SendReason::Stopped,
+            SendReason::Full,
+            SendReason::Expired,
+            SendReason::StartFailed,
+            SendReason::WouldDeadlock(cycle),
+            SendReason::NoService,
+            SendReason::Disconnected,
+            SendReason::TooLarge(size),
+            SendReason::Incompatible("old".into()),
+            SendReason::Denied("no".into()),
+        ];
+        let lost = [
+            FetchReason::Panicked("out of ink".into()),
+            FetchReason::Stopped,
+            FetchReason::Expired,
+            FetchReason::Unanswered,
+            FetchReason::Mismatched,
+            FetchReason::Disconnected,
+            FetchReason::TooLarge(size),
+            FetchReason::Undecodable("what".into()),
+        ];
+        let all =
+            sent.map(TenoriteError::SendFailure).into_iter().chain(lost.map(TenoriteError::FetchFailure));
+        for error in all {
+            let (word, payload) = failure(&error);
+            assert_eq!(read_failure(&message(Some(failure_headers(word)), payload)), Some(error));
+        }
+        assert_eq!(read_failure(&message(None, String::new())), None);
+        assert_eq!(read_failure(&message(Some(HeaderMap::new()), String::new())), None);
+    }
+
+    #[test]
+    fn what_is_not_known_still_says_whether_the_request_ran() {
+        let of = |word| read_failure(&message(Some(failure_headers(word)), "why".to_owned()));
+        assert!(matches!(
+            of("rejected-tomorrow"),
+            Some(TenoriteError::SendFailure(SendReason::Incompatible(_)))
+        ));
+        assert!(matches!(of("tomorrow"), Some(TenoriteError::FetchFailure(FetchReason::Undecodable(_)))));
+    }
+
+    #[test]
+    fn an_envelope_arrives_as_it_was_sent() {
+        let mut headers = HeaderMap::new();
+        let budget = Duration::from_millis(1500);
+        Envelope { codec: "json", fingerprint: 0xfe, budget }.write(&mut headers);
+        let received = Received::read(Some(&headers)).unwrap();
+        assert_eq!((received.codec, received.fingerprint, received.budget), ("json", 0xfe, budget));
+        let left = received.left(SystemTime::now(), Duration::ZERO);
+        assert!(left <= budget && left > Duration::from_millis(1000), "{left:?}");
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_told_what_it_lacks() {
+        assert!(Received::read(None).unwrap_err().contains("no headers"));
+        let mut headers = HeaderMap::new();
+        headers.insert(VERSION, "2");
+        assert!(Received::read(Some(&headers)).unwrap_err().contains("version 2"));
+        headers.insert(VERSION, OURS);
+        assert!(Received::read(Some(&headers)).unwrap_err().contains("Tenorite-Signature"));
+    }
+
+    #[test]
+    fn time_is_measured_by_both_clocks() {
+        let expires = UNIX_EPOCH + Duration::from_secs(100);
+        let seconds = Duration::from_secs;
+        let received = Received { codec: "json", fingerprint: 0, budget: seconds(10), expires };
+        let left = |at, tolerance| received.left(UNIX_EPOCH + seconds(at), seconds(tolerance));
+        assert_eq!(left(97, 0), seconds(3));
+        assert_eq!(left(97, 2), seconds(5));
+        // Here it is earlier than the caller ever was.
+        assert_eq!(left(80, 0), seconds(10));
+        assert_eq!(left(101, 2), seconds(1));
+        assert_eq!(left(103, 2), seconds(0));
+    }
+
+    #[test]
+    fn a_subject_is_made_of_tokens() {
+        assert_eq!(subject("shop.eu", "Store").unwrap(), "shop.eu.Store");
+        for prefix in ["", ".", "shop.", "shop.*", "a b", ">"] {
+            assert!(subject(prefix, "Store").is_err(), "{prefix}");
+        }
+        assert!(subject("shop", "").is_err());
+    }
+}

