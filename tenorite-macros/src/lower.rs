@@ -497,7 +497,15 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
             "a request is there for every worker of this `impl` block: move the bounds to the block",
         );
     }
+    let mut reads = false;
     if let Some(FnArg::Receiver(receiver)) = signature.inputs.first() {
+        reads = match &receiver.kind {
+            ReceiverKind::Reference(_, _, mutability) => mutability.is_none(),
+            ReceiverKind::Typed(_, ty) => {
+                matches!(types::peeled(ty), Type::Reference(reference) if reference.mutability.is_none())
+            }
+            _ => false,
+        };
         let borrows = match &receiver.kind {
             ReceiverKind::Reference(..) => true,
             ReceiverKind::Typed(_, ty) => matches!(types::peeled(ty), Type::Reference(reference)
@@ -558,6 +566,7 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         variant: variant?,
         visibility: function.vis.clone(),
         is_async: signature.asyncness.is_some(),
+        reads,
         args,
         key: None,
         any_shard: false,

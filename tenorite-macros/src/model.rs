@@ -73,6 +73,8 @@ pub(crate) struct Method {
     pub(crate) variant: Ident,
     pub(crate) visibility: Visibility,
     pub(crate) is_async: bool,
+    /// It takes its worker by `&self`.
+    pub(crate) reads: bool,
     pub(crate) args: Vec<Arg>,
     /// Which of its arguments says where among shards it runs, if one does.
     pub(crate) key: Option<usize>,

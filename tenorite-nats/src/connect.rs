@@ -53,9 +53,12 @@ use crate::nats::{Nats, Verb, violation};
 use crate::wire::{self, Envelope};
 
 /// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// How many calls may wait for their reply at once.
-const MAX_PENDING: usize = 65_536;
+pub(crate) const MAX_PENDING: usize = 65_536;
+/// After which time a request is sent again that is not known to be stored.
+#[cfg(feature = "durable")]
+const AGAIN: Duration = Duration::from_secs(2);
 /// How often it is looked whether the connection is still there, of a client that does not tell.
 const LOOK: Duration = Duration::from_millis(50);
 /// And of one that does: for what an event has not told.
@@ -106,13 +109,13 @@ pub struct Connect<C, K = Json> {
     caller: PhantomData<fn() -> C>,
 }
 
-type Inject = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
+pub(crate) type Inject = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
 
-struct Settings {
-    timeout: Duration,
-    max_pending: usize,
-    grace: Duration,
-    inject: Option<Inject>,
+pub(crate) struct Settings {
+    pub(crate) timeout: Duration,
+    pub(crate) max_pending: usize,
+    pub(crate) grace: Duration,
+    pub(crate) inject: Option<Inject>,
 }
 
 impl<C, K> Connect<C, K> {
@@ -267,7 +270,7 @@ impl Pending {
 }
 
 impl Remote {
-    async fn open(nats: Nats, subject: String, settings: Settings) -> Result<Arc<Self>, Error> {
+    pub(crate) async fn open(nats: Nats, subject: String, settings: Settings) -> Result<Arc<Self>, Error> {
         let client = nats.client().clone();
         let inbox = client.new_inbox();
         let all = format!("{inbox}.*");
@@ -318,22 +321,105 @@ impl Remote {
             return Ok(None);
         }
         let deadline = letter.deadline;
-        let (entry, outcome) = self.register(&letter).map_err(TenoriteError::SendFailure)?;
+        let registered = self.register(&letter, self.settings.max_pending);
+        let (entry, outcome) = registered.map_err(TenoriteError::SendFailure)?;
         self.publish(letter, Some(self.inbox_of(entry.id))).await?;
         // A call that has a limit ends itself; this is for those that have none.
-        let outcome = tokio::select! {
+        let message = tokio::select! {
             biased;
-            outcome = outcome => outcome,
+            outcome = outcome => reply(outcome)?,
             () = sleep_until(deadline), if !has_limit => {
                 return Err(TenoriteError::FetchFailure(FetchReason::Expired));
             }
         };
-        drop(entry);
-        match outcome {
-            Ok(Outcome::Reply(message)) => read(&message, &codec).map(Some),
-            Ok(Outcome::Failed(error)) => Err(error),
-            // The listener is gone with its runtime.
-            Err(_) => Err(TenoriteError::FetchFailure(FetchReason::Disconnected)),
+        read(&message, &codec).map(Some)
+    }
+
+    /// As [`call`](Self::call), of a service whose requests are stored: sends it, with the same id, until it is known that it is.
+    #[cfg(feature = "durable")]
+    pub(crate) async fn store<Rq, Rs, K>(
+        self: Arc<Self>,
+        outgoing: Outgoing<Rq>,
+        shard: u32,
+        codec: K,
+    ) -> Result<Option<Rs>, TenoriteError>
+    where
+        Rq: WireRequest,
+        Rs: DeserializeOwned + Send + 'static,
+        K: Codec,
+    {
+        let mut letter = self.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
+        let is_cast = outgoing.is_cast;
+        letter.subject =
+            Subject::from(format!("{}.{shard}.{}", self.subject, outgoing.request.signature().name()));
+        drop(outgoing);
+        let registered = self.register(&letter, self.settings.max_pending);
+        let (entry, mut outcome) = registered.map_err(TenoriteError::SendFailure)?;
+        let inbox = self.inbox_of(entry.id);
+        // As unique as the inbox, and as this call within it.
+        letter.headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
+        if !is_cast {
+            wire::reply_to(&mut letter.headers, &inbox);
+        }
+        let deadline = letter.deadline;
+        let late = TenoriteError::FetchFailure(FetchReason::Expired);
+        let mut is_first = true;
+        loop {
+            // What was sent before may be stored, whatever comes of sending it again.
+            let of_this_one = |error| match error {
+                TenoriteError::SendFailure(_) if !is_first => {
+                    TenoriteError::FetchFailure(FetchReason::Disconnected)
+                }
+                error => error,
+            };
+            let registered = self.register(&letter, usize::MAX).map_err(TenoriteError::SendFailure);
+            let (stored, mut acknowledged) = registered.map_err(of_this_one)?;
+            let sent = self.publish(letter.clone(), Some(self.inbox_of(stored.id))).await;
+            sent.map_err(of_this_one)?;
+            let again = deadline.min(Instant::now() + AGAIN);
+            let acknowledged = tokio::select! {
+                biased;
+                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+                acknowledged = &mut acknowledged => acknowledged,
+                () = sleep_until(again) => {
+                    if Instant::now() >= deadline {
+                        return Err(late);
+                    }
+                    is_first = false;
+                    continue;
+                }
+            };
+            let refused = match reply(acknowledged) {
+                Ok(message) => match wire::read_stored(&message) {
+                    wire::Stored::Yes => break,
+                    wire::Stored::Full => TenoriteError::SendFailure(SendReason::Full),
+                    wire::Stored::No(why) => {
+                        TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why)))
+                    }
+                },
+                Err(error) => error,
+            };
+            // One that was sent before may be stored, whatever is said of this one.
+            let is_certain = is_first || !matches!(refused, TenoriteError::SendFailure(_));
+            if is_certain {
+                return Err(refused);
+            }
+            tokio::select! {
+                biased;
+                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+                () = sleep_until(again) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(late);
+            }
+        }
+        if is_cast {
+            return Ok(None);
+        }
+        tokio::select! {
+            biased;
+            outcome = outcome => read(&reply(outcome)?, &codec).map(Some),
+            () = sleep_until(deadline) => Err(late),
         }
     }
 
@@ -366,14 +452,19 @@ impl Remote {
         Ok(Letter { subject, headers, payload: payload.into(), deadline })
     }
 
-    fn register(&self, letter: &Letter) -> Result<(Entry, oneshot::Receiver<Outcome>), SendReason> {
+    /// Unless there are as many already.
+    fn register(
+        &self,
+        letter: &Letter,
+        limit: usize,
+    ) -> Result<(Entry, oneshot::Receiver<Outcome>), SendReason> {
         let (sender, receiver) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut calls = self.pending.lock();
         if calls.is_deaf {
             return Err(SendReason::Disconnected);
         }
-        if calls.waiting.len() >= self.settings.max_pending {
+        if calls.waiting.len() >= limit {
             return Err(SendReason::Full);
         }
         let connection = calls.connection;
@@ -435,11 +526,21 @@ impl Remote {
 }
 
 /// A request as it is sent.
+#[derive(Clone)]
 struct Letter {
     subject: Subject,
     headers: HeaderMap,
     payload: Bytes,
     deadline: Instant,
+}
+
+fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Result<Message, TenoriteError> {
+    match outcome {
+        Ok(Outcome::Reply(message)) => Ok(message),
+        Ok(Outcome::Failed(error)) => Err(error),
+        // Whoever listens is gone.
+        Err(_) => Err(TenoriteError::FetchFailure(FetchReason::Disconnected)),
+    }
 }
 
 fn read<Rs: DeserializeOwned, K: Codec>(message: &Message, codec: &K) -> Result<Rs, TenoriteError> {

@@ -17,6 +17,19 @@ pub enum Error {
     /// Prefix and service make no subject: each part must be there, without spaces, `*` and `>`.
     #[error("`{0}` is not a subject: its parts must be there, without spaces, `*` and `>`")]
     Subject(String),
+    /// JetStream is not there, is too old, or does not do what it was asked for.
+    #[cfg(feature = "durable")]
+    #[error("JetStream does not do it: {0}")]
+    JetStream(String),
+    /// The service has another number of shards already.
+    #[cfg(feature = "durable")]
+    #[error("there are to be {asked} shards, and there are {} already", .there.map_or_else(|| "others".to_owned(), |there| there.to_string()))]
+    Shards {
+        /// How many were asked for.
+        asked: u32,
+        /// How many there are, if that is known: the stream of that name may be another's.
+        there: Option<u32>,
+    },
     /// The client is closed, or the server does not answer.
     #[error("NATS does not answer: {0}")]
     Unreachable(String),
@@ -37,6 +50,13 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(feature = "durable")]
+impl Error {
+    pub(crate) fn jetstream(error: impl fmt::Display) -> Self {
+        Self::JetStream(error.to_string())
     }
 }
 

@@ -51,7 +51,7 @@ use crate::nats::Nats;
 use crate::wire::{self, Received};
 
 /// Clocks of different machines may differ by so much.
-const TOLERANCE: Duration = Duration::from_millis(500);
+pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 
 /// Puts a local service behind subjects of NATS, `<prefix>.<service>.<method>`: whoever [connects](crate::connect) with the same
 /// prefix calls it from wherever he is.
@@ -312,15 +312,17 @@ where
     /// Takes the request's place in the line.
     async fn handle(&self, message: Message) {
         let began = Instant::now();
-        let (request, method, left) = match self.read(&message) {
-            Ok(read) => read,
-            Err((error, method)) => {
-                if let Some(method) = method {
-                    self.figures.failed(method, Duration::ZERO, &error);
+        let (request, method, left) =
+            match read_request::<C::Request, K>(&message, &self.codec, self.tolerance) {
+                Ok(read) => read,
+                Err((error, method)) => {
+                    if let Some(method) = method {
+                        self.figures.failed(method, Duration::ZERO, &error);
+                    }
+                    return answer::<C::Response, K>(&self.client, message.reply, Err(error), &self.codec)
+                        .await;
                 }
-                return answer::<C::Response, K>(&self.client, message.reply, Err(error), &self.codec).await;
-            }
-        };
+            };
         let call = self.caller.as_ref().send_request(request).no_wait().timeout(left);
         let headers = message.headers.as_ref();
         let Some(reply) = message.reply else {
@@ -365,47 +367,49 @@ where
         scope(headers, method, &mut || outcome = Some(hand_over()));
         outcome
     }
+}
 
-    /// What is asked, and for how long it is of use.
-    #[expect(clippy::type_complexity, reason = "it is read once, right above")]
-    fn read(
-        &self,
-        message: &Message,
-    ) -> Result<(C::Request, &'static Signature, Duration), (TenoriteError, Option<&'static Signature>)> {
-        let name = message.subject.rsplit('.').next().unwrap_or_default();
-        let method = C::Request::METHODS.iter().find(|method| method.name() == name);
-        let refuse = |why: String| {
-            (TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(why))), method)
-        };
-        let service = C::Request::SERVICE;
-        let method = method.ok_or_else(|| refuse(format!("`{service}` has no method `{name}` here")))?;
-        let received = Received::read(message.headers.as_ref()).map_err(refuse)?;
-        if received.codec != K::NAME {
-            let (theirs, ours) = (received.codec, K::NAME);
-            return Err(refuse(format!(
-                "the request is encoded with {theirs}, and `{service}` takes {ours} here"
-            )));
-        }
-        if !method.is_met_by(received.fingerprint, K::NAMES_FIELDS) {
-            return Err(refuse(format!(
-                "the caller's `{name}` is another than `{method}`, which is what there is here"
-            )));
-        }
-        let request: C::Request = self
-            .codec
-            .decode(&message.payload)
-            .map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
-        // Whoever may publish to one subject is not to reach the method of another by it.
-        if request.signature().name() != name {
-            let other = request.signature().name();
-            return Err(refuse(format!("a request of `{other}` came to the subject of `{name}`")));
-        }
-        let left = received.left(SystemTime::now(), self.tolerance);
-        if left.is_zero() {
-            return Err((TenoriteError::SendFailure(SendReason::Expired), Some(method)));
-        }
-        Ok((request, method, left))
+/// What a message asks, and for how long that is of use.
+///
+/// # Errors
+///
+/// What its sender is told; with the method, if it is one.
+pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
+    message: &Message,
+    codec: &K,
+    tolerance: Duration,
+) -> Result<(Rq, &'static Signature, Duration), (TenoriteError, Option<&'static Signature>)> {
+    let name = message.subject.rsplit('.').next().unwrap_or_default();
+    let method = Rq::METHODS.iter().find(|method| method.name() == name);
+    let refuse =
+        |why: String| (TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(why))), method);
+    let service = Rq::SERVICE;
+    let method = method.ok_or_else(|| refuse(format!("`{service}` has no method `{name}` here")))?;
+    let received = Received::read(message.headers.as_ref()).map_err(refuse)?;
+    if received.codec != K::NAME {
+        let (theirs, ours) = (received.codec, K::NAME);
+        return Err(refuse(format!(
+            "the request is encoded with {theirs}, and `{service}` takes {ours} here"
+        )));
     }
+    if !method.is_met_by(received.fingerprint, K::NAMES_FIELDS) {
+        return Err(refuse(format!(
+            "the caller's `{name}` is another than `{method}`, which is what there is here"
+        )));
+    }
+    let request: Rq = codec
+        .decode(&message.payload)
+        .map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
+    // Whoever may publish to one subject is not to reach the method of another by it.
+    let asked = request.signature().name();
+    if asked != name {
+        return Err(refuse(format!("a request of `{asked}` came to the subject of `{name}`")));
+    }
+    let left = received.left(SystemTime::now(), tolerance);
+    if left.is_zero() {
+        return Err((TenoriteError::SendFailure(SendReason::Expired), Some(method)));
+    }
+    Ok((request, method, left))
 }
 
 /// Sends a reply, or why there is none.

@@ -7,12 +7,15 @@
 //! | `Tenorite-Signature` | the [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits |
 //! | `Tenorite-Budget-Ms` | how much of the caller's time is left |
 //! | `Tenorite-Expires` | when that will have been used up, in milliseconds since 1970 |
+//! | `Tenorite-Reply` | where the reply goes, if the request is stored |
 //!
 //! A reply without a `Tenorite-Failure` is a response, a service's own error among them. With one the payload is a text, or
 //! what the reason consists of.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "durable")]
+use async_nats::Subject;
 use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message};
 use tenorite::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
@@ -24,6 +27,8 @@ const CODEC: HeaderName = HeaderName::from_static("Tenorite-Codec");
 const SIGNATURE: HeaderName = HeaderName::from_static("Tenorite-Signature");
 const BUDGET: HeaderName = HeaderName::from_static("Tenorite-Budget-Ms");
 const EXPIRES: HeaderName = HeaderName::from_static("Tenorite-Expires");
+#[cfg(feature = "durable")]
+const REPLY: HeaderName = HeaderName::from_static("Tenorite-Reply");
 const FAILURE: HeaderName = HeaderName::from_static("Tenorite-Failure");
 
 const OURS: &str = "1";
@@ -138,10 +143,50 @@ fn sizes(TooLarge { size, limit }: TooLarge) -> String {
     format!("{size} {limit}")
 }
 
-pub(crate) fn failure_headers(word: &'static str) -> HeaderMap {
+pub(crate) fn failure_headers(word: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(FAILURE, word);
     headers
+}
+
+/// Where the reply to a request goes that is stored: the message's own reply subject is that of the server.
+#[cfg(feature = "durable")]
+pub(crate) fn reply_to(headers: &mut HeaderMap, subject: &str) {
+    headers.insert(REPLY, subject);
+}
+
+#[cfg(feature = "durable")]
+pub(crate) fn reply_of(headers: Option<&HeaderMap>) -> Option<Subject> {
+    headers?.get(REPLY).map(|subject| Subject::from(subject.as_str()))
+}
+
+/// What the server says of a message that it was to store.
+#[cfg(feature = "durable")]
+pub(crate) enum Stored {
+    Yes,
+    /// There is no room.
+    Full,
+    /// It does not, for this reason.
+    No(String),
+}
+
+#[cfg(feature = "durable")]
+pub(crate) fn read_stored(message: &Message) -> Stored {
+    /// More messages of a subject than there may be.
+    const FULL: u64 = 10_077;
+    let ack: serde_json::Value = serde_json::from_slice(&message.payload).unwrap_or_default();
+    let Some(error) = ack.get("error") else {
+        let is_stored = ack.get("stream").is_some();
+        return if is_stored {
+            Stored::Yes
+        } else {
+            Stored::No("what it says is not to be understood".to_owned())
+        };
+    };
+    match error["err_code"].as_u64() {
+        Some(FULL) => Stored::Full,
+        _ => Stored::No(error["description"].as_str().unwrap_or("it says no").to_owned()),
+    }
 }
 
 /// The failure that a reply tells of, if it is not a response.

@@ -2,16 +2,21 @@
 
 use std::convert::Infallible;
 use std::fmt::{self, Debug};
+use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::task::Poll;
 
 use crate::call::Call;
 use crate::caller::TenoriteCaller;
-use crate::error::{FetchReason, TenoriteError};
+use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::mailbox::Phase;
 use crate::mailbox::cell::Solo;
+use crate::mailbox::queue::Queue;
 use crate::panics;
 use crate::receiver::Receiver;
-use crate::reply::TenoriteRequest;
+use crate::reply::{Client, TenoriteRequest};
 
 pub use crate::call::Answer;
 pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, Opened, SomeSpace, Space, Step};
@@ -66,6 +71,68 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
         let mut worker = worker.into_worker();
         worker.close(receiver.reason()).await;
         W::Output::hand_back(worker)
+    }
+}
+
+/// A worker that runs one request after the other in the hands of whoever keeps it, and can be looked at in between.
+pub struct Hand<W: Dispatch> {
+    /// `None` once a handler has panicked, or was dropped on its way: its state may be torn.
+    solo: Option<Solo<W>>,
+    /// Only its slots are used.
+    slots: Arc<Queue<W::Request, W::Response, Infallible>>,
+}
+
+impl<W: Dispatch> Hand<W> {
+    pub fn new(worker: W) -> Self {
+        Self { solo: Some(Solo::new(worker)), slots: Arc::new(Queue::new(1)) }
+    }
+
+    /// The worker, if it is whole.
+    pub fn worker(&mut self) -> Option<&mut W> {
+        self.solo.as_mut().map(Solo::worker)
+    }
+
+    /// Runs a request to its answer. The handler is dropped with this.
+    ///
+    /// # Errors
+    ///
+    /// `FetchFailure(Panicked)`, and then the worker is gone; `FetchFailure(Unanswered)`, if the method answers later and does not.
+    /// `SendFailure(Stopped)` if the worker was gone before.
+    pub async fn run(
+        &mut self,
+        request: W::Request,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<W::Response, TenoriteError> {
+        // Put back if it comes to its end.
+        let Some(mut solo) = self.solo.take() else {
+            panics::drop_quietly(request);
+            return Err(TenoriteError::SendFailure(SendReason::Stopped));
+        };
+        let slot = self.slots.occupy(None, None);
+        let client = Client::new(Arc::clone(&self.slots) as _, Some(slot), deadline);
+        let ran = solo.handle(request, client).await;
+        match ran {
+            Ok(()) => self.solo = Some(solo),
+            Err(payload) => {
+                panics::drop_quietly(solo);
+                panics::discard(payload);
+            }
+        }
+        let answer = poll_fn(|cx| match self.slots.poll(slot, cx.waker()) {
+            Phase::Waiting(_) => Poll::Pending,
+            ended => Poll::Ready(ended),
+        });
+        match answer.await {
+            Phase::Answered(Ok(response)) => Ok(response),
+            Phase::Failed(failure) => Err(failure),
+            _ => Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
+        }
+    }
+}
+
+impl<W: Dispatch> Debug for Hand<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hand")
     }
 }
 

@@ -97,6 +97,7 @@ pub struct Signature {
     name: &'static str,
     arguments: &'static [(&'static str, &'static str)],
     reply: &'static str,
+    reads: bool,
 }
 
 impl Signature {
@@ -107,7 +108,19 @@ impl Signature {
         arguments: &'static [(&'static str, &'static str)],
         reply: &'static str,
     ) -> Self {
-        Self { name, arguments, reply }
+        Self { name, arguments, reply, reads: false }
+    }
+
+    /// The same, of a method that changes nothing: one that takes `&self`.
+    #[must_use]
+    pub const fn reading(self) -> Self {
+        Self { reads: true, ..self }
+    }
+
+    /// Whether it changes nothing. No part of what is compared.
+    #[must_use]
+    pub const fn reads(&self) -> bool {
+        self.reads
     }
 
     /// The method's name.

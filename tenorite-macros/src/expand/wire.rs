@@ -74,7 +74,8 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
         let ty = ty.strip_prefix("::std::string::").or(ty.strip_prefix("::std::vec::")).unwrap_or(&ty);
         quote!((#name, #ty))
     });
-    quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply))
+    let reading = method.reads.then(|| quote!(.reading()));
+    quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply) #reading)
 }
 
 /// Only of services whose requests are kept apart by key.

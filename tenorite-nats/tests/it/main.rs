@@ -2,6 +2,9 @@
 
 mod faults;
 mod limits;
+mod processes;
 mod promises;
 mod server;
+#[cfg(feature = "durable")]
+mod shards;
 mod support;

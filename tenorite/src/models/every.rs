@@ -504,8 +504,9 @@ fn one_who_waits_for_room_moves_up() {
         assert!(poll_once(&mut queued).is_pending() && poll_once(&mut waiting).is_pending());
         let task = drive(driver);
         let leaving = thread::spawn(move || drop(queued));
-        event.fire();
+        // While the handler still waits: by nobody but the one who leaves.
         assert_eq!(block_on(waiting), Ok(()));
+        event.fire();
         assert_eq!(block_on(first), Ok(1));
         leaving.join().unwrap();
         drop(caller);

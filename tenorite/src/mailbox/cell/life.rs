@@ -354,7 +354,6 @@ fn poll_hook<W: Dispatch, T>(
         let _nested = nesting::enter(core.node(), Served { method, deadline: None });
         hook.poll(cx)
     };
-    waits::left();
     if poll.is_ready() {
         waits::clear(core.node());
     }

@@ -371,7 +371,6 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                             core.count_reply();
                         }
                         Run::Waits => {
-                            waits::left();
                             return self.park(slot, served, span, stance);
                         }
                         Run::Panicked(payload) => return self.panicked(slot, payload),

@@ -448,6 +448,17 @@ impl<W: Dispatch> Seat<W> {
         }
     }
 
+    /// The worker, if it is there.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the seat while this is borrowed, and no future is live.
+    pub(super) unsafe fn worker(&mut self) -> Option<&mut W> {
+        debug_assert!(self.bench.get_mut().live.is_none());
+        // SAFETY: it is there if the seat is taken.
+        self.is_taken.get_mut().then(|| unsafe { self.worker.get_mut().assume_init_mut() })
+    }
+
     /// Takes the worker out, if it is there.
     ///
     /// # Safety

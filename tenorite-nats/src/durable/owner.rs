@@ -1,0 +1,489 @@
+//! The owner's side of shards. See [`super`] for who owns what.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, PullConsumer, pull};
+use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{AckKind, Message};
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tenorite::__private::{Dispatch, Hand};
+use tenorite::wire::{Sharded, Signature, WireRequest};
+use tenorite::{Explanation, FetchReason, StopReason, TenoriteError, TooLarge};
+use tokio::time::{Instant, interval_at, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::record::{Answer, Record};
+use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
+use crate::codec::{Codec, Json};
+use crate::error::Error;
+use crate::nats::Nats;
+use crate::serve::{TOLERANCE, read_request};
+use crate::wire;
+
+/// How long an owner rests that could not go on.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How much of a message is not the state, at most.
+const HEADERS: usize = 256;
+
+/// Owns shards of a service: as many as there are, if this is the only process that does; its part of them, if there are more.
+///
+/// A worker is all that it takes: `#[tenorite::service(serde)]`, with `#[service(key)]` on an argument of each method, on a worker
+/// that is `Serialize` and `Deserialize`. `initial` makes the worker of a shard that has no state yet.
+///
+/// ```no_run
+/// # use std::collections::HashMap;
+/// # mod serde { pub use tenorite::__private::serde::*; }
+/// # use tenorite::prelude::*;
+/// #[derive(Default, serde::Serialize, serde::Deserialize)]
+/// # #[serde(crate = "tenorite::__private::serde")]
+/// struct Accounts { cents: HashMap<String, i64> }
+///
+/// #[tenorite::service(serde)]
+/// impl Accounts {
+///     pub fn pay_in(&mut self, #[service(key)] account: &str, cents: i64) -> i64 {
+///         let balance = self.cents.entry(account.to_owned()).or_default();
+///         *balance += cents;
+///         *balance
+///     }
+/// }
+///
+/// # async fn example(nats: tenorite_nats::Nats) -> Result<(), Box<dyn std::error::Error>> {
+/// let owning = tenorite_nats::serve_shards(nats.clone(), "bank", |_shard| Accounts::default()).shards(8).await?;
+/// let accounts: AccountsCaller = tenorite_nats::connect_shards(nats, "bank").await?;
+/// assert_eq!(accounts.pay_in("alice", 5).await?, 5);
+/// owning.stop().await;
+/// # Ok(()) }
+/// ```
+///
+/// After each request that takes `&mut self` the state is written, as a whole: so it must fit into a message (1 MiB, unless the
+/// server is told otherwise), or the request fails with [`FetchFailure(TooLarge)`](tenorite::FetchReason::TooLarge) and has no
+/// effect. Requests that take `&self` write nothing; an owner that was suspended, and replaced, may answer one of them from the
+/// state of before.
+///
+/// # Errors
+///
+/// [`Error::Shards`] if there are as many shards as before, and that is another number; [`Error::JetStream`] if the server has no
+/// JetStream, or is older than 2.11; [`Error::Subject`].
+pub fn serve_shards<W, F>(nats: impl Into<Nats>, prefix: impl Into<String>, initial: F) -> ServeShards<W>
+where
+    F: Fn(u32) -> W + Send + Sync + 'static,
+{
+    ServeShards {
+        nats: nats.into(),
+        prefix: prefix.into(),
+        initial: Arc::new(initial),
+        shards: 1,
+        backlog: 1024,
+        replicas: 1,
+        codec: Json,
+    }
+}
+
+/// Shards to be owned: see [`serve_shards`].
+#[must_use = "nothing is served unless it is awaited"]
+pub struct ServeShards<W, K = Json> {
+    nats: Nats,
+    prefix: String,
+    initial: Arc<dyn Fn(u32) -> W + Send + Sync>,
+    shards: u32,
+    backlog: u32,
+    replicas: usize,
+    codec: K,
+}
+
+impl<W, K> ServeShards<W, K> {
+    /// How many shards there are: 1, unless it is said here. It stays what it was when the first owner came.
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// How many requests of each method may wait for each shard: 1,024, unless it is said here. One more is refused with
+    /// [`SendFailure(Full)`](tenorite::SendReason::Full). It stays what it was when the first owner came.
+    pub fn backlog(mut self, requests: u32) -> Self {
+        self.backlog = requests;
+        self
+    }
+
+    /// On how many servers of a cluster requests and states are stored: 1, unless it is said here.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Another encoding than JSON, of requests, responses and states.
+    pub fn codec<L: Codec>(self, codec: L) -> ServeShards<W, L> {
+        let Self { nats, prefix, initial, shards, backlog, replicas, .. } = self;
+        ServeShards { nats, prefix, initial, shards, backlog, replicas, codec }
+    }
+}
+
+impl<W, K> fmt::Debug for ServeShards<W, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServeShards")
+            .field("prefix", &self.prefix)
+            .field("shards", &self.shards)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W, K> IntoFuture for ServeShards<W, K>
+where
+    W: Dispatch + Serialize + DeserializeOwned,
+    W::Request: Sharded,
+    W::Response: Serialize,
+    K: Codec,
+{
+    type Output = Result<ServingShards, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { nats, prefix, initial, shards, backlog, replicas, codec } = self;
+        Box::pin(async move {
+            let place = Place::new(&nats, &prefix, W::Request::SERVICE)?;
+            let stream = place.stream(shards, backlog.into(), replicas).await?;
+            let states = place.states(replicas).await?;
+            let stop = CancellationToken::new();
+            let owners = TaskTracker::new();
+            for shard in 0..shards {
+                let owner = Owner {
+                    client: nats.client().clone(),
+                    stream: stream.clone(),
+                    states: states.clone(),
+                    subject: place.subject.clone(),
+                    shard,
+                    initial: Arc::clone(&initial),
+                    codec: codec.clone(),
+                };
+                // That it can be made is known before this returns.
+                owner.consumer().await?;
+                owners.spawn(owner.own(stop.clone()));
+            }
+            owners.close();
+            Ok(ServingShards { stop, owners })
+        })
+    }
+}
+
+/// Shards that are owned, or stood by for. Dropped, it stops as by [`stop`](Self::stop), without anybody waiting for it.
+#[derive(Debug)]
+#[must_use = "dropped, it stops serving"]
+pub struct ServingShards {
+    stop: CancellationToken,
+    owners: TaskTracker,
+}
+
+impl ServingShards {
+    /// Ends the requests in hand, and hands the shards over: others have the next request within milliseconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it goes on by itself.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.owners.wait().await;
+    }
+}
+
+impl Drop for ServingShards {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Of one shard.
+struct Owner<W, K> {
+    client: Client,
+    stream: Stream,
+    states: Store,
+    subject: String,
+    shard: u32,
+    initial: Arc<dyn Fn(u32) -> W + Send + Sync>,
+    codec: K,
+}
+
+/// A shard's state, as its owner has it in hand.
+struct Held<W: Dispatch> {
+    hand: Hand<W>,
+    /// Of the record that this comes from: the fence.
+    revision: u64,
+    last: u64,
+    answer: Option<Answer>,
+    /// By what the server knows this owner. With another, others may have been there in between.
+    pin: Option<String>,
+}
+
+/// Why an owner cannot go on with what it has in hand.
+enum Lost {
+    /// Somebody else has written the state.
+    Fenced,
+    /// Nobody knows: the server does not answer, or what it has is not to be understood.
+    Unknown,
+}
+
+impl<W, K> Owner<W, K>
+where
+    W: Dispatch + Serialize + DeserializeOwned,
+    W::Request: Sharded,
+    W::Response: Serialize,
+    K: Codec,
+{
+    async fn own(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let mut held = None;
+            let _lost = self.serve(&mut held, &stop).await;
+            if let Some(mut held) = held.take()
+                && let Some(worker) = held.hand.worker()
+            {
+                worker.close(StopReason::Requested).await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("shard-{}", self.shard)
+    }
+
+    async fn consumer(&self) -> Result<PullConsumer, Error> {
+        let config = pull::Config {
+            durable_name: Some(self.name()),
+            filter_subject: format!("{}.{}.*", self.subject, self.shard),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            // One at a time, in order.
+            max_ack_pending: 1,
+            priority_policy: PriorityPolicy::PinnedClient,
+            priority_groups: vec![GROUP.to_owned()],
+            priority_timeout: PIN,
+            ..Default::default()
+        };
+        self.stream.get_or_create_consumer(&self.name(), config).await.map_err(Error::jetstream)
+    }
+
+    /// Serves as long as it can.
+    async fn serve(&self, held: &mut Option<Held<W>>, stop: &CancellationToken) -> Result<(), Lost> {
+        let consumer = self.consumer().await.map_err(|_| Lost::Unknown)?;
+        let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
+        let mut messages = messages.messages().await.map_err(|_| Lost::Unknown)?;
+        let mut ahead = None;
+        let mut errors = 0;
+        loop {
+            let message = match ahead.take() {
+                Some(message) => message,
+                None => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    message = messages.next() => message.ok_or(Lost::Unknown)?,
+                },
+            };
+            let Ok(message) = message else {
+                // It asks again by itself, when the connection is back.
+                errors += 1;
+                if errors > 20 {
+                    return Err(Lost::Unknown);
+                }
+                sleep(PAUSE / 2).await;
+                continue;
+            };
+            errors = 0;
+            if stop.is_cancelled() {
+                // It has come too late for this owner: it is the next one's, at once.
+                let _ = message.ack_with(AckKind::Nak(None)).await;
+                break;
+            }
+            if let Err(lost) = self.handle(held, message, &mut messages, &mut ahead).await {
+                *held = None;
+                return Err(lost);
+            }
+        }
+        self.hand_over(held.as_ref().and_then(|held| held.pin.as_deref()), consumer).await;
+        Ok(())
+    }
+
+    /// Lets another one be pinned at once.
+    async fn hand_over(&self, pin: Option<&str>, mut consumer: PullConsumer) {
+        let _ = self.client.flush().await;
+        let Ok(info) = consumer.info().await else { return };
+        let pinned = info.priority_groups.iter().find(|group| group.group == GROUP);
+        let is_ours = pinned.is_some_and(|group| group.pinned_client_id.as_deref() == pin) && pin.is_some();
+        if is_ours {
+            let _ = self.stream.unpin_consumer(&self.name(), GROUP).await;
+        }
+    }
+
+    async fn handle(
+        &self,
+        place: &mut Option<Held<W>>,
+        message: Message,
+        messages: &mut pull::Stream,
+        ahead: &mut Option<Result<Message, pull::MessagesError>>,
+    ) -> Result<(), Lost> {
+        let number = message.info().map_err(|_| Lost::Unknown)?.stream_sequence;
+        let pin =
+            message.headers.as_ref().and_then(|headers| headers.get_last(async_nats::header::NATS_PIN_ID));
+        let pin = pin.map(ToString::to_string);
+        let is_whole = |held: &mut Held<W>| held.hand.worker().is_some();
+        if place.as_mut().is_none_or(|held| held.pin != pin || !is_whole(held)) {
+            *place = Some(self.load(pin).await?);
+        }
+        let held = place.as_mut().expect("it has just been loaded");
+
+        if number <= held.last {
+            // It has had its effect, and its acknowledgement was lost, or its owner.
+            if number == held.last
+                && let Some(answer) = &held.answer
+            {
+                self.reply(&message, answer.clone()).await;
+            }
+            return self.acknowledge(&message).await;
+        }
+
+        let (request, method, left) = match read_request::<W::Request, K>(&message, &self.codec, TOLERANCE) {
+            Ok(read) => read,
+            Err((error, _)) => {
+                self.reply(&message, failure(&error)).await;
+                return self.acknowledge(&message).await;
+            }
+        };
+        let deadline = Instant::now().checked_add(left);
+        let outcome = {
+            let mut run = pin!(held.hand.run(request, deadline));
+            let mut progress = interval_at(Instant::now() + ACK_WAIT / 4, ACK_WAIT / 4);
+            loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut run => break outcome,
+                    // It is in hand, and is not to be delivered to anybody else.
+                    _ = progress.tick() => {
+                        let _ = message.ack_with(AckKind::Progress).await;
+                    }
+                    // Without this the pin would be lost.
+                    next = messages.next(), if ahead.is_none() => match next {
+                        Some(next) => *ahead = Some(next),
+                        None => return Err(Lost::Unknown),
+                    },
+                }
+            }
+        };
+        let (mut answer, changed) = self.answer_of(outcome, method);
+        if changed && let Err(error) = self.write(held, number, &answer).await? {
+            // Nothing of it lasts, and so nothing of it may be seen.
+            answer = failure(&error);
+            *place = None;
+        }
+        self.reply(&message, answer).await;
+        self.acknowledge(&message).await
+    }
+
+    /// What its caller is told, and whether the state is another.
+    fn answer_of(
+        &self,
+        outcome: Result<W::Response, TenoriteError>,
+        method: &'static Signature,
+    ) -> (Answer, bool) {
+        match outcome {
+            Ok(response) => match self.codec.encode(&response) {
+                Ok(bytes) => {
+                    let (size, limit) = (bytes.len(), self.client.max_payload());
+                    let fits = size <= limit;
+                    let lost = TenoriteError::FetchFailure(FetchReason::TooLarge(TooLarge { size, limit }));
+                    let answer = if fits { Answer::Response(bytes.into()) } else { failure(&lost) };
+                    (answer, !method.reads())
+                }
+                Err(error) => {
+                    let why = Explanation::from(format!("the reply cannot be encoded: {error}"));
+                    let lost = TenoriteError::FetchFailure(FetchReason::Undecodable(why));
+                    (failure(&lost), !method.reads())
+                }
+            },
+            // Its worker is gone, and with it what it had done: the next request finds the state of before.
+            Err(error @ TenoriteError::FetchFailure(FetchReason::Panicked(_))) => (failure(&error), false),
+            Err(error) => (failure(&error), !method.reads()),
+        }
+    }
+
+    async fn load(&self, pin: Option<String>) -> Result<Held<W>, Lost> {
+        let entry = self.states.entry(self.name()).await.map_err(|_| Lost::Unknown)?;
+        let (worker, revision, last, answer) = match entry {
+            Some(entry) if entry.operation == Operation::Put => {
+                let record = Record::read(&entry.value).ok_or(Lost::Unknown)?;
+                let worker = self.codec.decode(&record.state).map_err(|_| Lost::Unknown)?;
+                (worker, entry.revision, record.last, Some(record.answer))
+            }
+            Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None),
+            None => ((self.initial)(self.shard), 0, 0, None),
+        };
+        let mut hand = Hand::new(worker);
+        if let Some(worker) = hand.worker() {
+            worker.begin().await;
+        }
+        Ok(Held { hand, revision, last, answer, pin })
+    }
+
+    /// The fence: only whoever has seen the last state writes the next one. In it the error of a state that cannot be written.
+    async fn write(
+        &self,
+        held: &mut Held<W>,
+        number: u64,
+        answer: &Answer,
+    ) -> Result<Result<(), TenoriteError>, Lost> {
+        let worker = held.hand.worker().ok_or(Lost::Unknown)?;
+        let state = match self.codec.encode(worker) {
+            Ok(state) => state,
+            Err(error) => {
+                let why = Explanation::from(format!("the state cannot be encoded: {error}"));
+                return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
+            }
+        };
+        let record = Record { last: number, answer: answer.clone(), state: state.into() }.write();
+        // With the headers that say which revision it goes out from.
+        let (size, limit) = (record.len() + HEADERS, self.client.max_payload());
+        if size > limit {
+            return Ok(Err(TenoriteError::FetchFailure(FetchReason::TooLarge(TooLarge { size, limit }))));
+        }
+        match self.states.update(self.name(), record, held.revision).await {
+            Ok(revision) => {
+                held.revision = revision;
+                held.last = number;
+                held.answer = Some(answer.clone());
+                Ok(Ok(()))
+            }
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Err(Lost::Fenced),
+            Err(_) => Err(Lost::Unknown),
+        }
+    }
+
+    async fn reply(&self, message: &Message, answer: Answer) {
+        let Some(reply) = wire::reply_of(message.headers.as_ref()) else { return };
+        // An error here is that of a client that is closed.
+        let _ = match answer {
+            Answer::Response(bytes) => self.client.publish(reply, bytes).await,
+            Answer::Failure(word, text) => {
+                self.client.publish_with_headers(reply, wire::failure_headers(&word), text.into()).await
+            }
+        };
+    }
+
+    async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
+        message.ack().await.map_err(|_| Lost::Unknown)
+    }
+}
+
+fn failure(error: &TenoriteError) -> Answer {
+    let (word, text) = wire::failure(error);
+    Answer::Failure(word.to_owned(), text)
+}

@@ -1,0 +1,105 @@
+//! What is kept of a shard: its state, which request was the last that changed it, and how that was answered.
+//!
+//! One value, written at once: so there is no moment at which the state is of one request and the number of another.
+
+use bytes::Bytes;
+
+/// Of this way to write it down.
+const VERSION: u8 = 1;
+
+/// How a request was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Response(Bytes),
+    /// By a word, with what goes with it.
+    Failure(String, String),
+}
+
+/// What is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The number in the stream of the last request that changed the state.
+    pub(crate) last: u64,
+    /// How that one was answered.
+    pub(crate) answer: Answer,
+    /// As its codec has written it.
+    pub(crate) state: Bytes,
+}
+
+impl Record {
+    /// ```text
+    ///   version: u8 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ state, the rest
+    /// ```
+    /// Numbers in little-endian order. A failure of length 0 is none.
+    pub(crate) fn write(&self) -> Bytes {
+        let (word, answer): (&str, &[u8]) = match &self.answer {
+            Answer::Response(bytes) => ("", bytes),
+            Answer::Failure(word, text) => (word, text.as_bytes()),
+        };
+        let mut bytes = Vec::with_capacity(14 + word.len() + answer.len() + self.state.len());
+        bytes.push(VERSION);
+        bytes.extend(self.last.to_le_bytes());
+        bytes.push(u8::try_from(word.len()).expect("the words are short"));
+        bytes.extend(word.as_bytes());
+        bytes.extend(u32::try_from(answer.len()).expect("it fits into a message").to_le_bytes());
+        bytes.extend(answer);
+        bytes.extend(&self.state);
+        bytes.into()
+    }
+
+    /// `None` if that is not what it is.
+    pub(crate) fn read(bytes: &Bytes) -> Option<Self> {
+        let mut at = 0;
+        let mut take = |length: usize| {
+            let end = at + length;
+            let part = (end <= bytes.len()).then(|| bytes.slice(at..end))?;
+            at = end;
+            Some(part)
+        };
+        if take(1)?[0] != VERSION {
+            return None;
+        }
+        let last = u64::from_le_bytes(take(8)?[..].try_into().ok()?);
+        let length = take(1)?[0];
+        let word = String::from_utf8(take(length.into())?.to_vec()).ok()?;
+        let length = u32::from_le_bytes(take(4)?[..].try_into().ok()?);
+        let answer = take(usize::try_from(length).ok()?)?;
+        let state = bytes.slice(at..);
+        let answer = if word.is_empty() {
+            Answer::Response(answer)
+        } else {
+            Answer::Failure(word, String::from_utf8_lossy(&answer).into_owned())
+        };
+        Some(Self { last, answer, state })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let answers = [
+            Answer::Response(Bytes::from_static(b"{\"Pay\":7}")),
+            Answer::Response(Bytes::new()),
+            Answer::Failure("failed-panicked".to_owned(), "out of ink".to_owned()),
+        ];
+        for answer in answers {
+            let record = Record { last: u64::MAX - 1, answer, state: Bytes::from_static(b"state") };
+            assert_eq!(Record::read(&record.write()), Some(record));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_record() {
+        let record = Record { last: 7, answer: Answer::Response("reply".into()), state: Bytes::new() };
+        let whole = record.write();
+        for length in 0..whole.len() {
+            assert_eq!(Record::read(&whole.slice(..length)), None, "{length}");
+        }
+        let mut other = whole.to_vec();
+        other[0] = 2;
+        assert_eq!(Record::read(&other.into()), None);
+    }
+}

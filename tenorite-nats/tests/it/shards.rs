@@ -1,0 +1,226 @@
+//! Shards: one owner each, and a state that outlives it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tenorite::prelude::*;
+use tenorite::wire::Sharded;
+use tenorite_nats::{Error, Nats, ServingShards, connect_shards, serve_shards};
+
+use crate::server::Server;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Of each account what was written to it, in order.
+    entries: BTreeMap<String, Vec<u32>>,
+    /// To make it large.
+    ballast: String,
+}
+
+#[tenorite::service(serde)]
+impl Ledger {
+    /// How many entries there are then.
+    pub fn write(&mut self, #[service(key)] account: &str, entry: u32) -> usize {
+        let entries = self.entries.entry(account.to_owned()).or_default();
+        entries.push(entry);
+        entries.len()
+    }
+
+    pub fn read(&self, #[service(key)] account: &str) -> Vec<u32> {
+        self.entries.get(account).cloned().unwrap_or_default()
+    }
+
+    pub fn tear(&mut self, #[service(key)] account: &str, entry: u32) -> u32 {
+        self.write(account, entry);
+        panic!("torn at {entry}");
+    }
+
+    pub async fn write_slowly(&mut self, #[service(key)] account: &str, entry: u32, ms: u64) -> usize {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        self.write(account, entry)
+    }
+
+    pub fn swell(&mut self, #[service(key)] account: &str, bytes: usize) -> usize {
+        self.write(account, 0);
+        self.ballast = "x".repeat(bytes);
+        bytes
+    }
+
+    #[service(any_shard)]
+    pub fn accounts(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+async fn own(nats: &Nats, shards: u32) -> ServingShards {
+    serve_shards(nats.clone(), "test", |_| Ledger::default()).shards(shards).await.unwrap()
+}
+
+#[test]
+fn a_key_is_always_in_the_same_shard_and_they_are_spread() {
+    let shard = |account: &str| LedgerRequest::Read { account: account.to_owned() }.shard(4).unwrap();
+    // Written down: another version must come to the same.
+    assert_eq!(["alice", "bob", "carol", "dave"].map(shard), [0, 1, 1, 0]);
+    let mut filled = [0_u32; 4];
+    for account in 0..4000 {
+        filled[shard(&account.to_string()) as usize] += 1;
+    }
+    assert!(filled.iter().all(|shard| (800..1200).contains(shard)), "{filled:?}");
+    assert_eq!(LedgerRequest::Accounts.shard(4), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_outlives_its_owner() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 4).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..20 {
+        let account = format!("account {}", entry % 5);
+        assert_eq!(ledger.write(account, entry).await, Ok(entry as usize / 5 + 1));
+    }
+    ledger.write("cast", 1).cast().await.unwrap();
+    assert!(ledger.accounts().await.unwrap() <= 6);
+    let began = Instant::now();
+    owning.stop().await;
+    let _next = own(&nats, 4).await;
+    assert_eq!(ledger.read("account 3").await, Ok(vec![3, 8, 13, 18]));
+    assert_eq!(ledger.read("cast").await, Ok(vec![1]));
+    println!("handed over in {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_hands_over_within_moments() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let other = server.connect().await;
+    let _standby = own(&other, 1).await;
+    let mut slow = ledger.write_slowly("a", 2, 300).owned();
+    assert!(futures_util::FutureExt::now_or_never(&mut slow).is_none());
+    let slow = tokio::spawn(slow);
+    let behind = tokio::spawn(ledger.write("a", 3).owned());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    owning.stop().await;
+    assert_eq!(slow.await.unwrap(), Ok(2));
+    assert_eq!(behind.await.unwrap(), Ok(3));
+    // Not by the pin's time, which is two seconds.
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 2, 3]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_for_an_owner() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    own(&nats, 2).await.stop().await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let calls: Vec<_> = (0..10).map(|entry| ledger.write("a", entry).owned()).collect();
+    let mut waiting = Vec::new();
+    for mut call in calls {
+        assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
+        waiting.push(tokio::spawn(call));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    let _owning = own(&nats, 2).await;
+    for call in waiting {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(ledger.read("a").await, Ok((0..10).collect::<Vec<_>>()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_leaves_the_state_of_before() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let error = ledger.tear("a", 2).await.unwrap_err();
+    assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("torn at 2".into())));
+    assert_eq!(ledger.write("a", 3).await, Ok(2));
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 3]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_too_large_is_told_and_has_no_effect() {
+    let Some(server) = Server::start_with("max_payload: 65536") else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let error = ledger.swell("a", 100_000).await.unwrap_err();
+    assert!(matches!(error, TenoriteError::FetchFailure(FetchReason::TooLarge(_))), "{error}");
+    assert_eq!(ledger.read("a").await, Ok(vec![1]));
+    assert_eq!(ledger.swell("a", 1000).await, Ok(1000));
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_backlog_is_refused() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).backlog(2).await.unwrap();
+    owning.stop().await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).cast().await.unwrap();
+    ledger.write("a", 2).cast().await.unwrap();
+    assert_eq!(ledger.write("a", 3).await, Err(TenoriteError::SendFailure(SendReason::Full)));
+    let _owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).backlog(2).await.unwrap();
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_shards_nothing_is_sent() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let connected = connect_shards::<LedgerCaller>(nats.clone(), "test").await;
+    assert!(matches!(connected, Err(Error::JetStream(_))), "{connected:?}");
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").shards(4).await.unwrap();
+    assert_eq!(ledger.write("a", 1).await, Err(TenoriteError::SendFailure(SendReason::NoService)));
+    let _owning = own(&nats, 4).await;
+    assert_eq!(ledger.write("a", 1).await, Ok(1));
+    let more = serve_shards(nats, "test", |_| Ledger::default()).shards(5).await.unwrap_err();
+    assert!(matches!(more, Error::Shards { asked: 5, there: Some(4) }), "{more}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_handler_keeps_its_shard() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let other = server.connect().await;
+    let _standby = own(&other, 1).await;
+    // Longer than the pin lasts, and than a message may be in hand without a word.
+    assert_eq!(ledger.write_slowly("a", 2, 6000).await, Ok(2));
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 2]));
+}
+
+/// A server that was away for a while: what it had acknowledged it has, and calls go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_back_has_lost_nothing() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 2).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..5 {
+        ledger.write("a", entry).await.unwrap();
+    }
+    let slow = tokio::spawn(ledger.write_slowly("a", 5, 300).owned());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.kill();
+    let away = ledger.write("a", 6).await;
+    assert_eq!(away, Err(TenoriteError::SendFailure(SendReason::Disconnected)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.restart();
+    // Its state could not be written while the server was away: it runs again.
+    assert_eq!(slow.await.unwrap(), Ok(6));
+    assert_eq!(ledger.read("a").await, Ok((0..6).collect::<Vec<_>>()));
+}
