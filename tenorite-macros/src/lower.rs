@@ -228,6 +228,7 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             _ => continue,
         };
         let role = role(&mut function.attrs, errors);
+        let key = key(function, errors);
         let is_repeated = match role {
             None | Some(Role::AnyShard) => false,
             Some(Role::Skip) => continue,
@@ -240,7 +241,6 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         }
         let is_private = matches!(function.vis, Visibility::Inherited);
         let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
-        let key = key(function, errors);
         if !matches!(role, None | Some(Role::AnyShard)) || is_private {
             continue;
         }

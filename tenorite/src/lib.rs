@@ -143,6 +143,7 @@ pub use worker::TenoriteWorker;
 /// - `#[service(skip)]` on a method: not a request, though it is `pub`.
 /// - `#[service(init)]` on an associated function: makes the worker from a config, which `start_task` takes then. It may be
 ///   async, and may fail: it returns `Self` or `Result<Self, E>`, and so does the `JoinHandle`.
+/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: on which shard of many a request runs.
 /// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: called before the first request and after the last. The latter may
 ///   take a [`StopReason`].
 ///

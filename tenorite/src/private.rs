@@ -22,8 +22,6 @@ pub use crate::call::Answer;
 pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, Opened, SomeSpace, Space, Step};
 pub use crate::method::Method;
 pub use crate::worker::{Configs, Start};
-#[cfg(feature = "serde")]
-pub use serde;
 pub use tokio::task::JoinHandle;
 
 /// Starts a derived worker in a cell.

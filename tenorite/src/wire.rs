@@ -20,16 +20,16 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[doc(hidden)]
+pub use serde as __serde;
+
 /// A request that can leave the process, and is known by name where it arrives.
 ///
 /// Derived by `#[tenorite::service(serde)]`. By hand:
 ///
 /// ```
 /// use tenorite::wire::{Signature, WireRequest};
-/// # mod serde { pub use tenorite::__private::serde::*; }
-///
-/// #[derive(tenorite::__private::serde::Serialize, tenorite::__private::serde::Deserialize)]
-/// # #[serde(crate = "tenorite::__private::serde")]
+/// #[derive(serde::Serialize, serde::Deserialize)]
 /// enum CounterRequest { Add(u32), Read }
 ///
 /// impl WireRequest for CounterRequest {

@@ -11,10 +11,10 @@ use crate::model::{Method, Service};
 
 pub(super) fn derives(service: &Service) -> Option<TokenStream> {
     let krate = &service.krate;
-    let path = text(&quote!(#krate::__private::serde));
+    let path = text(&quote!(#krate::wire::__serde));
     service.serde.then(|| {
         quote! {
-            #[derive(#krate::__private::serde::Serialize, #krate::__private::serde::Deserialize)]
+            #[derive(#krate::wire::__serde::Serialize, #krate::wire::__serde::Deserialize)]
             #[serde(crate = #path)]
         }
     })
@@ -41,8 +41,8 @@ pub(super) fn impls(service: &Service) -> Option<TokenStream> {
         Vec::new()
     } else {
         vec![parse_quote! {
-            #request: #krate::__private::serde::Serialize
-                + #krate::__private::serde::de::DeserializeOwned
+            #request: #krate::wire::__serde::Serialize
+                + #krate::wire::__serde::de::DeserializeOwned
                 + ::core::marker::Send
                 + 'static
         }]

@@ -42,10 +42,8 @@ const HEADERS: usize = 256;
 ///
 /// ```no_run
 /// # use std::collections::HashMap;
-/// # mod serde { pub use tenorite::__private::serde::*; }
 /// # use tenorite::prelude::*;
 /// #[derive(Default, serde::Serialize, serde::Deserialize)]
-/// # #[serde(crate = "tenorite::__private::serde")]
 /// struct Accounts { cents: HashMap<String, i64> }
 ///
 /// #[tenorite::service(serde)]
