@@ -43,13 +43,14 @@ use tenorite::wire::WireRequest;
 use tenorite::{
     Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError, TooLarge,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::unconstrained;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until};
 
 use crate::codec::{Codec, Json};
 use crate::error::Error;
-use crate::nats::{Nats, Verb, violation};
+use crate::nats::{Nats, Verb, next, violation};
 use crate::wire::{self, Envelope};
 
 /// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
@@ -193,6 +194,8 @@ pub(crate) struct Remote {
     inbox: String,
     pending: Arc<Pending>,
     next: AtomicU64,
+    /// Where timers are, for callers that have none.
+    runtime: Handle,
 }
 
 /// The calls that wait.
@@ -287,6 +290,7 @@ impl Remote {
             inbox,
             pending,
             next: AtomicU64::new(0),
+            runtime: Handle::current(),
             settings,
         });
         let listener = Listener {
@@ -328,7 +332,7 @@ impl Remote {
         let message = tokio::select! {
             biased;
             outcome = outcome => reply(outcome)?,
-            () = sleep_until(deadline), if !has_limit => {
+            () = self.sleep_until(deadline), if !has_limit => {
                 return Err(TenoriteError::FetchFailure(FetchReason::Expired));
             }
         };
@@ -381,7 +385,7 @@ impl Remote {
                 biased;
                 outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
                 acknowledged = &mut acknowledged => acknowledged,
-                () = sleep_until(again) => {
+                () = self.sleep_until(again) => {
                     if Instant::now() >= deadline {
                         return Err(late);
                     }
@@ -407,7 +411,7 @@ impl Remote {
             tokio::select! {
                 biased;
                 outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-                () = sleep_until(again) => {}
+                () = self.sleep_until(again) => {}
             }
             if Instant::now() >= deadline {
                 return Err(late);
@@ -419,8 +423,13 @@ impl Remote {
         tokio::select! {
             biased;
             outcome = outcome => read(&reply(outcome)?, &codec).map(Some),
-            () = sleep_until(deadline) => Err(late),
+            () = self.sleep_until(deadline) => Err(late),
         }
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Sleep {
+        let _entered = self.runtime.enter();
+        sleep_until(deadline)
     }
 
     fn write<Rq: WireRequest, K: Codec>(
@@ -506,7 +515,7 @@ impl Remote {
             Poll::Ready(sent) => sent,
             // The client has no room at the moment, and this stands in its line. It must not stand there unpolled, whatever
             // becomes of this call.
-            Poll::Pending => match tokio::spawn(publish).await {
+            Poll::Pending => match self.runtime.spawn(publish).await {
                 Ok(sent) => sent,
                 Err(_) => return Err(TenoriteError::FetchFailure(FetchReason::Disconnected)),
             },
@@ -578,11 +587,7 @@ impl Listener {
                     // The client is closed.
                     None => return,
                 },
-                event = next(&mut events) => match event {
-                    Ok(event) => self.hear(&event),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => events = None,
-                },
+                event = next(&mut events) => self.hear(&event),
                 _ = looks.tick() => self.look(),
             }
         }
@@ -637,12 +642,5 @@ impl Drop for Listener {
         // First, so that nobody comes in between.
         self.pending.lock().is_deaf = true;
         self.pending.disconnected();
-    }
-}
-
-async fn next(events: &mut Option<broadcast::Receiver<Event>>) -> Result<Event, broadcast::error::RecvError> {
-    match events {
-        Some(events) => events.recv().await,
-        None => std::future::pending().await,
     }
 }

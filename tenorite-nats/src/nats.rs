@@ -1,5 +1,6 @@
 //! The connection.
 
+use std::pin::pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, ServerError, ToServerAddrs};
@@ -73,28 +74,57 @@ impl Nats {
         events: Option<broadcast::Receiver<Event>>,
         subjects: &[&str],
     ) -> Result<(), Error> {
-        // Nobody listens there, and a server says so, after what it has to say of what came before.
-        let probe = self.client.request(self.client.new_inbox(), Vec::new().into());
-        match timeout(PATIENCE, probe).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {}
-            Ok(Err(error)) if events.is_none() => return Err(Error::Unreachable(error.to_string())),
-            Ok(Err(_)) | Err(_) => {}
-        }
-        let Some(mut events) = events else { return Ok(()) };
-        // They take a way of their own, by the client's task for events.
-        for _ in 0..5 {
-            while let Ok(event) = events.try_recv() {
-                if let Some((_, subject)) = violation(&event)
-                    && subjects.contains(&subject)
-                {
-                    return Err(Error::Denied(event.to_string()));
+        // Nobody listens there, and a server says so; or that it is not permitted to ask. Both after what it has to say of what came
+        // before.
+        let asked = self.client.new_inbox();
+        let mut probe = pin!(timeout(PATIENCE, self.client.request(asked.clone(), Vec::new().into())));
+        let mut events = events;
+        loop {
+            tokio::select! {
+                biased;
+                event = next(&mut events) => {
+                    if let Some((verb, subject)) = violation(&event) {
+                        if subjects.contains(&subject) {
+                            return Err(Error::Denied(event.to_string()));
+                        }
+                        if verb == Verb::Publish && subject == asked {
+                            break;
+                        }
+                    }
                 }
+                answer = &mut probe => match answer {
+                    Ok(Err(error)) if events.is_none() && error.kind() != RequestErrorKind::NoResponders => {
+                        return Err(Error::Unreachable(error.to_string()));
+                    }
+                    _ => break,
+                },
             }
-            sleep(Duration::from_millis(1)).await;
         }
-        Ok(())
+        // They take a way of their own, by the client's task for events.
+        let mut last = pin!(sleep(Duration::from_millis(5)));
+        loop {
+            tokio::select! {
+                event = next(&mut events) => {
+                    if violation(&event).is_some_and(|(_, subject)| subjects.contains(&subject)) {
+                        return Err(Error::Denied(event.to_string()));
+                    }
+                }
+                () = &mut last => return Ok(()),
+            }
+        }
     }
+}
+
+/// The next thing that is heard, if anything ever is.
+pub(crate) async fn next(events: &mut Option<broadcast::Receiver<Event>>) -> Event {
+    while let Some(receiver) = events {
+        match receiver.recv().await {
+            Ok(event) => return event,
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => *events = None,
+        }
+    }
+    std::future::pending().await
 }
 
 impl Options {

@@ -285,11 +285,7 @@ where
         loop {
             tokio::select! {
                 biased;
-                message = messages.next() => match message {
-                    Some(message) => self.handle(message).await,
-                    // All of them have come, or the client is closed.
-                    None => break,
-                },
+                // First, so that a stop is heard however much is asked.
                 () = stopping.cancelled(), if !is_draining => {
                     is_draining = true;
                     if messages.drain().await.is_err() {
@@ -302,6 +298,11 @@ where
                         break;
                     }
                 }
+                message = messages.next() => match message {
+                    Some(message) => self.handle(message).await,
+                    // All of them have come, or the client is closed.
+                    None => break,
+                },
             }
         }
         self.running.close();

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tenorite::__private::{Dispatch, Hand};
 use tenorite::wire::{Sharded, Signature, WireRequest};
 use tenorite::{Explanation, FetchReason, StopReason, TenoriteError, TooLarge};
-use tokio::time::{Instant, interval_at, sleep};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +32,8 @@ use crate::wire;
 /// How long an owner rests that could not go on.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long an owner that stops waits for the message that may be on its way to it.
+const LAST: Duration = Duration::from_millis(20);
 /// How much of a message is not the state, at most.
 const HEADERS: usize = 256;
 
@@ -252,6 +254,12 @@ where
         }
     }
 
+    /// When the stream was made.
+    fn age(&self) -> i64 {
+        let made = self.stream.cached_info().created.unix_timestamp_nanos();
+        i64::try_from(made).unwrap_or_default()
+    }
+
     fn name(&self) -> String {
         format!("shard-{}", self.shard)
     }
@@ -299,8 +307,7 @@ where
             };
             errors = 0;
             if stop.is_cancelled() {
-                // It has come too late for this owner: it is the next one's, at once.
-                let _ = message.ack_with(AckKind::Nak(None)).await;
+                ahead = Some(Ok(message));
                 break;
             }
             if let Err(lost) = self.handle(held, message, &mut messages, &mut ahead).await {
@@ -308,13 +315,35 @@ where
                 return Err(lost);
             }
         }
-        self.hand_over(held.as_ref().and_then(|held| held.pin.as_deref()), consumer).await;
+        let pin = held.as_ref().and_then(|held| held.pin.as_deref());
+        self.hand_over(pin, consumer, messages, ahead).await;
         Ok(())
     }
 
-    /// Lets another one be pinned at once.
-    async fn hand_over(&self, pin: Option<&str>, mut consumer: PullConsumer) {
+    /// Lets another one be pinned at once, and have at once what has come to this one.
+    async fn hand_over(
+        &self,
+        pin: Option<&str>,
+        mut consumer: PullConsumer,
+        mut messages: pull::Stream,
+        ahead: Option<Result<Message, pull::MessagesError>>,
+    ) {
         let _ = self.client.flush().await;
+        // The last acknowledgement has made way for one more message, if there is one. There is no second.
+        let next = match ahead {
+            Some(next) => Some(next),
+            None => timeout(LAST, messages.next()).await.ok().flatten(),
+        };
+        // First it must be nobody whom a message can be sent to.
+        drop(messages);
+        self.unpin(pin, &mut consumer).await;
+        if let Some(Ok(message)) = next {
+            let _ = message.ack_with(AckKind::Nak(None)).await;
+        }
+        let _ = self.client.flush().await;
+    }
+
+    async fn unpin(&self, pin: Option<&str>, consumer: &mut PullConsumer) {
         let Ok(info) = consumer.info().await else { return };
         let pinned = info.priority_groups.iter().find(|group| group.group == GROUP);
         let is_ours = pinned.is_some_and(|group| group.pinned_client_id.as_deref() == pin) && pin.is_some();
@@ -420,7 +449,9 @@ where
             Some(entry) if entry.operation == Operation::Put => {
                 let record = Record::read(&entry.value).ok_or(Lost::Unknown)?;
                 let worker = self.codec.decode(&record.state).map_err(|_| Lost::Unknown)?;
-                (worker, entry.revision, record.last, Some(record.answer))
+                // The state is what counts. The number is one of another stream, if that was made anew.
+                let last = if record.stream == self.age() { record.last } else { 0 };
+                (worker, entry.revision, last, Some(record.answer))
             }
             Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None),
             None => ((self.initial)(self.shard), 0, 0, None),
@@ -447,7 +478,8 @@ where
                 return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
             }
         };
-        let record = Record { last: number, answer: answer.clone(), state: state.into() }.write();
+        let record =
+            Record { stream: self.age(), last: number, answer: answer.clone(), state: state.into() }.write();
         // With the headers that say which revision it goes out from.
         let (size, limit) = (record.len() + HEADERS, self.client.max_payload());
         if size > limit {

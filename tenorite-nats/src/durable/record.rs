@@ -18,6 +18,8 @@ pub(crate) enum Answer {
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
+    /// Of which stream the number is: when that was made, in nanoseconds since 1970. Another one counts from the beginning.
+    pub(crate) stream: i64,
     /// The number in the stream of the last request that changed the state.
     pub(crate) last: u64,
     /// How that one was answered.
@@ -28,7 +30,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// ```text
-    ///   version: u8 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ state, the rest
+    ///   version: u8 │ stream: i64 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ state, the rest
     /// ```
     /// Numbers in little-endian order. A failure of length 0 is none.
     pub(crate) fn write(&self) -> Bytes {
@@ -36,8 +38,9 @@ impl Record {
             Answer::Response(bytes) => ("", bytes),
             Answer::Failure(word, text) => (word, text.as_bytes()),
         };
-        let mut bytes = Vec::with_capacity(14 + word.len() + answer.len() + self.state.len());
+        let mut bytes = Vec::with_capacity(22 + word.len() + answer.len() + self.state.len());
         bytes.push(VERSION);
+        bytes.extend(self.stream.to_le_bytes());
         bytes.extend(self.last.to_le_bytes());
         bytes.push(u8::try_from(word.len()).expect("the words are short"));
         bytes.extend(word.as_bytes());
@@ -59,6 +62,7 @@ impl Record {
         if take(1)?[0] != VERSION {
             return None;
         }
+        let stream = i64::from_le_bytes(take(8)?[..].try_into().ok()?);
         let last = u64::from_le_bytes(take(8)?[..].try_into().ok()?);
         let length = take(1)?[0];
         let word = String::from_utf8(take(length.into())?.to_vec()).ok()?;
@@ -70,7 +74,7 @@ impl Record {
         } else {
             Answer::Failure(word, String::from_utf8_lossy(&answer).into_owned())
         };
-        Some(Self { last, answer, state })
+        Some(Self { stream, last, answer, state })
     }
 }
 
@@ -86,14 +90,16 @@ mod tests {
             Answer::Failure("failed-panicked".to_owned(), "out of ink".to_owned()),
         ];
         for answer in answers {
-            let record = Record { last: u64::MAX - 1, answer, state: Bytes::from_static(b"state") };
+            let record =
+                Record { stream: -7, last: u64::MAX - 1, answer, state: Bytes::from_static(b"state") };
             assert_eq!(Record::read(&record.write()), Some(record));
         }
     }
 
     #[test]
     fn what_is_cut_off_is_no_record() {
-        let record = Record { last: 7, answer: Answer::Response("reply".into()), state: Bytes::new() };
+        let record =
+            Record { stream: 1, last: 7, answer: Answer::Response("reply".into()), state: Bytes::new() };
         let whole = record.write();
         for length in 0..whole.len() {
             assert_eq!(Record::read(&whole.slice(..length)), None, "{length}");

@@ -22,6 +22,10 @@ async fn calls_are_answered() {
     let remote = scene.remote.clone();
     let blocked = tokio::task::spawn_blocking(move || remote.note(11).blocking());
     assert_eq!(blocked.await.unwrap(), Ok(11));
+    // Where there is no runtime, and no limit.
+    let remote = scene.remote.clone();
+    let thread = std::thread::spawn(move || remote.note(12).timeout(Duration::MAX).blocking());
+    assert_eq!(tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap(), Ok(12));
 }
 
 /// Promise 2: what is told is what happened.

@@ -224,3 +224,21 @@ async fn a_server_that_comes_back_has_lost_nothing() {
     assert_eq!(slow.await.unwrap(), Ok(6));
     assert_eq!(ledger.read("a").await, Ok((0..6).collect::<Vec<_>>()));
 }
+
+/// Its numbers begin anew, and its states do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_made_anew_loses_no_request() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..5 {
+        ledger.write("a", entry).await.unwrap();
+    }
+    owning.stop().await;
+    let context = async_nats::jetstream::new(nats.client().clone());
+    context.delete_stream("TENORITE_test_Ledger").await.unwrap();
+    let _owning = own(&nats, 1).await;
+    assert_eq!(ledger.write("a", 5).await, Ok(6));
+    assert_eq!(ledger.read("a").await, Ok((0..6).collect::<Vec<_>>()));
+}
