@@ -85,6 +85,34 @@ async fn a_wrong_password_is_told_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_trusted_is_told_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+    std::fs::write(&certificate, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    let (file, key) = (certificate.display(), key.display());
+    let config = format!("tls {{ cert_file: \"{file}\", key_file: \"{key}\" }}");
+    let Some(server) = Server::start_with(&config) else { return };
+    let url = server.url().replace("nats://127.0.0.1", "tls://localhost");
+
+    let began = Instant::now();
+    let error = Nats::connect(url.as_str()).await.unwrap_err();
+    assert!(matches!(error, Error::Connect(_)), "{error}");
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+
+    let options = ConnectOptions::new().add_root_certificates(certificate);
+    let nats = Nats::options(options).connect(url.as_str()).await.unwrap();
+    let watch = crate::support::Watch::new();
+    let probe = crate::support::Probe { watch, notes: Vec::new() };
+    let (_task, local) = crate::support::ProbeService.start_task(8, probe);
+    let _serving = tenorite_nats::serve(nats.clone(), "test", local).await.unwrap();
+    let remote: ProbeCaller = tenorite_nats::connect(nats, "test").await.unwrap();
+    assert_eq!(remote.note(1).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_who_listens_is_told_as_that() {
     let error = Nats::connect("nats://127.0.0.1:1").await.unwrap_err();
     assert!(matches!(&error, Error::Connect(refusal) if refusal.kind() == ConnectErrorKind::Io), "{error}");

@@ -1,5 +1,7 @@
 //! What is promised over NATS, on servers of our own.
 
+#[cfg(feature = "durable")]
+mod cluster;
 mod faults;
 mod limits;
 mod processes;

@@ -45,10 +45,32 @@ impl Server {
 
     /// With more of a configuration.
     pub fn start_with(config: &str) -> Option<Self> {
+        let server = Self::launch(free_port(), config)?;
+        server.until_it_listens();
+        Some(server)
+    }
+
+    /// Three that store together, each under a name: `node-0`, and so on.
+    pub fn cluster() -> Option<[Self; 3]> {
+        let ports: [(u16, u16); 3] = std::array::from_fn(|_| (free_port(), free_port()));
+        let routes = ports.map(|(_, port)| format!("\"nats://127.0.0.1:{port}\""));
+        let launch = |node: usize| {
+            let (port, own) = ports[node];
+            let routes = routes.join(", ");
+            let config = format!(
+                "server_name: node-{node}\ncluster {{ name: test, listen: \"127.0.0.1:{own}\", routes: [{routes}] }}"
+            );
+            Self::launch(port, &config)
+        };
+        // All of them before any is waited for: they open when they have found each other.
+        let nodes = [launch(0)?, launch(1)?, launch(2)?];
+        nodes.iter().for_each(Self::until_it_listens);
+        Some(nodes)
+    }
+
+    fn launch(port: u16, config: &str) -> Option<Self> {
         let binary = binary()?;
         let folder = tempfile::tempdir().expect("there is room for a folder");
-        // Taken and given back: a server that is to be started again has to have the same.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let store = folder.path().join("store");
         let text = format!(
             "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{config}\n",
@@ -57,9 +79,7 @@ impl Server {
         let path = folder.path().join("server.conf");
         fs::write(&path, text).unwrap();
         let child = spawn(&binary, &folder);
-        let server = Self { child, folder, port };
-        server.until_it_listens();
-        Some(server)
+        Some(Self { child, folder, port })
     }
 
     pub fn url(&self) -> String {
@@ -93,6 +113,11 @@ impl Server {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// Taken and given back: a server that is to be started again has to have the same.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub fn signal(process: u32, name: &str) {

@@ -216,8 +216,9 @@ async fn a_server_that_comes_back_has_lost_nothing() {
     let slow = tokio::spawn(ledger.write_slowly("a", 5, 300).owned());
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.kill();
-    let away = ledger.write("a", 6).await;
-    assert_eq!(away, Err(TenoriteError::SendFailure(SendReason::Disconnected)));
+    // Once the client has noticed.
+    let disconnected = Err(TenoriteError::SendFailure(SendReason::Disconnected));
+    while ledger.read("a").timeout(Duration::from_millis(50)).await != disconnected {}
     tokio::time::sleep(Duration::from_millis(500)).await;
     server.restart();
     // Its state could not be written while the server was away: it runs again.
