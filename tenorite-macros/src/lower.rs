@@ -247,6 +247,9 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         let Some(mut method) = method(function, &worker, &generics, errors) else { continue };
         if let Some(key) = &key {
             method.key = method.args.iter().position(|arg| arg.name == *key);
+            if method.key.is_none() {
+                errors.at(key, "an answer is no key: mark another argument");
+            }
             if role == Some(Role::AnyShard) {
                 errors.at(key, "a request goes to the shard of its key, or to any: keep one of the two");
             }

@@ -22,13 +22,14 @@
 //! | the call, dropped or too late | | nothing, `FetchFailure(Expired)`. A reply that comes then finds no entry, and is dropped |
 //! | the listener | the call was forgotten, and its time is up | nothing: nobody asks |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
 use std::marker::PhantomData;
+use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -49,12 +50,16 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until};
 
 use crate::codec::{Codec, Json};
+#[cfg(feature = "durable")]
+use crate::durable::Call;
 use crate::error::Error;
 use crate::nats::{Nats, Verb, next, violation};
 use crate::wire::{self, Envelope};
 
 /// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+/// No call waits for longer, whatever its limit.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many calls may wait for their reply at once.
 pub(crate) const MAX_PENDING: usize = 65_536;
 /// After which time a request is sent again that is not known to be stored.
@@ -194,6 +199,11 @@ pub(crate) struct Remote {
     inbox: String,
     pending: Arc<Pending>,
     next: AtomicU64,
+    /// How many requests the client has not taken yet.
+    sending: Arc<AtomicUsize>,
+    /// Stands for this caller.
+    #[cfg(feature = "durable")]
+    id: u64,
     /// Where timers are, for callers that have none.
     runtime: Handle,
 }
@@ -209,6 +219,8 @@ struct Calls {
     connection: u64,
     /// Nobody listens for replies any more.
     is_deaf: bool,
+    /// What has been answered over this connection, and so was permitted.
+    answered: HashSet<String>,
 }
 
 struct Waiting {
@@ -243,25 +255,46 @@ impl Pending {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends those of the calls that are meant.
-    fn fail(&self, error: &TenoriteError, is_meant: impl Fn(&Waiting, u64) -> bool) {
+    /// The server did not permit a request to this subject: the one that was sent last, as far as it is known.
+    fn denied(&self, subject: &str, why: Explanation) {
         let mut calls = self.lock();
         let connection = calls.connection;
-        let failed: Vec<_> = calls.waiting.extract_if(|_, waiting| is_meant(waiting, connection)).collect();
+        let sent = calls
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.subject.as_str() == subject && waiting.connection == connection);
+        let Some(id) = sent.map(|(id, _)| *id).max() else { return };
+        // If others were permitted, this may be one of them.
+        let is_certain = !calls.answered.contains(subject);
+        let waiting = calls.waiting.remove(&id);
         drop(calls);
-        for (_, waiting) in failed {
-            let _ = waiting.outcome.send(Outcome::Failed(error.clone()));
+        let error = if is_certain {
+            TenoriteError::SendFailure(SendReason::Denied(why))
+        } else {
+            TenoriteError::FetchFailure(FetchReason::Unanswered)
+        };
+        if let Some(waiting) = waiting {
+            let _ = waiting.outcome.send(Outcome::Failed(error));
         }
     }
 
     /// The connection is gone, or was. What was sent over it may have arrived.
     fn disconnected(&self) {
-        self.fail(&TenoriteError::FetchFailure(FetchReason::Disconnected), |_, _| true);
+        let failed = mem::take(&mut self.lock().waiting);
+        for waiting in failed.into_values() {
+            let error = TenoriteError::FetchFailure(FetchReason::Disconnected);
+            let _ = waiting.outcome.send(Outcome::Failed(error));
+        }
     }
 
     fn reply(&self, message: Message) {
         let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 36).ok());
-        let Some(waiting) = id.and_then(|id| self.lock().waiting.remove(&id)) else { return };
+        let mut calls = self.lock();
+        let Some(waiting) = id.and_then(|id| calls.waiting.remove(&id)) else { return };
+        if !calls.answered.contains(waiting.subject.as_str()) {
+            calls.answered.insert(waiting.subject.to_string());
+        }
+        drop(calls);
         let outcome = match message.status {
             Some(StatusCode::NO_RESPONDERS) => {
                 Outcome::Failed(TenoriteError::SendFailure(SendReason::NoService))
@@ -282,14 +315,18 @@ impl Remote {
         let replies = client.subscribe(all.clone()).await;
         let replies = replies.map_err(|error| Error::Unreachable(error.to_string()))?;
         nats.settle(settling, &[&all]).await?;
-        let calls = Calls { waiting: HashMap::new(), connection: 0, is_deaf: false };
+        let calls =
+            Calls { waiting: HashMap::new(), connection: 0, is_deaf: false, answered: HashSet::new() };
         let pending = Arc::new(Pending { calls: Mutex::new(calls) });
         let remote = Arc::new(Self {
             client: client.clone(),
             subject,
+            #[cfg(feature = "durable")]
+            id: id_of(&inbox),
             inbox,
             pending,
             next: AtomicU64::new(0),
+            sending: Arc::new(AtomicUsize::new(0)),
             runtime: Handle::current(),
             settings,
         });
@@ -318,25 +355,20 @@ impl Remote {
         K: Codec,
     {
         let letter = self.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
-        let (has_limit, is_cast) = (outgoing.deadline.is_some(), outgoing.is_cast);
+        let is_cast = outgoing.is_cast;
+        let limit = self.limit(outgoing.deadline, letter.deadline);
         drop(outgoing);
-        if is_cast {
-            self.publish(letter, None).await?;
-            return Ok(None);
-        }
-        let deadline = letter.deadline;
-        let registered = self.register(&letter, self.settings.max_pending);
-        let (entry, outcome) = registered.map_err(TenoriteError::SendFailure)?;
-        self.publish(letter, Some(self.inbox_of(entry.id))).await?;
-        // A call that has a limit ends itself; this is for those that have none.
-        let message = tokio::select! {
-            biased;
-            outcome = outcome => reply(outcome)?,
-            () = self.sleep_until(deadline), if !has_limit => {
-                return Err(TenoriteError::FetchFailure(FetchReason::Expired));
+        let ended = async {
+            if is_cast {
+                self.publish(letter, None).await?;
+                return Ok(None);
             }
+            let registered = self.register(&letter, self.settings.max_pending);
+            let (entry, outcome) = registered.map_err(TenoriteError::SendFailure)?;
+            self.publish(letter, Some(self.inbox_of(entry.id))).await?;
+            read(&reply(outcome.await)?, &codec).map(Some)
         };
-        read(&message, &codec).map(Some)
+        within(limit, ended).await
     }
 
     /// As [`call`](Self::call), of a service whose requests are stored: sends it, with the same id, until it is known that it is.
@@ -345,6 +377,7 @@ impl Remote {
         self: Arc<Self>,
         outgoing: Outgoing<Rq>,
         shard: u32,
+        number: u64,
         codec: K,
     ) -> Result<Option<Rs>, TenoriteError>
     where
@@ -354,6 +387,7 @@ impl Remote {
     {
         let mut letter = self.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
         let is_cast = outgoing.is_cast;
+        let limit = self.limit(outgoing.deadline, letter.deadline);
         letter.subject =
             Subject::from(format!("{}.{shard}.{}", self.subject, outgoing.request.signature().name()));
         drop(outgoing);
@@ -362,68 +396,74 @@ impl Remote {
         let inbox = self.inbox_of(entry.id);
         // As unique as the inbox, and as this call within it.
         letter.headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
+        wire::number(&mut letter.headers, Call { caller: self.id, number });
         if !is_cast {
             wire::reply_to(&mut letter.headers, &inbox);
         }
-        let deadline = letter.deadline;
-        let late = TenoriteError::FetchFailure(FetchReason::Expired);
-        let mut is_first = true;
-        loop {
-            // What was sent before may be stored, whatever comes of sending it again.
-            let of_this_one = |error| match error {
-                TenoriteError::SendFailure(_) if !is_first => {
-                    TenoriteError::FetchFailure(FetchReason::Disconnected)
-                }
-                error => error,
-            };
-            let registered = self.register(&letter, usize::MAX).map_err(TenoriteError::SendFailure);
-            let (stored, mut acknowledged) = registered.map_err(of_this_one)?;
-            let sent = self.publish(letter.clone(), Some(self.inbox_of(stored.id))).await;
-            sent.map_err(of_this_one)?;
-            let again = deadline.min(Instant::now() + AGAIN);
-            let acknowledged = tokio::select! {
-                biased;
-                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-                acknowledged = &mut acknowledged => acknowledged,
-                () = self.sleep_until(again) => {
-                    if Instant::now() >= deadline {
-                        return Err(late);
+        let mut attempts = 0;
+        let ended = async {
+            let stored = async {
+                loop {
+                    attempts += 1;
+                    match self.in_time(AGAIN, self.store_once(&letter)).await {
+                        Some(Ok(())) => return Ok(()),
+                        // One that was sent before may be stored, whatever is said of this one.
+                        Some(Err(TenoriteError::SendFailure(_))) if attempts > 1 => {
+                            self.sleep_until(Instant::now() + AGAIN).await;
+                        }
+                        Some(Err(error)) => return Err(error),
+                        None => {}
                     }
-                    is_first = false;
-                    continue;
                 }
             };
-            let refused = match reply(acknowledged) {
-                Ok(message) => match wire::read_stored(&message) {
-                    wire::Stored::Yes => break,
-                    wire::Stored::Full => TenoriteError::SendFailure(SendReason::Full),
-                    wire::Stored::No(why) => {
-                        TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why)))
-                    }
-                },
-                Err(error) => error,
-            };
-            // One that was sent before may be stored, whatever is said of this one.
-            let is_certain = is_first || !matches!(refused, TenoriteError::SendFailure(_));
-            if is_certain {
-                return Err(refused);
-            }
             tokio::select! {
                 biased;
+                // A reply says more than that it is stored.
                 outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-                () = self.sleep_until(again) => {}
+                stored = stored => stored?,
             }
-            if Instant::now() >= deadline {
-                return Err(late);
+            if is_cast {
+                return Ok(None);
+            }
+            read(&reply(outcome.await)?, &codec).map(Some)
+        };
+        within(limit, ended).await
+    }
+
+    /// Has a request stored. An error is certain, of this one.
+    #[cfg(feature = "durable")]
+    async fn store_once(&self, letter: &Letter) -> Result<(), TenoriteError> {
+        // Beside the reply's: it counts as one call.
+        let registered = self.register(letter, usize::MAX).map_err(TenoriteError::SendFailure);
+        let (entry, acknowledged) = registered?;
+        self.publish(letter.clone(), Some(self.inbox_of(entry.id))).await?;
+        let message = reply(acknowledged.await)?;
+        match wire::read_stored(&message) {
+            wire::Stored::Yes => Ok(()),
+            wire::Stored::Full => Err(TenoriteError::SendFailure(SendReason::Full)),
+            wire::Stored::No(why) => {
+                Err(TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why))))
+            }
+            wire::Stored::Unknown => {
+                let why = Explanation::from("whether it is stored is not to be understood");
+                Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
             }
         }
-        if is_cast {
-            return Ok(None);
-        }
+    }
+
+    /// What ends a call that does not end itself, or too late.
+    fn limit(&self, own: Option<Instant>, deadline: Instant) -> Option<Sleep> {
+        let ends_itself = own.is_some_and(|own| own <= deadline);
+        (!ends_itself).then(|| self.sleep_until(deadline))
+    }
+
+    /// `None` if it takes longer.
+    #[cfg(feature = "durable")]
+    async fn in_time<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            outcome = outcome => read(&reply(outcome)?, &codec).map(Some),
-            () = self.sleep_until(deadline) => Err(late),
+            output = future => Some(output),
+            () = self.sleep_until(Instant::now() + limit) => None,
         }
     }
 
@@ -445,8 +485,9 @@ impl Remote {
             SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
         })?;
         let now = Instant::now();
-        let deadline = outgoing.deadline.or_else(|| now.checked_add(self.settings.timeout));
-        let deadline = deadline.unwrap_or_else(|| now + TIMEOUT);
+        let limit = outgoing.deadline.map_or(self.settings.timeout, |own| own.saturating_duration_since(now));
+        // A limit without an end is none.
+        let deadline = now + limit.min(LONGEST);
         let mut headers = HeaderMap::new();
         let envelope = Envelope {
             codec: K::NAME,
@@ -504,6 +545,7 @@ impl Remote {
         let Letter { subject, headers, payload, .. } = letter;
         let size = payload.len();
         let client = self.client.clone();
+        let _sending = Sending::of(&self.sending, self.settings.max_pending)?;
         // Not cut short by the task's budget: then the next call of the same task would come first.
         let mut publish = Box::pin(unconstrained(async move {
             match reply {
@@ -534,6 +576,26 @@ impl Remote {
     }
 }
 
+/// A request that the client has not taken yet.
+struct Sending(Arc<AtomicUsize>);
+
+impl Sending {
+    fn of(count: &Arc<AtomicUsize>, limit: usize) -> Result<Self, TenoriteError> {
+        let sending = Self(Arc::clone(count));
+        if count.fetch_add(1, Ordering::Relaxed) < limit.max(1) {
+            Ok(sending)
+        } else {
+            Err(TenoriteError::SendFailure(SendReason::Full))
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A request as it is sent.
 #[derive(Clone)]
 struct Letter {
@@ -541,6 +603,19 @@ struct Letter {
     headers: HeaderMap,
     payload: Bytes,
     deadline: Instant,
+}
+
+/// As long as the limit lets it.
+async fn within<T>(
+    limit: Option<Sleep>,
+    ended: impl Future<Output = Result<T, TenoriteError>>,
+) -> Result<T, TenoriteError> {
+    let Some(limit) = limit else { return ended.await };
+    tokio::select! {
+        biased;
+        ended = ended => ended,
+        () = limit => Err(TenoriteError::FetchFailure(FetchReason::Expired)),
+    }
 }
 
 fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Result<Message, TenoriteError> {
@@ -559,6 +634,14 @@ fn read<Rs: DeserializeOwned, K: Codec>(message: &Message, codec: &K) -> Result<
     codec.decode(&message.payload).map_err(|error| {
         TenoriteError::FetchFailure(FetchReason::Undecodable(Explanation::from(error.to_string())))
     })
+}
+
+/// FNV-1a, with 64 bits.
+#[cfg(feature = "durable")]
+fn id_of(inbox: &str) -> u64 {
+    inbox
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Hears of replies, and of what happens to the connection. If it is gone, with its runtime or because the client was closed, no
@@ -597,17 +680,15 @@ impl Listener {
         match event {
             Event::Connected => {
                 self.lost = None;
-                self.pending.lock().connection += 1;
+                let mut calls = self.pending.lock();
+                calls.connection += 1;
+                calls.answered.clear();
             }
             Event::Disconnected => self.lose(),
             Event::Closed => self.pending.disconnected(),
             event => {
                 if let Some((Verb::Publish, subject)) = violation(event) {
-                    let why = Explanation::from(event.to_string());
-                    let error = TenoriteError::SendFailure(SendReason::Denied(why));
-                    self.pending.fail(&error, |waiting, connection| {
-                        waiting.subject.as_str() == subject && waiting.connection == connection
-                    });
+                    self.pending.denied(subject, Explanation::from(event.to_string()));
                 }
             }
         }

@@ -57,7 +57,8 @@ impl Figures {
         self.replied(method, time);
         let Some(figure) = self.of(method) else { return };
         figure.errors.fetch_add(1, Ordering::Relaxed);
-        *figure.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+        *figure.last_error.lock().unwrap_or_else(PoisonError::into_inner) =
+            crate::wire::told(error.to_string());
     }
 }
 

@@ -96,6 +96,9 @@ impl Nats {
                     Ok(Err(error)) if events.is_none() && error.kind() != RequestErrorKind::NoResponders => {
                         return Err(Error::Unreachable(error.to_string()));
                     }
+                    Err(_) if events.is_some() => {
+                        return Err(Error::Unreachable(format!("not within {PATIENCE:?}")));
+                    }
                     _ => break,
                 },
             }

@@ -20,7 +20,7 @@
 //!
 //! | who leaves | what follows |
 //! |---|---|
-//! | the [`Serving`], or `stop` is called | no more messages (late callers hear `NoService` at once); what came is answered and flushed |
+//! | the [`Serving`], or `stop` is called | no more messages (late callers hear `NoService` at once); what came is answered and flushed. What the server sends at that very moment may hear nothing, and expire |
 //! | the local service | no more messages; what still came is told that it has stopped |
 //! | the connection | the client comes back by itself, and what runs goes on; its reply is sent once it is back |
 //! | a remote caller | nobody hears of it: the handler runs to its end, and its reply is dropped by its caller's end |
@@ -28,21 +28,23 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Signature, WireRequest};
-use tenorite::{Call, Caller, Explanation, FetchReason, SendReason, TenoriteError, TooLarge};
+use tenorite::{Call, Caller, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::codec::{Codec, Json};
 use crate::discovery::{Discovery, Figures};
@@ -197,8 +199,8 @@ where
                 settings.queue_group.as_deref(),
                 Arc::clone(&figures),
             );
-            let discovery = discovery.listen(&client).await;
             nats.settle(events, &[&all]).await?;
+            let discovery = AbortOnDropHandle::new(discovery.listen(&client).await);
 
             let stop = CancellationToken::new();
             let stopping = stop.clone();
@@ -212,8 +214,9 @@ where
                 running: TaskTracker::new(),
             };
             let task = tokio::spawn(async move {
+                // Whatever ends it, nobody is told of a service that is not there.
+                let _discovery = discovery;
                 worker.serve(messages, stopping).await;
-                discovery.abort();
             });
             Ok(Serving { stop, task: Some(task) })
         })
@@ -229,7 +232,11 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Takes no more requests, and waits until those that were accepted are answered and the answers have left.
+    /// Takes no more requests, and waits until those that were accepted are answered and the answers have left. Without a connection
+    /// that is as much as can be done: it does not wait for one.
+    ///
+    /// A request that is on its way from the server at that very moment may be dropped by the client: its call ends at its
+    /// limit, as `FetchFailure(Expired)`.
     ///
     /// # Cancel safety
     ///
@@ -282,6 +289,7 @@ where
         let mut is_draining = false;
         let stopped = core.stopped();
         tokio::pin!(stopped);
+        let mut looks = interval(Duration::from_millis(100));
         loop {
             tokio::select! {
                 biased;
@@ -299,15 +307,32 @@ where
                     }
                 }
                 message = messages.next() => match message {
-                    Some(message) => self.handle(message).await,
+                    Some(message) => self.handle_caught(message).await,
                     // All of them have come, or the client is closed.
                     None => break,
                 },
+                // Without a connection nothing comes, and nobody says so.
+                _ = looks.tick(), if is_draining => {
+                    if self.client.connection_state() != State::Connected {
+                        break;
+                    }
+                }
             }
         }
         self.running.close();
         self.running.wait().await;
-        let _ = self.client.flush().await;
+        flush(&self.client).await;
+    }
+
+    /// As `handle`. What panics in there is the user's: what reads a request or writes a reply, or the scope.
+    async fn handle_caught(&self, message: Message) {
+        let reply = message.reply.clone();
+        if let Err(payload) = AssertUnwindSafe(self.handle(message)).catch_unwind().await {
+            let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+            let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let error = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from(text)));
+            answer::<C::Response, K>(&self.client, reply, Err(error), &self.codec).await;
+        }
     }
 
     /// Takes the request's place in the line.
@@ -365,7 +390,12 @@ where
     ) -> Option<T> {
         let Some(scope) = &self.scope else { return Some(hand_over()) };
         let mut outcome = None;
-        scope(headers, method, &mut || outcome = Some(hand_over()));
+        // Once: a second time it would be another request.
+        scope(headers, method, &mut || {
+            if outcome.is_none() {
+                outcome = Some(hand_over());
+            }
+        });
         outcome
     }
 }
@@ -411,6 +441,14 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
         return Err((TenoriteError::SendFailure(SendReason::Expired), Some(method)));
     }
     Ok((request, method, left))
+}
+
+/// Waits until what was sent has left, if it can leave.
+pub(crate) async fn flush(client: &Client) {
+    if client.connection_state() == State::Connected {
+        // It may be lost meanwhile, and does not say so.
+        let _ = timeout(Duration::from_secs(5), client.flush()).await;
+    }
 }
 
 /// Sends a reply, or why there is none.

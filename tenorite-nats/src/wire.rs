@@ -2,12 +2,11 @@
 //!
 //! | header of a request | is |
 //! |---|---|
-//! | `Tenorite-Version` | of this protocol: `1` |
-//! | `Tenorite-Codec` | how the payload is encoded |
-//! | `Tenorite-Signature` | the [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits |
-//! | `Tenorite-Budget-Ms` | how much of the caller's time is left |
-//! | `Tenorite-Expires` | when that will have been used up, in milliseconds since 1970 |
+//! | `Tenorite` | five words: the version of this protocol, `1`; how the payload is encoded; the [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits; how much of the caller's time is left, in milliseconds; and when that will have been used up, in milliseconds since 1970 |
 //! | `Tenorite-Reply` | where the reply goes, if the request is stored |
+//! | `Tenorite-Call` | who sends it, and the how manieth of his to its shard it is, if it is stored |
+//!
+//! Five words in one header, and not a header for each: what a header costs, at both ends, is a good part of what a call costs.
 //!
 //! A reply without a `Tenorite-Failure` is a response, a service's own error among them. With one the payload is a text, or
 //! what the reason consists of.
@@ -20,15 +19,15 @@ use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message};
 use tenorite::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
 
+#[cfg(feature = "durable")]
+use crate::durable::Call;
 use crate::error::Error;
 
-const VERSION: HeaderName = HeaderName::from_static("Tenorite-Version");
-const CODEC: HeaderName = HeaderName::from_static("Tenorite-Codec");
-const SIGNATURE: HeaderName = HeaderName::from_static("Tenorite-Signature");
-const BUDGET: HeaderName = HeaderName::from_static("Tenorite-Budget-Ms");
-const EXPIRES: HeaderName = HeaderName::from_static("Tenorite-Expires");
+const ENVELOPE: HeaderName = HeaderName::from_static("Tenorite");
 #[cfg(feature = "durable")]
 const REPLY: HeaderName = HeaderName::from_static("Tenorite-Reply");
+#[cfg(feature = "durable")]
+const CALL: HeaderName = HeaderName::from_static("Tenorite-Call");
 const FAILURE: HeaderName = HeaderName::from_static("Tenorite-Failure");
 
 const OURS: &str = "1";
@@ -52,14 +51,11 @@ pub(crate) struct Received<'a> {
 
 impl Envelope {
     pub(crate) fn write(self, headers: &mut HeaderMap) {
-        headers.insert(VERSION, OURS);
-        headers.insert(CODEC, self.codec);
-        headers.insert(SIGNATURE, format!("{:016x}", self.fingerprint));
         let budget = u64::try_from(self.budget.as_millis()).unwrap_or(u64::MAX);
-        headers.insert(BUDGET, budget.to_string());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(budget);
-        headers.insert(EXPIRES, expires.to_string());
+        let Self { codec, fingerprint, .. } = self;
+        headers.insert(ENVELOPE, format!("{OURS} {codec} {fingerprint:016x} {budget} {expires}"));
     }
 }
 
@@ -68,31 +64,29 @@ impl<'a> Received<'a> {
     ///
     /// Says what is missing, or not as it should be.
     pub(crate) fn read(headers: Option<&'a HeaderMap>) -> Result<Self, String> {
-        let headers = headers.ok_or("it has no headers: it is not a Tenorite caller's")?;
-        let get = |name: HeaderName| {
-            let value = headers.get(name.clone()).map(async_nats::HeaderValue::as_str);
-            value.ok_or_else(|| format!("it has no header `{name}`"))
-        };
-        let version = get(VERSION)?;
+        let envelope = headers.and_then(|headers| headers.get(ENVELOPE));
+        let envelope = envelope.ok_or("it has no header `Tenorite`: it is not a Tenorite caller's")?.as_str();
+        let mut words = envelope.split(' ');
+        let mut next =
+            |what| words.next().ok_or_else(|| format!("`Tenorite: {envelope}` does not say {what}"));
+        let version = next("of which version it is")?;
         if version != OURS {
             return Err(format!(
                 "it is of version {version} of the protocol, and this service speaks {OURS}"
             ));
         }
-        let number = |name: HeaderName| -> Result<u64, String> {
-            let text = get(name.clone())?;
-            text.parse().map_err(|_| format!("`{name}: {text}` is not a number"))
+        let codec = next("how it is encoded")?;
+        let mut number = |what, radix| {
+            let word = next(what)?;
+            u64::from_str_radix(word, radix)
+                .map_err(|_| format!("`{word}` in `Tenorite: {envelope}` is not {what}"))
         };
-        let fingerprint = get(SIGNATURE)?;
-        let fingerprint = u64::from_str_radix(fingerprint, 16)
-            .map_err(|_| format!("`{SIGNATURE}: {fingerprint}` is not a fingerprint"))?;
-        let expires = UNIX_EPOCH.checked_add(Duration::from_millis(number(EXPIRES)?));
-        Ok(Self {
-            codec: get(CODEC)?,
-            fingerprint,
-            budget: Duration::from_millis(number(BUDGET)?),
-            expires: expires.ok_or_else(|| format!("`{EXPIRES}` is beyond the end of time"))?,
-        })
+        let fingerprint = number("the fingerprint of its method", 16)?;
+        let budget = Duration::from_millis(number("how much time is left", 10)?);
+        let expires = Duration::from_millis(number("when it is over", 10)?);
+        let expires = UNIX_EPOCH.checked_add(expires);
+        let expires = expires.ok_or_else(|| "it is over beyond the end of time".to_owned())?;
+        Ok(Self { codec, fingerprint, budget, expires })
     }
 
     /// How much time is left for it, by a clock that may be off by so much. Zero if it is too late.
@@ -105,8 +99,26 @@ impl<'a> Received<'a> {
     }
 }
 
+/// How much is said of a failure, in bytes: a panic may have said more than a message can hold.
+const LONGEST: usize = 8 * 1024;
+
+/// As much of a text as is told.
+pub(crate) fn told(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// How a failure is told: a word for the header, and the payload.
 pub(crate) fn failure(error: &TenoriteError) -> (&'static str, String) {
+    let (word, text) = failure_in_full(error);
+    (word, told(text))
+}
+
+fn failure_in_full(error: &TenoriteError) -> (&'static str, String) {
     let plain = |word| (word, String::new());
     match error {
         TenoriteError::SendFailure(reason) => match reason {
@@ -155,9 +167,25 @@ pub(crate) fn reply_to(headers: &mut HeaderMap, subject: &str) {
     headers.insert(REPLY, subject);
 }
 
+/// Where it goes, if that is an inbox. An owner may publish where its callers may not, and does not do it for them.
 #[cfg(feature = "durable")]
-pub(crate) fn reply_of(headers: Option<&HeaderMap>) -> Option<Subject> {
-    headers?.get(REPLY).map(|subject| Subject::from(subject.as_str()))
+pub(crate) fn reply_of(headers: Option<&HeaderMap>, inbox: &str) -> Option<Subject> {
+    let subject = headers?.get(REPLY)?.as_str();
+    let token = subject.strip_prefix(inbox)?.strip_prefix('.')?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    token.chars().all(is_plain).then(|| Subject::from(subject))
+}
+
+/// Says who sends a request that is stored, and the how manieth of his to its shard it is.
+#[cfg(feature = "durable")]
+pub(crate) fn number(headers: &mut HeaderMap, call: Call) {
+    headers.insert(CALL, format!("{:016x} {}", call.caller, call.number));
+}
+
+#[cfg(feature = "durable")]
+pub(crate) fn number_of(headers: Option<&HeaderMap>) -> Option<Call> {
+    let (caller, number) = headers?.get(CALL)?.as_str().split_once(' ')?;
+    Some(Call { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? })
 }
 
 /// What the server says of a message that it was to store.
@@ -168,6 +196,8 @@ pub(crate) enum Stored {
     Full,
     /// It does not, for this reason.
     No(String),
+    /// What it says is not to be understood.
+    Unknown,
 }
 
 #[cfg(feature = "durable")]
@@ -177,11 +207,7 @@ pub(crate) fn read_stored(message: &Message) -> Stored {
     let ack: serde_json::Value = serde_json::from_slice(&message.payload).unwrap_or_default();
     let Some(error) = ack.get("error") else {
         let is_stored = ack.get("stream").is_some();
-        return if is_stored {
-            Stored::Yes
-        } else {
-            Stored::No("what it says is not to be understood".to_owned())
-        };
+        return if is_stored { Stored::Yes } else { Stored::Unknown };
     };
     match error["err_code"].as_u64() {
         Some(FULL) => Stored::Full,
@@ -321,12 +347,16 @@ mod tests {
 
     #[test]
     fn what_is_no_envelope_is_told_what_it_lacks() {
-        assert!(Received::read(None).unwrap_err().contains("no headers"));
-        let mut headers = HeaderMap::new();
-        headers.insert(VERSION, "2");
-        assert!(Received::read(Some(&headers)).unwrap_err().contains("version 2"));
-        headers.insert(VERSION, OURS);
-        assert!(Received::read(Some(&headers)).unwrap_err().contains("Tenorite-Signature"));
+        assert!(Received::read(None).unwrap_err().contains("no header `Tenorite`"));
+        let of = |envelope: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ENVELOPE, envelope);
+            Received::read(Some(&headers)).map(|_| ()).unwrap_err()
+        };
+        assert!(of("2 json").contains("version 2"));
+        assert!(of("1").contains("how it is encoded"));
+        assert!(of("1 json xyz").contains("`xyz`"));
+        assert!(of("1 json 00 10").contains("when it is over"));
     }
 
     #[test]

@@ -312,7 +312,8 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 ///
 /// # Errors
 ///
-/// Always a `SendFailure`. Whatever happens to the request once it is accepted, nobody is told.
+/// Always a `SendFailure`, of a service that is in this process. Whatever happens to the request once it is accepted, nobody is told.
+/// Of one that is [elsewhere](crate::TenoriteCaller::over) also a `FetchFailure`, if it is not known whether it was accepted.
 ///
 /// # Panics
 ///

@@ -10,12 +10,13 @@
 //!
 //! | change | a caller of the other version |
 //! |---|---|
-//! | a method more, or one less, in any place | works, but for that method |
-//! | an argument more, of type `Option<_>`, behind the others | an older caller works (it is `None`), if the encoding [names its fields](Signature::is_met_by); a newer one does not |
+//! | a method more, or one less, in any place (at the end, if the encoding knows methods by their place) | works, but for that method |
+//! | an argument more, of type `Option<_>`, behind others | an older caller works (it is `None`), if the encoding [names its fields](Signature::is_met_by); a newer one does not |
 //! | another name, type or order of arguments, another return type | does not work, and is told so |
 //! | a type of the user's is changed in itself | as serde has it for that type: what does not decode is told, and nothing runs |
 //!
-//! Types are compared as they are written: `String` is not `std::string::String`.
+//! Types are compared as they are written: `String` is not `std::string::String`, and of a generic service `T` is `T`, whatever it
+//! stands for.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -146,7 +147,8 @@ impl Signature {
             if self.fingerprint_of(arguments) == fingerprint {
                 return true;
             }
-            let may_be_missing = arguments > 0 && is_option(self.arguments[arguments - 1].1);
+            // One without any arguments is written in another way.
+            let may_be_missing = arguments > 1 && is_option(self.arguments[arguments - 1].1);
             if !named || !may_be_missing {
                 return false;
             }

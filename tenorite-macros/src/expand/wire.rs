@@ -3,7 +3,7 @@
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
-use syn::parse_quote;
+use syn::{Generics, parse_quote};
 
 use super::{caller, messages};
 use crate::generics;
@@ -12,10 +12,12 @@ use crate::model::{Method, Service};
 pub(super) fn derives(service: &Service) -> Option<TokenStream> {
     let krate = &service.krate;
     let path = text(&quote!(#krate::wire::__serde));
+    // What parameters have to be stands at the `impl` block.
+    let bound = (!service.caller_generics.params.is_empty()).then(|| quote!(, bound = ""));
     service.serde.then(|| {
         quote! {
             #[derive(#krate::wire::__serde::Serialize, #krate::wire::__serde::Deserialize)]
-            #[serde(crate = #path)]
+            #[serde(crate = #path #bound)]
         }
     })
 }
@@ -49,7 +51,7 @@ pub(super) fn impls(service: &Service) -> Option<TokenStream> {
     };
     let bounded = generics::with(request_generics, bounds.clone());
     let (params, _, clause) = bounded.split_for_impl();
-    let sharded = sharded(service);
+    let sharded = sharded(service, &bounded);
     Some(quote! {
         #[automatically_derived]
         impl #params #krate::wire::WireRequest for #request #clause {
@@ -79,7 +81,7 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
 }
 
 /// Only of services whose requests are kept apart by key.
-fn sharded(service: &Service) -> Option<TokenStream> {
+fn sharded(service: &Service, bounded: &Generics) -> Option<TokenStream> {
     service.methods.iter().find(|method| method.key.is_some())?;
     let krate = &service.krate;
     let (request, _) = caller::messages(service);
@@ -90,7 +92,7 @@ fn sharded(service: &Service) -> Option<TokenStream> {
         }
         None => quote!(#(#cfgs)* Self::#variant { .. } => ::core::option::Option::None,),
     });
-    let (params, _, clause) = service.request_generics.split_for_impl();
+    let (params, _, clause) = bounded.split_for_impl();
     Some(quote! {
         #[automatically_derived]
         impl #params #krate::wire::Sharded for #request #clause {

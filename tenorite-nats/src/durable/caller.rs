@@ -6,7 +6,7 @@ use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -112,12 +112,19 @@ where
             };
             let timeout = settings.timeout;
             let remote = Remote::open(nats, place.subject, settings).await?;
-            let any = Arc::new(AtomicU32::new(0));
+            let any = AtomicU32::new(0);
+            let numbers: Vec<_> = (0..shards).map(|_| AtomicU64::new(1)).collect();
             let caller = TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
                 let shard = outgoing.request.shard(shards);
                 // In turn.
                 let shard = shard.unwrap_or_else(|| any.fetch_add(1, Ordering::Relaxed) % shards);
-                Arc::clone(&remote).store::<C::Request, C::Response, K>(outgoing, shard, codec.clone())
+                let number = numbers[shard as usize].fetch_add(1, Ordering::Relaxed);
+                Arc::clone(&remote).store::<C::Request, C::Response, K>(
+                    outgoing,
+                    shard,
+                    number,
+                    codec.clone(),
+                )
             });
             Ok(C::from(caller.with_timeout(timeout)))
         })

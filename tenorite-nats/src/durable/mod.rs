@@ -16,8 +16,9 @@
 //!
 //! Whom the server has pinned to the shard's consumer (priority policy `pinned_client`). That is an election, and not a fence: a
 //! process that was suspended goes on with the message that it had. What it cannot do is to write the state: that names
-//! the revision that it goes out from, and the server takes it from one of them only. So a request has its effect on the state
-//! once, however often it is delivered; what else a handler does it may do more than once.
+//! the revision that it goes out from, and the server takes it from one of them only. And with the state is written
+//! [which requests](known) have had their effect on it. So a request has it once, however often it is delivered, and however often it
+//! was sent; what else a handler does it may do more than once.
 //!
 //! # What happens when somebody leaves
 //!
@@ -30,6 +31,7 @@
 //! | the server | what it had acknowledged it has stored. Callers send again, with the same id, what they do not know to be stored |
 
 mod caller;
+mod known;
 mod owner;
 mod record;
 
@@ -40,6 +42,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Storag
 use async_nats::jetstream::{self, Context};
 
 pub use self::caller::{ConnectShards, connect_shards};
+pub(crate) use self::known::Call;
 pub use self::owner::{ServeShards, ServingShards, serve_shards};
 use crate::error::Error;
 use crate::nats::Nats;
@@ -96,14 +99,20 @@ impl Place {
             ..Default::default()
         };
         let stream = self.context.get_or_create_stream(config).await.map_err(Error::jetstream)?;
-        let there = shards_of(&stream);
+        let there = shards_of(&stream).filter(|_| self.is_its(&stream));
         if there == Some(shards) { Ok(stream) } else { Err(Error::Shards { asked: shards, there }) }
     }
 
     /// How many shards there are.
     async fn shards(&self) -> Result<u32, Error> {
         let stream = self.context.get_stream(&self.name).await.map_err(Error::jetstream)?;
-        shards_of(&stream).ok_or(Error::Shards { asked: 0, there: None })
+        let there = shards_of(&stream).filter(|_| self.is_its(&stream));
+        there.ok_or(Error::Shards { asked: 0, there: None })
+    }
+
+    /// Two places may come to the same name, and then only one of them may have it.
+    fn is_its(&self, stream: &Stream) -> bool {
+        stream.cached_info().config.subjects == [format!("{}.*.*", self.subject)]
     }
 
     /// Where states are kept.
@@ -127,5 +136,5 @@ impl Place {
 }
 
 fn shards_of(stream: &Stream) -> Option<u32> {
-    stream.cached_info().config.metadata.get(SHARDS)?.parse().ok()
+    stream.cached_info().config.metadata.get(SHARDS)?.parse().ok().filter(|shards| *shards > 0)
 }

@@ -2,31 +2,34 @@
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::Client;
+use async_nats::connection::State;
 use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, PullConsumer, pull};
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{AckKind, Message};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::__private::{Dispatch, Hand};
 use tenorite::wire::{Sharded, Signature, WireRequest};
-use tenorite::{Explanation, FetchReason, StopReason, TenoriteError, TooLarge};
+use tenorite::{Explanation, FetchReason, SendReason, StopReason, TenoriteError, TooLarge};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::known::{Call, Known};
 use super::record::{Answer, Record};
 use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
 use crate::codec::{Codec, Json};
 use crate::error::Error;
 use crate::nats::Nats;
-use crate::serve::{TOLERANCE, read_request};
+use crate::serve::{TOLERANCE, flush, read_request};
 use crate::wire;
 
 /// How long an owner rests that could not go on.
@@ -85,6 +88,7 @@ where
         shards: 1,
         backlog: 1024,
         replicas: 1,
+        inbox: "_INBOX".to_owned(),
         codec: Json,
     }
 }
@@ -98,6 +102,7 @@ pub struct ServeShards<W, K = Json> {
     shards: u32,
     backlog: u32,
     replicas: usize,
+    inbox: String,
     codec: K,
 }
 
@@ -121,10 +126,18 @@ impl<W, K> ServeShards<W, K> {
         self
     }
 
+    /// What the subjects of replies begin with: `_INBOX`, unless it is said here. Callers whose connection has a
+    /// [`custom_inbox_prefix`](async_nats::ConnectOptions::custom_inbox_prefix) get no replies otherwise: an owner may publish where its
+    /// callers may not, and replies to inboxes alone.
+    pub fn inbox_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.inbox = prefix.into();
+        self
+    }
+
     /// Another encoding than JSON, of requests, responses and states.
     pub fn codec<L: Codec>(self, codec: L) -> ServeShards<W, L> {
-        let Self { nats, prefix, initial, shards, backlog, replicas, .. } = self;
-        ServeShards { nats, prefix, initial, shards, backlog, replicas, codec }
+        let Self { nats, prefix, initial, shards, backlog, replicas, inbox, .. } = self;
+        ServeShards { nats, prefix, initial, shards, backlog, replicas, inbox, codec }
     }
 }
 
@@ -148,8 +161,17 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { nats, prefix, initial, shards, backlog, replicas, codec } = self;
+        let Self { nats, prefix, initial, shards, backlog, replicas, inbox, codec } = self;
         Box::pin(async move {
+            const {
+                assert!(
+                    !W::ANSWERS_LATER,
+                    "a shard answers before it takes the next request: a method with a `Reply` would hold it up"
+                );
+            }
+            if shards == 0 {
+                return Err(Error::Shards { asked: 0, there: None });
+            }
             let place = Place::new(&nats, &prefix, W::Request::SERVICE)?;
             let stream = place.stream(shards, backlog.into(), replicas).await?;
             let states = place.states(replicas).await?;
@@ -161,6 +183,8 @@ where
                     stream: stream.clone(),
                     states: states.clone(),
                     subject: place.subject.clone(),
+                    inbox: inbox.clone(),
+                    shards,
                     shard,
                     initial: Arc::clone(&initial),
                     codec: codec.clone(),
@@ -207,6 +231,8 @@ struct Owner<W, K> {
     stream: Stream,
     states: Store,
     subject: String,
+    inbox: String,
+    shards: u32,
     shard: u32,
     initial: Arc<dyn Fn(u32) -> W + Send + Sync>,
     codec: K,
@@ -219,6 +245,7 @@ struct Held<W: Dispatch> {
     revision: u64,
     last: u64,
     answer: Option<Answer>,
+    known: Known,
     /// By what the server knows this owner. With another, others may have been there in between.
     pin: Option<String>,
 }
@@ -241,7 +268,13 @@ where
     async fn own(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let mut held = None;
-            let _lost = self.serve(&mut held, &stop).await;
+            // What panics in there is the user's: what makes, reads or writes a state.
+            let served = AssertUnwindSafe(self.serve(&mut held, &stop)).catch_unwind();
+            tokio::select! {
+                _ = served => {}
+                // Without a connection it may wait for one, and there is nothing to be handed over.
+                () = self.stopped_without_a_connection(&stop) => return,
+            }
             if let Some(mut held) = held.take()
                 && let Some(worker) = held.hand.worker()
             {
@@ -251,6 +284,13 @@ where
                 () = stop.cancelled() => {}
                 () = sleep(PAUSE) => {}
             }
+        }
+    }
+
+    async fn stopped_without_a_connection(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        while self.client.connection_state() == State::Connected {
+            sleep(PAUSE).await;
         }
     }
 
@@ -328,7 +368,7 @@ where
         mut messages: pull::Stream,
         ahead: Option<Result<Message, pull::MessagesError>>,
     ) {
-        let _ = self.client.flush().await;
+        flush(&self.client).await;
         // The last acknowledgement has made way for one more message, if there is one. There is no second.
         let next = match ahead {
             Some(next) => Some(next),
@@ -340,7 +380,7 @@ where
         if let Some(Ok(message)) = next {
             let _ = message.ack_with(AckKind::Nak(None)).await;
         }
-        let _ = self.client.flush().await;
+        flush(&self.client).await;
     }
 
     async fn unpin(&self, pin: Option<&str>, consumer: &mut PullConsumer) {
@@ -386,6 +426,21 @@ where
                 return self.acknowledge(&message).await;
             }
         };
+        if request.shard(self.shards).is_some_and(|shard| shard != self.shard) {
+            let why = format!(
+                "its key is not of shard {} of {}: callers must know how many there are",
+                self.shard, self.shards
+            );
+            self.reply(&message, failure(&TenoriteError::SendFailure(SendReason::Incompatible(why.into()))))
+                .await;
+            return self.acknowledge(&message).await;
+        }
+        let call = wire::number_of(message.headers.as_ref()).filter(|_| !method.reads());
+        if call.is_some_and(|call| held.known.has(call)) {
+            // It was sent again, and has had its effect, or may have had it. Its reply is gone.
+            self.reply(&message, failure(&TenoriteError::FetchFailure(FetchReason::Unanswered))).await;
+            return self.acknowledge(&message).await;
+        }
         let deadline = Instant::now().checked_add(left);
         let outcome = {
             let mut run = pin!(held.hand.run(request, deadline));
@@ -407,7 +462,7 @@ where
             }
         };
         let (mut answer, changed) = self.answer_of(outcome, method);
-        if changed && let Err(error) = self.write(held, number, &answer).await? {
+        if changed && let Err(error) = self.write(held, number, call, left, &answer).await? {
             // Nothing of it lasts, and so nothing of it may be seen.
             answer = failure(&error);
             *place = None;
@@ -445,22 +500,22 @@ where
 
     async fn load(&self, pin: Option<String>) -> Result<Held<W>, Lost> {
         let entry = self.states.entry(self.name()).await.map_err(|_| Lost::Unknown)?;
-        let (worker, revision, last, answer) = match entry {
+        let (worker, revision, last, answer, known) = match entry {
             Some(entry) if entry.operation == Operation::Put => {
                 let record = Record::read(&entry.value).ok_or(Lost::Unknown)?;
                 let worker = self.codec.decode(&record.state).map_err(|_| Lost::Unknown)?;
                 // The state is what counts. The number is one of another stream, if that was made anew.
                 let last = if record.stream == self.age() { record.last } else { 0 };
-                (worker, entry.revision, last, Some(record.answer))
+                (worker, entry.revision, last, Some(record.answer), record.known)
             }
-            Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None),
-            None => ((self.initial)(self.shard), 0, 0, None),
+            Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None, Known::default()),
+            None => ((self.initial)(self.shard), 0, 0, None, Known::default()),
         };
         let mut hand = Hand::new(worker);
         if let Some(worker) = hand.worker() {
             worker.begin().await;
         }
-        Ok(Held { hand, revision, last, answer, pin })
+        Ok(Held { hand, revision, last, answer, known, pin })
     }
 
     /// The fence: only whoever has seen the last state writes the next one. In it the error of a state that cannot be written.
@@ -468,6 +523,8 @@ where
         &self,
         held: &mut Held<W>,
         number: u64,
+        call: Option<Call>,
+        left: Duration,
         answer: &Answer,
     ) -> Result<Result<(), TenoriteError>, Lost> {
         let worker = held.hand.worker().ok_or(Lost::Unknown)?;
@@ -478,8 +535,21 @@ where
                 return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
             }
         };
-        let record =
-            Record { stream: self.age(), last: number, answer: answer.clone(), state: state.into() }.write();
+        let mut known = held.known.clone();
+        if let Some(call) = call {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            // What comes later than that is too late to run.
+            let until = now.saturating_add(left).saturating_add(2 * TOLERANCE);
+            known.add(call, until.as_secs() + 1, now.as_secs());
+        }
+        let record = Record {
+            stream: self.age(),
+            last: number,
+            answer: answer.clone(),
+            known: known.clone(),
+            state: state.into(),
+        };
+        let record = record.write();
         // With the headers that say which revision it goes out from.
         let (size, limit) = (record.len() + HEADERS, self.client.max_payload());
         if size > limit {
@@ -490,6 +560,7 @@ where
                 held.revision = revision;
                 held.last = number;
                 held.answer = Some(answer.clone());
+                held.known = known;
                 Ok(Ok(()))
             }
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Err(Lost::Fenced),
@@ -498,7 +569,7 @@ where
     }
 
     async fn reply(&self, message: &Message, answer: Answer) {
-        let Some(reply) = wire::reply_of(message.headers.as_ref()) else { return };
+        let Some(reply) = wire::reply_of(message.headers.as_ref(), &self.inbox) else { return };
         // An error here is that of a client that is closed.
         let _ = match answer {
             Answer::Response(bytes) => self.client.publish(reply, bytes).await,

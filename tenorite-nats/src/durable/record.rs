@@ -2,7 +2,9 @@
 //!
 //! One value, written at once: so there is no moment at which the state is of one request and the number of another.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+
+use super::known::Known;
 
 /// Of this way to write it down.
 const VERSION: u8 = 1;
@@ -24,13 +26,15 @@ pub(crate) struct Record {
     pub(crate) last: u64,
     /// How that one was answered.
     pub(crate) answer: Answer,
+    /// Which requests have had their effect.
+    pub(crate) known: Known,
     /// As its codec has written it.
     pub(crate) state: Bytes,
 }
 
 impl Record {
     /// ```text
-    ///   version: u8 │ stream: i64 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ state, the rest
+    ///   version: u8 │ stream: i64 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ known │ state, the rest
     /// ```
     /// Numbers in little-endian order. A failure of length 0 is none.
     pub(crate) fn write(&self) -> Bytes {
@@ -46,6 +50,7 @@ impl Record {
         bytes.extend(word.as_bytes());
         bytes.extend(u32::try_from(answer.len()).expect("it fits into a message").to_le_bytes());
         bytes.extend(answer);
+        self.known.write(&mut bytes);
         bytes.extend(&self.state);
         bytes.into()
     }
@@ -68,13 +73,15 @@ impl Record {
         let word = String::from_utf8(take(length.into())?.to_vec()).ok()?;
         let length = u32::from_le_bytes(take(4)?[..].try_into().ok()?);
         let answer = take(usize::try_from(length).ok()?)?;
-        let state = bytes.slice(at..);
+        let mut rest = bytes.slice(at..);
+        let known = Known::read(&mut rest)?;
+        let state = rest.copy_to_bytes(rest.remaining());
         let answer = if word.is_empty() {
             Answer::Response(answer)
         } else {
             Answer::Failure(word, String::from_utf8_lossy(&answer).into_owned())
         };
-        Some(Self { stream, last, answer, state })
+        Some(Self { stream, last, answer, known, state })
     }
 }
 
@@ -90,16 +97,26 @@ mod tests {
             Answer::Failure("failed-panicked".to_owned(), "out of ink".to_owned()),
         ];
         for answer in answers {
-            let record =
-                Record { stream: -7, last: u64::MAX - 1, answer, state: Bytes::from_static(b"state") };
+            let record = Record {
+                stream: -7,
+                last: u64::MAX - 1,
+                answer,
+                known: Known::default(),
+                state: Bytes::from_static(b"state"),
+            };
             assert_eq!(Record::read(&record.write()), Some(record));
         }
     }
 
     #[test]
     fn what_is_cut_off_is_no_record() {
-        let record =
-            Record { stream: 1, last: 7, answer: Answer::Response("reply".into()), state: Bytes::new() };
+        let record = Record {
+            stream: 1,
+            last: 7,
+            answer: Answer::Response("reply".into()),
+            known: Known::default(),
+            state: Bytes::new(),
+        };
         let whole = record.write();
         for length in 0..whole.len() {
             assert_eq!(Record::read(&whole.slice(..length)), None, "{length}");

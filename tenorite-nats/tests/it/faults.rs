@@ -151,9 +151,20 @@ async fn a_runtime_that_goes_takes_no_call_with_it() {
     let runtime = tokio::task::spawn_blocking(move || elsewhere.join().unwrap()).await.unwrap();
     runtime.shutdown_background();
     assert_eq!(call.await.unwrap(), Err(LOST));
-    let later = remote.note(3).timeout(200 * MS).await.unwrap_err();
-    assert!(!matches!(later, TenoriteError::ServiceError(_)));
+    assert_eq!(remote.note(3).await, Err(NOT_SENT));
     scene.watch.release(1);
+}
+
+/// Nothing can be said any more, so nothing is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_server_that_is_away() {
+    let Some(mut scene) = Scene::new(64).await else { return };
+    let serving = scene.serving.take().unwrap();
+    scene.server.kill();
+    while scene.remote.note(1).timeout(50 * MS).await != Err(NOT_SENT) {}
+    let began = Instant::now();
+    serving.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 /// The slow consumer: what it does not take it refuses.

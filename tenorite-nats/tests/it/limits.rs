@@ -235,12 +235,8 @@ async fn a_request_at_the_subject_of_another_method_does_not_run() {
     let Some(scene) = Scene::new(8).await else { return };
     let client = async_nats::connect(scene.server.url()).await.unwrap();
     let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Tenorite-Version", "1");
-    headers.insert("Tenorite-Codec", "json");
     let echo = tenorite::wire::Signature::new("echo", &[("bytes", "String")], "String").fingerprint();
-    headers.insert("Tenorite-Signature", format!("{echo:016x}"));
-    headers.insert("Tenorite-Budget-Ms", "1000");
-    headers.insert("Tenorite-Expires", "9999999999999");
+    headers.insert("Tenorite", format!("1 json {echo:016x} 1000 9999999999999"));
     let reply = client
         .request_with_headers("test.Probe.echo", headers.clone(), "{\"Note\":{\"id\":1}}".into())
         .await

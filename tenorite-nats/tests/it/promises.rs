@@ -134,6 +134,47 @@ async fn a_panic_reaches_its_own_call_with_its_text() {
     assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("out of ink".into())));
 }
 
+/// A panic may have said more than a message can hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_that_says_much_is_told_in_part() {
+    let Some(server) = crate::server::Server::start_with("max_payload: 65536") else { return };
+    let scene = Scene::of(server, 8).await;
+    let error = scene.remote.explode("é".repeat(20_000)).await.unwrap_err();
+    let TenoriteError::FetchFailure(FetchReason::Panicked(text)) = error else { panic!("{error}") };
+    assert!(text.as_str().starts_with("éé") && text.as_str().ends_with('…'));
+}
+
+/// What reads a request is the user's, and may panic.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_panics_while_it_is_read_ends_its_own_call_alone() {
+    #[derive(Debug, serde::Serialize)]
+    pub struct Trap(u32);
+
+    impl<'de> serde::Deserialize<'de> for Trap {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let number = u32::deserialize(deserializer)?;
+            assert!(number != 13, "thirteen");
+            Ok(Self(number))
+        }
+    }
+
+    pub struct Trapped;
+    #[tenorite::service(serde)]
+    impl Trapped {
+        pub fn step(&mut self, trap: Trap) -> u32 {
+            trap.0
+        }
+    }
+
+    let Some(server) = crate::server::Server::start() else { return };
+    let (_task, local) = TrappedService.start_task(8, Trapped);
+    let _serving = tenorite_nats::serve(server.connect().await, "test", local).await.unwrap();
+    let remote: TrappedCaller = tenorite_nats::connect(server.connect().await, "test").await.unwrap();
+    let error = remote.step(Trap(13)).await.unwrap_err();
+    assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("thirteen".into())));
+    assert_eq!(remote.step(Trap(14)).await, Ok(14));
+}
+
 /// Promise 7.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_answers_all_that_was_accepted() {

@@ -81,7 +81,12 @@ async fn what_was_written_outlives_its_owner() {
         assert_eq!(ledger.write(account, entry).await, Ok(entry as usize / 5 + 1));
     }
     ledger.write("cast", 1).cast().await.unwrap();
-    assert!(ledger.accounts().await.unwrap() <= 6);
+    let mut accounts = 0;
+    for _ in 0..4 {
+        // From one shard after the other.
+        accounts += ledger.accounts().await.unwrap();
+    }
+    assert_eq!(accounts, 6);
     let began = Instant::now();
     owning.stop().await;
     let _next = own(&nats, 4).await;
@@ -185,6 +190,12 @@ async fn without_shards_nothing_is_sent() {
     assert_eq!(ledger.write("a", 1).await, Err(TenoriteError::SendFailure(SendReason::NoService)));
     let _owning = own(&nats, 4).await;
     assert_eq!(ledger.write("a", 1).await, Ok(1));
+    let none = serve_shards(nats.clone(), "none", |_| Ledger::default()).shards(0).await;
+    assert!(matches!(none, Err(Error::Shards { asked: 0, .. })));
+    // Of another place, by the same name.
+    let _one = serve_shards(nats.clone(), "a.b", |_| Ledger::default()).await.unwrap();
+    let other = serve_shards(nats.clone(), "a_b", |_| Ledger::default()).await;
+    assert!(matches!(other, Err(Error::Shards { there: None, .. })));
     let more = serve_shards(nats, "test", |_| Ledger::default()).shards(5).await.unwrap_err();
     assert!(matches!(more, Error::Shards { asked: 5, there: Some(4) }), "{more}");
 }
@@ -242,4 +253,152 @@ async fn a_stream_that_is_made_anew_loses_no_request() {
     let _owning = own(&nats, 1).await;
     assert_eq!(ledger.write("a", 5).await, Ok(6));
     assert_eq!(ledger.read("a").await, Ok((0..6).collect::<Vec<_>>()));
+}
+
+/// As a caller would write it, whose messages the server has forgotten.
+async fn publish(nats: &Nats, shard: u32, number: u64, reply: &str) {
+    let method = LedgerRequest::Write { account: "alice".to_owned(), entry: 1 };
+    let fingerprint = tenorite::wire::WireRequest::signature(&method).fingerprint();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Tenorite", format!("1 json {fingerprint:016x} 10000 9999999999999"));
+    headers.insert("Tenorite-Call", format!("00000000000000ff {number}"));
+    headers.insert("Tenorite-Reply", reply);
+    let payload = serde_json::to_vec(&method).unwrap();
+    let context = async_nats::jetstream::new(nats.client().clone());
+    let subject = format!("test.Ledger.shard.{shard}.write");
+    context.publish_with_headers(subject, headers, payload.into()).await.unwrap().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_and_stored_again_has_its_effect_once() {
+    use futures_util::StreamExt;
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let inbox = nats.client().new_inbox();
+    let mut replies = nats.client().subscribe(inbox.clone()).await.unwrap();
+    for number in [1, 2, 1, 2, 2] {
+        publish(&nats, 0, number, &inbox).await;
+    }
+    let mut texts = Vec::new();
+    for _ in 0..5 {
+        let reply = replies.next().await.unwrap();
+        texts.push(reply.headers.map(|headers| headers.get("Tenorite-Failure").unwrap().to_string()));
+    }
+    let lost = Some("failed-unanswered".to_owned());
+    assert_eq!(texts, [None, None, lost.clone(), lost.clone(), lost]);
+    assert_eq!(ledger.read("alice").await, Ok(vec![1, 1]));
+    // Whoever owns it next knows it as well.
+    owning.stop().await;
+    let _next = own(&nats, 1).await;
+    publish(&nats, 0, 1, &inbox).await;
+    assert!(replies.next().await.unwrap().headers.is_some());
+    assert_eq!(ledger.read("alice").await, Ok(vec![1, 1]));
+}
+
+/// An owner may publish where its callers may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_goes_to_inboxes_alone() {
+    use futures_util::StreamExt;
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("alice", 7).await.unwrap();
+    let mut elsewhere = nats.client().subscribe("elsewhere").await.unwrap();
+    publish(&nats, 0, 1, "$KV.TENORITE_test_Ledger.shard-0").await;
+    publish(&nats, 0, 2, "elsewhere").await;
+    assert_eq!(ledger.read("alice").await, Ok(vec![7, 1, 1]));
+    let heard = tokio::time::timeout(Duration::from_millis(100), elsewhere.next()).await;
+    assert!(heard.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_count_the_shards_otherwise_are_told_so() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 4).await;
+    let wrong: LedgerCaller = connect_shards(nats.clone(), "test").shards(3).await.unwrap();
+    let account = (0..100_u32).map(|account| account.to_string()).find(|account| {
+        let request = LedgerRequest::Read { account: account.clone() };
+        request.shard(3) != request.shard(4)
+    });
+    let error = wrong.write(account.unwrap(), 1).await.unwrap_err();
+    assert!(matches!(error, TenoriteError::SendFailure(SendReason::Incompatible(_))), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cast_that_nobody_has_stored_does_not_say_so() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller =
+        connect_shards(nats.clone(), "test").timeout(Duration::from_millis(300)).await.unwrap();
+    ledger.write("a", 1).cast().await.unwrap();
+    server.signal("STOP");
+    let casts = [ledger.write("a", 2).cast(), ledger.write("a", 3).timeout(Duration::MAX).cast()];
+    for cast in casts {
+        let began = Instant::now();
+        assert_eq!(cast.await, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+    }
+    server.signal("CONT");
+    owning.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_stop_though_the_server_is_away() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 4).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    server.kill();
+    let disconnected = Err(TenoriteError::SendFailure(SendReason::Disconnected));
+    while ledger.read("a").timeout(Duration::from_millis(50)).await != disconnected {}
+    let began = Instant::now();
+    owning.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+mod generic {
+    use std::collections::BTreeMap;
+
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(bound = "V: Serialize + DeserializeOwned")]
+    pub struct Shelf<V>(BTreeMap<String, V>);
+
+    #[tenorite::service(serde)]
+    impl<V> Shelf<V>
+    where
+        V: Clone + Send + Serialize + DeserializeOwned + 'static,
+    {
+        pub fn put(&mut self, #[service(key)] name: &str, value: V) -> Option<V> {
+            self.0.insert(name.to_owned(), value)
+        }
+        pub fn r#match(&self, #[service(key)] name: &str) -> Option<V> {
+            self.0.get(name).cloned()
+        }
+        #[service(any_shard)]
+        pub fn clear(&mut self) {
+            self.0.clear();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generic_service_is_one_as_well() {
+    use generic::{Shelf, ShelfCaller};
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = serve_shards(nats.clone(), "test", |_| Shelf::<u32>::default()).await.unwrap();
+    let shelf: ShelfCaller<u32> = connect_shards(nats, "test").await.unwrap();
+    assert_eq!(shelf.put("a", 1).await, Ok(None));
+    assert_eq!(shelf.r#match("a").await, Ok(Some(1)));
+    shelf.clear().await.unwrap();
+    assert_eq!(shelf.r#match("a").await, Ok(None));
 }

@@ -200,6 +200,8 @@ where
             (false, reply) => Phase::from(reply),
             // The closure refused in the service's name: a cast hears of it, as it would from a service.
             (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Failed(failure),
+            // Of what is only sent nobody knows whether it has arrived, unless that is said.
+            (true, Err(failure)) if self.sends && !is_unanswered(&failure) => Phase::Failed(failure),
             (true, unwanted) => {
                 self.shared.slots.drop_quietly(unwanted);
                 Phase::Accepted
@@ -321,6 +323,10 @@ where
         if !gate.flights.is_empty() {
             gate.closed = Some(StopReason::Aborted);
         }
+        if self.sends {
+            // They wait for something that is elsewhere, each with its call: nothing of it is to be ended here.
+            gate.flights.retain(|_, task| task.is_some());
+        }
         // Each ends its call, and its flight, as its future is dropped.
         let tasks: Vec<_> = gate.flights.values().flatten().cloned().collect();
         drop(gate);
@@ -361,6 +367,11 @@ fn into_reply<Rs, Er>(result: Result<Option<Rs>, TenoriteError<Er>>) -> Ended<Rs
         Ok(None) => Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
         Err(error) => error.into_service_error().map(Err),
     }
+}
+
+/// That is what [`into_reply`] makes of a cast that is on its way.
+fn is_unanswered(failure: &TenoriteError) -> bool {
+    matches!(failure, TenoriteError::FetchFailure(FetchReason::Unanswered))
 }
 
 /// If the system has no thread left the future is dropped instead: there is nobody to be told, and this may be a `Drop`.
