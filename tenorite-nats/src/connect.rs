@@ -220,12 +220,12 @@ struct Calls {
     /// Nobody listens for replies any more.
     is_deaf: bool,
     /// What has been answered over this connection, and so was permitted.
-    answered: HashSet<String>,
+    answered: HashSet<&'static str>,
 }
 
 struct Waiting {
     outcome: oneshot::Sender<Outcome>,
-    subject: Subject,
+    method: &'static str,
     connection: u64,
     /// When it is too late. The call itself sees to that, unless it is forgotten.
     deadline: Instant,
@@ -255,17 +255,17 @@ impl Pending {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server did not permit a request to this subject: the one that was sent last, as far as it is known.
-    fn denied(&self, subject: &str, why: Explanation) {
+    /// The server did not permit a request of this method: the one that was sent last, as far as it is known.
+    fn denied(&self, method: &str, why: Explanation) {
         let mut calls = self.lock();
         let connection = calls.connection;
         let sent = calls
             .waiting
             .iter()
-            .filter(|(_, waiting)| waiting.subject.as_str() == subject && waiting.connection == connection);
+            .filter(|(_, waiting)| waiting.method == method && waiting.connection == connection);
         let Some(id) = sent.map(|(id, _)| *id).max() else { return };
         // If others were permitted, this may be one of them.
-        let is_certain = !calls.answered.contains(subject);
+        let is_certain = !calls.answered.contains(method);
         let waiting = calls.waiting.remove(&id);
         drop(calls);
         let error = if is_certain {
@@ -291,9 +291,7 @@ impl Pending {
         let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 36).ok());
         let mut calls = self.lock();
         let Some(waiting) = id.and_then(|id| calls.waiting.remove(&id)) else { return };
-        if !calls.answered.contains(waiting.subject.as_str()) {
-            calls.answered.insert(waiting.subject.to_string());
-        }
+        calls.answered.insert(waiting.method);
         drop(calls);
         let outcome = match message.status {
             Some(StatusCode::NO_RESPONDERS) => {
@@ -333,6 +331,7 @@ impl Remote {
         let listener = Listener {
             client,
             remote: Arc::downgrade(&remote),
+            subject: remote.subject.clone(),
             pending: Arc::clone(&remote.pending),
             grace: remote.settings.grace,
             lost: None,
@@ -499,7 +498,7 @@ impl Remote {
             inject(&mut headers);
         }
         let subject = Subject::from(format!("{}.{}", self.subject, signature.name()));
-        Ok(Letter { subject, headers, payload: payload.into(), deadline })
+        Ok(Letter { subject, method: signature.name(), headers, payload: payload.into(), deadline })
     }
 
     /// Unless there are as many already.
@@ -518,8 +517,8 @@ impl Remote {
             return Err(SendReason::Full);
         }
         let connection = calls.connection;
-        let subject = letter.subject.clone();
-        calls.waiting.insert(id, Waiting { outcome: sender, subject, connection, deadline: letter.deadline });
+        let (method, deadline) = (letter.method, letter.deadline);
+        calls.waiting.insert(id, Waiting { outcome: sender, method, connection, deadline });
         drop(calls);
         Ok((Entry { pending: Arc::clone(&self.pending), id }, receiver))
     }
@@ -600,6 +599,7 @@ impl Drop for Sending {
 #[derive(Clone)]
 struct Letter {
     subject: Subject,
+    method: &'static str,
     headers: HeaderMap,
     payload: Bytes,
     deadline: Instant,
@@ -649,6 +649,8 @@ fn id_of(inbox: &str) -> u64 {
 struct Listener {
     client: Client,
     remote: Weak<Remote>,
+    /// What the subjects of its requests begin with.
+    subject: String,
     pending: Arc<Pending>,
     grace: Duration,
     /// When the connection was lost, while calls still wait for it to be back.
@@ -688,7 +690,10 @@ impl Listener {
             Event::Closed => self.pending.disconnected(),
             event => {
                 if let Some((Verb::Publish, subject)) = violation(event) {
-                    self.pending.denied(subject, Explanation::from(event.to_string()));
+                    let (service, method) = subject.rsplit_once('.').unwrap_or_default();
+                    if service.starts_with(&self.subject) {
+                        self.pending.denied(method, Explanation::from(event.to_string()));
+                    }
                 }
             }
         }

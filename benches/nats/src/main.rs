@@ -21,9 +21,10 @@ async fn main() {
     match args[..] {
         ["--serve", kind, url] => contestants::serve(Kind::named(kind).expect("one of them"), url).await,
         ["--memory"] => memory().await,
+        ["--profile", kind] => profile(Kind::named(kind).expect("one of them")).await,
         [] => compare().await,
         _ => {
-            eprintln!("usage: tenorite-nats-benches [--memory]");
+            eprintln!("usage: tenorite-nats-benches [--memory | --profile CONTESTANT]");
             std::process::exit(2);
         }
     }
@@ -58,6 +59,21 @@ fn server(folder: &tempfile::TempDir) -> (Process, String) {
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("it has an address").port()
+}
+
+/// One contestant for ten seconds, for a profiler to look at.
+async fn profile(kind: Kind) {
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let (_server, url) = server(&folder);
+    let child = Command::new(std::env::current_exe().expect("it runs"))
+        .args(["--serve", kind.name(), &url])
+        .spawn()
+        .expect("it can be run again");
+    let _service = Process(child);
+    let caller = contestants::connect(kind, &url).await;
+    for _ in 0..10 {
+        eprintln!("{:.0} calls a second", at_once(&caller, SMALL, 64_000).await);
+    }
 }
 
 struct Row {

@@ -169,25 +169,45 @@ where
         let function = self.function.as_ref().expect("it is there until the last caller is gone");
         let outgoing =
             Outgoing { request, deadline: state.terms.limit.deadline(), is_cast: state.terms.cast };
-        let mut future = match panics::catch(|| function(outgoing)) {
-            Ok(future) => Box::pin(async move { into_reply(future.await) }),
+        let future = match panics::catch(|| function(outgoing)) {
+            Ok(future) => future,
             Err(payload) => return self.ended(state.terms.cast, self.shared.panicked(payload)),
         };
+        // A cast that may not wait is sent by somebody else.
+        if self.sends && !(state.terms.cast && state.terms.no_wait) {
+            return self.send(future, flight, state.terms.cast, cx);
+        }
+        let mut future = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 slots.drop_quietly(future);
                 let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
                 self.ended(state.terms.cast, reply)
             }
-            // A cast that may not wait is sent by somebody else.
-            Poll::Pending if self.sends && !(state.terms.cast && state.terms.no_wait) => {
-                Phase::Driven(Box::pin(async move {
-                    let reply = future.await;
-                    drop(flight);
-                    reply
-                }))
-            }
             Poll::Pending => self.run_on(future, flight, state.terms.cast, cx),
+        }
+    }
+
+    /// Drives it with its call. In one box with its flight: it is on the way of every call.
+    fn send(
+        &self,
+        future: Fut,
+        flight: Flight<Rq, Rs, Er>,
+        cast: bool,
+        cx: &mut Context<'_>,
+    ) -> Phase<Rq, Rs, Er> {
+        let mut future: BoxFuture<Ended<Rs, Er>> = Box::pin(async move {
+            let reply = into_reply(future.await);
+            drop(flight);
+            reply
+        });
+        match panics::poll_caught(future.as_mut(), cx) {
+            Poll::Ready(outcome) => {
+                self.shared.slots.drop_quietly(future);
+                let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
+                self.ended(cast, reply)
+            }
+            Poll::Pending => Phase::Driven(future),
         }
     }
 
