@@ -50,7 +50,14 @@ impl Store {
 const PREFIX: &str = "example";
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() {
+    if let Err(error) = run().await {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = Options::read() else {
         eprintln!(
             "usage: nats serve | get KEY | set KEY VALUE | delete KEY | bench  [--durable] [--shards N] [--url URL]"
