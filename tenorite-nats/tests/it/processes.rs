@@ -2,6 +2,7 @@
 //!
 //! This program runs itself again as such a process.
 
+#[cfg(feature = "durable")]
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

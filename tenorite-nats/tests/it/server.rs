@@ -51,6 +51,7 @@ impl Server {
     }
 
     /// Three that store together, each under a name: `node-0`, and so on.
+    #[cfg(feature = "durable")]
     pub fn cluster() -> Option<[Self; 3]> {
         let ports: [(u16, u16); 3] = std::array::from_fn(|_| (free_port(), free_port()));
         let routes = ports.map(|(_, port)| format!("\"nats://127.0.0.1:{port}\""));
