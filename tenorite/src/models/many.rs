@@ -14,8 +14,11 @@ use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Seen, Worker, poll_once, start, start_with, start_without_worker,
+    Ask, Caller, Event, Model, Outcome, Seen, Worker, poll_once, start, start_restarting, start_with,
+    start_without_worker,
 };
+use crate::caller::Caller as _;
+use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
@@ -381,4 +384,60 @@ fn callers_of_a_worker_that_never_comes() {
     fn seen_check(caller: &Caller, id: u32) {
         assert_eq!(block_on(caller.send_request(Ask::Ready(id))), Err(super::stopped()));
     }
+}
+
+/// Workers that panic, or are asked to go, while callers with and without permits queue behind them.
+#[test]
+fn workers_that_are_replaced_among_calls_and_permits() {
+    explore(|| {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let event = Event::new();
+        let task = drive(driver, &Event::new());
+        let firing = thread::spawn({
+            let event = Arc::clone(&event);
+            move || (0..3).for_each(|_| event.fire())
+        });
+        let restarting = thread::spawn({
+            let caller = caller.clone();
+            move || {
+                for _ in 0..2 {
+                    assert!(caller.restart());
+                    thread::yield_now();
+                }
+            }
+        });
+        let callers: Vec<_> = (0..3)
+            .map(|place| {
+                let (caller, event) = (caller.clone(), Arc::clone(&event));
+                thread::spawn(move || {
+                    let one = |id| {
+                        let ask = ask(What::MixedWithPanics, id, &event, &caller);
+                        match thread_rng().gen_range(0..6) {
+                            0 => drop(block_on(caller.reserve()).unwrap()),
+                            1 | 2 => {
+                                let permit = block_on(caller.reserve()).unwrap();
+                                return Known::Outcome(block_on(permit.send_request(ask)));
+                            }
+                            _ => return call(&caller, ask, How::Mixed),
+                        }
+                        Known::Nothing
+                    };
+                    (0..3).map(|call| place * 100 + call).map(|id| (id, one(id))).collect()
+                })
+            })
+            .collect();
+        let calls: Vec<Vec<_>> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+        firing.join().unwrap();
+        restarting.join().unwrap();
+        for (id, known) in calls.iter().flatten() {
+            // Only who would not wait is refused: callers outlive their workers.
+            let refused = matches!(known, Known::Outcome(Err(TenoriteError::SendFailure(reason)))
+                if *reason != SendReason::Full);
+            assert!(!refused, "{id}");
+        }
+        drop(caller);
+        let worker = task.join().unwrap();
+        check(&seen, &calls, false);
+        drop(worker);
+    });
 }
