@@ -49,7 +49,8 @@ use crate::timer::Timer;
 /// A call may be dropped at any time. Before its request has started the request is taken back and never runs; after
 /// that the handler runs to its end and its reply is dropped. Other calls notice nothing. A call that is forgotten
 /// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn. (Only a closure of
-/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime is driven by its call.)
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime is driven by its call, and what waits
+/// for a service that is [elsewhere](crate::TenoriteCaller::over).)
 ///
 /// # Panics
 ///

@@ -85,6 +85,9 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// The future ends in the reply; in `None`, for a request that is [cast](Outgoing::is_cast), once that is on its way; or in the
     /// error that says whether the request may have run. It is only `SendFailure` if it certainly did not.
     ///
+    /// [`stop`](Self::stop), and what goes with it, is of this side alone: later calls fail, and those that wait for a reply go on
+    /// waiting for it.
+    ///
     /// It is the transport's affair that calls without a deadline end. A call that finds the deadline passed is never sent; one that
     /// reaches it while it waits ends in [`FetchFailure(Expired)`](crate::FetchReason::Expired).
     ///

@@ -102,7 +102,15 @@ impl<W: Dispatch> Hand<W> {
         deadline: Option<tokio::time::Instant>,
     ) -> Result<W::Response, TenoriteError> {
         // Put back if it comes to its end.
-        let Some(mut solo) = self.solo.take() else {
+        /// Dropped on its way, it is dropped quietly.
+        struct Held<W: Dispatch>(Option<Solo<W>>);
+        impl<W: Dispatch> Drop for Held<W> {
+            fn drop(&mut self) {
+                panics::drop_quietly(self.0.take());
+            }
+        }
+        let mut held = Held(self.solo.take());
+        let Some(solo) = &mut held.0 else {
             panics::drop_quietly(request);
             return Err(TenoriteError::SendFailure(SendReason::Stopped));
         };
@@ -110,11 +118,8 @@ impl<W: Dispatch> Hand<W> {
         let client = Client::new(Arc::clone(&self.slots) as _, Some(slot), deadline);
         let ran = solo.handle(request, client).await;
         match ran {
-            Ok(()) => self.solo = Some(solo),
-            Err(payload) => {
-                panics::drop_quietly(solo);
-                panics::discard(payload);
-            }
+            Ok(()) => self.solo = held.0.take(),
+            Err(payload) => panics::discard(payload),
         }
         let answer = poll_fn(|cx| match self.slots.poll(slot, cx.waker()) {
             Phase::Waiting(_) => Poll::Pending,

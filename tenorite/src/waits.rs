@@ -109,7 +109,8 @@ pub(crate) fn take_implied() -> Option<Arc<Edge>> {
 #[cold]
 pub(crate) fn clear(node: Node) {
     let is_marked = IMPLIED.try_with(|implied| !implied.borrow().is_empty()).unwrap_or(false);
-    IS_MARKED.set(is_marked);
+    // A handler below may have waits of its own, which are cleared with it.
+    IS_MARKED.set(is_marked || nesting::depth() > 0);
     if WAITS.load(Ordering::Relaxed) == 0 {
         return;
     }

@@ -127,6 +127,10 @@ impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
 }
 
 impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
+    fn is_shut(&self) -> bool {
+        self.shared.gate.lock().closed.is_some()
+    }
+
     /// Nobody waits for it any more.
     fn leave(&self, future: BoxFuture<Ended<Rs, Er>>) {
         if self.sends {
@@ -154,7 +158,10 @@ where
 {
     fn start(&self, request: Rq, state: &CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
-        let Some(flight) = self.shared.enter() else {
+        // What is sent is waited for by its call alone: a stop has nothing to wait for.
+        let sends = self.sends && !(state.terms.cast && state.terms.no_wait);
+        let entered = if sends { (!self.is_shut()).then_some(None) } else { self.shared.enter().map(Some) };
+        let Some(flight) = entered else {
             let (refused, unwanted) = state.terms.refuse(request, SendReason::Stopped);
             slots.refused();
             slots.drop_quietly(unwanted);
@@ -174,9 +181,7 @@ where
             Err(payload) => return self.ended(state.terms.cast, self.shared.panicked(payload)),
         };
         // A cast that may not wait is sent by somebody else.
-        if self.sends && !(state.terms.cast && state.terms.no_wait) {
-            return self.send(future, flight, state.terms.cast, cx);
-        }
+        let Some(flight) = flight else { return self.send(future, state.terms.cast, cx) };
         let mut future = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
@@ -188,19 +193,9 @@ where
         }
     }
 
-    /// Drives it with its call. In one box with its flight: it is on the way of every call.
-    fn send(
-        &self,
-        future: Fut,
-        flight: Flight<Rq, Rs, Er>,
-        cast: bool,
-        cx: &mut Context<'_>,
-    ) -> Phase<Rq, Rs, Er> {
-        let mut future: BoxFuture<Ended<Rs, Er>> = Box::pin(async move {
-            let reply = into_reply(future.await);
-            drop(flight);
-            reply
-        });
+    /// Drives it with its call.
+    fn send(&self, future: Fut, cast: bool, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
+        let mut future: BoxFuture<Ended<Rs, Er>> = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 self.shared.slots.drop_quietly(future);
@@ -319,6 +314,7 @@ where
             Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot, state.terms),
             Phase::Driven(future) => {
                 self.leave(future);
+                self.shared.slots.expired();
                 state.phase = Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired));
             }
             outcome => state.phase = outcome,
@@ -328,7 +324,10 @@ where
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
         match state.take() {
             Phase::Waiting(slot) => self.shared.slots.abandon(slot),
-            Phase::Driven(future) => self.leave(future),
+            Phase::Driven(future) => {
+                self.leave(future);
+                self.shared.slots.cancelled();
+            }
             // It was never sent, and so it is its sender's own.
             Phase::Permitted(request) => drop(request),
             other => self.shared.slots.drop_quietly(other),
@@ -342,10 +341,6 @@ where
         gate.is_aborted = true;
         if !gate.flights.is_empty() {
             gate.closed = Some(StopReason::Aborted);
-        }
-        if self.sends {
-            // They wait for something that is elsewhere, each with its call: nothing of it is to be ended here.
-            gate.flights.retain(|_, task| task.is_some());
         }
         // Each ends its call, and its flight, as its future is dropped.
         let tasks: Vec<_> = gate.flights.values().flatten().cloned().collect();
@@ -364,7 +359,7 @@ where
     }
 
     fn is_closed(&self) -> bool {
-        self.shared.gate.lock().closed.is_some()
+        self.is_shut()
     }
 
     fn lifecycle(&self) -> &Lifecycle {

@@ -356,6 +356,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().count().panicked += 1;
     }
 
+    /// A call was too late that stood in no slot.
+    pub(crate) fn expired(&self) {
+        self.line.lock().count().expired += 1;
+    }
+
+    /// A call was dropped that stood in no slot.
+    pub(crate) fn cancelled(&self) {
+        self.line.lock().count().cancelled += 1;
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.line.lock().closed.is_some()
     }

@@ -85,6 +85,23 @@ impl Node {
         me.ready().blocking()
     }
 
+    pub async fn casts(&mut self, other: NodeCaller, way: Way) -> Result<(), TenoriteError> {
+        other.walk(way).cast().await
+    }
+
+    pub async fn races(&mut self, other: NodeCaller, way: Way) -> bool {
+        tokio::select! {
+            _ = other.walk(way).raced() => false,
+            () = tokio::time::sleep(Duration::from_millis(5)) => true,
+        }
+    }
+
+    /// Polls a call, forgets it, calls somebody else, and is through.
+    pub async fn forgets_and_calls(&mut self, other: NodeCaller, next: NodeCaller) -> bool {
+        let is_pending = self.forgets(other);
+        next.ready().await.is_ok() && is_pending
+    }
+
     /// Polls a call, forgets it, and is through.
     pub fn forgets(&mut self, other: NodeCaller) -> bool {
         let mut call = other.ready();
@@ -208,6 +225,26 @@ async fn a_call_that_is_raced_may_wait() {
     }
 }
 
+/// Whoever casts, or races, does not wait for what he has asked for, though it runs on his stack.
+#[tokio::test]
+async fn no_alarm_in_what_was_cast_or_raced() {
+    for inline in MODES {
+        let (a, _a_gate) = start(inline, 8);
+        let (b, _b_gate) = start(inline, 8);
+        no_hang(a.casts(b.clone(), vec![a.clone()])).await.unwrap();
+        let raced = no_hang(a.races(b.clone(), vec![a.clone()])).await.unwrap();
+        // On the task B may not have come to it, and then A is free.
+        assert!(raced || inline != Inline::Auto, "{inline:?}");
+        no_hang(async {
+            while a.stats().replied < 4 || b.stats().replied < 2 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!((a.stats().refused, b.stats().refused), (0, 0), "{inline:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_cast_that_waits_for_room_of_its_own() {
     for inline in MODES {
@@ -288,6 +325,30 @@ async fn no_alarm_over_a_call_that_was_forgotten_and_still_queues() {
         tokio::task::yield_now().await;
         b_gate.add_permits(1);
         // Until B's call stands in A's line: what it would have been refused for, it has been by then.
+        while a.stats().queued == 0 && poll_once(&mut calls_a).is_pending() {
+            tokio::task::yield_now().await;
+        }
+        a_gate.add_permits(1);
+        assert_eq!(flat(no_hang(calls_a).await), Ok(3), "{inline:?}");
+        no_hang(held).await.unwrap();
+    }
+}
+
+/// As above, with a call in between that did not have to wait.
+#[tokio::test]
+async fn no_alarm_over_a_call_that_was_forgotten_before_another() {
+    for inline in MODES {
+        let (a, a_gate) = start(inline, 8);
+        let (b, b_gate) = start(inline, 8);
+        let (idle, _gate) = start(inline, 8);
+        let mut calls_a = b.walk_later(vec![a.clone()]);
+        assert!(poll_once(&mut calls_a).is_pending());
+        tokio::task::yield_now().await;
+        assert_eq!(no_hang(a.forgets_and_calls(b.clone(), idle)).await, Ok(true), "{inline:?}");
+        let mut held = a.held();
+        assert!(poll_once(&mut held).is_pending());
+        tokio::task::yield_now().await;
+        b_gate.add_permits(1);
         while a.stats().queued == 0 && poll_once(&mut calls_a).is_pending() {
             tokio::task::yield_now().await;
         }

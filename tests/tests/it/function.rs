@@ -121,3 +121,66 @@ fn a_runtime_that_shuts_down_answers_what_it_was_running() {
     caller.stop();
     assert!(caller.is_stopped());
 }
+
+fn silent() -> TenoriteCaller<u32, u32> {
+    TenoriteCaller::over(|_| std::future::pending())
+}
+
+/// What only waits for somebody else is not the service's to wait for.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_calls_that_are_elsewhere() {
+    let caller = silent();
+    let mut call = caller.send_request(1);
+    assert!(poll_once(&mut call).is_pending());
+    caller.stop();
+    assert_eq!(caller.stopped().await, StopReason::Requested);
+    assert!(poll_once(&mut call).is_pending());
+    assert_eq!(caller.send_request(2).await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_elsewhere_are_counted_as_others_are() {
+    let caller = silent();
+    let late = caller.send_request(1).timeout(std::time::Duration::from_secs(1)).await;
+    assert_eq!(late, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+    let mut call = caller.send_request(1);
+    assert!(poll_once(&mut call).is_pending());
+    drop(call);
+    assert_eq!((caller.stats().expired, caller.stats().cancelled), (1, 1));
+}
+
+#[tokio::test]
+async fn what_is_sent_elsewhere_goes_with_its_call() {
+    struct Dropped(Arc<AtomicUsize>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let drops = Arc::default();
+    let counted = Arc::clone(&drops);
+    let caller = TenoriteCaller::<u32, u32>::over(move |outgoing| {
+        let dropped = Dropped(Arc::clone(&counted));
+        async move {
+            if outgoing.request == 0 {
+                std::future::pending::<()>().await;
+            }
+            drop(dropped);
+            Ok((!outgoing.is_cast).then_some(outgoing.request))
+        }
+    });
+    assert_eq!(caller.send_request(7).await, Ok(7));
+    caller.send_request(7).cast().await.unwrap();
+    caller.send_request(7).try_cast().unwrap();
+    assert_eq!(drops.load(Ordering::SeqCst), 3);
+    let mut call = caller.send_request(0);
+    assert!(poll_once(&mut call).is_pending());
+    drop(call);
+    assert_eq!(drops.load(Ordering::SeqCst), 4);
+    // Nobody waits for it, and it goes on.
+    caller.send_request(0).try_cast().unwrap();
+    assert_eq!(drops.load(Ordering::SeqCst), 4);
+    // Nothing was said, and a reply was wanted.
+    let mute = TenoriteCaller::<u32, u32>::over(|_| async { Ok(None) });
+    assert_eq!(mute.send_request(1).await, Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
+}

@@ -59,7 +59,14 @@ impl<W: Dispatch> Door<W> {
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        match owner.start(&mut state.phase, served, stance) {
+        // Whoever casts, or races, does not wait for this handler: then what it calls in turn is no circle through him.
+        let ran = if state.terms.cast || state.raced {
+            let _cut = nesting::cut();
+            owner.start(&mut state.phase, served, stance)
+        } else {
+            owner.start(&mut state.phase, served, stance)
+        };
+        match ran {
             Run::Replied => {
                 waits::through(self.core.node());
                 self.core.count_reply();
@@ -130,8 +137,11 @@ impl<W: Dispatch> Door<W> {
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
         // Before others can go on with the handler.
         let node = self.core.node();
-        let edge = waits::take_implied();
-        let edge = edge.or_else(|| waits::wait(node, served.method).ok().flatten());
+        let edge = if state.raced {
+            None
+        } else {
+            waits::take_implied().or_else(|| waits::wait(node, served.method).ok().flatten())
+        };
         let slot = self.core.queue.occupy(waker, edge);
         state.phase.put(Phase::Waiting(slot));
         owner.park(Some(slot), served, span, stance);

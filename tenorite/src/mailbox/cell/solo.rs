@@ -36,7 +36,11 @@ impl<W: Dispatch> Solo<W> {
         impl<W: Dispatch> Drop for Handling<'_, W> {
             fn drop(&mut self) {
                 // SAFETY: `handle` has the worker to itself, through `&mut self`.
-                unsafe { self.0.0.drop_future() };
+                let drop_future = || unsafe { self.0.0.drop_future() };
+                // It may be that of somebody who unwinds.
+                if let Err(payload) = panics::catch(drop_future) {
+                    panics::discard(payload);
+                }
             }
         }
 
