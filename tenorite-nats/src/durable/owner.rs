@@ -502,8 +502,10 @@ where
         let entry = self.states.entry(self.name()).await.map_err(|_| Lost::Unknown)?;
         let (worker, revision, last, answer, known) = match entry {
             Some(entry) if entry.operation == Operation::Put => {
-                let record = Record::read(&entry.value).ok_or(Lost::Unknown)?;
-                let worker = self.codec.decode(&record.state).map_err(|_| Lost::Unknown)?;
+                let Some(record) = Record::read(&entry.value) else {
+                    return Err(self.unreadable(&"it is no record"));
+                };
+                let worker = self.codec.decode(&record.state).map_err(|error| self.unreadable(&error))?;
                 // The state is what counts. The number is one of another stream, if that was made anew.
                 let last = if record.stream == self.age() { record.last } else { 0 };
                 (worker, entry.revision, last, Some(record.answer), record.known)
@@ -516,6 +518,14 @@ where
             worker.begin().await;
         }
         Ok(Held { hand, revision, last, answer, known, pin })
+    }
+
+    /// The state is of another worker, or of another version of it. Its requests wait, and expire, until somebody can read it.
+    fn unreadable(&self, why: &dyn fmt::Display) -> Lost {
+        #[cfg(feature = "tracing")]
+        tracing::error!(shard = self.shard, subject = self.subject, %why, "the state of a shard cannot be read");
+        let _ = why;
+        Lost::Unknown
     }
 
     /// The fence: only whoever has seen the last state writes the next one. In it the error of a state that cannot be written.

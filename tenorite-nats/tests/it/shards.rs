@@ -402,3 +402,27 @@ async fn a_generic_service_is_one_as_well() {
     shelf.clear().await.unwrap();
     assert_eq!(shelf.r#match("a").await, Ok(None));
 }
+
+/// Of another worker, say. Nothing is written over it, and its requests end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_cannot_be_read_is_left_alone() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    owning.stop().await;
+    let states = async_nats::jetstream::new(nats.client().clone())
+        .get_key_value("TENORITE_test_Ledger")
+        .await
+        .unwrap();
+    let good = states.get("shard-0").await.unwrap().unwrap();
+    states.put("shard-0", "of somebody else".into()).await.unwrap();
+    let _owning = own(&nats, 1).await;
+    let error = ledger.write("a", 2).timeout(Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Expired));
+    assert_eq!(states.get("shard-0").await.unwrap().unwrap(), "of somebody else");
+    // Once it can be read again, all goes on.
+    states.put("shard-0", good).await.unwrap();
+    assert_eq!(ledger.read("a").await, Ok(vec![1]));
+}
