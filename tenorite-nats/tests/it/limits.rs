@@ -113,6 +113,20 @@ async fn a_certificate_that_is_not_trusted_is_told_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_opens_and_no_key_is_told_as_that() {
+    let key = nkeys::KeyPair::new_user();
+    let config = format!("authorization {{ users = [ {{ nkey: {} }} ] }}", key.public_key());
+    let Some(server) = Server::start_with(&config) else { return };
+    let nats =
+        Nats::options(ConnectOptions::with_nkey(key.seed().unwrap())).connect(server.url()).await.unwrap();
+    let remote: ProbeCaller = tenorite_nats::connect(nats, "test").await.unwrap();
+    assert_eq!(remote.note(1).await, Err(TenoriteError::SendFailure(SendReason::NoService)));
+    let error = Nats::connect(server.url()).await.unwrap_err();
+    let Error::Connect(refusal) = &error else { panic!("{error}") };
+    assert_eq!(refusal.kind(), ConnectErrorKind::AuthorizationViolation);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_who_listens_is_told_as_that() {
     let error = Nats::connect("nats://127.0.0.1:1").await.unwrap_err();
     assert!(matches!(&error, Error::Connect(refusal) if refusal.kind() == ConnectErrorKind::Io), "{error}");
