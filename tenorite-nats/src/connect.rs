@@ -26,6 +26,8 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
+#[cfg(feature = "durable")]
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::marker::PhantomData;
 use std::mem;
 use std::pin::Pin;
@@ -231,11 +233,8 @@ struct Waiting {
     deadline: Instant,
 }
 
-/// How a call ended.
-enum Outcome {
-    Reply(Message),
-    Failed(TenoriteError),
-}
+/// How a call ended: in a message, whatever that says, or without one.
+type Outcome = Result<Message, TenoriteError>;
 
 /// A call in the map, until this is dropped.
 struct Entry {
@@ -274,7 +273,7 @@ impl Pending {
             TenoriteError::FetchFailure(FetchReason::Unanswered)
         };
         if let Some(waiting) = waiting {
-            let _ = waiting.outcome.send(Outcome::Failed(error));
+            let _ = waiting.outcome.send(Err(error));
         }
     }
 
@@ -283,21 +282,19 @@ impl Pending {
         let failed = mem::take(&mut self.lock().waiting);
         for waiting in failed.into_values() {
             let error = TenoriteError::FetchFailure(FetchReason::Disconnected);
-            let _ = waiting.outcome.send(Outcome::Failed(error));
+            let _ = waiting.outcome.send(Err(error));
         }
     }
 
     fn reply(&self, message: Message) {
-        let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 36).ok());
+        let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
         let mut calls = self.lock();
         let Some(waiting) = id.and_then(|id| calls.waiting.remove(&id)) else { return };
         calls.answered.insert(waiting.method);
         drop(calls);
         let outcome = match message.status {
-            Some(StatusCode::NO_RESPONDERS) => {
-                Outcome::Failed(TenoriteError::SendFailure(SendReason::NoService))
-            }
-            _ => Outcome::Reply(message),
+            Some(StatusCode::NO_RESPONDERS) => Err(TenoriteError::SendFailure(SendReason::NoService)),
+            _ => Ok(message),
         };
         let _ = waiting.outcome.send(outcome);
     }
@@ -320,7 +317,7 @@ impl Remote {
             client: client.clone(),
             subject,
             #[cfg(feature = "durable")]
-            id: id_of(&inbox),
+            id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&inbox),
             inbox,
             pending,
             next: AtomicU64::new(0),
@@ -524,19 +521,7 @@ impl Remote {
     }
 
     fn inbox_of(&self, id: u64) -> Subject {
-        let mut digits = [0; 13];
-        let mut at = digits.len();
-        let mut rest = id;
-        loop {
-            at -= 1;
-            digits[at] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
-            rest /= 36;
-            if rest == 0 {
-                break;
-            }
-        }
-        let id = std::str::from_utf8(&digits[at..]).expect("they are digits and letters");
-        Subject::from(format!("{}.{id}", self.inbox))
+        Subject::from(format!("{}.{id:x}", self.inbox))
     }
 
     /// Hands the request to the client. By the time that this waits it has its place in the order.
@@ -618,13 +603,9 @@ async fn within<T>(
     }
 }
 
-fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Result<Message, TenoriteError> {
-    match outcome {
-        Ok(Outcome::Reply(message)) => Ok(message),
-        Ok(Outcome::Failed(error)) => Err(error),
-        // Whoever listens is gone.
-        Err(_) => Err(TenoriteError::FetchFailure(FetchReason::Disconnected)),
-    }
+fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outcome {
+    // Otherwise whoever listens is gone.
+    outcome.unwrap_or(Err(TenoriteError::FetchFailure(FetchReason::Disconnected)))
 }
 
 fn read<Rs: DeserializeOwned, K: Codec>(message: &Message, codec: &K) -> Result<Rs, TenoriteError> {
@@ -634,14 +615,6 @@ fn read<Rs: DeserializeOwned, K: Codec>(message: &Message, codec: &K) -> Result<
     codec.decode(&message.payload).map_err(|error| {
         TenoriteError::FetchFailure(FetchReason::Undecodable(Explanation::from(error.to_string())))
     })
-}
-
-/// FNV-1a, with 64 bits.
-#[cfg(feature = "durable")]
-fn id_of(inbox: &str) -> u64 {
-    inbox
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Hears of replies, and of what happens to the connection. If it is gone, with its runtime or because the client was closed, no

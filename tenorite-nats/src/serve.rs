@@ -36,6 +36,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -451,6 +452,33 @@ pub(crate) async fn flush(client: &Client) {
     }
 }
 
+/// A reply as it is sent.
+///
+/// # Errors
+///
+/// If it cannot be: the client would refuse it, and nobody would hear of that.
+pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
+    client: &Client,
+    response: &Rs,
+    codec: &K,
+) -> Result<Bytes, TenoriteError> {
+    let lost = |reason| Err(TenoriteError::FetchFailure(reason));
+    match codec.encode(response) {
+        Ok(bytes) => {
+            let (size, limit) = (bytes.len(), client.max_payload());
+            if size > limit {
+                lost(FetchReason::TooLarge(TooLarge { size, limit }))
+            } else {
+                Ok(bytes.into())
+            }
+        }
+        Err(error) => {
+            let why = format!("the reply cannot be encoded: {error}");
+            lost(FetchReason::Undecodable(Explanation::from(why)))
+        }
+    }
+}
+
 /// Sends a reply, or why there is none.
 async fn answer<Rs: Serialize, K: Codec>(
     client: &Client,
@@ -459,18 +487,9 @@ async fn answer<Rs: Serialize, K: Codec>(
     codec: &K,
 ) {
     let Some(reply) = reply else { return };
-    let lost = |reason| TenoriteError::FetchFailure(reason);
-    let outcome = outcome.and_then(|response| {
-        let bytes = codec.encode(&response).map_err(|error| {
-            lost(FetchReason::Undecodable(Explanation::from(format!("the reply cannot be encoded: {error}"))))
-        })?;
-        // The client would refuse it, and nobody would hear of that.
-        let (size, limit) = (bytes.len(), client.max_payload());
-        if size > limit { Err(lost(FetchReason::TooLarge(TooLarge { size, limit }))) } else { Ok(bytes) }
-    });
     // An error here is that of a client that is closed: nobody can be told.
-    let _ = match outcome {
-        Ok(bytes) => client.publish(reply, bytes.into()).await,
+    let _ = match outcome.and_then(|response| encode_reply(client, &response, codec)) {
+        Ok(bytes) => client.publish(reply, bytes).await,
         Err(error) => {
             let (word, text) = wire::failure(&error);
             client.publish_with_headers(reply, wire::failure_headers(word), text.into()).await

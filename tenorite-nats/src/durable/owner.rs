@@ -10,14 +10,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, PullConsumer, pull};
-use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::kv::{Operation, Store};
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::__private::{Dispatch, Hand};
-use tenorite::wire::{Sharded, Signature, WireRequest};
+use tenorite::wire::{Sharded, WireRequest};
 use tenorite::{Explanation, FetchReason, SendReason, StopReason, TenoriteError, TooLarge};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
 use crate::codec::{Codec, Json};
 use crate::error::Error;
 use crate::nats::Nats;
-use crate::serve::{TOLERANCE, flush, read_request};
+use crate::serve::{TOLERANCE, encode_reply, flush, read_request};
 use crate::wire;
 
 /// How long an owner rests that could not go on.
@@ -250,13 +250,9 @@ struct Held<W: Dispatch> {
     pin: Option<String>,
 }
 
-/// Why an owner cannot go on with what it has in hand.
-enum Lost {
-    /// Somebody else has written the state.
-    Fenced,
-    /// Nobody knows: the server does not answer, or what it has is not to be understood.
-    Unknown,
-}
+/// An owner cannot go on with what it has in hand: somebody else has written the state, the server does not answer, or what it
+/// has is not to be understood. Whichever it is, it begins anew with what the server has.
+struct Lost;
 
 impl<W, K> Owner<W, K>
 where
@@ -322,9 +318,9 @@ where
 
     /// Serves as long as it can.
     async fn serve(&self, held: &mut Option<Held<W>>, stop: &CancellationToken) -> Result<(), Lost> {
-        let consumer = self.consumer().await.map_err(|_| Lost::Unknown)?;
+        let consumer = self.consumer().await.map_err(|_| Lost)?;
         let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
-        let mut messages = messages.messages().await.map_err(|_| Lost::Unknown)?;
+        let mut messages = messages.messages().await.map_err(|_| Lost)?;
         let mut ahead = None;
         let mut errors = 0;
         loop {
@@ -333,14 +329,14 @@ where
                 None => tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
-                    message = messages.next() => message.ok_or(Lost::Unknown)?,
+                    message = messages.next() => message.ok_or(Lost)?,
                 },
             };
             let Ok(message) = message else {
                 // It asks again by itself, when the connection is back.
                 errors += 1;
                 if errors > 20 {
-                    return Err(Lost::Unknown);
+                    return Err(Lost);
                 }
                 sleep(PAUSE / 2).await;
                 continue;
@@ -399,7 +395,7 @@ where
         messages: &mut pull::Stream,
         ahead: &mut Option<Result<Message, pull::MessagesError>>,
     ) -> Result<(), Lost> {
-        let number = message.info().map_err(|_| Lost::Unknown)?.stream_sequence;
+        let number = message.info().map_err(|_| Lost)?.stream_sequence;
         let pin =
             message.headers.as_ref().and_then(|headers| headers.get_last(async_nats::header::NATS_PIN_ID));
         let pin = pin.map(ToString::to_string);
@@ -456,13 +452,19 @@ where
                     // Without this the pin would be lost.
                     next = messages.next(), if ahead.is_none() => match next {
                         Some(next) => *ahead = Some(next),
-                        None => return Err(Lost::Unknown),
+                        None => return Err(Lost),
                     },
                 }
             }
         };
-        let (mut answer, changed) = self.answer_of(outcome, method);
-        if changed && let Err(error) = self.write(held, number, call, left, &answer).await? {
+        // After a panic its worker is gone, and with it what it had done: the next request finds the state of before.
+        let is_torn = matches!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked(_))));
+        let reply = outcome.and_then(|response| encode_reply(&self.client, &response, &self.codec));
+        let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
+        if !is_torn
+            && !method.reads()
+            && let Err(error) = self.write(held, number, call, left, &answer).await?
+        {
             // Nothing of it lasts, and so nothing of it may be seen.
             answer = failure(&error);
             *place = None;
@@ -471,35 +473,8 @@ where
         self.acknowledge(&message).await
     }
 
-    /// What its caller is told, and whether the state is another.
-    fn answer_of(
-        &self,
-        outcome: Result<W::Response, TenoriteError>,
-        method: &'static Signature,
-    ) -> (Answer, bool) {
-        match outcome {
-            Ok(response) => match self.codec.encode(&response) {
-                Ok(bytes) => {
-                    let (size, limit) = (bytes.len(), self.client.max_payload());
-                    let fits = size <= limit;
-                    let lost = TenoriteError::FetchFailure(FetchReason::TooLarge(TooLarge { size, limit }));
-                    let answer = if fits { Answer::Response(bytes.into()) } else { failure(&lost) };
-                    (answer, !method.reads())
-                }
-                Err(error) => {
-                    let why = Explanation::from(format!("the reply cannot be encoded: {error}"));
-                    let lost = TenoriteError::FetchFailure(FetchReason::Undecodable(why));
-                    (failure(&lost), !method.reads())
-                }
-            },
-            // Its worker is gone, and with it what it had done: the next request finds the state of before.
-            Err(error @ TenoriteError::FetchFailure(FetchReason::Panicked(_))) => (failure(&error), false),
-            Err(error) => (failure(&error), !method.reads()),
-        }
-    }
-
     async fn load(&self, pin: Option<String>) -> Result<Held<W>, Lost> {
-        let entry = self.states.entry(self.name()).await.map_err(|_| Lost::Unknown)?;
+        let entry = self.states.entry(self.name()).await.map_err(|_| Lost)?;
         let (worker, revision, last, answer, known) = match entry {
             Some(entry) if entry.operation == Operation::Put => {
                 let Some(record) = Record::read(&entry.value) else {
@@ -525,7 +500,7 @@ where
         #[cfg(feature = "tracing")]
         tracing::error!(shard = self.shard, subject = self.subject, %why, "the state of a shard cannot be read");
         let _ = why;
-        Lost::Unknown
+        Lost
     }
 
     /// The fence: only whoever has seen the last state writes the next one. In it the error of a state that cannot be written.
@@ -537,7 +512,7 @@ where
         left: Duration,
         answer: &Answer,
     ) -> Result<Result<(), TenoriteError>, Lost> {
-        let worker = held.hand.worker().ok_or(Lost::Unknown)?;
+        let worker = held.hand.worker().ok_or(Lost)?;
         let state = match self.codec.encode(worker) {
             Ok(state) => state,
             Err(error) => {
@@ -573,8 +548,8 @@ where
                 held.known = known;
                 Ok(Ok(()))
             }
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Err(Lost::Fenced),
-            Err(_) => Err(Lost::Unknown),
+            // Somebody else has written it, or nobody knows.
+            Err(_) => Err(Lost),
         }
     }
 
@@ -590,7 +565,7 @@ where
     }
 
     async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
-        message.ack().await.map_err(|_| Lost::Unknown)
+        message.ack().await.map_err(|_| Lost)
     }
 }
 

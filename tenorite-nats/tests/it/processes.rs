@@ -83,12 +83,16 @@ async fn until_served(remote: &ProbeCaller) {
 async fn a_worker_that_is_killed_lets_its_calls_end_at_their_limit() {
     let Some(server) = Server::start() else { return };
     let mut worker = Process::start("probe", &server);
-    let remote: ProbeCaller = tenorite_nats::connect(server.connect().await, "test").await.unwrap();
+    let nats = server.connect().await;
+    let remote: ProbeCaller = tenorite_nats::connect(nats.clone(), "test").await.unwrap();
     until_served(&remote).await;
     let limit = Duration::from_millis(500);
     let began = Instant::now();
-    let held = tokio::spawn(remote.hold(1).timeout(limit).owned());
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut held = remote.hold(1).timeout(limit).owned();
+    assert!(futures_util::FutureExt::now_or_never(&mut held).is_none());
+    let held = tokio::spawn(held);
+    // It is read after the other, by the same connection: so when this is answered, that one runs.
+    nats.client().request("test.Probe.nothing", "".into()).await.unwrap();
     worker.kill();
     assert_eq!(held.await.unwrap(), Err(TenoriteError::FetchFailure(FetchReason::Expired)));
     assert!(began.elapsed() < limit + SLACK, "{:?}", began.elapsed());

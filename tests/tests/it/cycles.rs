@@ -310,16 +310,17 @@ async fn no_alarm_between_a_reply_and_the_look_at_it() {
     no_hang(held).await.unwrap();
 }
 
-/// With what it left behind still in B's line, and A busy with something else, B's handler calls A.
-#[tokio::test]
-async fn no_alarm_over_a_call_that_was_forgotten_and_still_queues() {
+/// With what A's handler forgot still in B's line, and A busy with something else, B's handler calls A.
+async fn no_alarm_over_what_it(
+    forgets: impl AsyncFn(&NodeCaller, &NodeCaller, Inline) -> Result<bool, TenoriteError>,
+) {
     for inline in MODES {
         let (a, a_gate) = start(inline, 8);
         let (b, b_gate) = start(inline, 8);
         let mut calls_a = b.walk_later(vec![a.clone()]);
         assert!(poll_once(&mut calls_a).is_pending());
         tokio::task::yield_now().await;
-        assert_eq!(no_hang(a.forgets(b.clone())).await, Ok(true), "{inline:?}");
+        assert_eq!(no_hang(forgets(&a, &b, inline)).await, Ok(true), "{inline:?}");
         let mut held = a.held();
         assert!(poll_once(&mut held).is_pending());
         tokio::task::yield_now().await;
@@ -334,28 +335,19 @@ async fn no_alarm_over_a_call_that_was_forgotten_and_still_queues() {
     }
 }
 
+#[tokio::test]
+async fn no_alarm_over_a_call_that_was_forgotten_and_still_queues() {
+    no_alarm_over_what_it(async |a, b, _| a.forgets(b.clone()).await).await;
+}
+
 /// As above, with a call in between that did not have to wait.
 #[tokio::test]
 async fn no_alarm_over_a_call_that_was_forgotten_before_another() {
-    for inline in MODES {
-        let (a, a_gate) = start(inline, 8);
-        let (b, b_gate) = start(inline, 8);
+    no_alarm_over_what_it(async |a, b, inline| {
         let (idle, _gate) = start(inline, 8);
-        let mut calls_a = b.walk_later(vec![a.clone()]);
-        assert!(poll_once(&mut calls_a).is_pending());
-        tokio::task::yield_now().await;
-        assert_eq!(no_hang(a.forgets_and_calls(b.clone(), idle)).await, Ok(true), "{inline:?}");
-        let mut held = a.held();
-        assert!(poll_once(&mut held).is_pending());
-        tokio::task::yield_now().await;
-        b_gate.add_permits(1);
-        while a.stats().queued == 0 && poll_once(&mut calls_a).is_pending() {
-            tokio::task::yield_now().await;
-        }
-        a_gate.add_permits(1);
-        assert_eq!(flat(no_hang(calls_a).await), Ok(3), "{inline:?}");
-        no_hang(held).await.unwrap();
-    }
+        a.forgets_and_calls(b.clone(), idle).await
+    })
+    .await;
 }
 
 /// A handler that is through waits for nothing, whatever it left behind.
