@@ -426,3 +426,30 @@ async fn a_state_that_cannot_be_read_is_left_alone() {
     states.put("shard-0", good).await.unwrap();
     assert_eq!(ledger.read("a").await, Ok(vec![1]));
 }
+
+/// The fence: whoever goes out from a state that is no longer the last one writes nothing, and answers nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_state_was_written_by_another_has_no_effect() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let context = async_nats::jetstream::new(nats.client().clone());
+    let states = context.get_key_value("TENORITE_test_Ledger").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let by_another = states.get("shard-0").await.unwrap().unwrap();
+    ledger.write("a", 2).await.unwrap();
+
+    let mut slow = ledger.write_slowly("a", 3, 1000).owned();
+    assert!(futures_util::FutureExt::now_or_never(&mut slow).is_none());
+    let slow = tokio::spawn(slow);
+    let stream = context.get_stream("TENORITE_test_Ledger").await.unwrap();
+    // Until it is in its owner's hands.
+    while stream.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 {
+        tokio::task::yield_now().await;
+    }
+    states.put("shard-0", by_another).await.unwrap();
+    // It runs again, on what the other has written.
+    assert_eq!(slow.await.unwrap(), Ok(2));
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 3]));
+}
