@@ -208,8 +208,13 @@ where
 
     /// The closure is through. A cast was accepted all the same, whatever came of it.
     fn ended(&self, cast: bool, reply: Ended<Rs, Er>) -> Phase<Rq, Rs, Er> {
-        if reply.is_ok() {
-            self.shared.slots.replied();
+        match &reply {
+            Ok(_) => self.shared.slots.replied(),
+            // Whoever sends requests may keep their deadlines as well.
+            Err(TenoriteError::FetchFailure(FetchReason::Expired)) if self.sends => {
+                self.shared.slots.expired();
+            }
+            Err(_) => {}
         }
         match (cast, reply) {
             (false, reply) => Phase::from(reply),

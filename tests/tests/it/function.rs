@@ -147,6 +147,12 @@ async fn calls_that_are_elsewhere_are_counted_as_others_are() {
     assert!(poll_once(&mut call).is_pending());
     drop(call);
     assert_eq!((caller.stats().expired, caller.stats().cancelled), (1, 1));
+    // Whoever sends them may keep their limits as well.
+    let strict = TenoriteCaller::<u32, u32>::over(|_| async {
+        Err(TenoriteError::FetchFailure(FetchReason::Expired))
+    });
+    assert!(strict.send_request(1).await.is_err());
+    assert_eq!(strict.stats().expired, 1);
 }
 
 #[tokio::test]
