@@ -15,12 +15,12 @@ pub trait Codec: Clone + Send + Sync + 'static {
     /// [`Signature::is_met_by`](tenorite::wire::Signature::is_met_by)).
     const NAMES_FIELDS: bool;
 
-    /// Writes a value.
+    /// Writes a value, after what is there already.
     ///
     /// # Errors
     ///
-    /// If the value cannot be written.
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError>;
+    /// If the value cannot be written. What is there then is of no use.
+    fn encode<T: Serialize>(&self, value: &T, bytes: &mut Vec<u8>) -> Result<(), CodecError>;
 
     /// Reads a value.
     ///
@@ -57,8 +57,8 @@ impl Codec for Json {
     const NAME: &'static str = "json";
     const NAMES_FIELDS: bool = true;
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError> {
-        serde_json::to_vec(value).map_err(CodecError::new)
+    fn encode<T: Serialize>(&self, value: &T, bytes: &mut Vec<u8>) -> Result<(), CodecError> {
+        serde_json::to_writer(bytes, value).map_err(CodecError::new)
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError> {
@@ -76,8 +76,10 @@ impl Codec for Postcard {
     const NAME: &'static str = "postcard";
     const NAMES_FIELDS: bool = false;
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, CodecError> {
-        postcard::to_stdvec(value).map_err(CodecError::new)
+    fn encode<T: Serialize>(&self, value: &T, bytes: &mut Vec<u8>) -> Result<(), CodecError> {
+        let before = std::mem::take(bytes);
+        *bytes = postcard::to_extend(value, before).map_err(CodecError::new)?;
+        Ok(())
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError> {

@@ -5,7 +5,7 @@
 //! ```text
 //!   the call's future                  pending map                 the listener (one task a caller)
 //!   encode, look: connected? ───────► id → (sender, subject)
-//!   publish, reply to `<inbox>.<id>`
+//!   through the door, reply to `<inbox>.<id>`
 //!        ⋮                             id ◄───────────────────────── a message on `<inbox>.*`
 //!   decode ◄────────────────────────── taken out, sent on
 //! ```
@@ -19,54 +19,53 @@
 //! | | the server says that nobody listens (503) | `SendFailure(NoService)` |
 //! | | the connection is lost | `FetchFailure(Disconnected)`, after the grace period |
 //! | | the server does not permit the subject | `SendFailure(Denied)` |
-//! | the call, dropped or too late | | nothing, `FetchFailure(Expired)`. A reply that comes then finds no entry, and is dropped |
-//! | the listener | the call was forgotten, and its time is up | nothing: nobody asks |
+//! | the call, dropped or later than its own deadline | | nothing, `FetchFailure(Expired)`. A reply that comes then finds no entry, and is dropped |
+//! | the listener | its limit is that of all calls, and its time is up | `FetchFailure(Expired)` |
+//! | | the call was forgotten, and its time is up | nothing: nobody asks |
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::fmt;
-use std::future::{Future, IntoFuture, poll_fn};
-#[cfg(feature = "durable")]
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::fmt::{self, Write};
+use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
 use std::mem;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Event, HeaderMap, Message, PublishErrorKind, StatusCode, Subject, Subscriber};
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, Event, HeaderMap, Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::WireRequest;
-use tenorite::{
-    Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError, TooLarge,
-};
+use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, oneshot};
-use tokio::task::unconstrained;
-use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until};
+use tokio::sync::{Notify, broadcast, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::codec::{Codec, Json};
-#[cfg(feature = "durable")]
-use crate::durable::Call;
+use crate::door::Door;
 use crate::error::Error;
 use crate::nats::{Nats, Verb, next, violation};
-use crate::wire::{self, Envelope};
+use crate::serve::ROOM;
+use crate::wire::{self, Head};
 
 /// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// No call waits for longer, whatever its limit.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The method of what waits for no reply.
+const NONE: &str = "";
 /// How many calls may wait for their reply at once.
 pub(crate) const MAX_PENDING: usize = 65_536;
-/// After which time a request is sent again that is not known to be stored.
-#[cfg(feature = "durable")]
-const AGAIN: Duration = Duration::from_secs(2);
+/// How long after its deadline a call that ends itself is ended all the same: it was forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(1);
+/// How much later a call may end than its limit is: so that not each of many is looked for by itself.
+const PRECISION: Duration = Duration::from_millis(2);
 /// How often it is looked whether the connection is still there, of a client that does not tell.
 const LOOK: Duration = Duration::from_millis(50);
 /// And of one that does: for what an event has not told.
@@ -182,12 +181,11 @@ where
         let Self { nats, prefix, settings, codec, .. } = self;
         Box::pin(async move {
             let subject = wire::subject(&prefix, C::Request::SERVICE)?;
-            let timeout = settings.timeout;
-            let remote = Remote::open(nats, subject, settings).await?;
-            let caller = TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
+            let remote = Remote::open::<C::Request>(nats, subject, settings).await?;
+            // Without a limit of its own: the listener keeps that, with one timer for all calls.
+            Ok(C::from(TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
                 Arc::clone(&remote).call::<C::Request, C::Response, K>(outgoing, codec.clone())
-            });
-            Ok(C::from(caller.with_timeout(timeout)))
+            })))
         })
     }
 }
@@ -195,28 +193,30 @@ where
 /// The callers' end of a service that is elsewhere. With the last of them the listener goes.
 pub(crate) struct Remote {
     client: Client,
+    pub(crate) door: Arc<Door>,
     /// Without the method.
-    subject: String,
-    settings: Settings,
-    inbox: String,
+    pub(crate) subject: String,
+    /// Of each method, in their order.
+    subjects: Vec<Subject>,
+    pub(crate) settings: Settings,
+    pub(crate) inbox: String,
     pending: Arc<Pending>,
     next: AtomicU64,
-    /// How many requests the client has not taken yet.
-    sending: Arc<AtomicUsize>,
-    /// Stands for this caller.
-    #[cfg(feature = "durable")]
-    id: u64,
     /// Where timers are, for callers that have none.
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 /// The calls that wait.
 pub(crate) struct Pending {
     calls: Mutex<Calls>,
+    /// There is one whose time is up before all others'.
+    is_earlier: Notify,
 }
 
 struct Calls {
     waiting: HashMap<u64, Waiting>,
+    /// When the listener looks whose time is up: not later than that is of any of them. `None` if there was none.
+    look: Option<Instant>,
     /// How often there was a connection. What is not permitted was not permitted to those of now.
     connection: u64,
     /// Nobody listens for replies any more.
@@ -229,17 +229,17 @@ struct Waiting {
     outcome: oneshot::Sender<Outcome>,
     method: &'static str,
     connection: u64,
-    /// When it is too late. The call itself sees to that, unless it is forgotten.
-    deadline: Instant,
+    /// When the listener ends it, as too late.
+    until: Instant,
 }
 
 /// How a call ended: in a message, whatever that says, or without one.
-type Outcome = Result<Message, TenoriteError>;
+pub(crate) type Outcome = Result<Message, TenoriteError>;
 
 /// A call in the map, until this is dropped.
-struct Entry {
+pub(crate) struct Entry {
     pending: Arc<Pending>,
-    id: u64,
+    pub(crate) id: u64,
 }
 
 impl Drop for Entry {
@@ -286,6 +286,21 @@ impl Pending {
         }
     }
 
+    /// Ends those whose time is up, and says when that is the next time.
+    fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut calls = self.lock();
+        let expired: Vec<_> = calls.waiting.extract_if(|_, waiting| waiting.until <= now).collect();
+        let next = calls.waiting.values().map(|waiting| waiting.until).min();
+        // Not for each of many by itself.
+        calls.look = next.map(|next| next.max(now + PRECISION));
+        let next = calls.look;
+        drop(calls);
+        for (_, waiting) in expired {
+            let _ = waiting.outcome.send(Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        }
+        next
+    }
+
     fn reply(&self, message: Message) {
         let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
         let mut calls = self.lock();
@@ -301,7 +316,14 @@ impl Pending {
 }
 
 impl Remote {
-    pub(crate) async fn open(nats: Nats, subject: String, settings: Settings) -> Result<Arc<Self>, Error> {
+    pub(crate) async fn open<Rq: WireRequest>(
+        nats: Nats,
+        subject: String,
+        settings: Settings,
+    ) -> Result<Arc<Self>, Error> {
+        let subjects =
+            Rq::METHODS.iter().map(|method| wire::subject(&subject, method.name()).map(Subject::from));
+        let subjects = subjects.collect::<Result<_, _>>()?;
         let client = nats.client().clone();
         let inbox = client.new_inbox();
         let all = format!("{inbox}.*");
@@ -310,18 +332,22 @@ impl Remote {
         let replies = client.subscribe(all.clone()).await;
         let replies = replies.map_err(|error| Error::Unreachable(error.to_string()))?;
         nats.settle(settling, &[&all]).await?;
-        let calls =
-            Calls { waiting: HashMap::new(), connection: 0, is_deaf: false, answered: HashSet::new() };
-        let pending = Arc::new(Pending { calls: Mutex::new(calls) });
+        let calls = Calls {
+            waiting: HashMap::new(),
+            look: None,
+            connection: 0,
+            is_deaf: false,
+            answered: HashSet::new(),
+        };
+        let pending = Arc::new(Pending { calls: Mutex::new(calls), is_earlier: Notify::new() });
         let remote = Arc::new(Self {
             client: client.clone(),
+            door: Door::new(client.clone(), settings.max_pending),
             subject,
-            #[cfg(feature = "durable")]
-            id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&inbox),
+            subjects,
             inbox,
             pending,
             next: AtomicU64::new(0),
-            sending: Arc::new(AtomicUsize::new(0)),
             runtime: Handle::current(),
             settings,
         });
@@ -351,124 +377,25 @@ impl Remote {
         K: Codec,
     {
         let letter = self.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
-        let is_cast = outgoing.is_cast;
-        let limit = self.limit(outgoing.deadline, letter.deadline);
+        let (is_cast, until) = (outgoing.is_cast, letter.until);
         drop(outgoing);
-        let ended = async {
-            if is_cast {
-                self.publish(letter, None).await?;
-                return Ok(None);
+        if is_cast {
+            if let Some(place) = self.door.send(letter.addressed(None), &self.runtime)? {
+                // It has no reply, but it may be too late, or the listener gone. It counts as one of the line.
+                let (_entry, mut outcome) = self.register(NONE, until, usize::MAX)?;
+                self.door.in_turn(place, &mut outcome).await?;
             }
-            let registered = self.register(&letter, self.settings.max_pending);
-            let (entry, outcome) = registered.map_err(TenoriteError::SendFailure)?;
-            self.publish(letter, Some(self.inbox_of(entry.id))).await?;
-            read(&reply(outcome.await)?, &codec).map(Some)
-        };
-        within(limit, ended).await
-    }
-
-    /// As [`call`](Self::call), of a service whose requests are stored: sends it, with the same id, until it is known that it is.
-    #[cfg(feature = "durable")]
-    pub(crate) async fn store<Rq, Rs, K>(
-        self: Arc<Self>,
-        outgoing: Outgoing<Rq>,
-        shard: u32,
-        number: u64,
-        codec: K,
-    ) -> Result<Option<Rs>, TenoriteError>
-    where
-        Rq: WireRequest,
-        Rs: DeserializeOwned + Send + 'static,
-        K: Codec,
-    {
-        let mut letter = self.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
-        let is_cast = outgoing.is_cast;
-        let limit = self.limit(outgoing.deadline, letter.deadline);
-        letter.subject =
-            Subject::from(format!("{}.{shard}.{}", self.subject, outgoing.request.signature().name()));
-        drop(outgoing);
-        let registered = self.register(&letter, self.settings.max_pending);
-        let (entry, mut outcome) = registered.map_err(TenoriteError::SendFailure)?;
-        let inbox = self.inbox_of(entry.id);
-        // As unique as the inbox, and as this call within it.
-        letter.headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
-        wire::number(&mut letter.headers, Call { caller: self.id, number });
-        if !is_cast {
-            wire::reply_to(&mut letter.headers, &inbox);
+            return Ok(None);
         }
-        let mut attempts = 0;
-        let ended = async {
-            let stored = async {
-                loop {
-                    attempts += 1;
-                    match self.in_time(AGAIN, self.store_once(&letter)).await {
-                        Some(Ok(())) => return Ok(()),
-                        // One that was sent before may be stored, whatever is said of this one.
-                        Some(Err(TenoriteError::SendFailure(_))) if attempts > 1 => {
-                            self.sleep_until(Instant::now() + AGAIN).await;
-                        }
-                        Some(Err(error)) => return Err(error),
-                        None => {}
-                    }
-                }
-            };
-            tokio::select! {
-                biased;
-                // A reply says more than that it is stored.
-                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-                stored = stored => stored?,
-            }
-            if is_cast {
-                return Ok(None);
-            }
-            read(&reply(outcome.await)?, &codec).map(Some)
-        };
-        within(limit, ended).await
-    }
-
-    /// Has a request stored. An error is certain, of this one.
-    #[cfg(feature = "durable")]
-    async fn store_once(&self, letter: &Letter) -> Result<(), TenoriteError> {
-        // Beside the reply's: it counts as one call.
-        let registered = self.register(letter, usize::MAX).map_err(TenoriteError::SendFailure);
-        let (entry, acknowledged) = registered?;
-        self.publish(letter.clone(), Some(self.inbox_of(entry.id))).await?;
-        let message = reply(acknowledged.await)?;
-        match wire::read_stored(&message) {
-            wire::Stored::Yes => Ok(()),
-            wire::Stored::Full => Err(TenoriteError::SendFailure(SendReason::Full)),
-            wire::Stored::No(why) => {
-                Err(TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why))))
-            }
-            wire::Stored::Unknown => {
-                let why = Explanation::from("whether it is stored is not to be understood");
-                Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
-            }
+        let (entry, mut outcome) = self.register(letter.method, until, self.settings.max_pending)?;
+        let letter = letter.addressed(Some(self.inbox_of(entry.id)));
+        if let Some(place) = self.door.send(letter, &self.runtime)? {
+            self.door.in_turn(place, &mut outcome).await?;
         }
+        read(&reply(outcome.await)?, &codec).map(Some)
     }
 
-    /// What ends a call that does not end itself, or too late.
-    fn limit(&self, own: Option<Instant>, deadline: Instant) -> Option<Sleep> {
-        let ends_itself = own.is_some_and(|own| own <= deadline);
-        (!ends_itself).then(|| self.sleep_until(deadline))
-    }
-
-    /// `None` if it takes longer.
-    #[cfg(feature = "durable")]
-    async fn in_time<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            output = future => Some(output),
-            () = self.sleep_until(Instant::now() + limit) => None,
-        }
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Sleep {
-        let _entered = self.runtime.enter();
-        sleep_until(deadline)
-    }
-
-    fn write<Rq: WireRequest, K: Codec>(
+    pub(crate) fn write<Rq: WireRequest, K: Codec>(
         &self,
         outgoing: &Outgoing<Rq>,
         codec: &K,
@@ -477,138 +404,99 @@ impl Remote {
             return Err(SendReason::Disconnected);
         }
         let signature = outgoing.request.signature();
-        let payload = codec.encode(&outgoing.request).map_err(|error| {
-            SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
-        })?;
         let now = Instant::now();
         let limit = outgoing.deadline.map_or(self.settings.timeout, |own| own.saturating_duration_since(now));
         // A limit without an end is none.
-        let deadline = now + limit.min(LONGEST);
-        let mut headers = HeaderMap::new();
-        let envelope = Envelope {
-            codec: K::NAME,
-            fingerprint: signature.fingerprint(),
-            budget: deadline.saturating_duration_since(now),
-        };
-        envelope.write(&mut headers);
-        if let Some(inject) = &self.settings.inject {
+        let budget = limit.min(LONGEST);
+        let deadline = now + budget;
+        let ends_itself = outgoing.deadline.is_some_and(|own| own <= deadline);
+        let until = if ends_itself { deadline + FORGOTTEN } else { deadline };
+        let mut payload = Vec::with_capacity(ROOM);
+        Head { codec: K::NAME, fingerprint: signature.fingerprint(), budget }.write(&mut payload);
+        codec.encode(&outgoing.request, &mut payload).map_err(|error| {
+            SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
+        })?;
+        let headers = self.settings.inject.as_ref().map(|inject| {
+            let mut headers = HeaderMap::new();
             inject(&mut headers);
-        }
-        let subject = Subject::from(format!("{}.{}", self.subject, signature.name()));
-        Ok(Letter { subject, method: signature.name(), headers, payload: payload.into(), deadline })
+            headers
+        });
+        let place = Rq::METHODS.iter().position(|method| method.fingerprint() == signature.fingerprint());
+        let subject = place.and_then(|place| self.subjects.get(place)).cloned();
+        let subject = subject.ok_or_else(|| {
+            SendReason::Incompatible(Explanation::from(format!(
+                "`{signature}` is none of its service's methods"
+            )))
+        })?;
+        Ok(Letter { subject, method: signature.name(), headers, payload: payload.into(), until })
     }
 
     /// Unless there are as many already.
-    fn register(
+    pub(crate) fn register(
         &self,
-        letter: &Letter,
+        method: &'static str,
+        until: Instant,
         limit: usize,
-    ) -> Result<(Entry, oneshot::Receiver<Outcome>), SendReason> {
+    ) -> Result<(Entry, oneshot::Receiver<Outcome>), TenoriteError> {
         let (sender, receiver) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut calls = self.pending.lock();
         if calls.is_deaf {
-            return Err(SendReason::Disconnected);
+            return Err(TenoriteError::SendFailure(SendReason::Disconnected));
         }
         if calls.waiting.len() >= limit {
-            return Err(SendReason::Full);
+            return Err(TenoriteError::SendFailure(SendReason::Full));
         }
         let connection = calls.connection;
-        let (method, deadline) = (letter.method, letter.deadline);
-        calls.waiting.insert(id, Waiting { outcome: sender, method, connection, deadline });
+        calls.waiting.insert(id, Waiting { outcome: sender, method, connection, until });
+        let is_earlier = calls.look.is_none_or(|look| until < look);
+        if is_earlier {
+            calls.look = Some(until);
+        }
         drop(calls);
+        if is_earlier {
+            self.pending.is_earlier.notify_one();
+        }
         Ok((Entry { pending: Arc::clone(&self.pending), id }, receiver))
     }
 
-    fn inbox_of(&self, id: u64) -> Subject {
-        Subject::from(format!("{}.{id:x}", self.inbox))
-    }
-
-    /// Hands the request to the client. By the time that this waits it has its place in the order.
-    async fn publish(&self, letter: Letter, reply: Option<Subject>) -> Result<(), TenoriteError> {
-        let Letter { subject, headers, payload, .. } = letter;
-        let size = payload.len();
-        let client = self.client.clone();
-        let _sending = Sending::of(&self.sending, self.settings.max_pending)?;
-        // Not cut short by the task's budget: then the next call of the same task would come first.
-        let mut publish = Box::pin(unconstrained(async move {
-            match reply {
-                Some(reply) => client.publish_with_reply_and_headers(subject, reply, headers, payload).await,
-                None => client.publish_with_headers(subject, headers, payload).await,
-            }
-        }));
-        let sent = match poll_fn(|cx| Poll::Ready(publish.as_mut().poll(cx))).await {
-            Poll::Ready(sent) => sent,
-            // The client has no room at the moment, and this stands in its line. It must not stand there unpolled, whatever
-            // becomes of this call.
-            Poll::Pending => match self.runtime.spawn(publish).await {
-                Ok(sent) => sent,
-                Err(_) => return Err(TenoriteError::FetchFailure(FetchReason::Disconnected)),
-            },
-        };
-        let client = &self.client;
-        sent.map_err(|error| {
-            TenoriteError::SendFailure(match error.kind() {
-                PublishErrorKind::MaxPayloadExceeded => {
-                    SendReason::TooLarge(TooLarge { size, limit: client.max_payload() })
-                }
-                PublishErrorKind::InvalidSubject => SendReason::Denied(Explanation::from(error.to_string())),
-                // The client is closed.
-                PublishErrorKind::Send => SendReason::Disconnected,
-            })
-        })
-    }
-}
-
-/// A request that the client has not taken yet.
-struct Sending(Arc<AtomicUsize>);
-
-impl Sending {
-    fn of(count: &Arc<AtomicUsize>, limit: usize) -> Result<Self, TenoriteError> {
-        let sending = Self(Arc::clone(count));
-        if count.fetch_add(1, Ordering::Relaxed) < limit.max(1) {
-            Ok(sending)
-        } else {
-            Err(TenoriteError::SendFailure(SendReason::Full))
-        }
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn inbox_of(&self, id: u64) -> Subject {
+        // As long as it will be: what has room to spare is kept in one allocation more.
+        let digits = id.checked_ilog2().map_or(1, |log| log / 4 + 1);
+        let mut subject = String::with_capacity(self.inbox.len() + 1 + digits as usize);
+        write!(subject, "{}.{id:x}", self.inbox).expect("a string has room");
+        Subject::from(subject)
     }
 }
 
 /// A request as it is sent.
 #[derive(Clone)]
-struct Letter {
-    subject: Subject,
-    method: &'static str,
-    headers: HeaderMap,
+pub(crate) struct Letter {
+    pub(crate) subject: Subject,
+    pub(crate) method: &'static str,
+    pub(crate) headers: Option<HeaderMap>,
     payload: Bytes,
-    deadline: Instant,
+    /// When the listener ends its call.
+    pub(crate) until: Instant,
 }
 
-/// As long as the limit lets it.
-async fn within<T>(
-    limit: Option<Sleep>,
-    ended: impl Future<Output = Result<T, TenoriteError>>,
-) -> Result<T, TenoriteError> {
-    let Some(limit) = limit else { return ended.await };
-    tokio::select! {
-        biased;
-        ended = ended => ended,
-        () = limit => Err(TenoriteError::FetchFailure(FetchReason::Expired)),
+impl Letter {
+    /// With where the reply goes.
+    pub(crate) fn addressed(self, reply: Option<Subject>) -> OutboundMessage {
+        let Self { subject, headers, payload, .. } = self;
+        OutboundMessage { subject, payload, reply, headers }
     }
 }
 
-fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outcome {
+pub(crate) fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outcome {
     // Otherwise whoever listens is gone.
     outcome.unwrap_or(Err(TenoriteError::FetchFailure(FetchReason::Disconnected)))
 }
 
-fn read<Rs: DeserializeOwned, K: Codec>(message: &Message, codec: &K) -> Result<Rs, TenoriteError> {
+pub(crate) fn read<Rs: DeserializeOwned, K: Codec>(
+    message: &Message,
+    codec: &K,
+) -> Result<Rs, TenoriteError> {
     if let Some(failure) = wire::read_failure(message) {
         return Err(failure);
     }
@@ -634,18 +522,40 @@ impl Listener {
     async fn listen(mut self, mut replies: Subscriber, mut events: Option<broadcast::Receiver<Event>>) {
         let mut looks = interval(if events.is_some() { LOOK_AGAIN } else { LOOK });
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut expiry = pin!(sleep_until(Instant::now()));
+        let mut is_expiring = false;
         loop {
             if self.remote.strong_count() == 0 {
                 return;
             }
             tokio::select! {
                 biased;
-                message = replies.next() => match message {
-                    Some(message) => self.pending.reply(message),
-                    // The client is closed.
-                    None => return,
-                },
+                message = replies.next() => {
+                    let Some(message) = message else {
+                        // The client is closed.
+                        return;
+                    };
+                    self.pending.reply(message);
+                    // What has come with it.
+                    while let Some(Some(message)) = replies.next().now_or_never() {
+                        self.pending.reply(message);
+                    }
+                }
                 event = next(&mut events) => self.hear(&event),
+                () = self.pending.is_earlier.notified() => {
+                    let look = self.pending.lock().look;
+                    is_expiring = look.is_some();
+                    if let Some(look) = look {
+                        expiry.as_mut().reset(look);
+                    }
+                }
+                () = &mut expiry, if is_expiring => {
+                    let look = self.pending.expire(Instant::now());
+                    is_expiring = look.is_some();
+                    if let Some(look) = look {
+                        expiry.as_mut().reset(look);
+                    }
+                }
                 _ = looks.tick() => self.look(),
             }
         }
@@ -686,13 +596,6 @@ impl Listener {
         } else {
             self.lose();
         }
-        // Those that were forgotten. Others have ended themselves by then.
-        let now = Instant::now();
-        let mut calls = self.pending.lock();
-        let forgotten: Vec<_> =
-            calls.waiting.extract_if(|_, waiting| now > waiting.deadline + Duration::from_secs(1)).collect();
-        drop(calls);
-        drop(forgotten);
     }
 }
 

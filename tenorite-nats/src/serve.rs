@@ -53,6 +53,8 @@ use crate::error::Error;
 use crate::nats::Nats;
 use crate::wire::{self, Received};
 
+/// For a message that is not long: there is no need to grow.
+pub(crate) const ROOM: usize = 256;
 /// Clocks of different machines may differ by so much.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 
@@ -417,7 +419,7 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
         |why: String| (TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(why))), method);
     let service = Rq::SERVICE;
     let method = method.ok_or_else(|| refuse(format!("`{service}` has no method `{name}` here")))?;
-    let received = Received::read(message.headers.as_ref()).map_err(refuse)?;
+    let (received, request) = Received::read(&message.payload).map_err(refuse)?;
     if received.codec != K::NAME {
         let (theirs, ours) = (received.codec, K::NAME);
         return Err(refuse(format!(
@@ -429,9 +431,8 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
             "the caller's `{name}` is another than `{method}`, which is what there is here"
         )));
     }
-    let request: Rq = codec
-        .decode(&message.payload)
-        .map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
+    let request: Rq =
+        codec.decode(request).map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
     // Whoever may publish to one subject is not to reach the method of another by it.
     let asked = request.signature().name();
     if asked != name {
@@ -463,8 +464,9 @@ pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
     codec: &K,
 ) -> Result<Bytes, TenoriteError> {
     let lost = |reason| Err(TenoriteError::FetchFailure(reason));
-    match codec.encode(response) {
-        Ok(bytes) => {
+    let mut bytes = Vec::with_capacity(ROOM);
+    match codec.encode(response, &mut bytes) {
+        Ok(()) => {
             let (size, limit) = (bytes.len(), client.max_payload());
             if size > limit {
                 lost(FetchReason::TooLarge(TooLarge { size, limit }))

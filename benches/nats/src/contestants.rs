@@ -10,6 +10,8 @@ use tenorite_nats::{Nats, Postcard};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     AsyncNats,
+    /// With as much said in a header as a call of Tenorite says in its payload.
+    OneHeader,
     Tenorite,
     Postcard,
     Shards,
@@ -17,11 +19,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [Self::AsyncNats, Self::Tenorite, Self::Postcard, Self::Shards, Self::Tonic];
+    pub const ALL: [Self; 6] =
+        [Self::AsyncNats, Self::OneHeader, Self::Tenorite, Self::Postcard, Self::Shards, Self::Tonic];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::AsyncNats => "async-nats, request",
+            Self::OneHeader => "async-nats, one header",
             Self::Tenorite => "tenorite-nats",
             Self::Postcard => "tenorite-nats, postcard",
             Self::Shards => "tenorite-nats, shards",
@@ -72,6 +76,7 @@ impl Ledger {
 #[derive(Clone)]
 pub enum Contestant {
     AsyncNats(async_nats::Client),
+    OneHeader(async_nats::Client),
     Tenorite(EchoCaller),
     Shards(LedgerCaller),
     Tonic(rpc::Client),
@@ -84,6 +89,15 @@ impl Contestant {
                 let reply = client.request("bare.echo", text.into()).await.expect("it is answered");
                 String::from_utf8(reply.payload.into()).expect("it is text")
             }
+            Self::OneHeader(client) => {
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert(
+                    "Tenorite",
+                    format!("1 json 5f0c8d3a77e01b42 {} {}", 30_000, 1_764_115_200_000_u64),
+                );
+                let reply = client.request_with_headers("headed.echo", headers, text.into()).await;
+                String::from_utf8(reply.expect("it is answered").payload.into()).expect("it is text")
+            }
             Self::Tenorite(caller) => caller.echo(text).await.expect("it is answered"),
             Self::Shards(caller) => caller.echo(1, text).await.expect("it is answered"),
             Self::Tonic(client) => client.clone().echo(text).await,
@@ -93,9 +107,10 @@ impl Contestant {
 
 pub async fn serve(kind: Kind, url: &str) {
     match kind {
-        Kind::AsyncNats => {
+        Kind::AsyncNats | Kind::OneHeader => {
             let client = async_nats::connect(url).await.expect("the server is there");
-            let mut requests = client.subscribe("bare.echo").await.expect("it can be heard");
+            let subject = if kind == Kind::OneHeader { "headed.echo" } else { "bare.echo" };
+            let mut requests = client.subscribe(subject).await.expect("it can be heard");
             while let Some(request) = requests.next().await {
                 let text = String::from_utf8(request.payload.into()).expect("it is text");
                 let reply = request.reply.expect("somebody waits");
@@ -125,7 +140,12 @@ pub async fn serve(kind: Kind, url: &str) {
 /// Once it is served.
 pub async fn connect(kind: Kind, url: &str) -> Contestant {
     let contestant = match kind {
-        Kind::AsyncNats => Contestant::AsyncNats(async_nats::connect(url).await.expect("the server is there")),
+        Kind::AsyncNats => {
+            Contestant::AsyncNats(async_nats::connect(url).await.expect("the server is there"))
+        }
+        Kind::OneHeader => {
+            Contestant::OneHeader(async_nats::connect(url).await.expect("the server is there"))
+        }
         Kind::Tenorite => {
             let nats = Nats::connect(url).await.expect("the server is there");
             Contestant::Tenorite(tenorite_nats::connect(nats, "json").await.expect("it can be called"))
@@ -145,6 +165,7 @@ pub async fn connect(kind: Kind, url: &str) -> Contestant {
     loop {
         let answers = match &contestant {
             Contestant::AsyncNats(client) => client.request("bare.echo", "x".into()).await.is_ok(),
+            Contestant::OneHeader(client) => client.request("headed.echo", "x".into()).await.is_ok(),
             Contestant::Tenorite(caller) => caller.echo("x").await.is_ok(),
             Contestant::Shards(caller) => caller.echo(1, "x").await.is_ok(),
             Contestant::Tonic(_) => true,
@@ -224,7 +245,8 @@ mod rpc {
     pub struct Client(tonic::client::Grpc<Channel>);
 
     pub async fn connect(address: &str) -> Client {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("it is an address").tcp_nodelay(true);
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).expect("it is an address").tcp_nodelay(true);
         loop {
             if let Ok(channel) = endpoint.connect().await {
                 return Client(tonic::client::Grpc::new(channel));

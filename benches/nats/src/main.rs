@@ -61,19 +61,37 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it has an address").port()
 }
 
-/// One contestant for ten seconds, for a profiler to look at.
+/// One contestant for ten seconds, for a profiler to look at, and what of that each process has taken.
 async fn profile(kind: Kind) {
     let folder = tempfile::tempdir().expect("there is room for a folder");
-    let (_server, url) = server(&folder);
+    let (server, url) = server(&folder);
     let child = Command::new(std::env::current_exe().expect("it runs"))
         .args(["--serve", kind.name(), &url])
         .spawn()
         .expect("it can be run again");
-    let _service = Process(child);
+    let service = Process(child);
     let caller = contestants::connect(kind, &url).await;
+    let processes = [("caller", std::process::id()), ("service", service.0.id()), ("server", server.0.id())];
     for _ in 0..10 {
-        eprintln!("{:.0} calls a second", at_once(&caller, SMALL, 64_000).await);
+        let before = processes.map(|(_, process)| ticks(process));
+        let rate = at_once(&caller, SMALL, 64_000).await;
+        eprint!("{rate:.0} calls a second; µs a call of");
+        for ((name, process), before) in processes.iter().zip(before) {
+            // A tick is 10 ms.
+            let [user, system] =
+                [0, 1].map(|mode| (ticks(*process)[mode] - before[mode]) as f64 * 1e4 / 64_000.0);
+            eprint!(" {name}: {user:.1} + {system:.1}");
+        }
+        eprintln!();
     }
+}
+
+/// How long a process has run so far, by itself and in the system.
+fn ticks(process: u32) -> [u64; 2] {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it is alive");
+    let (_, after) = stat.rsplit_once(')').expect("it has a name");
+    let mut fields = after.split_whitespace().skip(11).map(|field| field.parse().expect("it is a number"));
+    [(); 2].map(|()| fields.next().expect("it is there"))
 }
 
 struct Row {
@@ -183,7 +201,9 @@ async fn memory() {
         .spawn()
         .expect("it can be run again");
     let service = Process(child);
-    let Contestant::Tenorite(caller) = contestants::connect(Kind::Tenorite, &url).await else { unreachable!() };
+    let Contestant::Tenorite(caller) = contestants::connect(Kind::Tenorite, &url).await else {
+        unreachable!()
+    };
     // From now on nobody answers, and nobody says so.
     let stopped = Command::new("kill").args(["-STOP", &service.0.id().to_string()]).status();
     assert!(stopped.expect("it can be sent").success());

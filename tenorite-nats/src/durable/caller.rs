@@ -3,22 +3,29 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::Subject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Sharded, WireRequest};
-use tenorite::{Caller, Outgoing, TenoriteCaller};
+use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
+use tokio::time::Sleep;
 
-use super::Place;
+use super::{Call, Place};
 use crate::codec::{Codec, Json};
-use crate::connect::{MAX_PENDING, Remote, Settings, TIMEOUT};
+use crate::connect::{Letter, MAX_PENDING, Remote, Settings, TIMEOUT, read, reply};
 use crate::error::Error;
 use crate::nats::Nats;
+use crate::wire;
+
+/// After which time a request is sent again that is not known to be stored.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// A caller of the service whose shards [`serve_shards`](crate::serve_shards) has put behind this prefix.
 ///
@@ -110,23 +117,131 @@ where
                 Some(0) | None => place.shards().await?,
                 Some(shards) => shards,
             };
-            let timeout = settings.timeout;
-            let remote = Remote::open(nats, place.subject, settings).await?;
-            let any = AtomicU32::new(0);
-            let numbers: Vec<_> = (0..shards).map(|_| AtomicU64::new(1)).collect();
-            let caller = TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
-                let shard = outgoing.request.shard(shards);
-                // In turn.
-                let shard = shard.unwrap_or_else(|| any.fetch_add(1, Ordering::Relaxed) % shards);
-                let number = numbers[shard as usize].fetch_add(1, Ordering::Relaxed);
-                Arc::clone(&remote).store::<C::Request, C::Response, K>(
-                    outgoing,
-                    shard,
-                    number,
-                    codec.clone(),
-                )
+            let remote = Remote::open::<C::Request>(nats, place.subject, settings).await?;
+            let callers = Arc::new(Shards {
+                // As unique as its inbox.
+                id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox),
+                remote,
+                numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
+                any: AtomicU32::new(0),
             });
-            Ok(C::from(caller.with_timeout(timeout)))
+            Ok(C::from(TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
+                let place = callers.place(outgoing.request.shard(shards), shards);
+                Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, place, codec.clone())
+            })))
         })
+    }
+}
+
+/// The callers' end of the shards of a service.
+struct Shards {
+    remote: Arc<Remote>,
+    /// Stands for this caller.
+    id: u64,
+    /// Of the next request to each of them.
+    numbers: Vec<AtomicU64>,
+    /// Where the next one goes that may go to any.
+    any: AtomicU32,
+}
+
+/// A shard, and the how manieth request of this caller to it this is.
+type Numbered = (u32, u64);
+
+impl Shards {
+    fn place(&self, shard: Option<u32>, shards: u32) -> Numbered {
+        // In turn.
+        let shard = shard.unwrap_or_else(|| self.any.fetch_add(1, Ordering::Relaxed) % shards);
+        (shard, self.numbers[shard as usize].fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Sends a request, with the same id, until it is known that it is stored, and waits for its reply.
+    async fn call<Rq, Rs, K>(
+        self: Arc<Self>,
+        outgoing: Outgoing<Rq>,
+        (shard, number): Numbered,
+        codec: K,
+    ) -> Result<Option<Rs>, TenoriteError>
+    where
+        Rq: WireRequest,
+        Rs: DeserializeOwned + Send + 'static,
+        K: Codec,
+    {
+        let remote = &self.remote;
+        let mut letter = remote.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
+        let is_cast = outgoing.is_cast;
+        letter.subject = Subject::from(format!("{}.{shard}.{}", remote.subject, letter.method));
+        drop(outgoing);
+        let (entry, mut outcome) =
+            remote.register(letter.method, letter.until, remote.settings.max_pending)?;
+        let inbox = remote.inbox_of(entry.id);
+        // As unique as the inbox, and as this call within it.
+        let headers = letter.headers.get_or_insert_default();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
+        wire::number(headers, Call { caller: self.id, number });
+        if !is_cast {
+            wire::reply_to(headers, &inbox);
+        }
+        tokio::select! {
+            biased;
+            // A reply says more than that it is stored. And what is too late, or will have none, ends here.
+            outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+            stored = self.store(&letter) => stored?,
+        }
+        if is_cast {
+            return Ok(None);
+        }
+        read(&reply(outcome.await)?, &codec).map(Some)
+    }
+
+    /// Has a request stored, however often it takes. An error is certain.
+    async fn store(&self, letter: &Letter) -> Result<(), TenoriteError> {
+        let mut is_first = true;
+        loop {
+            match self.in_time(AGAIN, self.store_once(letter)).await {
+                Some(Ok(())) => return Ok(()),
+                // One that was sent before may be stored, whatever is said of this one.
+                Some(Err(TenoriteError::SendFailure(_))) if !is_first => self.sleep(AGAIN).await,
+                Some(Err(error)) => return Err(error),
+                None => {}
+            }
+            is_first = false;
+        }
+    }
+
+    /// Has a request stored. An error is certain, of this one.
+    async fn store_once(&self, letter: &Letter) -> Result<(), TenoriteError> {
+        let remote = &self.remote;
+        // Beside the reply's: it counts as one call.
+        let (entry, mut acknowledged) = remote.register(letter.method, letter.until, usize::MAX)?;
+        let letter = letter.clone().addressed(Some(remote.inbox_of(entry.id)));
+        if let Some(place) = remote.door.send(letter, &remote.runtime)? {
+            remote.door.in_turn(place, &mut acknowledged).await?;
+        }
+        let message = reply(acknowledged.await)?;
+        match wire::read_stored(&message) {
+            wire::Stored::Yes => Ok(()),
+            wire::Stored::Full => Err(TenoriteError::SendFailure(SendReason::Full)),
+            wire::Stored::No(why) => {
+                Err(TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why))))
+            }
+            wire::Stored::Unknown => {
+                let why = Explanation::from("whether it is stored is not to be understood");
+                Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
+            }
+        }
+    }
+
+    /// `None` if it takes longer.
+    async fn in_time<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep(limit) => None,
+        }
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        let _entered = self.remote.runtime.enter();
+        tokio::time::sleep(time)
     }
 }

@@ -513,13 +513,11 @@ where
         answer: &Answer,
     ) -> Result<Result<(), TenoriteError>, Lost> {
         let worker = held.hand.worker().ok_or(Lost)?;
-        let state = match self.codec.encode(worker) {
-            Ok(state) => state,
-            Err(error) => {
-                let why = Explanation::from(format!("the state cannot be encoded: {error}"));
-                return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
-            }
-        };
+        let mut state = Vec::new();
+        if let Err(error) = self.codec.encode(worker, &mut state) {
+            let why = Explanation::from(format!("the state cannot be encoded: {error}"));
+            return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
+        }
         let mut known = held.known.clone();
         if let Some(call) = call {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -139,6 +139,28 @@ async fn a_subject_that_is_none_is_told_as_that() {
     assert!(matches!(connected, Err(Error::Subject(subject)) if subject == "no subject.Probe"));
 }
 
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Spaced;
+
+impl tenorite::wire::WireRequest for Spaced {
+    const SERVICE: &'static str = "Spaced";
+    const METHODS: &'static [tenorite::wire::Signature] =
+        &[tenorite::wire::Signature::new("get x\r\nPUB other", &[], "()")];
+
+    fn signature(&self) -> &'static tenorite::wire::Signature {
+        &Self::METHODS[0]
+    }
+}
+
+/// Of a service that is written by hand. Requests are not looked at again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_makes_no_subject_is_told_as_that() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let error = tenorite_nats::connect::<TenoriteCaller<Spaced, ()>>(nats, "test").await.unwrap_err();
+    assert!(matches!(error, Error::Subject(_)), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_of_ones_own_will_do() {
     let Some(scene) = Scene::new(8).await else { return };
@@ -248,13 +270,12 @@ async fn two_encodings_do_not_meet() {
 async fn a_request_at_the_subject_of_another_method_does_not_run() {
     let Some(scene) = Scene::new(8).await else { return };
     let client = async_nats::connect(scene.server.url()).await.unwrap();
-    let mut headers = async_nats::HeaderMap::new();
     let echo = tenorite::wire::Signature::new("echo", &[("bytes", "String")], "String").fingerprint();
-    headers.insert("Tenorite", format!("1 json {echo:016x} 1000 9999999999999"));
-    let reply = client
-        .request_with_headers("test.Probe.echo", headers.clone(), "{\"Note\":{\"id\":1}}".into())
-        .await
-        .unwrap();
+    let ask = |request| {
+        let payload = format!("tenorite/1 json {echo:016x} 1000 9999999999999\n{request}");
+        client.request("test.Probe.echo", payload.into())
+    };
+    let reply = ask("{\"Note\":{\"id\":1}}").await.unwrap();
     let failure = reply.headers.unwrap().get("Tenorite-Failure").unwrap().to_string();
     assert_eq!(failure, "rejected-incompatible");
     assert!(
@@ -262,10 +283,7 @@ async fn a_request_at_the_subject_of_another_method_does_not_run() {
     );
     assert!(scene.watch.started().is_empty());
     // And what is said right is heard, whoever says it.
-    let reply = client
-        .request_with_headers("test.Probe.echo", headers, "{\"Echo\":{\"bytes\":\"hi\"}}".into())
-        .await
-        .unwrap();
+    let reply = ask("{\"Echo\":{\"bytes\":\"hi\"}}").await.unwrap();
     assert_eq!(&reply.payload[..], b"{\"Echo\":\"hi\"}");
 }
 

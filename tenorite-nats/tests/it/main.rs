@@ -2,6 +2,7 @@
 
 #[cfg(feature = "durable")]
 mod cluster;
+mod crowds;
 mod faults;
 mod limits;
 mod processes;

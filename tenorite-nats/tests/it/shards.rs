@@ -260,10 +260,10 @@ async fn publish(nats: &Nats, shard: u32, number: u64, reply: &str) {
     let method = LedgerRequest::Write { account: "alice".to_owned(), entry: 1 };
     let fingerprint = tenorite::wire::WireRequest::signature(&method).fingerprint();
     let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Tenorite", format!("1 json {fingerprint:016x} 10000 9999999999999"));
     headers.insert("Tenorite-Call", format!("00000000000000ff {number}"));
     headers.insert("Tenorite-Reply", reply);
-    let payload = serde_json::to_vec(&method).unwrap();
+    let request = serde_json::to_string(&method).unwrap();
+    let payload = format!("tenorite/1 json {fingerprint:016x} 10000 9999999999999\n{request}");
     let context = async_nats::jetstream::new(nats.client().clone());
     let subject = format!("test.Ledger.shard.{shard}.write");
     context.publish_with_headers(subject, headers, payload.into()).await.unwrap().await.unwrap();
