@@ -7,6 +7,9 @@ use futures_util::StreamExt;
 use tenorite::prelude::*;
 use tenorite_nats::{Nats, Postcard};
 
+#[cfg(feature = "peers")]
+use crate::peers::{by_kameo, by_ractor};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     AsyncNats,
@@ -16,11 +19,25 @@ pub enum Kind {
     Postcard,
     Shards,
     Tonic,
+    #[cfg(feature = "peers")]
+    Kameo,
+    #[cfg(feature = "peers")]
+    Ractor,
 }
 
 impl Kind {
-    pub const ALL: [Self; 6] =
-        [Self::AsyncNats, Self::OneHeader, Self::Tenorite, Self::Postcard, Self::Shards, Self::Tonic];
+    pub const ALL: &[Self] = &[
+        Self::AsyncNats,
+        Self::OneHeader,
+        Self::Tenorite,
+        Self::Postcard,
+        Self::Shards,
+        Self::Tonic,
+        #[cfg(feature = "peers")]
+        Self::Kameo,
+        #[cfg(feature = "peers")]
+        Self::Ractor,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -30,11 +47,20 @@ impl Kind {
             Self::Postcard => "tenorite-nats, postcard",
             Self::Shards => "tenorite-nats, shards",
             Self::Tonic => "tonic",
+            #[cfg(feature = "peers")]
+            Self::Kameo => "kameo, remote",
+            #[cfg(feature = "peers")]
+            Self::Ractor => "ractor, cluster",
         }
     }
 
+    /// Whether it goes by way of the server.
+    pub fn is_by_nats(self) -> bool {
+        matches!(self, Self::AsyncNats | Self::OneHeader | Self::Tenorite | Self::Postcard | Self::Shards)
+    }
+
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 }
 
@@ -80,6 +106,10 @@ pub enum Contestant {
     Tenorite(EchoCaller),
     Shards(LedgerCaller),
     Tonic(rpc::Client),
+    #[cfg(feature = "peers")]
+    Kameo(by_kameo::Client),
+    #[cfg(feature = "peers")]
+    Ractor(by_ractor::Client),
 }
 
 impl Contestant {
@@ -101,6 +131,10 @@ impl Contestant {
             Self::Tenorite(caller) => caller.echo(text).await.expect("it is answered"),
             Self::Shards(caller) => caller.echo(1, text).await.expect("it is answered"),
             Self::Tonic(client) => client.clone().echo(text).await,
+            #[cfg(feature = "peers")]
+            Self::Kameo(client) => by_kameo::echo(client, text).await,
+            #[cfg(feature = "peers")]
+            Self::Ractor(client) => by_ractor::echo(client, text).await,
         }
     }
 }
@@ -134,6 +168,10 @@ pub async fn serve(kind: Kind, url: &str) {
             std::future::pending().await
         }
         Kind::Tonic => rpc::serve(url).await,
+        #[cfg(feature = "peers")]
+        Kind::Kameo => by_kameo::serve(url).await,
+        #[cfg(feature = "peers")]
+        Kind::Ractor => by_ractor::serve(url).await,
     }
 }
 
@@ -161,6 +199,10 @@ pub async fn connect(kind: Kind, url: &str) -> Contestant {
             Contestant::Shards(caller.expect("it can be called"))
         }
         Kind::Tonic => Contestant::Tonic(rpc::connect(url).await),
+        #[cfg(feature = "peers")]
+        Kind::Kameo => Contestant::Kameo(by_kameo::connect(url).await),
+        #[cfg(feature = "peers")]
+        Kind::Ractor => Contestant::Ractor(by_ractor::connect(url).await),
     };
     loop {
         let answers = match &contestant {
@@ -168,7 +210,7 @@ pub async fn connect(kind: Kind, url: &str) -> Contestant {
             Contestant::OneHeader(client) => client.request("headed.echo", "x".into()).await.is_ok(),
             Contestant::Tenorite(caller) => caller.echo("x").await.is_ok(),
             Contestant::Shards(caller) => caller.echo(1, "x").await.is_ok(),
-            Contestant::Tonic(_) => true,
+            _ => true,
         };
         if answers {
             return contestant;

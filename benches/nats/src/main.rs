@@ -1,9 +1,12 @@
-//! A call by way of NATS, next to a bare request of async-nats, and to tonic.
+//! A call by way of NATS, next to a bare request of async-nats, and to what others have for other processes: tonic, and, with the
+//! feature `peers` (which is on by default), kameo and ractor.
 //!
 //! `cargo run --release --manifest-path benches/nats/Cargo.toml`. Caller and service are processes of their own, the server a third;
 //! the contestants take turns, round by round. It needs a `nats-server`, on the `PATH` or at `NATS_SERVER`.
 
 mod contestants;
+#[cfg(feature = "peers")]
+mod peers;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -64,7 +67,8 @@ fn free_port() -> u16 {
 /// One contestant for ten seconds, for a profiler to look at, and what of that each process has taken.
 async fn profile(kind: Kind) {
     let folder = tempfile::tempdir().expect("there is room for a folder");
-    let (server, url) = server(&folder);
+    let (server, nats) = server(&folder);
+    let url = if kind.is_by_nats() { nats } else { format!("127.0.0.1:{}", free_port()) };
     let child = Command::new(std::env::current_exe().expect("it runs"))
         .args(["--serve", kind.name(), &url])
         .spawn()
@@ -106,8 +110,8 @@ async fn compare() {
     let (_server, nats) = server(&folder);
     let mut callers = Vec::new();
     let mut services = Vec::new();
-    for kind in Kind::ALL {
-        let url = if kind == Kind::Tonic { format!("127.0.0.1:{}", free_port()) } else { nats.clone() };
+    for &kind in Kind::ALL {
+        let url = if kind.is_by_nats() { nats.clone() } else { format!("127.0.0.1:{}", free_port()) };
         let child = Command::new(std::env::current_exe().expect("it runs"))
             .args(["--serve", kind.name(), &url])
             .spawn()
