@@ -301,23 +301,29 @@ fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
     key
 }
 
-/// As soon as one request has a key, those without one would not know where to go.
+/// As soon as one request says to which shard it goes, the others have to.
 fn keys(methods: &[Method], serde: bool, errors: &mut Errors) {
-    let Some(with_key) = methods.iter().find(|method| method.key.is_some()) else { return };
+    let keyed = methods.iter().find(|method| method.key.is_some());
+    let Some(first) = keyed.or_else(|| methods.iter().find(|method| method.any_shard)) else { return };
+    let Method { name, .. } = first;
     if !serde {
+        let mark = if keyed.is_some() { "a key" } else { "`any_shard`" };
         errors.at(
-            &with_key.name,
-            "a key says on which machine a request runs, so requests leave the process: write \
-             `#[tenorite::service(serde)]`",
+            name,
+            format!(
+                "{mark} says on which machine a request runs, so requests leave the process: write \
+                 `#[tenorite::service(serde)]`"
+            ),
         );
     }
+    let theirs = if keyed.is_some() { "are kept apart by key" } else { "may go to any shard" };
+    let lacks = if keyed.is_some() { "has none" } else { "does not say where it goes" };
     for method in methods.iter().filter(|method| method.key.is_none() && !method.any_shard) {
         errors.at(
             &method.name,
             format!(
-                "the requests of `{}` are kept apart by key, and this one has none: mark an argument with \
-                 `#[service(key)]`, or the method with `#[service(any_shard)]`",
-                with_key.name
+                "the requests of `{name}` {theirs}, and this one {lacks}: mark an argument with \
+                 `#[service(key)]`, or the method with `#[service(any_shard)]`"
             ),
         );
     }

@@ -80,9 +80,9 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
     quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply) #reading)
 }
 
-/// Only of services whose requests are kept apart by key.
+/// Only of services whose requests say to which shard they go.
 fn sharded(service: &Service, bounded: &Generics) -> Option<TokenStream> {
-    service.methods.iter().find(|method| method.key.is_some())?;
+    service.methods.iter().find(|method| method.key.is_some() || method.any_shard)?;
     let krate = &service.krate;
     let (request, _) = caller::messages(service);
     let arms = service.methods.iter().map(|Method { cfgs, variant, key, args, .. }| match key {

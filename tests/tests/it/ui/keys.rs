@@ -36,4 +36,19 @@ impl Local {
     }
 }
 
+struct Rates;
+
+#[tenorite::service]
+impl Rates {
+    // Here it says nothing.
+    #[service(any_shard)]
+    pub fn today(&self) -> u8 {
+        1
+    }
+
+    pub fn tomorrow(&self) -> u8 {
+        2
+    }
+}
+
 fn main() {}
