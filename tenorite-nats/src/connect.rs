@@ -52,6 +52,7 @@ use crate::door::Door;
 use crate::error::Error;
 use crate::nats::{Nats, Verb, next, violation};
 use crate::serve::ROOM;
+use crate::trace;
 use crate::wire::{self, Head};
 
 /// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
@@ -416,11 +417,11 @@ impl Remote {
         codec.encode(&outgoing.request, &mut payload).map_err(|error| {
             SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
         })?;
-        let headers = self.settings.inject.as_ref().map(|inject| {
-            let mut headers = HeaderMap::new();
-            inject(&mut headers);
-            headers
-        });
+        let mut headers = None;
+        trace::inject(&mut headers);
+        if let Some(inject) = &self.settings.inject {
+            inject(headers.get_or_insert_default());
+        }
         let place = Rq::METHODS.iter().position(|method| method.fingerprint() == signature.fingerprint());
         let subject = place.and_then(|place| self.subjects.get(place)).cloned();
         let subject = subject.ok_or_else(|| {

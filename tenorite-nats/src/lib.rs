@@ -35,6 +35,9 @@
 //!   state that outlives it.
 //! - [`Nats`] is the connection: made here, or an [`async_nats::Client`] of one's own.
 //! - [`Codec`] is how requests and responses are written down: JSON, or, with the feature `postcard`, something shorter.
+//! - The feature `opentelemetry`: a handler runs in a span (`<service>/<method>`, of kind server) below the one that its call was
+//!   made in, wherever that was. It takes a [propagator](https://docs.rs/opentelemetry/latest/opentelemetry/propagation/) that is set
+//!   in both processes, and `tracing_opentelemetry`'s layer.
 //!
 //! # What each promise becomes
 //!
@@ -52,10 +55,11 @@
 //! | 10 cancel-safe | dropping the call cannot take it back once handed over | same |
 //!
 //! The header with the budget is the first line of a request's payload, `tenorite/1 json 5f0c8d… 30000 1764115200000`, and none of
-//! NATS' own: a message that has a single one of those takes a seventh off the throughput. Those are yours, for a trace context for
-//! example: [`Connect::inject`] and [`Serve::scope`]. `drain()` as above: [`Serving::stop`]. The fence below: a shard's state is written with the number of the request that changed it,
-//! and only over the state that it goes out from. Besides the cases of the table, `SendFailure(Denied)` is a request that the
-//! server did not permit. Each row has its tests: in `promises`, `limits`, `faults`, `shards` and `processes` of this crate's `it`.
+//! NATS' own: a message that has a single one of those takes a seventh off the throughput. Those are for a trace context: with the
+//! feature `opentelemetry` it travels by itself, otherwise by [`Connect::inject`] and [`Serve::scope`]. `drain()` as above:
+//! [`Serving::stop`]. The fence below: a shard's state is written with the number of the request that changed it, and only over the
+//! state that it goes out from. Besides the cases of the table, `SendFailure(Denied)` is a request that the server did not permit.
+//! Each row has its tests: in `promises`, `limits`, `crowds`, `faults`, `shards` and `processes` of this crate's `it`.
 //!
 //! Not over NATS: `reserve()` gives a permit at once, which promises nothing of the service's room; `stats`, `status` and `stop` of
 //! a caller are those of this side; a request that did not run comes back by `returning()` only if it was refused before its call was
@@ -70,6 +74,7 @@ mod durable;
 mod error;
 mod nats;
 mod serve;
+mod trace;
 mod wire;
 
 #[cfg(feature = "postcard")]

@@ -51,6 +51,7 @@ use crate::codec::{Codec, Json};
 use crate::discovery::{Discovery, Figures};
 use crate::error::Error;
 use crate::nats::Nats;
+use crate::trace::Span;
 use crate::wire::{self, Received};
 
 /// For a message that is not long: there is no need to grow.
@@ -354,17 +355,18 @@ where
             };
         let call = self.caller.as_ref().send_request(request).no_wait().timeout(left);
         let headers = message.headers.as_ref();
+        let span = Span::of(headers, C::Request::SERVICE, method);
         let Some(reply) = message.reply else {
             // Nobody hears of it. Of a cast that is accepted no more is known here either.
             let mut call = Some(call);
-            let sent = self.in_scope(headers, method, || call.take().map(Call::try_cast));
+            let sent = self.in_scope(&span, headers, method, || call.take().map(Call::try_cast));
             let sent = sent.flatten();
             self.figures.ended(method, began.elapsed(), sent.and_then(Result::err).as_ref());
             return;
         };
         let mut call = call.owned();
         let first = poll_fn(|cx| {
-            let first = self.in_scope(headers, method, || Pin::new(&mut call).poll(cx));
+            let first = self.in_scope(&span, headers, method, || Pin::new(&mut call).poll(cx));
             Poll::Ready(first.unwrap_or(Poll::Pending))
         });
         match first.await {
@@ -375,11 +377,11 @@ where
             Poll::Pending => {
                 let (client, codec) = (self.client.clone(), self.codec.clone());
                 let figures = Arc::clone(&self.figures);
-                self.running.spawn(async move {
+                self.running.spawn(span.around(async move {
                     let outcome = call.await;
                     figures.ended(method, began.elapsed(), outcome.as_ref().err());
                     answer(&client, Some(reply), outcome, &codec).await;
-                });
+                }));
             }
         }
     }
@@ -387,18 +389,20 @@ where
     /// `None` if what was to call it did not.
     fn in_scope<T>(
         &self,
+        span: &Span,
         headers: Option<&HeaderMap>,
         method: &'static Signature,
         mut hand_over: impl FnMut() -> T,
     ) -> Option<T> {
-        let Some(scope) = &self.scope else { return Some(hand_over()) };
+        let Some(scope) = &self.scope else { return Some(span.in_scope(hand_over)) };
         let mut outcome = None;
         // Once: a second time it would be another request.
-        scope(headers, method, &mut || {
+        let mut once = || {
             if outcome.is_none() {
                 outcome = Some(hand_over());
             }
-        });
+        };
+        span.in_scope(|| scope(headers, method, &mut once));
         outcome
     }
 }

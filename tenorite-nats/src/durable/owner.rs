@@ -30,6 +30,7 @@ use crate::codec::{Codec, Json};
 use crate::error::Error;
 use crate::nats::Nats;
 use crate::serve::{TOLERANCE, encode_reply, flush, read_request};
+use crate::trace::Span;
 use crate::wire;
 
 /// How long an owner rests that could not go on.
@@ -438,8 +439,9 @@ where
             return self.acknowledge(&message).await;
         }
         let deadline = Instant::now().checked_add(left);
+        let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
         let outcome = {
-            let mut run = pin!(held.hand.run(request, deadline));
+            let mut run = pin!(span.around(held.hand.run(request, deadline)));
             let mut progress = interval_at(Instant::now() + ACK_WAIT / 4, ACK_WAIT / 4);
             loop {
                 tokio::select! {

@@ -287,6 +287,22 @@ async fn a_request_at_the_subject_of_another_method_does_not_run() {
     assert_eq!(&reply.payload[..], b"{\"Echo\":\"hi\"}");
 }
 
+/// They cost more than all that they could say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_no_headers_unless_somebody_adds_some() {
+    use futures_util::StreamExt;
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let mut tap = nats.client().subscribe("test.>").await.unwrap();
+    let remote: ProbeCaller = tenorite_nats::connect(nats, "test").await.unwrap();
+    remote.note(1).cast().await.unwrap();
+    let message = tap.next().await.unwrap();
+    assert_eq!(message.headers, None);
+    let (head, request) = std::str::from_utf8(&message.payload).unwrap().split_once('\n').unwrap();
+    assert!(head.starts_with("tenorite/1 json ") && head.contains(" 30000 "), "{head}");
+    assert_eq!(request, "{\"Note\":{\"id\":1}}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_go_in_and_come_out() {
     let Some(server) = Server::start() else { return };

@@ -11,3 +11,5 @@ mod server;
 #[cfg(feature = "durable")]
 mod shards;
 mod support;
+#[cfg(feature = "opentelemetry")]
+mod traces;

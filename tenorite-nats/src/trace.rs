@@ -1,0 +1,114 @@
+//! The trace context of a request, from the span that its call is made in to that of its handler, in the headers in which
+//! everybody else has it (`traceparent`, with the propagator of the W3C).
+//!
+//! Without the feature `opentelemetry` there is nothing to carry, and all of this is nothing. With it that is so until a
+//! propagator is set: then a request has no headers.
+
+use std::future::Future;
+
+use async_nats::HeaderMap;
+use tenorite::wire::Signature;
+
+#[cfg(feature = "opentelemetry")]
+use {
+    opentelemetry::propagation::{Extractor, Injector},
+    opentelemetry::trace::TraceContextExt,
+    opentelemetry::{Context, global},
+    tracing::Instrument,
+    tracing_opentelemetry::OpenTelemetrySpanExt,
+};
+
+/// Adds the context of the span that this is called in.
+#[cfg(feature = "opentelemetry")]
+pub(crate) fn inject(headers: &mut Option<HeaderMap>) {
+    let mut context = tracing::Span::current().context();
+    if !context.span().span_context().is_valid() {
+        // Of somebody who does without `tracing`.
+        context = Context::current();
+    }
+    global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
+}
+
+#[cfg(not(feature = "opentelemetry"))]
+pub(crate) fn inject(_: &mut Option<HeaderMap>) {}
+
+/// The span of a request, as long as it is served.
+#[derive(Clone)]
+pub(crate) struct Span {
+    #[cfg(feature = "opentelemetry")]
+    span: tracing::Span,
+}
+
+#[cfg(feature = "opentelemetry")]
+impl Span {
+    /// A child of the call's.
+    pub(crate) fn of(headers: Option<&HeaderMap>, service: &str, method: &Signature) -> Self {
+        let span = tracing::info_span!(
+            "serve",
+            otel.name = %format_args!("{service}/{}", method.name()),
+            otel.kind = "server",
+            rpc.system = "tenorite",
+            rpc.service = service,
+            rpc.method = method.name(),
+        );
+        if let Some(headers) = headers {
+            let theirs = Theirs(headers);
+            let parent = global::get_text_map_propagator(|propagator| propagator.extract(&theirs));
+            // Nobody may listen to this span.
+            let _ = span.set_parent(parent);
+        }
+        Self { span }
+    }
+
+    pub(crate) fn in_scope<T>(&self, serve: impl FnOnce() -> T) -> T {
+        self.span.in_scope(serve)
+    }
+
+    pub(crate) async fn around<F: Future>(self, served: F) -> F::Output {
+        served.instrument(self.span).await
+    }
+}
+
+#[cfg(not(feature = "opentelemetry"))]
+#[allow(clippy::unused_self)]
+impl Span {
+    pub(crate) fn of(_: Option<&HeaderMap>, _: &str, _: &Signature) -> Self {
+        Self {}
+    }
+
+    pub(crate) fn in_scope<T>(&self, serve: impl FnOnce() -> T) -> T {
+        serve()
+    }
+
+    pub(crate) async fn around<F: Future>(self, served: F) -> F::Output {
+        served.await
+    }
+}
+
+/// There are none until there is something to be said.
+#[cfg(feature = "opentelemetry")]
+struct Headers<'a>(&'a mut Option<HeaderMap>);
+
+#[cfg(feature = "opentelemetry")]
+impl Injector for Headers<'_> {
+    fn set(&mut self, name: &str, value: String) {
+        // A propagator's own, which are lower case; what NATS cannot carry is not carried.
+        if !value.is_empty() && !value.contains(['\r', '\n']) {
+            self.0.get_or_insert_default().insert(name, value);
+        }
+    }
+}
+
+#[cfg(feature = "opentelemetry")]
+struct Theirs<'a>(&'a HeaderMap);
+
+#[cfg(feature = "opentelemetry")]
+impl Extractor for Theirs<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(async_nats::HeaderValue::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| AsRef::<str>::as_ref(name)).collect()
+    }
+}
