@@ -74,6 +74,10 @@ const HEADERS: usize = 256;
 /// effect. Requests that take `&self` write nothing; an owner that was suspended, and replaced, may answer one of them from the
 /// state of before.
 ///
+/// A state that cannot be read, because its worker has changed, is left alone: each call hears at once that it did not run, and what
+/// its state lacks ([`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible)), and another owner, if there is one that can
+/// read it, has the next request. New fields of a worker need a `#[serde(default)]`.
+///
 /// # Errors
 ///
 /// [`Error::Shards`] if there are as many shards as before, and that is another number; [`Error::JetStream`] if the server has no
@@ -255,6 +259,25 @@ struct Held<W: Dispatch> {
 /// has is not to be understood. Whichever it is, it begins anew with what the server has.
 struct Lost;
 
+/// Why an owner does not go on with a request.
+enum Leave {
+    Lost,
+    /// The state is of another worker, or of another version of this one: another owner may be able to read it.
+    Unreadable(Box<Unreadable>),
+}
+
+impl From<Lost> for Leave {
+    fn from(_: Lost) -> Self {
+        Self::Lost
+    }
+}
+
+struct Unreadable {
+    /// What can be read of it all the same.
+    record: Option<Record>,
+    why: String,
+}
+
 impl<W, K> Owner<W, K>
 where
     W: Dispatch + Serialize + DeserializeOwned,
@@ -347,9 +370,19 @@ where
                 ahead = Some(Ok(message));
                 break;
             }
-            if let Err(lost) = self.handle(held, message, &mut messages, &mut ahead).await {
-                *held = None;
-                return Err(lost);
+            let pin = pin_of(&message);
+            match self.handle(held, message, &mut messages, &mut ahead).await {
+                Ok(()) => {}
+                Err(Leave::Lost) => {
+                    *held = None;
+                    return Err(Lost);
+                }
+                Err(Leave::Unreadable(_)) => {
+                    // Whoever can is not to wait until this one is forgotten.
+                    *held = None;
+                    self.hand_over(pin.as_deref(), consumer, messages, ahead).await;
+                    return Err(Lost);
+                }
             }
         }
         let pin = held.as_ref().and_then(|held| held.pin.as_deref());
@@ -395,14 +428,20 @@ where
         message: Message,
         messages: &mut pull::Stream,
         ahead: &mut Option<Result<Message, pull::MessagesError>>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), Leave> {
         let number = message.info().map_err(|_| Lost)?.stream_sequence;
-        let pin =
-            message.headers.as_ref().and_then(|headers| headers.get_last(async_nats::header::NATS_PIN_ID));
-        let pin = pin.map(ToString::to_string);
+        let pin = pin_of(&message);
         let is_whole = |held: &mut Held<W>| held.hand.worker().is_some();
         if place.as_mut().is_none_or(|held| held.pin != pin || !is_whole(held)) {
-            *place = Some(self.load(pin).await?);
+            match self.load(pin).await {
+                Ok(held) => *place = Some(held),
+                Err(leave) => {
+                    if let Leave::Unreadable(unreadable) = &leave {
+                        self.refuse(&message, number, unreadable).await?;
+                    }
+                    return Err(leave);
+                }
+            }
         }
         let held = place.as_mut().expect("it has just been loaded");
 
@@ -413,14 +452,14 @@ where
             {
                 self.reply(&message, answer.clone()).await;
             }
-            return self.acknowledge(&message).await;
+            return Ok(self.acknowledge(&message).await?);
         }
 
         let (request, method, left) = match read_request::<W::Request, K>(&message, &self.codec, TOLERANCE) {
             Ok(read) => read,
             Err((error, _)) => {
                 self.reply(&message, failure(&error)).await;
-                return self.acknowledge(&message).await;
+                return Ok(self.acknowledge(&message).await?);
             }
         };
         if request.shard(self.shards).is_some_and(|shard| shard != self.shard) {
@@ -430,13 +469,13 @@ where
             );
             self.reply(&message, failure(&TenoriteError::SendFailure(SendReason::Incompatible(why.into()))))
                 .await;
-            return self.acknowledge(&message).await;
+            return Ok(self.acknowledge(&message).await?);
         }
         let call = wire::number_of(message.headers.as_ref()).filter(|_| !method.reads());
         if call.is_some_and(|call| held.known.has(call)) {
             // It was sent again, and has had its effect, or may have had it. Its reply is gone.
-            self.reply(&message, failure(&TenoriteError::FetchFailure(FetchReason::Unanswered))).await;
-            return self.acknowledge(&message).await;
+            self.reply(&message, unanswered()).await;
+            return Ok(self.acknowledge(&message).await?);
         }
         let deadline = Instant::now().checked_add(left);
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
@@ -454,7 +493,7 @@ where
                     // Without this the pin would be lost.
                     next = messages.next(), if ahead.is_none() => match next {
                         Some(next) => *ahead = Some(next),
-                        None => return Err(Lost),
+                        None => return Err(Leave::Lost),
                     },
                 }
             }
@@ -472,19 +511,58 @@ where
             *place = None;
         }
         self.reply(&message, answer).await;
-        self.acknowledge(&message).await
+        Ok(self.acknowledge(&message).await?)
     }
 
-    async fn load(&self, pin: Option<String>) -> Result<Held<W>, Lost> {
+    /// Tells a call that its shard's state cannot be read, and what is known of it all the same. What nobody waits for is left to
+    /// another owner, as long as it is not too late.
+    async fn refuse(&self, message: &Message, number: u64, unreadable: &Unreadable) -> Result<(), Lost> {
+        let Unreadable { record, why } = unreadable;
+        let why = Explanation::from(format!("the state of shard {} cannot be read: {why}", self.shard));
+        let read = read_request::<W::Request, K>(message, &self.codec, TOLERANCE);
+        let last = record.as_ref().map_or(0, |record| self.last_of(record));
+        let call = wire::number_of(message.headers.as_ref());
+        let (answer, is_over) = match (record, read) {
+            (Some(record), _) if number == last => (record.answer.clone(), true),
+            (Some(_), _) if number < last => (unanswered(), true),
+            // Without the record nobody knows whether it has had its effect.
+            (None, read) => {
+                (failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))), read.is_err())
+            }
+            (_, Err((error, _))) => (failure(&error), true),
+            (Some(record), Ok((_, method, _)))
+                if !method.reads() && call.is_some_and(|call| record.known.has(call)) =>
+            {
+                (unanswered(), true)
+            }
+            (Some(_), Ok(_)) => (failure(&TenoriteError::SendFailure(SendReason::Incompatible(why))), false),
+        };
+        let is_awaited = wire::reply_of(message.headers.as_ref(), &self.inbox).is_some();
+        if is_over || is_awaited {
+            self.reply(message, answer).await;
+            self.acknowledge(message).await
+        } else {
+            message.ack_with(AckKind::Nak(None)).await.map_err(|_| Lost)
+        }
+    }
+
+    /// The number is one of another stream, if that was made anew.
+    fn last_of(&self, record: &Record) -> u64 {
+        if record.stream == self.age() { record.last } else { 0 }
+    }
+
+    async fn load(&self, pin: Option<String>) -> Result<Held<W>, Leave> {
         let entry = self.states.entry(self.name()).await.map_err(|_| Lost)?;
         let (worker, revision, last, answer, known) = match entry {
             Some(entry) if entry.operation == Operation::Put => {
                 let Some(record) = Record::read(&entry.value) else {
-                    return Err(self.unreadable(&"it is no record"));
+                    return Err(self.unreadable(None, &"it is no record"));
                 };
-                let worker = self.codec.decode(&record.state).map_err(|error| self.unreadable(&error))?;
-                // The state is what counts. The number is one of another stream, if that was made anew.
-                let last = if record.stream == self.age() { record.last } else { 0 };
+                let worker = match self.codec.decode(&record.state) {
+                    Ok(worker) => worker,
+                    Err(error) => return Err(self.unreadable(Some(record), &error)),
+                };
+                let last = self.last_of(&record);
                 (worker, entry.revision, last, Some(record.answer), record.known)
             }
             Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None, Known::default()),
@@ -497,12 +575,10 @@ where
         Ok(Held { hand, revision, last, answer, known, pin })
     }
 
-    /// The state is of another worker, or of another version of it. Its requests wait, and expire, until somebody can read it.
-    fn unreadable(&self, why: &dyn fmt::Display) -> Lost {
+    fn unreadable(&self, record: Option<Record>, why: &dyn fmt::Display) -> Leave {
         #[cfg(feature = "tracing")]
         tracing::error!(shard = self.shard, subject = self.subject, %why, "the state of a shard cannot be read");
-        let _ = why;
-        Lost
+        Leave::Unreadable(Box::new(Unreadable { record, why: why.to_string() }))
     }
 
     /// The fence: only whoever has seen the last state writes the next one. In it the error of a state that cannot be written.
@@ -567,6 +643,17 @@ where
     async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
         message.ack().await.map_err(|_| Lost)
     }
+}
+
+/// By what the server knows the owner that it has sent this to.
+fn pin_of(message: &Message) -> Option<String> {
+    let pin = message.headers.as_ref()?.get_last(async_nats::header::NATS_PIN_ID)?;
+    Some(pin.to_string())
+}
+
+/// It has had its effect, or may have had it, and what it was answered is gone.
+fn unanswered() -> Answer {
+    failure(&TenoriteError::FetchFailure(FetchReason::Unanswered))
 }
 
 fn failure(error: &TenoriteError) -> Answer {
