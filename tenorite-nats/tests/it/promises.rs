@@ -1,31 +1,34 @@
-//! The promises, as far as they hold over NATS (see the table in the crate's documentation), in the words of the local ones.
+//! The promises, as far as they hold over NATS (see the table in the crate's documentation): the same for a caller in the service's own
+//! process and for one that comes by way of a server.
 
 use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
 
-use crate::support::{ProbeRequest, ProbeResponse, Refused, Scene};
+use crate::support::{ProbeRequest, ProbeResponse, Refused, Scene, Way};
 
 const MS: Duration = Duration::from_millis(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_answered() {
-    let Some(scene) = Scene::new(8).await else { return };
-    assert_eq!(scene.remote.note(7).await, Ok(7));
-    assert_eq!(scene.remote.refuse(3).await, Err(TenoriteError::ServiceError(Refused(3))));
-    let response = scene.remote.send_request(ProbeRequest::Note { id: 8 }).await.unwrap();
-    assert!(matches!(response, ProbeResponse::Note(8)));
-    scene.remote.note(9).cast().await.unwrap();
-    scene.remote.note(10).try_cast().unwrap();
-    scene.watch.until_finished(10).await;
-    assert_eq!(scene.watch.started(), [7, 8, 9, 10]);
-    let remote = scene.remote.clone();
-    let blocked = tokio::task::spawn_blocking(move || remote.note(11).blocking());
-    assert_eq!(blocked.await.unwrap(), Ok(11));
-    // Where there is no runtime, and no limit.
-    let remote = scene.remote.clone();
-    let thread = std::thread::spawn(move || remote.note(12).timeout(Duration::MAX).blocking());
-    assert_eq!(tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap(), Ok(12));
+    for &way in Way::ALL {
+        let Some(scene) = Scene::by(way, 8).await else { return };
+        assert_eq!(scene.remote.note(7).await, Ok(7));
+        assert_eq!(scene.remote.refuse(3).await, Err(TenoriteError::ServiceError(Refused(3))));
+        let response = scene.remote.send_request(ProbeRequest::Note { id: 8 }).await.unwrap();
+        assert!(matches!(response, ProbeResponse::Note(8)));
+        scene.remote.note(9).cast().await.unwrap();
+        scene.remote.note(10).try_cast().unwrap();
+        scene.watch.until_finished(10).await;
+        assert_eq!(scene.watch.started(), [7, 8, 9, 10]);
+        let remote = scene.remote.clone();
+        let blocked = tokio::task::spawn_blocking(move || remote.note(11).blocking());
+        assert_eq!(blocked.await.unwrap(), Ok(11));
+        // Where there is no runtime, and no limit.
+        let remote = scene.remote.clone();
+        let thread = std::thread::spawn(move || remote.note(12).timeout(Duration::MAX).blocking());
+        assert_eq!(tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap(), Ok(12));
+    }
 }
 
 /// Promise 2: what is told is what happened.
@@ -54,62 +57,78 @@ async fn a_stopped_service_says_so_and_then_is_not_there() {
 /// Promise 3.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_at_a_time_and_in_order_of_the_first_polls() {
-    let Some(scene) = Scene::busy(1000).await else { return };
-    let calls: Vec<_> = (1..500).map(|id| scene.remote.note(id).owned()).collect();
-    let tasks: Vec<_> = calls
-        .into_iter()
-        .map(|mut call| {
-            let first = futures_util::FutureExt::now_or_never(&mut call);
-            assert!(first.is_none());
-            tokio::spawn(call)
-        })
-        .collect();
-    scene.until_queued(499).await;
-    scene.watch.release(1);
-    for task in tasks {
-        task.await.unwrap().unwrap();
+    for &way in Way::ALL {
+        let Some(scene) = Scene::busy_by(way, 1000).await else { return };
+        let calls: Vec<_> = (1..500).map(|id| scene.remote.note(id).owned()).collect();
+        let tasks: Vec<_> = calls
+            .into_iter()
+            .map(|mut call| {
+                let first = futures_util::FutureExt::now_or_never(&mut call);
+                assert!(first.is_none());
+                tokio::spawn(call)
+            })
+            .collect();
+        scene.until_queued(499).await;
+        scene.watch.release(1);
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(scene.watch.started(), (0..500).collect::<Vec<_>>());
     }
-    assert_eq!(scene.watch.started(), (0..500).collect::<Vec<_>>());
 }
 
 /// Promise 4: what nobody waits for any more does not run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_late_before_its_turn_never_runs() {
-    let Some(scene) = Scene::busy(8).await else { return };
-    let error = scene.remote.note(1).timeout(50 * MS).await.unwrap_err();
-    // The service says that it did not run, if that comes before the caller's own clock.
-    let late =
-        [TenoriteError::SendFailure(SendReason::Expired), TenoriteError::FetchFailure(FetchReason::Expired)];
-    assert!(late.contains(&error), "{error}");
-    scene.watch.release(1);
-    scene.remote.note(2).await.unwrap();
-    assert_eq!(scene.watch.started(), [0, 2]);
+    for &way in Way::ALL {
+        let Some(scene) = Scene::busy_by(way, 8).await else { return };
+        let error = scene.remote.note(1).timeout(50 * MS).await.unwrap_err();
+        // The service says that it did not run, if that comes before the caller's own clock.
+        let late = [
+            TenoriteError::SendFailure(SendReason::Expired),
+            TenoriteError::FetchFailure(FetchReason::Expired),
+        ];
+        assert!(late.contains(&error), "{error}");
+        // By the clock of the service, which has heard of it a little later.
+        while scene.local.stats().expired == 0 {
+            tokio::time::sleep(MS).await;
+        }
+        scene.watch.release(1);
+        scene.remote.note(2).await.unwrap();
+        assert_eq!(scene.watch.started(), [0, 2]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_has_started_ends_though_its_caller_has_left() {
-    let Some(scene) = Scene::new(8).await else { return };
-    let mut call = scene.remote.hold(1).owned();
-    assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
-    scene.watch.until_started(1).await;
-    drop(call);
-    scene.watch.release(1);
-    scene.watch.until_finished(1).await;
+    for &way in Way::ALL {
+        let Some(scene) = Scene::by(way, 8).await else { return };
+        let mut call = scene.remote.hold(1).owned();
+        assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
+        scene.watch.until_started(1).await;
+        drop(call);
+        scene.watch.release(1);
+        scene.watch.until_finished(1).await;
+    }
 }
 
 /// Promise 5.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_backlog_is_refused_at_once() {
-    let Some(scene) = Scene::busy(2).await else { return };
-    let waiting = [1, 2].map(|id| tokio::spawn(scene.remote.note(id).owned()));
-    scene.until_queued(2).await;
-    assert_eq!(scene.remote.note(3).await, Err(TenoriteError::SendFailure(SendReason::Full)));
-    scene.watch.release(1);
-    for call in waiting {
-        call.await.unwrap().unwrap();
+    for &way in Way::ALL {
+        let Some(scene) = Scene::busy_by(way, 2).await else { return };
+        let waiting = [1, 2].map(|id| tokio::spawn(scene.remote.note(id).owned()));
+        scene.until_queued(2).await;
+        // In its own process a call waits for room, unless it does not want to.
+        assert_eq!(scene.remote.note(3).no_wait().await, Err(TenoriteError::SendFailure(SendReason::Full)));
+        assert!(!way.is_remote() || scene.remote.note(3).await.is_err());
+        scene.watch.release(1);
+        for call in waiting {
+            call.await.unwrap().unwrap();
+        }
+        assert_eq!(scene.remote.note(4).await, Ok(4));
+        assert!(!scene.watch.started().contains(&3));
     }
-    assert_eq!(scene.remote.note(4).await, Ok(4));
-    assert!(!scene.watch.started().contains(&3));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,9 +148,11 @@ async fn no_more_calls_wait_than_there_may() {
 /// Promise 6.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_reaches_its_own_call_with_its_text() {
-    let Some(scene) = Scene::new(8).await else { return };
-    let error = scene.remote.explode("out of ink").await.unwrap_err();
-    assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("out of ink".into())));
+    for &way in Way::ALL {
+        let Some(scene) = Scene::by(way, 8).await else { return };
+        let error = scene.remote.explode("out of ink").await.unwrap_err();
+        assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("out of ink".into())));
+    }
 }
 
 /// A panic may have said more than a message can hold.
@@ -200,14 +221,19 @@ async fn a_stop_answers_all_that_was_accepted() {
 /// Promise 8.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_travels() {
-    let Some(scene) = Scene::new(8).await else { return };
-    let left = scene.remote.left().timeout(5000 * MS).await.unwrap().unwrap();
-    assert!((3000..=5000).contains(&left), "{left}");
-    // Every call has one.
-    let left = scene.remote.left().await.unwrap().unwrap();
-    assert!((20_000..=30_000).contains(&left), "{left}");
-    let left = scene.remote.left().timeout(Duration::MAX).await.unwrap().unwrap();
-    assert!((20_000..=30_000).contains(&left), "{left}");
+    for &way in Way::ALL {
+        let Some(scene) = Scene::by(way, 8).await else { return };
+        let left = scene.remote.left().timeout(5000 * MS).await.unwrap().unwrap();
+        assert!((3000..=5000).contains(&left), "{left}");
+        if !way.is_remote() {
+            continue;
+        }
+        // Every call has one that leaves its process.
+        let left = scene.remote.left().await.unwrap().unwrap();
+        assert!((20_000..=30_000).contains(&left), "{left}");
+        let left = scene.remote.left().timeout(Duration::MAX).await.unwrap().unwrap();
+        assert!((20_000..=30_000).contains(&left), "{left}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,16 +253,18 @@ async fn a_call_without_a_limit_ends_all_the_same() {
 /// Promise 10.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_are_dropped_or_forgotten_hold_up_nobody() {
-    let Some(scene) = Scene::busy(64).await else { return };
-    for id in 1..20 {
-        let mut call = scene.remote.note(id).owned();
-        assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
-        if id % 2 == 0 {
-            drop(call);
-        } else {
-            std::mem::forget(call);
+    for &way in Way::ALL {
+        let Some(scene) = Scene::busy_by(way, 64).await else { return };
+        for id in 1..20 {
+            let mut call = scene.remote.note(id).owned();
+            assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
+            if id % 2 == 0 {
+                drop(call);
+            } else {
+                std::mem::forget(call);
+            }
         }
+        scene.watch.release(1);
+        assert_eq!(scene.remote.note(100).await, Ok(100));
     }
-    scene.watch.release(1);
-    assert_eq!(scene.remote.note(100).await, Ok(100));
 }

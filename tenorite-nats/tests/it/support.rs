@@ -92,6 +92,29 @@ impl Probe {
     }
 }
 
+/// How a caller comes to its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In its own process, as the promises were made first.
+    Local,
+    Json,
+    #[cfg(feature = "postcard")]
+    Postcard,
+}
+
+impl Way {
+    pub const ALL: &[Self] = &[
+        Self::Local,
+        Self::Json,
+        #[cfg(feature = "postcard")]
+        Self::Postcard,
+    ];
+
+    pub fn is_remote(self) -> bool {
+        self != Self::Local
+    }
+}
+
 /// A service behind a server, and a caller that goes by way of it.
 pub struct Scene {
     pub server: Server,
@@ -116,9 +139,31 @@ impl Scene {
         Self { server, task: Some(task), watch, local, serving: Some(serving), remote }
     }
 
+    /// With a caller that comes this way.
+    pub async fn by(way: Way, backlog: usize) -> Option<Self> {
+        #[cfg_attr(not(feature = "postcard"), allow(unused_mut))]
+        let mut scene = Self::new(backlog).await?;
+        Some(match way {
+            Way::Json => scene,
+            Way::Local => Self { remote: scene.local.clone(), ..scene },
+            #[cfg(feature = "postcard")]
+            Way::Postcard => {
+                let (nats, local) = (scene.server.connect().await, scene.local.clone());
+                let serving = tenorite_nats::serve(nats.clone(), "compact", local);
+                scene.serving = Some(serving.codec(tenorite_nats::Postcard).await.unwrap());
+                let remote = tenorite_nats::connect(nats, "compact").codec(tenorite_nats::Postcard);
+                Self { remote: remote.await.unwrap(), ..scene }
+            }
+        })
+    }
+
     /// With handler 0 under way until it is released.
     pub async fn busy(backlog: usize) -> Option<Self> {
-        let scene = Self::new(backlog).await?;
+        Self::busy_by(Way::Json, backlog).await
+    }
+
+    pub async fn busy_by(way: Way, backlog: usize) -> Option<Self> {
+        let scene = Self::by(way, backlog).await?;
         scene.remote.hold(0).cast().await.unwrap();
         scene.watch.until_started(0).await;
         Some(scene)
