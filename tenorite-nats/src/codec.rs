@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 ///
 /// Both sides say which one they use, by its [`NAME`](Self::NAME), and do not talk to each other if they differ.
 pub trait Codec: Clone + Send + Sync + 'static {
-    /// What it is called on the wire.
+    /// What it is called on the wire: a word of at most 64 printable characters of ASCII. Anything else does not compile, where it
+    /// is used.
     const NAME: &'static str;
     /// Whether fields are written with their names: then arguments that are `Option`s may be added (see
     /// [`Signature::is_met_by`](tenorite::wire::Signature::is_met_by)).
@@ -28,6 +29,18 @@ pub trait Codec: Clone + Send + Sync + 'static {
     ///
     /// If that is not what the bytes are.
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError>;
+}
+
+/// That what a codec is called can stand in the head of a request.
+pub(crate) const fn has_a_name<K: Codec>() {
+    let name = K::NAME.as_bytes();
+    let mut is_word = !name.is_empty() && name.len() <= 64;
+    let mut at = 0;
+    while at < name.len() {
+        is_word &= name[at].is_ascii_graphic();
+        at += 1;
+    }
+    assert!(is_word, "what a codec is called is a word: at most 64 printable characters of ASCII");
 }
 
 /// Why something could not be written, or read.

@@ -22,6 +22,9 @@
 //! | the call, dropped or later than its own deadline | | nothing, `FetchFailure(Expired)`. A reply that comes then finds no entry, and is dropped |
 //! | the listener | its limit is that of all calls, and its time is up | `FetchFailure(Expired)` |
 //! | | the call was forgotten, and its time is up | nothing: nobody asks |
+//!
+//! A request that stands in the line before the door (see there) was not sent: if its call ends by the listener, it ends as
+//! `SendFailure`.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -47,7 +50,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::codec::{Codec, Json};
+use crate::codec::{Codec, Json, has_a_name};
 use crate::door::Door;
 use crate::error::Error;
 use crate::nats::{Nats, Verb, next, violation};
@@ -66,7 +69,7 @@ pub(crate) const MAX_PENDING: usize = 65_536;
 /// How long after its deadline a call that ends itself is ended all the same: it was forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(1);
 /// How much later a call may end than its limit is: so that not each of many is looked for by itself.
-const PRECISION: Duration = Duration::from_millis(2);
+const PRECISION: Duration = Duration::from_millis(10);
 /// How often it is looked whether the connection is still there, of a client that does not tell.
 const LOOK: Duration = Duration::from_millis(50);
 /// And of one that does: for what an event has not told.
@@ -179,6 +182,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
+        const { has_a_name::<K>() };
         let Self { nats, prefix, settings, codec, .. } = self;
         Box::pin(async move {
             let subject = wire::subject(&prefix, C::Request::SERVICE)?;
@@ -287,19 +291,26 @@ impl Pending {
         }
     }
 
-    /// Ends those whose time is up, and says when that is the next time.
+    /// Ends those whose time is up, and says when to look again.
     fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut next = None;
         let mut calls = self.lock();
-        let expired: Vec<_> = calls.waiting.extract_if(|_, waiting| waiting.until <= now).collect();
-        let next = calls.waiting.values().map(|waiting| waiting.until).min();
+        let over = calls.waiting.extract_if(|_, waiting| {
+            let is_over = waiting.until <= now;
+            if !is_over {
+                next = Some(next.map_or(waiting.until, |next: Instant| next.min(waiting.until)));
+            }
+            is_over
+        });
+        let over: Vec<_> = over.collect();
         // Not for each of many by itself.
-        calls.look = next.map(|next| next.max(now + PRECISION));
-        let next = calls.look;
+        let look = next.map(|next| next.max(now + PRECISION));
+        calls.look = look;
         drop(calls);
-        for (_, waiting) in expired {
+        for (_, waiting) in over {
             let _ = waiting.outcome.send(Err(TenoriteError::FetchFailure(FetchReason::Expired)));
         }
-        next
+        look
     }
 
     fn reply(&self, message: Message) {
@@ -383,17 +394,24 @@ impl Remote {
         if is_cast {
             if let Some(place) = self.door.send(letter.addressed(None), &self.runtime)? {
                 // It has no reply, but it may be too late, or the listener gone. It counts as one of the line.
-                let (_entry, mut outcome) = self.register(NONE, until, usize::MAX)?;
-                self.door.in_turn(place, &mut outcome).await?;
+                match self.register(NONE, until, usize::MAX) {
+                    Ok((_entry, mut outcome)) => drop(place.in_turn(&mut outcome).await?),
+                    Err(deaf) => place.give_up().await.unwrap_or(Err(deaf))?,
+                }
             }
             return Ok(None);
         }
         let (entry, mut outcome) = self.register(letter.method, until, self.settings.max_pending)?;
         let letter = letter.addressed(Some(self.inbox_of(entry.id)));
+        let mut ended = None;
         if let Some(place) = self.door.send(letter, &self.runtime)? {
-            self.door.in_turn(place, &mut outcome).await?;
+            ended = place.in_turn(&mut outcome).await?;
         }
-        read(&reply(outcome.await)?, &codec).map(Some)
+        let ended = match ended {
+            Some(ended) => ended,
+            None => reply(outcome.await),
+        };
+        read(&ended?, &codec).map(Some)
     }
 
     pub(crate) fn write<Rq: WireRequest, K: Codec>(
@@ -531,18 +549,7 @@ impl Listener {
             }
             tokio::select! {
                 biased;
-                message = replies.next() => {
-                    let Some(message) = message else {
-                        // The client is closed.
-                        return;
-                    };
-                    self.pending.reply(message);
-                    // What has come with it.
-                    while let Some(Some(message)) = replies.next().now_or_never() {
-                        self.pending.reply(message);
-                    }
-                }
-                event = next(&mut events) => self.hear(&event),
+                // First, however many replies there are: those use up what this task may do at once.
                 () = self.pending.is_earlier.notified() => {
                     let look = self.pending.lock().look;
                     is_expiring = look.is_some();
@@ -557,6 +564,19 @@ impl Listener {
                         expiry.as_mut().reset(look);
                     }
                 }
+                // Before what is heard of the connection: a reply that has come is worth more than that it is lost.
+                message = replies.next() => {
+                    let Some(message) = message else {
+                        // The client is closed.
+                        return;
+                    };
+                    self.pending.reply(message);
+                    // What has come with it.
+                    while let Some(Some(message)) = replies.next().now_or_never() {
+                        self.pending.reply(message);
+                    }
+                }
+                event = next(&mut events) => self.hear(&event),
                 _ = looks.tick() => self.look(),
             }
         }

@@ -20,14 +20,15 @@
 //!
 //! | who leaves | what follows |
 //! |---|---|
-//! | a call | its request is passed over when its turn comes |
+//! | a call | its request is sent no more, and its place is given away, at the latest when half of the line is of such |
 //! | the client (closed) | whoever stands in the line, or comes, is told `SendFailure(Disconnected)` |
-//! | the runtime of the task | the same |
+//! | the runtime of the task | the same, of those in the line. Who comes finds no line, and is sent if there is room |
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
@@ -48,25 +49,109 @@ pub(crate) struct Door {
     passage: Mutex<Passage>,
 }
 
-/// Whoever holds it decides what is sent next.
+/// Whoever holds it decides what is sent next. Nobody is woken, and nothing of a user's is dropped, while it is held.
 struct Passage {
     /// It has no place in the client's own line, unless this is held.
     client: Client,
-    /// Each with whom it is told to what became of it.
-    line: VecDeque<(OutboundMessage, oneshot::Sender<Sent>)>,
+    line: VecDeque<InLine>,
+    /// How many of the line are over, and until the next time that those are taken out those of a line that is gone.
+    over: usize,
     /// There is a task that empties the line. As long as there is one, it alone sends.
     is_crowded: bool,
+}
+
+struct InLine {
+    message: OutboundMessage,
+    turn: Arc<Turn>,
+    sender: oneshot::Sender<Sent>,
 }
 
 /// Whether the client has taken a request.
 type Sent = Result<(), TenoriteError>;
 
-/// A place in the line.
-pub(crate) struct Place(oneshot::Receiver<Sent>);
+/// Who decides on a request in the line: the task, which sends it, or its call, which does not want it any more. Whoever changes
+/// it first. Nothing but the decision itself is told by it, so no ordering is needed; what became of it is told by a channel.
+#[derive(Default)]
+struct Turn(AtomicU8);
+
+impl Turn {
+    const WAITING: u8 = 0;
+    const TAKEN: u8 = 1;
+    const OVER: u8 = 2;
+
+    fn decide(&self, decision: u8) -> bool {
+        self.0.compare_exchange(Self::WAITING, decision, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::OVER
+    }
+}
+
+/// A place in the line. Dropped, it is given up.
+pub(crate) struct Place {
+    door: Arc<Door>,
+    turn: Arc<Turn>,
+    sent: oneshot::Receiver<Sent>,
+}
+
+impl Place {
+    /// Waits until the request is sent. If its call is over at the same time, that is what is returned.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be sent, or if its call is over before that. Then it is sent no more, and the error says so.
+    pub(crate) async fn in_turn(
+        mut self,
+        outcome: &mut oneshot::Receiver<Outcome>,
+    ) -> Result<Option<Outcome>, TenoriteError> {
+        let ended = tokio::select! {
+            biased;
+            sent = &mut self.sent => return told(sent).map(|()| None),
+            ended = outcome => reply(ended),
+        };
+        if let Some(sent) = self.give_up().await {
+            return sent.map(|()| Some(ended));
+        }
+        Err(match ended {
+            Err(TenoriteError::FetchFailure(FetchReason::Expired)) => {
+                TenoriteError::SendFailure(SendReason::Expired)
+            }
+            // The listener is gone, or takes it for one that was sent.
+            Err(TenoriteError::FetchFailure(_)) | Ok(_) => {
+                TenoriteError::SendFailure(SendReason::Disconnected)
+            }
+            Err(certain) => certain,
+        })
+    }
+
+    /// `None` if it was not sent, and never will be; otherwise what became of it.
+    pub(crate) async fn give_up(mut self) -> Option<Sent> {
+        if self.turn.decide(Turn::OVER) {
+            self.door.one_is_over();
+            return None;
+        }
+        // It is being sent at this moment, or was already.
+        Some(told((&mut self.sent).await))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.turn.decide(Turn::OVER) {
+            self.door.one_is_over();
+        }
+    }
+}
+
+/// Whoever was to send it is gone, if nothing is told: then it was not sent.
+fn told(sent: Result<Sent, oneshot::error::RecvError>) -> Sent {
+    sent.unwrap_or(Err(TenoriteError::SendFailure(SendReason::Disconnected)))
+}
 
 impl Door {
     pub(crate) fn new(client: Client, limit: usize) -> Arc<Self> {
-        let passage = Passage { client: client.clone(), line: VecDeque::new(), is_crowded: false };
+        let passage = Passage { client: client.clone(), line: VecDeque::new(), over: 0, is_crowded: false };
         Arc::new(Self { client, limit: limit.max(1), passage: Mutex::new(passage) })
     }
 
@@ -86,73 +171,42 @@ impl Door {
         runtime: &Handle,
     ) -> Result<Option<Place>, TenoriteError> {
         let mut passage = self.passage();
-        if !passage.is_crowded && self.has_room(&mut passage.client) {
-            return self.send_through(&mut passage.client, message).map(|()| None);
+        let mut crowd = None;
+        if !passage.is_crowded {
+            if has_room(&mut passage.client) {
+                let sent = self.send_through(&mut passage.client, message);
+                if sent.is_err() {
+                    // The room that it had is free again.
+                    let stale = mem::replace(&mut passage.client, self.client.clone());
+                    drop(passage);
+                    drop(stale);
+                }
+                return sent.map(|()| None);
+            }
+            // It has a place in the client's line now, where nobody would be to take the room that it is given.
+            crowd = Some(mem::replace(&mut passage.client, self.client.clone()));
         }
-        if passage.line.len() >= self.limit {
+        if passage.line.len().saturating_sub(passage.over) >= self.limit {
             return Err(TenoriteError::SendFailure(SendReason::Full));
         }
-        let (sender, receiver) = oneshot::channel();
-        passage.line.push_back((message, sender));
-        let is_first = !mem::replace(&mut passage.is_crowded, true);
-        // A runtime that is gone drops the task at once, and that comes back here.
+        let (sender, sent) = oneshot::channel();
+        let turn = Arc::new(Turn::default());
+        passage.line.push_back(InLine { message, turn: Arc::clone(&turn), sender });
+        passage.is_crowded = true;
         drop(passage);
-        if is_first {
-            runtime.spawn(Arc::clone(self).empty_the_line());
+        if let Some(stale) = crowd {
+            drop(stale);
+            // A runtime that is gone drops the task at once, and that comes back here.
+            let line = Line { door: Arc::clone(self), is_empty: false };
+            runtime.spawn(line.empty());
         }
-        Ok(Some(Place(receiver)))
-    }
-
-    /// Waits until what stands in the line is sent.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be sent, or if its call is over before that. Then it is sent no more, and the error says so.
-    pub(crate) async fn in_turn(
-        &self,
-        Place(mut sent): Place,
-        outcome: &mut oneshot::Receiver<Outcome>,
-    ) -> Result<(), TenoriteError> {
-        let ended = tokio::select! {
-            biased;
-            sent = &mut sent => {
-                return sent.unwrap_or(Err(TenoriteError::SendFailure(SendReason::Disconnected)));
-            }
-            ended = outcome => reply(ended),
-        };
-        // Nothing is sent meanwhile, and afterwards this is passed over.
-        let _passage = self.passage();
-        sent.close();
-        let is_sent = sent.try_recv().is_ok();
-        Err(match ended {
-            Err(TenoriteError::FetchFailure(reason)) if !is_sent => {
-                TenoriteError::SendFailure(match reason {
-                    FetchReason::Expired => SendReason::Expired,
-                    _ => SendReason::Disconnected,
-                })
-            }
-            Err(error) => error,
-            Ok(_) => TenoriteError::FetchFailure(FetchReason::Unanswered),
-        })
-    }
-
-    /// Whether there is room for one message. If there is none this leaves the client's line: nobody would be there to take it.
-    fn has_room(&self, client: &mut Client) -> bool {
-        // Whatever there is of the task's budget: if this were cut short by it, the next request might come first.
-        let mut room = pin!(unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
-        let has_room = room.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-        if !has_room {
-            client.clone_from(&self.client);
-        }
-        has_room
+        Ok(Some(Place { door: Arc::clone(self), turn, sent }))
     }
 
     /// There is room, or the client is closed.
     fn send_through(&self, client: &mut Client, message: OutboundMessage) -> Sent {
         let size = message.payload.len();
         client.start_send_unpin(message).map_err(|error| {
-            // The room that it had is free again.
-            client.clone_from(&self.client);
             TenoriteError::SendFailure(match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded => {
                     SendReason::TooLarge(TooLarge { size, limit: self.client.max_payload() })
@@ -164,37 +218,73 @@ impl Door {
         })
     }
 
-    /// Sends what stands in the line, as the client has room for it.
-    async fn empty_the_line(self: Arc<Self>) {
-        let mut line = Line { door: self, is_empty: false };
-        let mut client = line.door.client.clone();
-        loop {
-            // If it is closed, sending says so as well.
-            let _ = poll_fn(|cx| client.poll_ready_unpin(cx)).await;
-            let mut passage = line.door.passage();
-            let next = loop {
-                match passage.line.pop_front() {
-                    // Its call is over.
-                    Some((_, sender)) if sender.is_closed() => {}
-                    next => break next,
-                }
-            };
-            let Some((message, sender)) = next else {
-                passage.is_crowded = false;
-                line.is_empty = true;
-                return;
-            };
-            // Before the passage is free: whoever looks whether it is sent finds it in the line, or done.
-            let _ = sender.send(line.door.send_through(&mut client, message));
+    /// Of those in the line.
+    fn one_is_over(&self) {
+        let mut passage = self.passage();
+        passage.over += 1;
+        if 2 * passage.over > passage.line.len() {
+            passage.over = 0;
+            let mut over = Vec::new();
+            let line = mem::take(&mut passage.line);
+            for waiting in line {
+                if waiting.turn.is_over() { over.push(waiting) } else { passage.line.push_back(waiting) }
+            }
+            drop(passage);
+            drop(over);
         }
     }
 }
 
-/// Held by the task that empties the line.
+/// Whether there is room for one message.
+fn has_room(client: &mut Client) -> bool {
+    // Whatever there is of the task's budget: if this were cut short by it, the next request might come first.
+    let mut room = pin!(unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
+    room.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+/// Whoever empties the line.
 struct Line {
     door: Arc<Door>,
     /// It is, and the next line has a task of its own.
     is_empty: bool,
+}
+
+impl Line {
+    /// Sends what stands in the line, as the client has room for it.
+    async fn empty(mut self) {
+        let mut client = self.door.client.clone();
+        loop {
+            // If it is closed, sending says so as well.
+            let _ = poll_fn(|cx| client.poll_ready_unpin(cx)).await;
+            let Some(InLine { message, sender, .. }) = self.next() else { return };
+            // Until the line is empty nobody else sends anything.
+            let sent = self.door.send_through(&mut client, message);
+            if sent.is_err() {
+                client = self.door.client.clone();
+            }
+            let _ = sender.send(sent);
+        }
+    }
+
+    /// Whose turn it is, if anybody is there.
+    fn next(&mut self) -> Option<InLine> {
+        let mut over = Vec::new();
+        let mut passage = self.door.passage();
+        let next = loop {
+            let Some(next) = passage.line.pop_front() else { break None };
+            if next.turn.decide(Turn::TAKEN) {
+                break Some(next);
+            }
+            passage.over = passage.over.saturating_sub(1);
+            over.push(next);
+        };
+        if next.is_none() {
+            passage.is_crowded = false;
+            self.is_empty = true;
+        }
+        drop(passage);
+        next
+    }
 }
 
 impl Drop for Line {
@@ -203,6 +293,7 @@ impl Drop for Line {
         if !self.is_empty {
             let mut passage = self.door.passage();
             passage.is_crowded = false;
+            passage.over = 0;
             let line = mem::take(&mut passage.line);
             drop(passage);
             drop(line);

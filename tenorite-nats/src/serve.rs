@@ -47,7 +47,7 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::codec::{Codec, Json};
+use crate::codec::{Codec, Json, has_a_name};
 use crate::discovery::{Discovery, Figures};
 use crate::error::Error;
 use crate::nats::Nats;
@@ -184,6 +184,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
+        const { has_a_name::<K>() };
         let Self { nats, prefix, settings, codec, caller } = self;
         Box::pin(async move {
             let subject = wire::subject(&prefix, C::Request::SERVICE)?;

@@ -7,6 +7,8 @@
 use std::future::Future;
 
 use async_nats::HeaderMap;
+#[cfg(feature = "opentelemetry")]
+use async_nats::header::{HeaderName, HeaderValue};
 use tenorite::wire::Signature;
 
 #[cfg(feature = "opentelemetry")]
@@ -92,8 +94,10 @@ struct Headers<'a>(&'a mut Option<HeaderMap>);
 #[cfg(feature = "opentelemetry")]
 impl Injector for Headers<'_> {
     fn set(&mut self, name: &str, value: String) {
-        // A propagator's own, which are lower case; what NATS cannot carry is not carried.
-        if !value.is_empty() && !value.contains(['\r', '\n']) {
+        // What NATS cannot carry is not carried.
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>())
+            && !AsRef::<str>::as_ref(&name).is_empty()
+        {
             self.0.get_or_insert_default().insert(name, value);
         }
     }
@@ -105,10 +109,29 @@ struct Theirs<'a>(&'a HeaderMap);
 #[cfg(feature = "opentelemetry")]
 impl Extractor for Theirs<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(async_nats::HeaderValue::as_str)
+        self.0.get(name).map(HeaderValue::as_str)
     }
 
     fn keys(&self) -> Vec<&str> {
         self.0.iter().map(|(name, _)| AsRef::<str>::as_ref(name)).collect()
+    }
+}
+
+#[cfg(all(test, feature = "opentelemetry"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_carried_is_not_carried() {
+        let mut headers = None;
+        let mut carrier = Headers(&mut headers);
+        carrier.set("no name", "value".to_owned());
+        carrier.set("", "value".to_owned());
+        carrier.set("name", "no\r\nvalue".to_owned());
+        assert_eq!(headers, None);
+        Headers(&mut headers).set("traceparent", "00-abc-def-01".to_owned());
+        let headers = headers.unwrap();
+        assert_eq!(Theirs(&headers).get("traceparent"), Some("00-abc-def-01"));
+        assert_eq!(Theirs(&headers).keys(), ["traceparent"]);
     }
 }

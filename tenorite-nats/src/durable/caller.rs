@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::Subject;
+use async_nats::{HeaderMap, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Sharded, WireRequest};
 use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::{Call, Place};
-use crate::codec::{Codec, Json};
-use crate::connect::{Letter, MAX_PENDING, Remote, Settings, TIMEOUT, read, reply};
+use crate::codec::{Codec, Json, has_a_name};
+use crate::connect::{Entry, Letter, MAX_PENDING, Outcome, Remote, Settings, TIMEOUT, read, reply};
+use crate::door;
 use crate::error::Error;
 use crate::nats::Nats;
 use crate::wire;
@@ -86,6 +88,12 @@ impl<C, K> ConnectShards<C, K> {
         self
     }
 
+    /// As [`Connect::inject`](crate::Connect::inject).
+    pub fn inject(mut self, inject: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        self.settings.inject = Some(Arc::new(inject));
+        self
+    }
+
     /// Another encoding than JSON. The owners have to have the same.
     pub fn codec<L: Codec>(self, codec: L) -> ConnectShards<C, L> {
         let Self { nats, prefix, shards, settings, caller, .. } = self;
@@ -110,6 +118,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
+        const { has_a_name::<K>() };
         let Self { nats, prefix, shards, settings, codec, .. } = self;
         Box::pin(async move {
             let place = Place::new(&nats, &prefix, C::Request::SERVICE)?;
@@ -142,6 +151,15 @@ struct Shards {
     numbers: Vec<AtomicU64>,
     /// Where the next one goes that may go to any.
     any: AtomicU32,
+}
+
+/// A request that was sent once.
+struct Attempt {
+    _entry: Entry,
+    /// Whether it is stored.
+    acknowledged: oneshot::Receiver<Outcome>,
+    /// If it has not been sent yet.
+    place: Option<door::Place>,
 }
 
 /// A shard, and the how manieth request of this caller to it this is.
@@ -181,11 +199,13 @@ impl Shards {
         if !is_cast {
             wire::reply_to(headers, &inbox);
         }
+        // At once: by the time that this waits it has its place among the others.
+        let first = self.attempt(&letter)?;
         tokio::select! {
             biased;
             // A reply says more than that it is stored. And what is too late, or will have none, ends here.
             outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-            stored = self.store(&letter) => stored?,
+            stored = self.store(&letter, first) => stored?,
         }
         if is_cast {
             return Ok(None);
@@ -193,11 +213,16 @@ impl Shards {
         read(&reply(outcome.await)?, &codec).map(Some)
     }
 
-    /// Has a request stored, however often it takes. An error is certain.
-    async fn store(&self, letter: &Letter) -> Result<(), TenoriteError> {
+    /// Has a request stored, however often that takes. An error is certain.
+    async fn store(&self, letter: &Letter, first: Attempt) -> Result<(), TenoriteError> {
+        let mut attempt = Ok(first);
         let mut is_first = true;
         loop {
-            match self.in_time(AGAIN, self.store_once(letter)).await {
+            let stored = match attempt {
+                Ok(attempt) => self.stored(attempt).await,
+                Err(error) => Some(Err(error)),
+            };
+            match stored {
                 Some(Ok(())) => return Ok(()),
                 // One that was sent before may be stored, whatever is said of this one.
                 Some(Err(TenoriteError::SendFailure(_))) if !is_first => self.sleep(AGAIN).await,
@@ -205,20 +230,40 @@ impl Shards {
                 None => {}
             }
             is_first = false;
+            attempt = self.attempt(letter);
         }
     }
 
-    /// Has a request stored. An error is certain, of this one.
-    async fn store_once(&self, letter: &Letter) -> Result<(), TenoriteError> {
+    /// Sends a request, or puts it into the line. An error is certain, of this one.
+    fn attempt(&self, letter: &Letter) -> Result<Attempt, TenoriteError> {
         let remote = &self.remote;
         // Beside the reply's: it counts as one call.
-        let (entry, mut acknowledged) = remote.register(letter.method, letter.until, usize::MAX)?;
+        let (entry, acknowledged) = remote.register(letter.method, letter.until, usize::MAX)?;
         let letter = letter.clone().addressed(Some(remote.inbox_of(entry.id)));
-        if let Some(place) = remote.door.send(letter, &remote.runtime)? {
-            remote.door.in_turn(place, &mut acknowledged).await?;
+        let place = remote.door.send(letter, &remote.runtime)?;
+        Ok(Attempt { _entry: entry, acknowledged, place })
+    }
+
+    /// What the server says of it, unless it says nothing for too long. How long it stands in the line does not count: there it would
+    /// lose its place. An error is certain, of this one.
+    async fn stored(&self, attempt: Attempt) -> Option<Result<(), TenoriteError>> {
+        let Attempt { _entry, mut acknowledged, place } = attempt;
+        let mut ended = None;
+        if let Some(place) = place {
+            match place.in_turn(&mut acknowledged).await {
+                Ok(outcome) => ended = outcome,
+                Err(error) => return Some(Err(error)),
+            }
         }
-        let message = reply(acknowledged.await)?;
-        match wire::read_stored(&message) {
+        let ended = match ended {
+            Some(ended) => ended,
+            None => reply(self.in_time(AGAIN, acknowledged).await?),
+        };
+        let message = match ended {
+            Ok(message) => message,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(match wire::read_stored(&message) {
             wire::Stored::Yes => Ok(()),
             wire::Stored::Full => Err(TenoriteError::SendFailure(SendReason::Full)),
             wire::Stored::No(why) => {
@@ -228,7 +273,7 @@ impl Shards {
                 let why = Explanation::from("whether it is stored is not to be understood");
                 Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
             }
-        }
+        })
     }
 
     /// `None` if it takes longer.

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::known::{Call, Known};
 use super::record::{Answer, Record};
 use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
-use crate::codec::{Codec, Json};
+use crate::codec::{Codec, Json, has_a_name};
 use crate::error::Error;
 use crate::nats::Nats;
 use crate::serve::{TOLERANCE, encode_reply, flush, read_request};
@@ -74,9 +74,10 @@ const HEADERS: usize = 256;
 /// effect. Requests that take `&self` write nothing; an owner that was suspended, and replaced, may answer one of them from the
 /// state of before.
 ///
-/// A state that cannot be read, because its worker has changed, is left alone: each call hears at once that it did not run, and what
-/// its state lacks ([`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible)), and another owner, if there is one that can
-/// read it, has the next request. New fields of a worker need a `#[serde(default)]`.
+/// A state that cannot be read, because its worker has changed, is left alone: each call hears at once what its state lacks
+/// ([`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible), or
+/// [`FetchFailure(Undecodable)`](tenorite::FetchReason::Undecodable) if another owner has had it before), and another owner, if
+/// there is one that can read it, has the next request. New fields of a worker need a `#[serde(default)]`.
 ///
 /// # Errors
 ///
@@ -166,6 +167,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
+        const { has_a_name::<K>() };
         let Self { nats, prefix, initial, shards, backlog, replicas, inbox, codec } = self;
         Box::pin(async move {
             const {
@@ -458,7 +460,7 @@ where
         let (request, method, left) = match read_request::<W::Request, K>(&message, &self.codec, TOLERANCE) {
             Ok(read) => read,
             Err((error, _)) => {
-                self.reply(&message, failure(&error)).await;
+                self.reply(&message, refusal(&message, error)).await;
                 return Ok(self.acknowledge(&message).await?);
             }
         };
@@ -467,8 +469,8 @@ where
                 "its key is not of shard {} of {}: callers must know how many there are",
                 self.shard, self.shards
             );
-            self.reply(&message, failure(&TenoriteError::SendFailure(SendReason::Incompatible(why.into()))))
-                .await;
+            let error = TenoriteError::SendFailure(SendReason::Incompatible(why.into()));
+            self.reply(&message, refusal(&message, error)).await;
             return Ok(self.acknowledge(&message).await?);
         }
         let call = wire::number_of(message.headers.as_ref()).filter(|_| !method.reads());
@@ -529,11 +531,14 @@ where
             (None, read) => {
                 (failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))), read.is_err())
             }
-            (_, Err((error, _))) => (failure(&error), true),
+            (_, Err((error, _))) => (refusal(message, error), true),
             (Some(record), Ok((_, method, _)))
                 if !method.reads() && call.is_some_and(|call| record.known.has(call)) =>
             {
                 (unanswered(), true)
+            }
+            (Some(_), Ok(_)) if was_delivered_before(message) => {
+                (failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))), false)
             }
             (Some(_), Ok(_)) => (failure(&TenoriteError::SendFailure(SendReason::Incompatible(why))), false),
         };
@@ -649,6 +654,16 @@ where
 fn pin_of(message: &Message) -> Option<String> {
     let pin = message.headers.as_ref()?.get_last(async_nats::header::NATS_PIN_ID)?;
     Some(pin.to_string())
+}
+
+/// It is not run.
+fn refusal(message: &Message, error: TenoriteError) -> Answer {
+    if was_delivered_before(message) { unanswered() } else { failure(&error) }
+}
+
+/// Then another owner may have run it, and was gone before that lasted: it is not certain that it never ran.
+fn was_delivered_before(message: &Message) -> bool {
+    message.info().is_ok_and(|info| info.delivered > 1)
 }
 
 /// It has had its effect, or may have had it, and what it was answered is gone.

@@ -1,9 +1,11 @@
 //! More requests than the client has room for: what waits keeps its place, and holds up nobody.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use tenorite::prelude::*;
 use tenorite_nats::{Connect, Nats};
 
@@ -173,4 +175,94 @@ async fn whoever_waits_for_room_is_told_that_the_runtime_is_gone() {
     }
     assert_eq!(cast.await.unwrap(), Err(not_sent));
     scene.server.signal("CONT");
+}
+
+/// Whoever leaves the line leaves his place to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_of_those_who_have_left_are_given_away() {
+    let Some(scene) = Scene::new(1024).await else { return };
+    let nats = narrow(&scene.server).await;
+    let remote: ProbeCaller = few(tenorite_nats::connect(nats, "test")).await.unwrap();
+    drop(crowded(&scene, &remote).await);
+    for _ in 0..100 {
+        let mut call = remote.note(1).owned();
+        assert_eq!((&mut call).now_or_never(), None);
+    }
+    let call = tokio::spawn(remote.note(2).owned());
+    scene.server.signal("CONT");
+    assert_eq!(call.await.unwrap(), Ok(2));
+    assert!(!scene.watch.started().contains(&1));
+}
+
+/// A runtime that is gone leaves a line that nobody empties: it is given up, and the next one is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_door_is_open_again_after_a_line_that_nobody_could_empty() {
+    let Some(scene) = Scene::new(1024).await else { return };
+    let nats = narrow(&scene.server).await;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let theirs = nats.clone();
+    let remote = runtime.spawn(async move { connect(theirs).await }).await.unwrap();
+    runtime.shutdown_background();
+    scene.server.signal("STOP");
+    // One that has to wait for room cannot.
+    while remote.echo("x".repeat(900_000)).cast().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    scene.server.signal("CONT");
+    nats.client().flush().await.unwrap();
+    let began = std::time::Instant::now();
+    while remote.note(1).cast().await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(5), "the door is shut for good");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    scene.watch.until_finished(1).await;
+}
+
+/// Whose subject is the inbox of a caller, as fast as it can.
+fn flood(url: &str, inbox: &str, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    use std::io::{Read, Write};
+    let address = url.strip_prefix("nats://").unwrap().to_owned();
+    let many = format!("PUB {inbox}.zz 0\r\n\r\n").repeat(1000);
+    std::thread::spawn(move || {
+        let mut connection = std::net::TcpStream::connect(address).unwrap();
+        let mut replies = connection.try_clone().unwrap();
+        let reader =
+            std::thread::spawn(move || while replies.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {});
+        connection.write_all(b"CONNECT {\"verbose\":false}\r\n").unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            connection.write_all(many.as_bytes()).unwrap();
+        }
+        connection.shutdown(std::net::Shutdown::Both).unwrap();
+        reader.join().unwrap();
+    })
+}
+
+/// Promise 1: the limit is kept, however many replies there are.
+#[tokio::test]
+async fn a_flood_of_replies_holds_up_no_limit() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    // Somebody who listens, and never answers.
+    let mut silent = nats.client().subscribe("test.>").await.unwrap();
+    let limit = Duration::from_millis(300);
+    let remote: ProbeCaller =
+        tenorite_nats::connect(server.connect().await, "test").timeout(limit).await.unwrap();
+    remote.note(1).await.unwrap_err();
+    let reply = silent.next().await.unwrap().reply.unwrap();
+    let (inbox, _) = reply.rsplit_once('.').unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flooding = flood(&server.url(), inbox, Arc::clone(&stop));
+    tokio::time::sleep(limit).await;
+    let began = std::time::Instant::now();
+    // Were it held up, it would be until the flood is over.
+    let over = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(8));
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(remote.note(2).await, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+    let took = began.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    flooding.join().unwrap();
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -95,6 +95,62 @@ async fn what_was_written_outlives_its_owner() {
     println!("handed over in {:?}", began.elapsed());
 }
 
+/// However long that takes, and however often a request is sent again that is not known to be stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_room_keeps_its_place_in_a_shard() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
+    let options = async_nats::ConnectOptions::new().client_capacity(1);
+    let narrow = Nats::options(options).connect(server.url()).await.unwrap();
+    let crowded: LedgerCaller = connect_shards(narrow.clone(), "test").await.unwrap();
+    server.signal("STOP");
+    let filling = tokio::spawn(async move {
+        for _ in 0..40 {
+            narrow.client().publish("nowhere", vec![b'x'; 900_000].into()).await.unwrap();
+        }
+    });
+    // Until the client takes no more.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let calls: Vec<_> = (0..300)
+        .map(|entry| {
+            let mut call = crowded.write("a", entry).owned();
+            assert_eq!(futures_util::FutureExt::now_or_never(&mut call), None);
+            tokio::spawn(call)
+        })
+        .collect();
+    // Longer than it takes until a request is sent again.
+    tokio::time::sleep(Duration::from_millis(2300)).await;
+    server.signal("CONT");
+    for (entry, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap(), Ok(entry + 1));
+    }
+    filling.await.unwrap();
+    assert_eq!(ledger.read("a").await, Ok((0..300).collect::<Vec<_>>()));
+}
+
+/// A task that has done enough for once still has its place in the order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_poll_sends_whatever_its_task_has_done() {
+    use tokio::task::{coop, yield_now};
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
+    let task = tokio::spawn(async move {
+        let mut first = ledger.write("a", 1).owned();
+        while coop::has_budget_remaining() {
+            assert!(futures_util::FutureExt::now_or_never(coop::consume_budget()).is_some());
+        }
+        assert_eq!(futures_util::FutureExt::now_or_never(&mut first), None);
+        yield_now().await;
+        assert_eq!(ledger.write("a", 2).await, Ok(2));
+        assert_eq!(first.await, Ok(1));
+    });
+    task.await.unwrap();
+}
+
 /// The next version of the ledger, which has forgotten that there are states of the last.
 mod next {
     #[derive(serde::Serialize, serde::Deserialize)]
@@ -127,15 +183,14 @@ async fn a_state_that_cannot_be_read_is_left_to_whoever_can() {
     let initial = |_| next::Ledger { currency: "EUR".to_owned() };
     let other = server.connect().await;
     let _next = serve_shards(other, "test", initial).shards(1).await.unwrap();
-    for _ in 0..3 {
+    let refused = ledger.write("a", 2).await.unwrap_err();
+    assert!(matches!(refused, TenoriteError::SendFailure(SendReason::Incompatible(_))), "{refused}");
+    assert!(refused.to_string().contains("the state of shard 0 cannot be read: missing field"), "{refused}");
+    for entry in 0..3 {
+        // An owner that leaves the shard to others may have had these in hand.
         let began = Instant::now();
-        let refused = ledger.write("a", 2).await.unwrap_err();
-        assert!(matches!(refused, TenoriteError::SendFailure(SendReason::Incompatible(_))), "{refused}");
-        assert!(
-            refused.to_string().contains("the state of shard 0 cannot be read: missing field"),
-            "{refused}"
-        );
         assert!(ledger.read("a").await.unwrap_err().to_string().contains("missing field"));
+        assert!(ledger.write("a", entry).await.unwrap_err().to_string().contains("missing field"));
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
 

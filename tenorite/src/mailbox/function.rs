@@ -211,9 +211,10 @@ where
         match &reply {
             Ok(_) => self.shared.slots.replied(),
             // Whoever sends requests may keep their deadlines as well.
-            Err(TenoriteError::FetchFailure(FetchReason::Expired)) if self.sends => {
-                self.shared.slots.expired();
-            }
+            Err(
+                TenoriteError::FetchFailure(FetchReason::Expired)
+                | TenoriteError::SendFailure(SendReason::Expired),
+            ) if self.sends => self.shared.slots.expired(),
             Err(_) => {}
         }
         match (cast, reply) {
