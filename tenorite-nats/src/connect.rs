@@ -47,6 +47,8 @@ use serde::de::DeserializeOwned;
 use tenorite::wire::WireRequest;
 use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
 use tokio::runtime::Handle;
+#[cfg(feature = "durable")]
+use tokio::sync::watch;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -205,7 +207,7 @@ pub(crate) struct Remote {
     subjects: Vec<Subject>,
     pub(crate) settings: Settings,
     pub(crate) inbox: String,
-    pending: Arc<Pending>,
+    pub(crate) pending: Arc<Pending>,
     next: AtomicU64,
     /// Where timers are, for callers that have none.
     pub(crate) runtime: Handle,
@@ -216,6 +218,9 @@ pub(crate) struct Pending {
     calls: Mutex<Calls>,
     /// There is one whose time is up before all others'.
     is_earlier: Notify,
+    /// Told of each connection but the first. What was said to this caller between two of them, nobody has heard.
+    #[cfg(feature = "durable")]
+    pub(crate) connections: watch::Sender<()>,
 }
 
 struct Calls {
@@ -351,7 +356,12 @@ impl Remote {
             is_deaf: false,
             answered: HashSet::new(),
         };
-        let pending = Arc::new(Pending { calls: Mutex::new(calls), is_earlier: Notify::new() });
+        let pending = Arc::new(Pending {
+            calls: Mutex::new(calls),
+            is_earlier: Notify::new(),
+            #[cfg(feature = "durable")]
+            connections: watch::Sender::new(()),
+        });
         let remote = Arc::new(Self {
             client: client.clone(),
             door: Door::new(client.clone(), settings.max_pending),
@@ -589,6 +599,8 @@ impl Listener {
                 let mut calls = self.pending.lock();
                 calls.connection += 1;
                 calls.answered.clear();
+                drop(calls);
+                self.reconnected();
             }
             Event::Disconnected => self.lose(),
             Event::Closed => self.pending.disconnected(),
@@ -603,6 +615,13 @@ impl Listener {
         }
     }
 
+    fn reconnected(&self) {
+        #[cfg(feature = "durable")]
+        let _ = self.pending.connections.send(());
+        #[cfg(not(feature = "durable"))]
+        let _ = &self.pending;
+    }
+
     fn lose(&mut self) {
         let lost = *self.lost.get_or_insert_with(Instant::now);
         if lost.elapsed() >= self.grace {
@@ -612,10 +631,10 @@ impl Listener {
 
     /// What no event has told.
     fn look(&mut self) {
-        if self.client.connection_state() == State::Connected {
-            self.lost = None;
-        } else {
+        if self.client.connection_state() != State::Connected {
             self.lose();
+        } else if self.lost.take().is_some() {
+            self.reconnected();
         }
     }
 }

@@ -34,8 +34,11 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Each request goes to the shard of its key (`#[service(key)]`), those without one to any. It is stored before it runs, so it may
 /// wait for an owner, and a cast is over when it is stored. It runs at least once, and has its effect on the state once.
 ///
-/// A lost connection does not end a call: it is stored, or is sent again with the same id, and its reply may come over the
-/// next connection. (Unless there is a [`grace_period`](ConnectShards::grace_period).)
+/// A lost connection does not end a call: it is stored, or is sent again, and its reply comes over the next connection. If the reply
+/// was there before that, it is asked for again: an owner knows its last answers (256, of 4 MiB together), and of its predecessor
+/// the very last. If that one is gone as well, the call ends as
+/// [`FetchFailure(Unanswered)`](tenorite::FetchReason::Unanswered). (Unless there is a
+/// [`grace_period`](ConnectShards::grace_period).)
 ///
 /// # Errors
 ///
@@ -199,24 +202,41 @@ impl Shards {
         if !is_cast {
             wire::reply_to(headers, &inbox);
         }
+        let mut connections = remote.pending.connections.subscribe();
         // At once: by the time that this waits it has its place among the others.
-        let first = self.attempt(&letter)?;
-        tokio::select! {
-            biased;
-            // A reply says more than that it is stored. And what is too late, or will have none, ends here.
-            outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-            stored = self.store(&letter, first) => stored?,
+        let mut attempt = Ok(self.attempt(&letter)?);
+        let mut asked = 0;
+        loop {
+            tokio::select! {
+                biased;
+                // A reply says more than that it is stored. And what is too late, or will have none, ends here.
+                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+                stored = self.store(&letter, attempt, asked == 0) => stored?,
+            }
+            if is_cast {
+                return Ok(None);
+            }
+            tokio::select! {
+                biased;
+                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+                Ok(()) = connections.changed() => {}
+            }
+            // The reply may have been there while this caller was not. The server knows the request, and would not have it again;
+            // its owner knows it as well, and answers it without running it.
+            asked += 1;
+            let id = format!("{inbox}.{asked}");
+            letter.headers.get_or_insert_default().insert(async_nats::header::NATS_MESSAGE_ID, id);
+            attempt = self.attempt(&letter);
         }
-        if is_cast {
-            return Ok(None);
-        }
-        read(&reply(outcome.await)?, &codec).map(Some)
     }
 
-    /// Has a request stored, however often that takes. An error is certain.
-    async fn store(&self, letter: &Letter, first: Attempt) -> Result<(), TenoriteError> {
-        let mut attempt = Ok(first);
-        let mut is_first = true;
+    /// Has a request stored, however often that takes. An error is certain, if it was never sent before.
+    async fn store(
+        &self,
+        letter: &Letter,
+        mut attempt: Result<Attempt, TenoriteError>,
+        mut is_first: bool,
+    ) -> Result<(), TenoriteError> {
         loop {
             let stored = match attempt {
                 Ok(attempt) => self.stored(attempt).await,

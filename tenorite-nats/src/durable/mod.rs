@@ -29,7 +29,9 @@
 //! | a suspended owner comes back | what it had in hand is refused, and it stands by |
 //! | the caller | the request is stored, and runs |
 //! | the server | what it had acknowledged it has stored. Callers send again, with the same id, what they do not know to be stored |
+//! | the connection, of a caller or of the server | what was said to the caller meanwhile is gone. It asks again, with another id, and the owner has its last [answers] |
 
+mod answers;
 mod caller;
 mod known;
 mod owner;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::Client;
@@ -23,6 +23,7 @@ use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::answers::Answers;
 use super::known::{Call, Known};
 use super::record::{Answer, Record};
 use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
@@ -195,6 +196,7 @@ where
                     shard,
                     initial: Arc::clone(&initial),
                     codec: codec.clone(),
+                    answers: Mutex::default(),
                 };
                 // That it can be made is known before this returns.
                 owner.consumer().await?;
@@ -243,6 +245,8 @@ struct Owner<W, K> {
     shard: u32,
     initial: Arc<dyn Fn(u32) -> W + Send + Sync>,
     codec: K,
+    /// Of requests that have had their effect, whoever holds the state by now.
+    answers: Mutex<Answers>,
 }
 
 /// A shard's state, as its owner has it in hand.
@@ -314,6 +318,10 @@ where
         while self.client.connection_state() == State::Connected {
             sleep(PAUSE).await;
         }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When the stream was made.
@@ -474,9 +482,12 @@ where
             return Ok(self.acknowledge(&message).await?);
         }
         let call = wire::number_of(message.headers.as_ref()).filter(|_| !method.reads());
-        if call.is_some_and(|call| held.known.has(call)) {
-            // It was sent again, and has had its effect, or may have had it. Its reply is gone.
-            self.reply(&message, unanswered()).await;
+        if let Some(call) = call
+            && held.known.has(call)
+        {
+            // It was sent again, and has had its effect, or may have had it.
+            let answer = self.answers().of(call).unwrap_or_else(unanswered);
+            self.reply(&message, answer).await;
             return Ok(self.acknowledge(&message).await?);
         }
         let deadline = Instant::now().checked_add(left);
@@ -568,6 +579,9 @@ where
                     Err(error) => return Err(self.unreadable(Some(record), &error)),
                 };
                 let last = self.last_of(&record);
+                if let Some(call) = record.call {
+                    self.answers().add(call, record.answer.clone());
+                }
                 (worker, entry.revision, last, Some(record.answer), record.known)
             }
             Some(entry) => ((self.initial)(self.shard), entry.revision, 0, None, Known::default()),
@@ -611,6 +625,7 @@ where
         let record = Record {
             stream: self.age(),
             last: number,
+            call,
             answer: answer.clone(),
             known: known.clone(),
             state: state.into(),
@@ -627,6 +642,9 @@ where
                 held.last = number;
                 held.answer = Some(answer.clone());
                 held.known = known;
+                if let Some(call) = call {
+                    self.answers().add(call, answer.clone());
+                }
                 Ok(Ok(()))
             }
             // Somebody else has written it, or nobody knows.

@@ -4,7 +4,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::known::Known;
+use super::known::{Call, Known};
 
 /// Of this way to write it down.
 const VERSION: u8 = 1;
@@ -24,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) stream: i64,
     /// The number in the stream of the last request that changed the state.
     pub(crate) last: u64,
+    /// Whose that was, if its caller numbers them.
+    pub(crate) call: Option<Call>,
     /// How that one was answered.
     pub(crate) answer: Answer,
     /// Which requests have had their effect.
@@ -34,18 +36,22 @@ pub(crate) struct Record {
 
 impl Record {
     /// ```text
-    ///   version: u8 │ stream: i64 │ last: u64 │ failure: u8, its length │ … │ answer: u32, its length │ … │ known │ state, the rest
+    ///   version: u8 │ stream: i64 │ last: u64 │ call: u64, its caller │ u64, its number │ failure: u8, its length │ …
+    ///   │ answer: u32, its length │ … │ known │ state, the rest
     /// ```
-    /// Numbers in little-endian order. A failure of length 0 is none.
+    /// Numbers in little-endian order. A failure of length 0 is none, and so is a call with the number 0.
     pub(crate) fn write(&self) -> Bytes {
         let (word, answer): (&str, &[u8]) = match &self.answer {
             Answer::Response(bytes) => ("", bytes),
             Answer::Failure(word, text) => (word, text.as_bytes()),
         };
-        let mut bytes = Vec::with_capacity(22 + word.len() + answer.len() + self.state.len());
+        let mut bytes = Vec::with_capacity(38 + word.len() + answer.len() + self.state.len());
         bytes.push(VERSION);
         bytes.extend(self.stream.to_le_bytes());
         bytes.extend(self.last.to_le_bytes());
+        let (caller, number) = self.call.map_or((0, 0), |call| (call.caller, call.number));
+        bytes.extend(caller.to_le_bytes());
+        bytes.extend(number.to_le_bytes());
         bytes.push(u8::try_from(word.len()).expect("the words are short"));
         bytes.extend(word.as_bytes());
         bytes.extend(u32::try_from(answer.len()).expect("it fits into a message").to_le_bytes());
@@ -68,7 +74,10 @@ impl Record {
             return None;
         }
         let stream = i64::from_le_bytes(take(8)?[..].try_into().ok()?);
-        let last = u64::from_le_bytes(take(8)?[..].try_into().ok()?);
+        let mut number = || Some(u64::from_le_bytes(take(8)?[..].try_into().ok()?));
+        let last = number()?;
+        let call = Call { caller: number()?, number: number()? };
+        let call = (call.number != 0).then_some(call);
         let length = take(1)?[0];
         let word = String::from_utf8(take(length.into())?.to_vec()).ok()?;
         let length = u32::from_le_bytes(take(4)?[..].try_into().ok()?);
@@ -81,7 +90,7 @@ impl Record {
         } else {
             Answer::Failure(word, String::from_utf8_lossy(&answer).into_owned())
         };
-        Some(Self { stream, last, answer, known, state })
+        Some(Self { stream, last, call, answer, known, state })
     }
 }
 
@@ -100,6 +109,7 @@ mod tests {
             let record = Record {
                 stream: -7,
                 last: u64::MAX - 1,
+                call: Some(Call { caller: u64::MAX, number: 3 }),
                 answer,
                 known: Known::default(),
                 state: Bytes::from_static(b"state"),
@@ -113,6 +123,7 @@ mod tests {
         let record = Record {
             stream: 1,
             last: 7,
+            call: None,
             answer: Answer::Response("reply".into()),
             known: Known::default(),
             state: Bytes::new(),

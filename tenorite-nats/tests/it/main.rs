@@ -7,6 +7,8 @@ mod faults;
 mod limits;
 mod processes;
 mod promises;
+#[cfg(feature = "durable")]
+mod proxy;
 mod server;
 #[cfg(feature = "durable")]
 mod shards;

@@ -145,13 +145,22 @@ async fn entries(ledger: &crate::shards::LedgerCaller, accounts: u32) -> BTreeMa
     all
 }
 
+/// Who is shot at.
+#[cfg(feature = "durable")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Targets {
+    Owners,
+    /// And the server, which is away for up to a second and a half.
+    All,
+}
+
 /// Writers to so many accounts, while owners are killed and suspended, one a second. Whatever was acknowledged is there, once,
 /// and in its order; what was said not to have run is not there.
 #[cfg(feature = "durable")]
-async fn shards_under_fire(seconds: u64, seed: u64) {
+async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
     use crate::shards::LedgerCaller;
     const ACCOUNTS: u32 = 16;
-    let Some(server) = Server::start() else { return };
+    let Some(mut server) = Server::start() else { return };
     let mut owners: Vec<_> = (0..3).map(|_| Process::start("ledger", &server)).collect();
     let ledger: LedgerCaller =
         tenorite_nats::connect_shards(server.connect().await, "test").shards(4).await.unwrap();
@@ -176,6 +185,9 @@ async fn shards_under_fire(seconds: u64, seed: u64) {
                     let took = began.elapsed();
                     assert!(took < limit + SLACK, "{took:?}");
                     slowest = slowest.max(took);
+                    if outcome == Err(TenoriteError::SendFailure(SendReason::Disconnected)) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
                     outcomes.push((entry, outcome));
                     entry += 1;
                 }
@@ -191,11 +203,16 @@ async fn shards_under_fire(seconds: u64, seed: u64) {
         random ^= random << 17;
         random % limit
     };
-    let (mut kills, mut suspended) = (0, 0);
+    let (mut kills, mut suspended, mut outages) = (0, 0, 0);
     while Instant::now() + Duration::from_secs(1) < ends {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let victim = below(3) as usize;
-        if below(4) == 0 {
+        if targets == Targets::All && below(3) == 0 {
+            server.kill();
+            tokio::time::sleep(Duration::from_millis(below(1500))).await;
+            server.restart();
+            outages += 1;
+        } else if below(4) == 0 {
             owners[victim].signal("STOP");
             tokio::time::sleep(Duration::from_millis(below(6000))).await;
             owners[victim].signal("CONT");
@@ -238,7 +255,7 @@ async fn shards_under_fire(seconds: u64, seed: u64) {
     let (replied, not_run, lost) = counts;
     println!(
         "seed {seed}, {seconds} s: {replied} acknowledged, {not_run} not run, {lost} unknown; {kills} kills, {suspended} \
-         suspensions; the slowest call took {slowest:?}"
+         suspensions, {outages} outages; the slowest call took {slowest:?}"
     );
     assert!(replied > 100, "{replied}");
 }
@@ -246,14 +263,32 @@ async fn shards_under_fire(seconds: u64, seed: u64) {
 #[cfg(feature = "durable")]
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_or_doubled() {
-    shards_under_fire(12, 7).await;
+    shards_under_fire(Targets::Owners, 12, 7).await;
 }
 
-/// Five minutes: `cargo test -p tenorite-nats --release --all-features -- --ignored --nocapture five_minutes`
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_goes() {
+    shards_under_fire(Targets::All, 12, 3).await;
+}
+
+#[cfg(feature = "durable")]
+fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// Five minutes: `cargo test -p tenorite-nats --release --all-features -- --ignored --nocapture five_minutes_of_kills`
 #[cfg(feature = "durable")]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it takes five minutes"]
 async fn five_minutes_of_kills() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    shards_under_fire(300, seed).await;
+    shards_under_fire(Targets::Owners, 300, seed()).await;
+}
+
+/// As [`five_minutes_of_kills`].
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes five minutes"]
+async fn five_minutes_of_outages() {
+    shards_under_fire(Targets::All, 300, seed()).await;
 }

@@ -151,6 +151,53 @@ async fn a_first_poll_sends_whatever_its_task_has_done() {
     task.await.unwrap();
 }
 
+/// A reply that was there while its caller was not: it is asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_nobody_heard_is_asked_for_again() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let near: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let proxy = crate::proxy::Proxy::to(server.url()).await;
+    let far: LedgerCaller = connect_shards(Nats::connect(proxy.url()).await.unwrap(), "test").await.unwrap();
+    let stored = |requests| {
+        let near = near.clone();
+        async move {
+            // Whoever reads stands behind what is stored already.
+            while near.read("a").await.unwrap().len() < requests {}
+        }
+    };
+    let call = tokio::spawn(far.write_slowly("a", 1, 500).owned());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.cut();
+    stored(1).await;
+    proxy.mend();
+    let began = Instant::now();
+    assert_eq!(call.await.unwrap(), Ok(1));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+
+    // Another owner knows how the very last one was answered.
+    let call = tokio::spawn(far.write_slowly("a", 2, 500).owned());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.cut();
+    stored(2).await;
+    owning.stop().await;
+    let owning = own(&nats, 1).await;
+    proxy.mend();
+    assert_eq!(call.await.unwrap(), Ok(2));
+
+    // And of others that they have had their effect.
+    let call = tokio::spawn(far.write_slowly("a", 3, 500).owned());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.cut();
+    assert_eq!(near.write("a", 4).await, Ok(4));
+    owning.stop().await;
+    let _owning = own(&nats, 1).await;
+    proxy.mend();
+    assert_eq!(call.await.unwrap(), Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
+    assert_eq!(near.read("a").await, Ok(vec![1, 2, 3, 4]));
+}
+
 /// The next version of the ledger, which has forgotten that there are states of the last.
 mod next {
     #[derive(serde::Serialize, serde::Deserialize)]

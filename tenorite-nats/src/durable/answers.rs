@@ -1,0 +1,87 @@
+//! The last answers of an owner, for callers that were not there to hear them.
+//!
+//! Only in memory: a shard's record has the very last of them, and an owner that is gone takes the others with it.
+
+use std::collections::VecDeque;
+
+use super::known::Call;
+use super::record::Answer;
+
+/// How many there are, and how large they are together, in bytes.
+const MOST: usize = 256;
+const LARGEST: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    /// Oldest first.
+    answers: VecDeque<(Call, Answer)>,
+    /// Of all of them.
+    bytes: usize,
+}
+
+impl Answers {
+    pub(crate) fn add(&mut self, call: Call, answer: Answer) {
+        if self.answers.iter().any(|(known, _)| *known == call) {
+            return;
+        }
+        self.bytes += size(&answer);
+        self.answers.push_back((call, answer));
+        while self.answers.len() > MOST || self.bytes > LARGEST {
+            let Some((_, oldest)) = self.answers.pop_front() else { break };
+            self.bytes -= size(&oldest);
+        }
+    }
+
+    pub(crate) fn of(&self, call: Call) -> Option<Answer> {
+        let (_, answer) = self.answers.iter().rev().find(|(known, _)| *known == call)?;
+        Some(answer.clone())
+    }
+}
+
+fn size(answer: &Answer) -> usize {
+    match answer {
+        Answer::Response(bytes) => bytes.len(),
+        Answer::Failure(word, text) => word.len() + text.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(number: u64) -> Call {
+        Call { caller: 7, number }
+    }
+
+    #[test]
+    fn the_last_ones_are_known() {
+        let mut answers = Answers::default();
+        for number in 0..1000 {
+            answers.add(call(number), Answer::Response(number.to_string().into()));
+        }
+        assert_eq!(answers.of(call(999)), Some(Answer::Response("999".into())));
+        assert_eq!(answers.of(call(744)), Some(Answer::Response("744".into())));
+        assert_eq!(answers.of(call(743)), None);
+        assert_eq!(answers.of(Call { caller: 8, number: 999 }), None);
+        // As often as the last record is read.
+        for _ in 0..1000 {
+            answers.add(call(999), Answer::Response("999".into()));
+        }
+        assert!(answers.of(call(744)).is_some());
+    }
+
+    #[test]
+    fn large_ones_make_room() {
+        let mut answers = Answers::default();
+        let large = || Answer::Response(vec![0; LARGEST / 2].into());
+        for number in 0..3 {
+            answers.add(call(number), large());
+        }
+        assert_eq!(answers.of(call(0)), None);
+        assert!(answers.of(call(1)).is_some() && answers.of(call(2)).is_some());
+        answers.add(call(3), Answer::Failure("failed-panicked".to_owned(), "x".to_owned()));
+        assert_eq!(answers.of(call(1)), None);
+        answers.add(call(4), Answer::Response(vec![0; LARGEST + 1].into()));
+        assert_eq!(answers.bytes, 0);
+    }
+}
