@@ -64,8 +64,8 @@ use crate::wire::{self, Head};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// No call waits for longer, whatever its limit.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-/// The method of what waits for no reply.
-const NONE: &str = "";
+/// The subject of what waits for no reply.
+const NONE: Subject = Subject::from_static("");
 /// How many calls may wait for their reply at once.
 pub(crate) const MAX_PENDING: usize = 65_536;
 /// How long after its deadline a call that ends itself is ended all the same: it was forgotten.
@@ -201,8 +201,6 @@ where
 pub(crate) struct Remote {
     client: Client,
     pub(crate) door: Arc<Door>,
-    /// Without the method.
-    pub(crate) subject: String,
     /// Of each method, in their order.
     subjects: Vec<Subject>,
     pub(crate) settings: Settings,
@@ -232,12 +230,13 @@ struct Calls {
     /// Nobody listens for replies any more.
     is_deaf: bool,
     /// What has been answered over this connection, and so was permitted.
-    answered: HashSet<&'static str>,
+    answered: HashSet<String>,
 }
 
 struct Waiting {
     outcome: oneshot::Sender<Outcome>,
-    method: &'static str,
+    /// That it was sent to, with its method.
+    subject: Subject,
     connection: u64,
     /// When the listener ends it, as too late.
     until: Instant,
@@ -264,17 +263,17 @@ impl Pending {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server did not permit a request of this method: the one that was sent last, as far as it is known.
-    fn denied(&self, method: &str, why: Explanation) {
+    /// The server did not permit a request to this subject: the one that was sent last, as far as it is known.
+    fn denied(&self, subject: &str, why: Explanation) {
         let mut calls = self.lock();
         let connection = calls.connection;
         let sent = calls
             .waiting
             .iter()
-            .filter(|(_, waiting)| waiting.method == method && waiting.connection == connection);
+            .filter(|(_, waiting)| &*waiting.subject == subject && waiting.connection == connection);
         let Some(id) = sent.map(|(id, _)| *id).max() else { return };
         // If others were permitted, this may be one of them.
-        let is_certain = !calls.answered.contains(method);
+        let is_certain = !calls.answered.contains(subject);
         let waiting = calls.waiting.remove(&id);
         drop(calls);
         let error = if is_certain {
@@ -322,7 +321,9 @@ impl Pending {
         let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
         let mut calls = self.lock();
         let Some(waiting) = id.and_then(|id| calls.waiting.remove(&id)) else { return };
-        calls.answered.insert(waiting.method);
+        if !calls.answered.contains(waiting.subject.as_str()) {
+            calls.answered.insert(waiting.subject.to_string());
+        }
         drop(calls);
         let outcome = match message.status {
             Some(StatusCode::NO_RESPONDERS) => Err(TenoriteError::SendFailure(SendReason::NoService)),
@@ -346,6 +347,7 @@ impl Remote {
         let all = format!("{inbox}.*");
         // Before there is anything to hear of.
         let (settling, events) = (nats.events(), nats.events());
+        let connects = connects(&client);
         let replies = client.subscribe(all.clone()).await;
         let replies = replies.map_err(|error| Error::Unreachable(error.to_string()))?;
         nats.settle(settling, &[&all]).await?;
@@ -365,7 +367,6 @@ impl Remote {
         let remote = Arc::new(Self {
             client: client.clone(),
             door: Door::new(client.clone(), settings.max_pending),
-            subject,
             subjects,
             inbox,
             pending,
@@ -376,10 +377,10 @@ impl Remote {
         let listener = Listener {
             client,
             remote: Arc::downgrade(&remote),
-            subject: remote.subject.clone(),
             pending: Arc::clone(&remote.pending),
             grace: remote.settings.grace,
             lost: None,
+            connects,
         };
         tokio::spawn(listener.listen(replies, events));
         Ok(remote)
@@ -404,14 +405,14 @@ impl Remote {
         if is_cast {
             if let Some(place) = self.door.send(letter.addressed(None), &self.runtime)? {
                 // It has no reply, but it may be too late, or the listener gone. It counts as one of the line.
-                match self.register(NONE, until, usize::MAX) {
+                match self.register(&NONE, until, usize::MAX) {
                     Ok((_entry, mut outcome)) => drop(place.in_turn(&mut outcome).await?),
                     Err(deaf) => place.give_up().await.unwrap_or(Err(deaf))?,
                 }
             }
             return Ok(None);
         }
-        let (entry, mut outcome) = self.register(letter.method, until, self.settings.max_pending)?;
+        let (entry, mut outcome) = self.register(&letter.subject, until, self.settings.max_pending)?;
         let letter = letter.addressed(Some(self.inbox_of(entry.id)));
         let mut ended = None;
         if let Some(place) = self.door.send(letter, &self.runtime)? {
@@ -457,13 +458,13 @@ impl Remote {
                 "`{signature}` is none of its service's methods"
             )))
         })?;
-        Ok(Letter { subject, method: signature.name(), headers, payload: payload.into(), until })
+        Ok(Letter { subject, headers, payload: payload.into(), until })
     }
 
     /// Unless there are as many already.
     pub(crate) fn register(
         &self,
-        method: &'static str,
+        subject: &Subject,
         until: Instant,
         limit: usize,
     ) -> Result<(Entry, oneshot::Receiver<Outcome>), TenoriteError> {
@@ -477,7 +478,7 @@ impl Remote {
             return Err(TenoriteError::SendFailure(SendReason::Full));
         }
         let connection = calls.connection;
-        calls.waiting.insert(id, Waiting { outcome: sender, method, connection, until });
+        calls.waiting.insert(id, Waiting { outcome: sender, subject: subject.clone(), connection, until });
         let is_earlier = calls.look.is_none_or(|look| until < look);
         if is_earlier {
             calls.look = Some(until);
@@ -502,7 +503,6 @@ impl Remote {
 #[derive(Clone)]
 pub(crate) struct Letter {
     pub(crate) subject: Subject,
-    pub(crate) method: &'static str,
     pub(crate) headers: Option<HeaderMap>,
     payload: Bytes,
     /// When the listener ends its call.
@@ -539,12 +539,12 @@ pub(crate) fn read<Rs: DeserializeOwned, K: Codec>(
 struct Listener {
     client: Client,
     remote: Weak<Remote>,
-    /// What the subjects of its requests begin with.
-    subject: String,
     pending: Arc<Pending>,
     grace: Duration,
     /// When the connection was lost, while calls still wait for it to be back.
     lost: Option<Instant>,
+    /// How often the client was connected so far, for what no event has told.
+    connects: u64,
 }
 
 impl Listener {
@@ -596,30 +596,26 @@ impl Listener {
         match event {
             Event::Connected => {
                 self.lost = None;
-                let mut calls = self.pending.lock();
-                calls.connection += 1;
-                calls.answered.clear();
-                drop(calls);
                 self.reconnected();
             }
             Event::Disconnected => self.lose(),
             Event::Closed => self.pending.disconnected(),
             event => {
                 if let Some((Verb::Publish, subject)) = violation(event) {
-                    let (service, method) = subject.rsplit_once('.').unwrap_or_default();
-                    if service.starts_with(&self.subject) {
-                        self.pending.denied(method, Explanation::from(event.to_string()));
-                    }
+                    self.pending.denied(subject, Explanation::from(event.to_string()));
                 }
             }
         }
     }
 
-    fn reconnected(&self) {
+    fn reconnected(&mut self) {
+        self.connects = connects(&self.client);
+        let mut calls = self.pending.lock();
+        calls.connection += 1;
+        calls.answered.clear();
+        drop(calls);
         #[cfg(feature = "durable")]
         let _ = self.pending.connections.send(());
-        #[cfg(not(feature = "durable"))]
-        let _ = &self.pending;
     }
 
     fn lose(&mut self) {
@@ -633,10 +629,18 @@ impl Listener {
     fn look(&mut self) {
         if self.client.connection_state() != State::Connected {
             self.lose();
-        } else if self.lost.take().is_some() {
+            return;
+        }
+        self.lost = None;
+        let connects = connects(&self.client);
+        if mem::replace(&mut self.connects, connects) != connects {
             self.reconnected();
         }
     }
+}
+
+fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 impl Drop for Listener {

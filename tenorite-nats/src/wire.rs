@@ -132,6 +132,18 @@ pub(crate) fn told(mut text: String) -> String {
     text
 }
 
+/// The same failure, of a request that may have run all the same.
+#[cfg(feature = "durable")]
+pub(crate) fn uncertain(error: TenoriteError) -> TenoriteError {
+    let TenoriteError::SendFailure(reason) = error else { return error };
+    TenoriteError::FetchFailure(match reason {
+        SendReason::Expired => FetchReason::Expired,
+        SendReason::Disconnected => FetchReason::Disconnected,
+        SendReason::Incompatible(why) => FetchReason::Undecodable(why),
+        _ => FetchReason::Unanswered,
+    })
+}
+
 /// How a failure is told: a word for the header, and the payload.
 pub(crate) fn failure(error: &TenoriteError) -> (&'static str, String) {
     let (word, text) = failure_in_full(error);

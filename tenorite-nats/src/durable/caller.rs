@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Sharded, WireRequest};
 use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 
 use super::{Call, Place};
@@ -129,11 +129,12 @@ where
                 Some(0) | None => place.shards().await?,
                 Some(shards) => shards,
             };
-            let remote = Remote::open::<C::Request>(nats, place.subject, settings).await?;
+            let remote = Remote::open::<C::Request>(nats, place.subject.clone(), settings).await?;
             let callers = Arc::new(Shards {
                 // As unique as its inbox.
                 id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox),
                 remote,
+                subject: place.subject,
                 numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
                 any: AtomicU32::new(0),
             });
@@ -148,6 +149,8 @@ where
 /// The callers' end of the shards of a service.
 struct Shards {
     remote: Arc<Remote>,
+    /// Without the shard and the method.
+    subject: String,
     /// Stands for this caller.
     id: u64,
     /// Of the next request to each of them.
@@ -163,6 +166,8 @@ struct Attempt {
     acknowledged: oneshot::Receiver<Outcome>,
     /// If it has not been sent yet.
     place: Option<door::Place>,
+    /// Those that come after it was sent.
+    connections: watch::Receiver<()>,
 }
 
 /// A shard, and the how manieth request of this caller to it this is.
@@ -190,10 +195,11 @@ impl Shards {
         let remote = &self.remote;
         let mut letter = remote.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
         let is_cast = outgoing.is_cast;
-        letter.subject = Subject::from(format!("{}.{shard}.{}", remote.subject, letter.method));
+        let method = outgoing.request.signature().name();
+        letter.subject = Subject::from(format!("{}.{shard}.{method}", self.subject));
         drop(outgoing);
         let (entry, mut outcome) =
-            remote.register(letter.method, letter.until, remote.settings.max_pending)?;
+            remote.register(&letter.subject, letter.until, remote.settings.max_pending)?;
         let inbox = remote.inbox_of(entry.id);
         // As unique as the inbox, and as this call within it.
         let headers = letter.headers.get_or_insert_default();
@@ -203,22 +209,29 @@ impl Shards {
             wire::reply_to(headers, &inbox);
         }
         let mut connections = remote.pending.connections.subscribe();
+        let attempts = AtomicU32::new(0);
+        let read = |outcome| {
+            let outcome = reply(outcome).and_then(|message| read(&message, &codec));
+            // Of two that are sent one may run, whatever is said of the other.
+            let is_certain = attempts.load(Ordering::Relaxed) <= 1;
+            if is_certain { outcome } else { outcome.map_err(wire::uncertain) }.map(Some)
+        };
         // At once: by the time that this waits it has its place among the others.
-        let mut attempt = Ok(self.attempt(&letter)?);
+        let mut attempt = Ok(self.attempt(&letter, &attempts)?);
         let mut asked = 0;
         loop {
             tokio::select! {
                 biased;
                 // A reply says more than that it is stored. And what is too late, or will have none, ends here.
-                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
-                stored = self.store(&letter, attempt, asked == 0) => stored?,
+                outcome = &mut outcome => return read(outcome),
+                stored = self.store(&letter, attempt, &attempts) => stored?,
             }
             if is_cast {
                 return Ok(None);
             }
             tokio::select! {
                 biased;
-                outcome = &mut outcome => return read(&reply(outcome)?, &codec).map(Some),
+                outcome = &mut outcome => return read(outcome),
                 Ok(()) = connections.changed() => {}
             }
             // The reply may have been there while this caller was not. The server knows the request, and would not have it again;
@@ -226,16 +239,16 @@ impl Shards {
             asked += 1;
             let id = format!("{inbox}.{asked}");
             letter.headers.get_or_insert_default().insert(async_nats::header::NATS_MESSAGE_ID, id);
-            attempt = self.attempt(&letter);
+            attempt = self.attempt(&letter, &attempts);
         }
     }
 
-    /// Has a request stored, however often that takes. An error is certain, if it was never sent before.
+    /// Has a request stored, however often that takes. An error is certain: it was sent once.
     async fn store(
         &self,
         letter: &Letter,
         mut attempt: Result<Attempt, TenoriteError>,
-        mut is_first: bool,
+        attempts: &AtomicU32,
     ) -> Result<(), TenoriteError> {
         loop {
             let stored = match attempt {
@@ -245,29 +258,32 @@ impl Shards {
             match stored {
                 Some(Ok(())) => return Ok(()),
                 // One that was sent before may be stored, whatever is said of this one.
-                Some(Err(TenoriteError::SendFailure(_))) if !is_first => self.sleep(AGAIN).await,
+                Some(Err(TenoriteError::SendFailure(_))) if attempts.load(Ordering::Relaxed) > 1 => {
+                    self.sleep(AGAIN).await;
+                }
                 Some(Err(error)) => return Err(error),
                 None => {}
             }
-            is_first = false;
-            attempt = self.attempt(letter);
+            attempt = self.attempt(letter, attempts);
         }
     }
 
     /// Sends a request, or puts it into the line. An error is certain, of this one.
-    fn attempt(&self, letter: &Letter) -> Result<Attempt, TenoriteError> {
+    fn attempt(&self, letter: &Letter, attempts: &AtomicU32) -> Result<Attempt, TenoriteError> {
         let remote = &self.remote;
+        attempts.fetch_add(1, Ordering::Relaxed);
+        let connections = remote.pending.connections.subscribe();
         // Beside the reply's: it counts as one call.
-        let (entry, acknowledged) = remote.register(letter.method, letter.until, usize::MAX)?;
+        let (entry, acknowledged) = remote.register(&letter.subject, letter.until, usize::MAX)?;
         let letter = letter.clone().addressed(Some(remote.inbox_of(entry.id)));
         let place = remote.door.send(letter, &remote.runtime)?;
-        Ok(Attempt { _entry: entry, acknowledged, place })
+        Ok(Attempt { _entry: entry, acknowledged, place, connections })
     }
 
     /// What the server says of it, unless it says nothing for too long. How long it stands in the line does not count: there it would
     /// lose its place. An error is certain, of this one.
     async fn stored(&self, attempt: Attempt) -> Option<Result<(), TenoriteError>> {
-        let Attempt { _entry, mut acknowledged, place } = attempt;
+        let Attempt { _entry, mut acknowledged, place, mut connections } = attempt;
         let mut ended = None;
         if let Some(place) = place {
             match place.in_turn(&mut acknowledged).await {
@@ -277,7 +293,13 @@ impl Shards {
         }
         let ended = match ended {
             Some(ended) => ended,
-            None => reply(self.in_time(AGAIN, acknowledged).await?),
+            None => tokio::select! {
+                biased;
+                acknowledged = acknowledged => reply(acknowledged),
+                // What was on its way is gone, one way or the other. Those that come later are not to come before it.
+                Ok(()) = connections.changed() => return None,
+                () = self.sleep(AGAIN) => return None,
+            },
         };
         let message = match ended {
             Ok(message) => message,
@@ -294,15 +316,6 @@ impl Shards {
                 Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
             }
         })
-    }
-
-    /// `None` if it takes longer.
-    async fn in_time<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            output = future => Some(output),
-            () = self.sleep(limit) => None,
-        }
     }
 
     fn sleep(&self, time: Duration) -> Sleep {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,7 @@ use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, PullConsumer, p
 use async_nats::jetstream::kv::{Operation, Store};
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -197,6 +199,7 @@ where
                     initial: Arc::clone(&initial),
                     codec: codec.clone(),
                     answers: Mutex::default(),
+                    age: AtomicI64::new(0),
                 };
                 // That it can be made is known before this returns.
                 owner.consumer().await?;
@@ -247,6 +250,8 @@ struct Owner<W, K> {
     codec: K,
     /// Of requests that have had their effect, whoever holds the state by now.
     answers: Mutex<Answers>,
+    /// When the stream was made that it serves from.
+    age: AtomicI64,
 }
 
 /// A shard's state, as its owner has it in hand.
@@ -326,8 +331,15 @@ where
 
     /// When the stream was made.
     fn age(&self) -> i64 {
-        let made = self.stream.cached_info().created.unix_timestamp_nanos();
-        i64::try_from(made).unwrap_or_default()
+        self.age.load(Ordering::Relaxed)
+    }
+
+    /// It may be another one by now, under the same name.
+    async fn look_at_the_stream(&self) -> Result<(), Lost> {
+        let info = self.stream.get_info().await.map_err(|_| Lost)?;
+        let made = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
+        self.age.store(made, Ordering::Relaxed);
+        Ok(())
     }
 
     fn name(&self) -> String {
@@ -353,6 +365,8 @@ where
     /// Serves as long as it can.
     async fn serve(&self, held: &mut Option<Held<W>>, stop: &CancellationToken) -> Result<(), Lost> {
         let consumer = self.consumer().await.map_err(|_| Lost)?;
+        // Of the stream that this is a consumer of, or of a later one: then it finds nothing there, and begins anew.
+        self.look_at_the_stream().await?;
         let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
         let mut messages = messages.messages().await.map_err(|_| Lost)?;
         let mut ahead = None;
@@ -465,12 +479,23 @@ where
             return Ok(self.acknowledge(&message).await?);
         }
 
-        let (request, method, left) = match read_request::<W::Request, K>(&message, &self.codec, TOLERANCE) {
+        let numbered = wire::number_of(message.headers.as_ref());
+        if let Some(answer) = numbered.and_then(|call| self.answers().of(call)) {
+            // It was sent again.
+            self.reply(&message, answer).await;
+            return Ok(self.acknowledge(&message).await?);
+        }
+        let read = read_request::<W::Request, K>(&message, &self.codec, TOLERANCE);
+        // What reads has no effect, and is not among those that are known. What is not to be understood may be anything.
+        let call = numbered.filter(|_| !matches!(&read, Ok((_, method, _)) if method.reads()));
+        if call.is_some_and(|call| held.known.has(call)) {
+            // It was sent again, and has had its effect, or may have had it. Its answer is gone.
+            self.reply(&message, unanswered()).await;
+            return Ok(self.acknowledge(&message).await?);
+        }
+        let (request, method, left) = match read {
             Ok(read) => read,
-            Err((error, _)) => {
-                self.reply(&message, refusal(&message, error)).await;
-                return Ok(self.acknowledge(&message).await?);
-            }
+            Err((error, _)) => return Ok(self.turn_away(&message, error).await?),
         };
         if request.shard(self.shards).is_some_and(|shard| shard != self.shard) {
             let why = format!(
@@ -478,17 +503,7 @@ where
                 self.shard, self.shards
             );
             let error = TenoriteError::SendFailure(SendReason::Incompatible(why.into()));
-            self.reply(&message, refusal(&message, error)).await;
-            return Ok(self.acknowledge(&message).await?);
-        }
-        let call = wire::number_of(message.headers.as_ref()).filter(|_| !method.reads());
-        if let Some(call) = call
-            && held.known.has(call)
-        {
-            // It was sent again, and has had its effect, or may have had it.
-            let answer = self.answers().of(call).unwrap_or_else(unanswered);
-            self.reply(&message, answer).await;
-            return Ok(self.acknowledge(&message).await?);
+            return Ok(self.turn_away(&message, error).await?);
         }
         let deadline = Instant::now().checked_add(left);
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
@@ -523,6 +538,10 @@ where
             answer = failure(&error);
             *place = None;
         }
+        // Of what changed nothing as well, if it was to: its caller has been told so, and it is not to run when it comes again.
+        if let Some(call) = call {
+            self.answers().add(call, answer.clone());
+        }
         self.reply(&message, answer).await;
         Ok(self.acknowledge(&message).await?)
     }
@@ -533,33 +552,44 @@ where
         let Unreadable { record, why } = unreadable;
         let why = Explanation::from(format!("the state of shard {} cannot be read: {why}", self.shard));
         let read = read_request::<W::Request, K>(message, &self.codec, TOLERANCE);
-        let last = record.as_ref().map_or(0, |record| self.last_of(record));
-        let call = wire::number_of(message.headers.as_ref());
-        let (answer, is_over) = match (record, read) {
-            (Some(record), _) if number == last => (record.answer.clone(), true),
-            (Some(_), _) if number < last => (unanswered(), true),
-            // Without the record nobody knows whether it has had its effect.
-            (None, read) => {
-                (failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))), read.is_err())
+        let numbered = wire::number_of(message.headers.as_ref());
+        let call = numbered.filter(|_| !matches!(&read, Ok((_, method, _)) if method.reads()));
+        let before = record.as_ref().and_then(|record| {
+            let last = self.last_of(record);
+            let is_known = call.is_some_and(|call| record.known.has(call));
+            if number == last {
+                Some(record.answer.clone())
+            } else {
+                (number < last || is_known).then(unanswered)
             }
-            (_, Err((error, _))) => (refusal(message, error), true),
-            (Some(record), Ok((_, method, _)))
-                if !method.reads() && call.is_some_and(|call| record.known.has(call)) =>
-            {
-                (unanswered(), true)
-            }
-            (Some(_), Ok(_)) if was_delivered_before(message) => {
-                (failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))), false)
-            }
-            (Some(_), Ok(_)) => (failure(&TenoriteError::SendFailure(SendReason::Incompatible(why))), false),
-        };
-        let is_awaited = wire::reply_of(message.headers.as_ref(), &self.inbox).is_some();
-        if is_over || is_awaited {
+        });
+        if let Some(answer) = numbered.and_then(|call| self.answers().of(call)).or(before) {
             self.reply(message, answer).await;
-            self.acknowledge(message).await
-        } else {
-            message.ack_with(AckKind::Nak(None)).await.map_err(|_| Lost)
+            return self.acknowledge(message).await;
         }
+        let is_awaited = wire::reply_of(message.headers.as_ref(), &self.inbox).is_some();
+        match read {
+            // Without the record nobody knows whether it has had its effect.
+            _ if is_awaited && record.is_none() => {
+                self.reply(message, failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))))
+                    .await;
+                self.acknowledge(message).await
+            }
+            Err((error, _)) => self.turn_away(message, error).await,
+            Ok(_) if is_awaited => {
+                self.turn_away(message, TenoriteError::SendFailure(SendReason::Incompatible(why))).await
+            }
+            Ok(_) => message.ack_with(AckKind::Nak(None)).await.map_err(|_| Lost),
+        }
+    }
+
+    /// Tells a call that its request does not run. First that has to be certain: that it is delivered to nobody else, and was not.
+    async fn turn_away(&self, message: &Message, error: TenoriteError) -> Result<(), Lost> {
+        let is_last = message.info().is_ok_and(|info| info.delivered <= 1);
+        let is_over = message.double_ack().await.is_ok();
+        let error = if is_last && is_over { error } else { wire::uncertain(error) };
+        self.reply(message, failure(&error)).await;
+        if is_over { Ok(()) } else { Err(Lost) }
     }
 
     /// The number is one of another stream, if that was made anew.
@@ -580,7 +610,12 @@ where
                 };
                 let last = self.last_of(&record);
                 if let Some(call) = record.call {
-                    self.answers().add(call, record.answer.clone());
+                    // Not as a part of the record, which would be kept with it.
+                    let answer = match &record.answer {
+                        Answer::Response(bytes) => Answer::Response(Bytes::copy_from_slice(bytes)),
+                        failure @ Answer::Failure(..) => failure.clone(),
+                    };
+                    self.answers().add(call, answer);
                 }
                 (worker, entry.revision, last, Some(record.answer), record.known)
             }
@@ -642,9 +677,6 @@ where
                 held.last = number;
                 held.answer = Some(answer.clone());
                 held.known = known;
-                if let Some(call) = call {
-                    self.answers().add(call, answer.clone());
-                }
                 Ok(Ok(()))
             }
             // Somebody else has written it, or nobody knows.
@@ -672,16 +704,6 @@ where
 fn pin_of(message: &Message) -> Option<String> {
     let pin = message.headers.as_ref()?.get_last(async_nats::header::NATS_PIN_ID)?;
     Some(pin.to_string())
-}
-
-/// It is not run.
-fn refusal(message: &Message, error: TenoriteError) -> Answer {
-    if was_delivered_before(message) { unanswered() } else { failure(&error) }
-}
-
-/// Then another owner may have run it, and was gone before that lasted: it is not certain that it never ran.
-fn was_delivered_before(message: &Message) -> bool {
-    message.info().is_ok_and(|info| info.delivered > 1)
 }
 
 /// It has had its effect, or may have had it, and what it was answered is gone.

@@ -409,6 +409,25 @@ async fn a_stream_that_is_made_anew_loses_no_request() {
     assert_eq!(ledger.read("a").await, Ok((0..6).collect::<Vec<_>>()));
 }
 
+/// By somebody else, who has another idea of the backlog: the owner of before goes on with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_made_anew_under_its_owner_loses_no_request() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..5 {
+        ledger.write("a", entry).await.unwrap();
+    }
+    let context = async_nats::jetstream::new(nats.client().clone());
+    context.delete_stream("TENORITE_test_Ledger").await.unwrap();
+    own(&server.connect().await, 1).await.stop().await;
+    for entry in 5..10 {
+        assert_eq!(ledger.write("a", entry).await, Ok(entry as usize + 1));
+    }
+    assert_eq!(ledger.read("a").await, Ok((0..10).collect::<Vec<_>>()));
+}
+
 /// As a caller would write it, whose messages the server has forgotten.
 async fn publish(nats: &Nats, shard: u32, number: u64, reply: &str) {
     let method = LedgerRequest::Write { account: "alice".to_owned(), entry: 1 };
@@ -438,17 +457,31 @@ async fn what_is_sent_and_stored_again_has_its_effect_once() {
     let mut texts = Vec::new();
     for _ in 0..5 {
         let reply = replies.next().await.unwrap();
-        texts.push(reply.headers.map(|headers| headers.get("Tenorite-Failure").unwrap().to_string()));
+        assert_eq!(reply.headers, None);
+        texts.push(String::from_utf8(reply.payload.to_vec()).unwrap());
     }
-    let lost = Some("failed-unanswered".to_owned());
-    assert_eq!(texts, [None, None, lost.clone(), lost.clone(), lost]);
+    // The same as before.
+    let [first, second] = [1, 2].map(|entries| format!("{{\"Write\":{entries}}}"));
+    assert_eq!(texts, [&first, &second, &first, &second, &second].map(String::as_str));
     assert_eq!(ledger.read("alice").await, Ok(vec![1, 1]));
     // Whoever owns it next knows it as well.
     owning.stop().await;
-    let _next = own(&nats, 1).await;
+    let next = own(&nats, 1).await;
+    let failure = async |replies: &mut async_nats::Subscriber| {
+        replies.next().await.unwrap().headers.unwrap().get("Tenorite-Failure").unwrap().to_string()
+    };
     publish(&nats, 0, 1, &inbox).await;
-    assert!(replies.next().await.unwrap().headers.is_some());
+    assert_eq!(failure(&mut replies).await, "failed-unanswered");
     assert_eq!(ledger.read("alice").await, Ok(vec![1, 1]));
+    // As does one that cannot read the state: it is not said to have not run.
+    next.stop().await;
+    let initial = |_| next::Ledger { currency: "EUR".to_owned() };
+    let _other = serve_shards(nats.clone(), "test", initial).shards(1).await.unwrap();
+    publish(&nats, 0, 1, &inbox).await;
+    assert_eq!(failure(&mut replies).await, "failed-unanswered");
+    // It may have been in hand while the shard was left to others.
+    publish(&nats, 0, 3, &inbox).await;
+    assert!(["rejected-incompatible", "failed-undecodable"].contains(&&*failure(&mut replies).await));
 }
 
 /// An owner may publish where its callers may not.
