@@ -1,6 +1,7 @@
 //! How requests and responses are written down.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,25 @@ pub(crate) const fn has_a_name<K: Codec>() {
         at += 1;
     }
     assert!(is_word, "what a codec is called is a word: at most 64 printable characters of ASCII");
+}
+
+/// How much room what is written next may need: as much as the last time, within reason. What has to grow is copied each time.
+#[derive(Debug, Default)]
+pub(crate) struct Room(AtomicUsize);
+
+impl Room {
+    /// In bytes.
+    const LEAST: usize = 256;
+    const MOST: usize = 128 * 1024;
+
+    pub(crate) fn take(&self) -> Vec<u8> {
+        let room = self.0.load(Ordering::Relaxed).saturating_add(Self::LEAST / 4);
+        Vec::with_capacity(room.clamp(Self::LEAST, Self::MOST))
+    }
+
+    pub(crate) fn learn(&self, written: &[u8]) {
+        self.0.store(written.len(), Ordering::Relaxed);
+    }
 }
 
 /// Why something could not be written, or read.

@@ -30,6 +30,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt::{self, Write};
 use std::future::{Future, IntoFuture};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
 use std::mem;
 use std::pin::{Pin, pin};
@@ -52,11 +53,10 @@ use tokio::sync::watch;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::codec::{Codec, Json, has_a_name};
+use crate::codec::{Codec, Json, Room, has_a_name};
 use crate::door::Door;
 use crate::error::Error;
 use crate::nats::{Nats, Verb, next, violation};
-use crate::serve::ROOM;
 use crate::trace;
 use crate::wire::{self, Head};
 
@@ -207,6 +207,8 @@ pub(crate) struct Remote {
     pub(crate) inbox: String,
     pub(crate) pending: Arc<Pending>,
     next: AtomicU64,
+    /// For the next request.
+    room: Room,
     /// Where timers are, for callers that have none.
     pub(crate) runtime: Handle,
 }
@@ -222,7 +224,7 @@ pub(crate) struct Pending {
 }
 
 struct Calls {
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, Waiting, BuildHasherDefault<Spread>>,
     /// When the listener looks whose time is up: not later than that is of any of them. `None` if there was none.
     look: Option<Instant>,
     /// How often there was a connection. What is not permitted was not permitted to those of now.
@@ -242,16 +244,37 @@ struct Waiting {
     until: Instant,
 }
 
+/// Spreads numbers that follow each other, which are the caller's own: nobody else chooses them. By Fibonacci hashing (Knuth, The
+/// Art of Computer Programming, volume 3, 6.4).
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// How a call ended: in a message, whatever that says, or without one.
 pub(crate) type Outcome = Result<Message, TenoriteError>;
 
 /// A call in the map, until this is dropped.
-pub(crate) struct Entry {
-    pending: Arc<Pending>,
+pub(crate) struct Entry<'a> {
+    pending: &'a Pending,
     pub(crate) id: u64,
 }
 
-impl Drop for Entry {
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
         let gone = self.pending.lock().waiting.remove(&self.id);
         drop(gone);
@@ -352,7 +375,7 @@ impl Remote {
         let replies = replies.map_err(|error| Error::Unreachable(error.to_string()))?;
         nats.settle(settling, &[&all]).await?;
         let calls = Calls {
-            waiting: HashMap::new(),
+            waiting: HashMap::default(),
             look: None,
             connection: 0,
             is_deaf: false,
@@ -371,6 +394,7 @@ impl Remote {
             inbox,
             pending,
             next: AtomicU64::new(0),
+            room: Room::default(),
             runtime: Handle::current(),
             settings,
         });
@@ -441,11 +465,12 @@ impl Remote {
         let deadline = now + budget;
         let ends_itself = outgoing.deadline.is_some_and(|own| own <= deadline);
         let until = if ends_itself { deadline + FORGOTTEN } else { deadline };
-        let mut payload = Vec::with_capacity(ROOM);
+        let mut payload = self.room.take();
         Head { codec: K::NAME, fingerprint: signature.fingerprint(), budget }.write(&mut payload);
         codec.encode(&outgoing.request, &mut payload).map_err(|error| {
             SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
         })?;
+        self.room.learn(&payload);
         let mut headers = None;
         trace::inject(&mut headers);
         if let Some(inject) = &self.settings.inject {
@@ -467,7 +492,7 @@ impl Remote {
         subject: &Subject,
         until: Instant,
         limit: usize,
-    ) -> Result<(Entry, oneshot::Receiver<Outcome>), TenoriteError> {
+    ) -> Result<(Entry<'_>, oneshot::Receiver<Outcome>), TenoriteError> {
         let (sender, receiver) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut calls = self.pending.lock();
@@ -487,7 +512,7 @@ impl Remote {
         if is_earlier {
             self.pending.is_earlier.notify_one();
         }
-        Ok((Entry { pending: Arc::clone(&self.pending), id }, receiver))
+        Ok((Entry { pending: &self.pending, id }, receiver))
     }
 
     pub(crate) fn inbox_of(&self, id: u64) -> Subject {

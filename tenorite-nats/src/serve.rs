@@ -47,15 +47,13 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::codec::{Codec, Json, has_a_name};
+use crate::codec::{Codec, Json, Room, has_a_name};
 use crate::discovery::{Discovery, Figures};
 use crate::error::Error;
 use crate::nats::Nats;
 use crate::trace::Span;
 use crate::wire::{self, Received};
 
-/// For a message that is not long: there is no need to grow.
-pub(crate) const ROOM: usize = 256;
 /// Clocks of different machines may differ by so much.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 
@@ -216,6 +214,7 @@ where
                 tolerance: settings.tolerance,
                 scope: settings.scope,
                 figures,
+                room: Arc::default(),
                 running: TaskTracker::new(),
             };
             let task = tokio::spawn(async move {
@@ -279,6 +278,8 @@ struct Worker<C, K> {
     tolerance: Duration,
     scope: Option<Scope>,
     figures: Arc<Figures>,
+    /// For the next reply.
+    room: Arc<Room>,
     running: TaskTracker,
 }
 
@@ -336,7 +337,7 @@ where
             let text = payload.downcast_ref::<&str>().map(ToString::to_string);
             let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
             let error = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from(text)));
-            answer::<C::Response, K>(&self.client, reply, Err(error), &self.codec).await;
+            answer::<C::Response, K>(&self.client, reply, Err(error), &self.codec, &self.room).await;
         }
     }
 
@@ -350,7 +351,8 @@ where
                     if let Some(method) = method {
                         self.figures.failed(method, Duration::ZERO, &error);
                     }
-                    return answer::<C::Response, K>(&self.client, message.reply, Err(error), &self.codec)
+                    let (client, codec) = (&self.client, &self.codec);
+                    return answer::<C::Response, K>(client, message.reply, Err(error), codec, &self.room)
                         .await;
                 }
             };
@@ -373,15 +375,15 @@ where
         match first.await {
             Poll::Ready(outcome) => {
                 self.figures.ended(method, began.elapsed(), outcome.as_ref().err());
-                answer(&self.client, Some(reply), outcome, &self.codec).await;
+                answer(&self.client, Some(reply), outcome, &self.codec, &self.room).await;
             }
             Poll::Pending => {
                 let (client, codec) = (self.client.clone(), self.codec.clone());
-                let figures = Arc::clone(&self.figures);
+                let (figures, room) = (Arc::clone(&self.figures), Arc::clone(&self.room));
                 self.running.spawn(span.around(async move {
                     let outcome = call.await;
                     figures.ended(method, began.elapsed(), outcome.as_ref().err());
-                    answer(&client, Some(reply), outcome, &codec).await;
+                    answer(&client, Some(reply), outcome, &codec, &room).await;
                 }));
             }
         }
@@ -467,11 +469,13 @@ pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
     client: &Client,
     response: &Rs,
     codec: &K,
+    room: &Room,
 ) -> Result<Bytes, TenoriteError> {
     let lost = |reason| Err(TenoriteError::FetchFailure(reason));
-    let mut bytes = Vec::with_capacity(ROOM);
+    let mut bytes = room.take();
     match codec.encode(response, &mut bytes) {
         Ok(()) => {
+            room.learn(&bytes);
             let (size, limit) = (bytes.len(), client.max_payload());
             if size > limit {
                 lost(FetchReason::TooLarge(TooLarge { size, limit }))
@@ -492,10 +496,11 @@ async fn answer<Rs: Serialize, K: Codec>(
     reply: Option<Subject>,
     outcome: Result<Rs, TenoriteError>,
     codec: &K,
+    room: &Room,
 ) {
     let Some(reply) = reply else { return };
     // An error here is that of a client that is closed: nobody can be told.
-    let _ = match outcome.and_then(|response| encode_reply(client, &response, codec)) {
+    let _ = match outcome.and_then(|response| encode_reply(client, &response, codec, room)) {
         Ok(bytes) => client.publish(reply, bytes).await,
         Err(error) => {
             let (word, text) = wire::failure(&error);

@@ -160,8 +160,8 @@ struct Shards {
 }
 
 /// A request that was sent once.
-struct Attempt {
-    _entry: Entry,
+struct Attempt<'a> {
+    _entry: Entry<'a>,
     /// Whether it is stored.
     acknowledged: oneshot::Receiver<Outcome>,
     /// If it has not been sent yet.
@@ -244,10 +244,10 @@ impl Shards {
     }
 
     /// Has a request stored, however often that takes. An error is certain: it was sent once.
-    async fn store(
-        &self,
+    async fn store<'a>(
+        &'a self,
         letter: &Letter,
-        mut attempt: Result<Attempt, TenoriteError>,
+        mut attempt: Result<Attempt<'a>, TenoriteError>,
         attempts: &AtomicU32,
     ) -> Result<(), TenoriteError> {
         loop {
@@ -269,7 +269,7 @@ impl Shards {
     }
 
     /// Sends a request, or puts it into the line. An error is certain, of this one.
-    fn attempt(&self, letter: &Letter, attempts: &AtomicU32) -> Result<Attempt, TenoriteError> {
+    fn attempt(&self, letter: &Letter, attempts: &AtomicU32) -> Result<Attempt<'_>, TenoriteError> {
         let remote = &self.remote;
         attempts.fetch_add(1, Ordering::Relaxed);
         let connections = remote.pending.connections.subscribe();
@@ -282,7 +282,7 @@ impl Shards {
 
     /// What the server says of it, unless it says nothing for too long. How long it stands in the line does not count: there it would
     /// lose its place. An error is certain, of this one.
-    async fn stored(&self, attempt: Attempt) -> Option<Result<(), TenoriteError>> {
+    async fn stored(&self, attempt: Attempt<'_>) -> Option<Result<(), TenoriteError>> {
         let Attempt { _entry, mut acknowledged, place, mut connections } = attempt;
         let mut ended = None;
         if let Some(place) = place {

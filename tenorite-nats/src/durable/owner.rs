@@ -29,7 +29,7 @@ use super::answers::Answers;
 use super::known::{Call, Known};
 use super::record::{Answer, Record};
 use super::{ACK_WAIT, GROUP, PIN, PULL, Place};
-use crate::codec::{Codec, Json, has_a_name};
+use crate::codec::{Codec, Json, Room, has_a_name};
 use crate::error::Error;
 use crate::nats::Nats;
 use crate::serve::{TOLERANCE, encode_reply, flush, read_request};
@@ -198,6 +198,7 @@ where
                     shard,
                     initial: Arc::clone(&initial),
                     codec: codec.clone(),
+                    room: Room::default(),
                     answers: Mutex::default(),
                     age: AtomicI64::new(0),
                 };
@@ -248,6 +249,8 @@ struct Owner<W, K> {
     shard: u32,
     initial: Arc<dyn Fn(u32) -> W + Send + Sync>,
     codec: K,
+    /// For the next reply.
+    room: Room,
     /// Of requests that have had their effect, whoever holds the state by now.
     answers: Mutex<Answers>,
     /// When the stream was made that it serves from.
@@ -528,7 +531,8 @@ where
         };
         // After a panic its worker is gone, and with it what it had done: the next request finds the state of before.
         let is_torn = matches!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked(_))));
-        let reply = outcome.and_then(|response| encode_reply(&self.client, &response, &self.codec));
+        let reply =
+            outcome.and_then(|response| encode_reply(&self.client, &response, &self.codec, &self.room));
         let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
         if !is_torn
             && !method.reads()
