@@ -233,6 +233,8 @@ struct Calls {
     is_deaf: bool,
     /// What has been answered over this connection, and so was permitted.
     answered: HashSet<String>,
+    /// The last of them.
+    last_answered: Option<Subject>,
 }
 
 struct Waiting {
@@ -344,8 +346,11 @@ impl Pending {
         let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
         let mut calls = self.lock();
         let Some(waiting) = id.and_then(|id| calls.waiting.remove(&id)) else { return };
-        if !calls.answered.contains(waiting.subject.as_str()) {
-            calls.answered.insert(waiting.subject.to_string());
+        if calls.last_answered.as_ref() != Some(&waiting.subject) {
+            if !calls.answered.contains(waiting.subject.as_str()) {
+                calls.answered.insert(waiting.subject.to_string());
+            }
+            calls.last_answered = Some(waiting.subject);
         }
         drop(calls);
         let outcome = match message.status {
@@ -380,6 +385,7 @@ impl Remote {
             connection: 0,
             is_deaf: false,
             answered: HashSet::new(),
+            last_answered: None,
         };
         let pending = Arc::new(Pending {
             calls: Mutex::new(calls),
@@ -576,29 +582,26 @@ impl Listener {
     async fn listen(mut self, mut replies: Subscriber, mut events: Option<broadcast::Receiver<Event>>) {
         let mut looks = interval(if events.is_some() { LOOK_AGAIN } else { LOOK });
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut expiry = pin!(sleep_until(Instant::now()));
-        let mut is_expiring = false;
+        let mut alarm = pin!(sleep_until(Instant::now()));
+        let mut set_to = None;
         loop {
             if self.remote.strong_count() == 0 {
                 return;
             }
+            // Here, and not where the alarm goes off: however many replies there are, and those use up what this task may do at once.
+            let mut look = self.pending.lock().look;
+            let now = Instant::now();
+            if look.is_some_and(|look| look <= now) {
+                look = self.pending.expire(now);
+            }
+            if let Some(look) = look
+                && set_to != Some(look)
+            {
+                alarm.as_mut().reset(look);
+                set_to = Some(look);
+            }
             tokio::select! {
                 biased;
-                // First, however many replies there are: those use up what this task may do at once.
-                () = self.pending.is_earlier.notified() => {
-                    let look = self.pending.lock().look;
-                    is_expiring = look.is_some();
-                    if let Some(look) = look {
-                        expiry.as_mut().reset(look);
-                    }
-                }
-                () = &mut expiry, if is_expiring => {
-                    let look = self.pending.expire(Instant::now());
-                    is_expiring = look.is_some();
-                    if let Some(look) = look {
-                        expiry.as_mut().reset(look);
-                    }
-                }
                 // Before what is heard of the connection: a reply that has come is worth more than that it is lost.
                 message = replies.next() => {
                     let Some(message) = message else {
@@ -612,6 +615,8 @@ impl Listener {
                     }
                 }
                 event = next(&mut events) => self.hear(&event),
+                () = self.pending.is_earlier.notified() => {}
+                () = &mut alarm, if look.is_some() => set_to = None,
                 _ = looks.tick() => self.look(),
             }
         }
@@ -638,6 +643,7 @@ impl Listener {
         let mut calls = self.pending.lock();
         calls.connection += 1;
         calls.answered.clear();
+        calls.last_answered = None;
         drop(calls);
         #[cfg(feature = "durable")]
         let _ = self.pending.connections.send(());

@@ -55,7 +55,7 @@
 //! | 10 cancel-safe | dropping the call cannot take it back once handed over | same |
 //!
 //! The header with the budget is the first line of a request's payload, `tenorite/1 json 5f0c8d… 30000 1764115200000`, and none of
-//! NATS' own: a message that has a single one of those takes a seventh off the throughput. Those are for a trace context: with the
+//! NATS' own: a message that has a single one of those takes a sixth off the throughput. Those are for a trace context: with the
 //! feature `opentelemetry` it travels by itself, otherwise by [`Connect::inject`] and [`Serve::scope`]. `drain()` as above:
 //! [`Serving::stop`]. The fence below: a shard's state is written with the number of the request that changed it, and only over the
 //! state that it goes out from. Besides the cases of the table, `SendFailure(Denied)` is a request that the server did not permit.

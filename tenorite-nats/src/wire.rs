@@ -13,7 +13,7 @@
 //! [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits; how much of the caller's time is
 //! left, in milliseconds; and when that will have been used up, in milliseconds since 1970.
 //!
-//! It is a header of ours, and none of NATS': a single one of those takes a seventh off the throughput of requests, in the client
+//! It is a header of ours, and none of NATS': a single one of those takes a sixth off the throughput of requests, in the client
 //! at both ends and in the server (`benches/nats` measures that: "async-nats, one header").
 //!
 //! | header of a request that is stored | is |
