@@ -18,7 +18,7 @@ use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteC
 use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 
-use super::{Call, Place};
+use super::{Call, Place, WINDOW};
 use crate::codec::{Codec, Json, has_a_name};
 use crate::connect::{Entry, Letter, MAX_PENDING, Outcome, Remote, Settings, TIMEOUT, read, reply};
 use crate::door;
@@ -227,7 +227,12 @@ impl Shards {
                 stored = self.store(&letter, attempt, &attempts) => stored?,
             }
             if is_cast {
-                return Ok(None);
+                // So many of this caller's may have been stored before it, as it was sent again, that its owner takes it for one of
+                // those that it knows.
+                let ahead = self.numbers[shard as usize].load(Ordering::Relaxed) - number;
+                let may_be_passed_over = attempts.load(Ordering::Relaxed) > 1 && ahead > WINDOW;
+                let lost = TenoriteError::FetchFailure(FetchReason::Disconnected);
+                return if may_be_passed_over { Err(lost) } else { Ok(None) };
             }
             tokio::select! {
                 biased;

@@ -10,7 +10,7 @@
 use bytes::{Buf, BufMut};
 
 /// How many numbers before the last one are told apart.
-const WINDOW: u64 = 256;
+pub(crate) const WINDOW: u64 = 256;
 const WORDS: usize = (WINDOW / 64) as usize;
 /// Of one caller, written down.
 const BYTES: usize = 8 + 8 + 8 * WORDS + 8;

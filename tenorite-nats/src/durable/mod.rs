@@ -44,7 +44,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Storag
 use async_nats::jetstream::{self, Context};
 
 pub use self::caller::{ConnectShards, connect_shards};
-pub(crate) use self::known::Call;
+pub(crate) use self::known::{Call, WINDOW};
 pub use self::owner::{ServeShards, ServingShards, serve_shards};
 use crate::error::Error;
 use crate::nats::Nats;
