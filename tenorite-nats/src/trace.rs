@@ -35,7 +35,6 @@ pub(crate) fn inject(headers: &mut Option<HeaderMap>) {
 pub(crate) fn inject(_: &mut Option<HeaderMap>) {}
 
 /// The span of a request, as long as it is served.
-#[derive(Clone)]
 pub(crate) struct Span {
     #[cfg(feature = "opentelemetry")]
     span: tracing::Span,
