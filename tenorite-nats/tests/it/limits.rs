@@ -74,6 +74,38 @@ async fn what_is_not_permitted_is_told_at_once() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
+/// As another service whose name begins with the first one's.
+struct ProbeX;
+
+#[tenorite::service(serde)]
+impl ProbeX {
+    pub fn note(&mut self, id: u32) -> u32 {
+        id
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_permitted_ends_no_other_call() {
+    let Some(server) = Server::start_with(USERS) else { return };
+    let watch = crate::support::Watch::new();
+    let probe = crate::support::Probe { watch: watch.clone(), notes: Vec::new() };
+    let (_task, local) = crate::support::ProbeService.start_task(8, probe);
+    let _serving = tenorite_nats::serve(user(&server, "service").await, "test", local.clone()).await.unwrap();
+    let reader = user(&server, "reader").await;
+    let remote: ProbeCaller = tenorite_nats::connect(reader.clone(), "test").await.unwrap();
+    let other: ProbeXCaller = tenorite_nats::connect(reader, "test").await.unwrap();
+    local.hold(0).cast().await.unwrap();
+    watch.until_started(0).await;
+    let call = tokio::spawn(remote.note(1).owned());
+    while local.stats().queued == 0 {
+        tokio::task::yield_now().await;
+    }
+    let error = other.note(2).await.unwrap_err();
+    assert!(matches!(error, TenoriteError::SendFailure(SendReason::Denied(_))), "{error}");
+    watch.release(1);
+    assert_eq!(call.await.unwrap(), Ok(1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_told_as_that() {
     let Some(server) = Server::start_with(USERS) else { return };
