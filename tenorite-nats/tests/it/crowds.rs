@@ -251,8 +251,10 @@ async fn a_flood_of_replies_holds_up_no_limit() {
     let reply = silent.next().await.unwrap().reply.unwrap();
     let (inbox, _) = reply.rsplit_once('.').unwrap();
     let stop = Arc::new(AtomicBool::new(false));
+    let mut flooded = nats.client().subscribe(format!("{inbox}.zz")).await.unwrap();
     let flooding = flood(&server.url(), inbox, Arc::clone(&stop));
-    tokio::time::sleep(limit).await;
+    flooded.next().await.unwrap();
+    flooded.unsubscribe().await.unwrap();
     let began = std::time::Instant::now();
     // Were it held up, it would be until the flood is over.
     let over = Arc::clone(&stop);

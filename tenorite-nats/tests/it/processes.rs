@@ -225,6 +225,7 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
     }
 
     let mut counts = (0, 0, 0);
+    let mut refusals = BTreeMap::<String, u32>::new();
     let mut slowest = Duration::ZERO;
     let mut written = Vec::new();
     for writer in writers {
@@ -246,6 +247,7 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
                 }
                 Err(TenoriteError::SendFailure(reason)) => {
                     assert!(!is_there, "account {account}: {entry} ran, and was said not to: {reason}");
+                    *refusals.entry(reason.to_string()).or_default() += 1;
                     counts.1 += 1;
                 }
                 Err(TenoriteError::FetchFailure(_)) => counts.2 += 1,
@@ -254,7 +256,7 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
     }
     let (replied, not_run, lost) = counts;
     println!(
-        "seed {seed}, {seconds} s: {replied} acknowledged, {not_run} not run, {lost} unknown; {kills} kills, {suspended} \
+        "seed {seed}, {seconds} s: {replied} acknowledged, {not_run} not run {refusals:?}, {lost} unknown; {kills} kills, {suspended} \
          suspensions, {outages} outages; the slowest call took {slowest:?}"
     );
     assert!(replied > 100, "{replied}");

@@ -57,6 +57,22 @@ async fn own(nats: &Nats, shards: u32) -> ServingShards {
     serve_shards(nats.clone(), "test", |_| Ledger::default()).shards(shards).await.unwrap()
 }
 
+/// A ledger of one shard, with its owner and a caller.
+async fn one_shard() -> Option<(Server, Nats, ServingShards, LedgerCaller)> {
+    let server = Server::start()?;
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger = connect_shards(nats.clone(), "test").await.unwrap();
+    Some((server, nats, owning, ledger))
+}
+
+/// Waits until a request is stored, and has not been answered yet.
+async fn until_in_hand(nats: &Nats) {
+    let context = async_nats::jetstream::new(nats.client().clone());
+    let mut stream = context.get_stream("TENORITE_test_Ledger").await.unwrap();
+    while stream.info().await.unwrap().state.messages == 0 {}
+}
+
 #[test]
 fn a_key_is_always_in_the_same_shard_and_they_are_spread() {
     let shard = |account: &str| LedgerRequest::Read { account: account.to_owned() }.shard(4).unwrap();
@@ -98,10 +114,7 @@ async fn what_was_written_outlives_its_owner() {
 /// However long that takes, and however often a request is sent again that is not known to be stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_room_keeps_its_place_in_a_shard() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
+    let Some((server, _nats, _owning, ledger)) = one_shard().await else { return };
     let options = async_nats::ConnectOptions::new().client_capacity(1);
     let narrow = Nats::options(options).connect(server.url()).await.unwrap();
     let crowded: LedgerCaller = connect_shards(narrow.clone(), "test").await.unwrap();
@@ -134,10 +147,7 @@ async fn what_waits_for_room_keeps_its_place_in_a_shard() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_poll_sends_whatever_its_task_has_done() {
     use tokio::task::{coop, yield_now};
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
+    let Some((_server, _nats, _owning, ledger)) = one_shard().await else { return };
     let task = tokio::spawn(async move {
         let mut first = ledger.write("a", 1).owned();
         while coop::has_budget_remaining() {
@@ -168,7 +178,7 @@ async fn a_reply_that_nobody_heard_is_asked_for_again() {
         }
     };
     let call = tokio::spawn(far.write_slowly("a", 1, 500).owned());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until_in_hand(&nats).await;
     proxy.cut();
     stored(1).await;
     proxy.mend();
@@ -178,7 +188,7 @@ async fn a_reply_that_nobody_heard_is_asked_for_again() {
 
     // Another owner knows how the very last one was answered.
     let call = tokio::spawn(far.write_slowly("a", 2, 500).owned());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until_in_hand(&nats).await;
     proxy.cut();
     stored(2).await;
     owning.stop().await;
@@ -188,7 +198,7 @@ async fn a_reply_that_nobody_heard_is_asked_for_again() {
 
     // And of others that they have had their effect.
     let call = tokio::spawn(far.write_slowly("a", 3, 500).owned());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until_in_hand(&nats).await;
     proxy.cut();
     assert_eq!(near.write("a", 4).await, Ok(4));
     owning.stop().await;
@@ -220,10 +230,7 @@ mod next {
 /// Each call is told so at once; what nobody waits for is left, and so is the shard, to whoever can read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_cannot_be_read_is_left_to_whoever_can() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((server, nats, owning, ledger)) = one_shard().await else { return };
     ledger.write("a", 1).await.unwrap();
     owning.stop().await;
 
@@ -251,10 +258,7 @@ async fn a_state_that_cannot_be_read_is_left_to_whoever_can() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_hands_over_within_moments() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((server, _nats, owning, ledger)) = one_shard().await else { return };
     ledger.write("a", 1).await.unwrap();
     let other = server.connect().await;
     let _standby = own(&other, 1).await;
@@ -295,10 +299,7 @@ async fn requests_wait_for_an_owner() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_leaves_the_state_of_before() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, _nats, _owning, ledger)) = one_shard().await else { return };
     ledger.write("a", 1).await.unwrap();
     let error = ledger.tear("a", 2).await.unwrap_err();
     assert_eq!(error, TenoriteError::FetchFailure(FetchReason::Panicked("torn at 2".into())));
@@ -356,10 +357,7 @@ async fn without_shards_nothing_is_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_handler_keeps_its_shard() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((server, _nats, _owning, ledger)) = one_shard().await else { return };
     ledger.write("a", 1).await.unwrap();
     let other = server.connect().await;
     let _standby = own(&other, 1).await;
@@ -394,10 +392,7 @@ async fn a_server_that_comes_back_has_lost_nothing() {
 /// Its numbers begin anew, and its states do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_made_anew_loses_no_request() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, nats, owning, ledger)) = one_shard().await else { return };
     for entry in 0..5 {
         ledger.write("a", entry).await.unwrap();
     }
@@ -412,10 +407,7 @@ async fn a_stream_that_is_made_anew_loses_no_request() {
 /// By somebody else, who has another idea of the backlog: the owner of before goes on with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_made_anew_under_its_owner_loses_no_request() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((server, nats, _owning, ledger)) = one_shard().await else { return };
     for entry in 0..5 {
         ledger.write("a", entry).await.unwrap();
     }
@@ -445,10 +437,7 @@ async fn publish(nats: &Nats, shard: u32, number: u64, reply: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_and_stored_again_has_its_effect_once() {
     use futures_util::StreamExt;
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, nats, owning, ledger)) = one_shard().await else { return };
     let inbox = nats.client().new_inbox();
     let mut replies = nats.client().subscribe(inbox.clone()).await.unwrap();
     for number in [1, 2, 1, 2, 2] {
@@ -488,10 +477,7 @@ async fn what_is_sent_and_stored_again_has_its_effect_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_goes_to_inboxes_alone() {
     use futures_util::StreamExt;
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, nats, _owning, ledger)) = one_shard().await else { return };
     ledger.write("alice", 7).await.unwrap();
     let mut elsewhere = nats.client().subscribe("elsewhere").await.unwrap();
     publish(&nats, 0, 1, "$KV.TENORITE_test_Ledger.shard-0").await;
@@ -593,10 +579,7 @@ async fn a_generic_service_is_one_as_well() {
 /// Of another worker, say. Nothing is written over it, its requests end, and nobody knows whether they have had their effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_cannot_be_read_is_left_alone() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, nats, owning, ledger)) = one_shard().await else { return };
     ledger.write("a", 1).await.unwrap();
     owning.stop().await;
     let states = async_nats::jetstream::new(nats.client().clone())
@@ -618,10 +601,7 @@ async fn a_state_that_cannot_be_read_is_left_alone() {
 /// The fence: whoever goes out from a state that is no longer the last one writes nothing, and answers nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_whose_state_was_written_by_another_has_no_effect() {
-    let Some(server) = Server::start() else { return };
-    let nats = server.connect().await;
-    let _owning = own(&nats, 1).await;
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    let Some((_server, nats, _owning, ledger)) = one_shard().await else { return };
     let context = async_nats::jetstream::new(nats.client().clone());
     let states = context.get_key_value("TENORITE_test_Ledger").await.unwrap();
     ledger.write("a", 1).await.unwrap();
