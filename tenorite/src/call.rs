@@ -229,11 +229,9 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Asks for no reply: the future ends when the request is accepted.
     ///
-    /// Nobody hears what the worker answers. A deadline still keeps the request from starting late.
-    ///
-    /// A derived service that is idle runs the handler before this is over, on the caller's thread, which is cheaper than
-    /// waking another. Who does not want to pay for it starts the service
-    /// [`on_worker_task`](crate::Builder::on_worker_task).
+    /// The worker's answer is dropped. The handler runs on the service's task, never on the thread that
+    /// sends the cast: so a cast may be sent under a lock that the handler takes, as with a channel's
+    /// `send`. (A closure of [`from_fn`](crate::TenoriteCaller::from_fn) is polled where the cast is.)
     ///
     /// # Panics
     ///
@@ -247,8 +245,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Sends the request without waiting for anything: neither for room nor for a reply.
     ///
-    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. The handler never runs on this thread,
-    /// which may hold a lock that it takes, but on the service's task or with another call.
+    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. As with
+    /// [`cast`](Self::cast), the handler runs on the service's task.
     ///
     /// # Errors
     ///
@@ -563,6 +561,8 @@ struct Ticket<'a, Rq, Rs, Er> {
     /// Boxed: few calls have one, and all are moved about.
     timer: Option<Box<Timer>>,
     polled: bool,
+    /// It waited when its task had no budget for its other branches.
+    owes_turn: bool,
 }
 
 enum MailboxRef<'a, Rq, Rs, Er> {
@@ -597,7 +597,7 @@ impl<'a, Rq, Rs, Er> Ticket<'a, Rq, Rs, Er> {
         if let Some(limit) = timeout {
             state.terms.limit = Limit::For(limit);
         }
-        Self { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false }
+        Self { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false, owes_turn: false }
     }
 }
 
@@ -614,11 +614,16 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             }
         }
         let mailbox = self.mailbox.get();
+        let began = budget::begin();
         if mailbox.poll(&mut self.state, cx).is_ready() {
-            // If the task has had its turn: what the call did is done, and its outcome is kept; it only says "later". To say
-            // so before it does anything would lose its place in the order.
-            return if clock == Clock::Timer { budget::charge(cx) } else { Poll::Ready(()) };
+            // If the task's turn is over: what the call did is done, and its outcome is kept; it only
+            // says "later". To say so before it does anything would lose its place in the order.
+            return match clock {
+                Clock::Timer => budget::charge(began, std::mem::take(&mut self.owes_turn), cx),
+                Clock::None => Poll::Ready(()),
+            };
         }
+        self.owes_turn |= budget::is_budget_spent();
         match self.state.terms.limit {
             Limit::Until(deadline) if clock == Clock::Timer => self.poll_timer(deadline, cx),
             _ => Poll::Pending,
@@ -693,7 +698,6 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         self.assert_not_polled("try_cast");
         self.state.terms.cast = true;
         self.state.terms.no_wait = true;
-        self.state.elsewhere = true;
         let poll = self.poll(&mut Context::from_waker(Waker::noop()), Clock::None);
         assert!(poll.is_ready(), "a cast that does not wait for room waits for nothing");
     }
@@ -735,7 +739,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     ) -> Ticket<'b, Rq, Rs, Er> {
         let mailbox = hold(&self.mailbox);
         let state = CallState { phase: self.state.take(), ..self.state };
-        Ticket { mailbox, state, timer: None, polled: false }
+        Ticket { mailbox, state, timer: None, polled: false, owes_turn: false }
     }
 
     /// What is under way is not waited for any more.

@@ -151,8 +151,10 @@ where
 
     /// Runs all handlers on the service's task, never on a caller's thread: [`Inline::Never`].
     ///
-    /// For handlers that take long without waiting, so that callers, above all those of
-    /// [`cast`](crate::Call::cast), do not pay for them; each call then costs two switches between tasks.
+    /// For handlers that compute for long without waiting, so that their callers' threads do not pay
+    /// for them; for callers whose threads have little stack; and for threads of low priority, which
+    /// the system may keep away in the middle of a handler, and with them all calls behind it. Each
+    /// call then costs two switches between tasks.
     pub fn on_worker_task(self) -> Self {
         self.inline(Inline::Never)
     }

@@ -84,7 +84,6 @@ fn call_each(caller: &CounterCaller) {
     ready(poll_once(&mut caller.add_async(1))).unwrap();
     ready(poll_once(&mut caller.add(1).timeout(Duration::from_secs(60)))).unwrap();
     ready(poll_once(&mut caller.add(1).no_wait())).unwrap();
-    ready(poll_once(&mut caller.add(1).cast())).unwrap();
     ready(poll_once(&mut caller.add(1).owned())).unwrap();
     ready(poll_once(&mut caller.send_request(CounterRequest::Add { n: 1 }))).unwrap();
 }
@@ -114,6 +113,23 @@ fn from_another_runtime_and_from_none_it_is_the_same() {
     };
     assert_eq!(allocations_in(|| call_each(&caller)), 0);
     block_on(async { assert_eq!(allocations_in(|| call_each(&caller)), 0) });
+}
+
+/// What is queued has a place, and that is kept for the next.
+#[test]
+fn a_cast_allocates_nothing_once_there_was_one() {
+    block_on(async {
+        let (_task, caller) = CounterService.start_task(32, Counter(0));
+        let cast = || {
+            ready(poll_once(&mut caller.add(1).cast())).unwrap();
+            caller.add(1).try_cast().unwrap();
+        };
+        for round in 0..10 {
+            let allocations = allocations_in(cast);
+            assert!(round == 0 || allocations == 0, "{allocations} in round {round}");
+            tokio::task::yield_now().await;
+        }
+    });
 }
 
 /// The exception that is written down: one allocation for the largest future so far.

@@ -7,8 +7,8 @@ use crate::sync::{AtomicU32, Ordering};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Inline {
-    /// A call that finds the service idle runs its handler itself, on its own thread. Otherwise whoever has the worker does,
-    /// or the service's task.
+    /// A call that finds the service idle runs its own handler, on its own thread. Everything else
+    /// runs on the service's task: what had to queue, what was cast, and what has to wait.
     #[default]
     Auto,
     /// All handlers run on the service's task.
@@ -42,20 +42,12 @@ impl Dice {
         Self { seed, throws: AtomicU32::new(0), mode }
     }
 
-    /// Whether the next call may run its handler, or those of others, itself.
+    /// Returns whether the next call may run its handler itself.
     pub(crate) fn allows(&self) -> bool {
         match self.mode {
             Mode::Auto => true,
             Mode::Never => false,
             Mode::Random => self.throw().is_multiple_of(2),
-        }
-    }
-
-    /// How many handlers of others a call runs, at most.
-    pub(crate) fn credit(&self, usual: u32) -> u32 {
-        match self.mode {
-            Mode::Random => self.throw() % 4,
-            _ => usual,
         }
     }
 
@@ -85,6 +77,5 @@ mod tests {
     fn without_chance_it_is_always_the_same() {
         assert!(Dice::new(Inline::Auto).allows());
         assert!(!Dice::new(Inline::Never).allows());
-        assert_eq!(Dice::new(Inline::Auto).credit(16), 16);
     }
 }

@@ -93,8 +93,6 @@ pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) terms: Terms,
     /// Its handler may go on without it.
     pub(crate) raced: bool,
-    /// Not to be run by this thread, which may hold a lock that the handler takes.
-    pub(crate) elsewhere: bool,
 }
 
 /// What a request's place in the line depends on.
@@ -171,7 +169,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(phase: Phase<Rq, Rs, Er>) -> Self {
         let terms =
             Terms { limit: Limit::None, cast: false, no_wait: false, wanted_back: false, has_permit: false };
-        Self { phase, terms, raced: false, elsewhere: false }
+        Self { phase, terms, raced: false }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {

@@ -40,8 +40,8 @@ pub(crate) struct Queue<Rq, Rs, Er> {
 
 /// What a request does that comes to the line.
 pub(crate) enum Join<T> {
-    /// It is appended. Its caller wants to be woken for it, unless it comes back anyway.
-    Append { keep_waker: bool, found: T },
+    /// It is appended.
+    Append(T),
     /// It does not: the worker was idle, and is the caller's now.
     Run,
 }
@@ -80,9 +80,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, terms, waker, None, now, |line| {
+        let entered = self.enter(request, terms, Some(waker), None, now, |line| {
             // Also for one who has to wait for room: if that is all kept for others, the worker serves him all the same.
-            Join::Append { keep_waker: true, found: line.worker.take() }
+            Join::Append(line.worker.take())
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -102,7 +102,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         &self,
         request: Rq,
         terms: Terms,
-        waker: Waker,
+        waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
         now: impl FnOnce() -> Instant,
         join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T>,
@@ -139,8 +139,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
         line.used(now);
         let accepted = has_permit || line.has_room();
-        let (keep_waker, found) = match join(&mut line) {
-            Join::Append { keep_waker, found } => (keep_waker, found),
+        let found = match join(&mut line) {
+            Join::Append(found) => found,
             Join::Run => {
                 if has_permit {
                     line.unreserve(&mut after);
@@ -160,11 +160,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             (true, true) => Awaited::Nothing,
         };
         // An accepted cast awaits nothing: its caller's waker has no place in the slot.
-        let (kept, unused) = if awaited == Awaited::Nothing || !keep_waker {
-            (None, Some(waker))
-        } else {
-            (Some(waker), None)
-        };
+        let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
         let deadline = limit.deadline();
         let arrival = Arrival { request: Some(request), span, deadline, awaited, wanted_back, accepted };
         let slot = line.append(arrival, kept, edge);

@@ -72,7 +72,7 @@ fn two_callers_that_never_run_anything_themselves() {
 }
 
 #[test]
-fn two_callers_of_whom_one_may_run_it_himself() {
+fn two_callers_of_which_one_may_run_its_own_request() {
     model(2, || {
         let Model { caller, driver, seen } = start_with(2, Inline::Random(1));
         let task = drive(driver);
@@ -111,7 +111,7 @@ fn a_handler_that_wakes_itself_in_its_poll() {
     });
 }
 
-/// The second call may find the future parked and notified before the task does.
+/// The second call may find the future parked and notified before the task does, and leaves it alone.
 #[test]
 fn a_caller_and_the_task_meet_at_a_future_that_was_woken() {
     model(3, || {
@@ -129,7 +129,7 @@ fn a_caller_and_the_task_meet_at_a_future_that_was_woken() {
     });
 }
 
-/// The worker is left with work, and whoever comes first serves it.
+/// The worker is left with work, which the task serves, whichever comes first.
 #[test]
 fn a_caller_and_the_task_meet_at_a_worker_that_is_ready() {
     model(2, || {
@@ -331,9 +331,9 @@ fn an_abort_and_a_handler_that_waits() {
     });
 }
 
-/// One runs, the other queues behind it and may be served by the first.
+/// One runs, the other queues behind it, and the task that would serve that is gone.
 #[test]
-fn an_abort_while_one_serves_another() {
+fn an_abort_while_one_runs_and_another_queues() {
     model(3, || {
         let Model { caller, driver, seen } = start(2);
         let one = call_there(&caller, Ask::Ready(1));

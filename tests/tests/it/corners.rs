@@ -1,22 +1,17 @@
 //! Corners of the cell that were found by looking for trouble, each with what went wrong there.
 
-// A waker that panics in its `clone` can only be made by hand.
-#![allow(unsafe_code)]
-
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::task::{Context, Poll};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tenorite::__private::{Configs, Dispatch, Job, JoinHandle, NoSpace, SomeSpace, Start, Step};
 use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::poll_once;
-use tokio::runtime::{Builder, Handle, Id, Runtime};
+use tokio::runtime::{Handle, Id, Runtime};
 use tokio::sync::oneshot;
 
 use crate::support::{current_thread, multi_thread};
@@ -45,10 +40,6 @@ impl Plain {
 
     pub async fn nap(&mut self) {
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-
-    pub fn busy(&mut self, millis: u64) {
-        thread::sleep(Duration::from_millis(millis));
     }
 
     pub fn runtime(&self) -> Id {
@@ -208,111 +199,6 @@ fn try_cast_runs_nothing_that_could_want_the_callers_locks() {
     caller.lock(Arc::clone(&mutex)).try_cast().unwrap();
     drop(held);
     assert_eq!(caller.lock(mutex).blocking(), Ok(1));
-}
-
-/// A limit on serving others: 20 µs, to within one of their requests.
-#[test]
-fn a_caller_with_its_answer_is_not_held_for_long() {
-    let home = multi_thread();
-    home.block_on(async {
-        let (_task, caller) = PlainService.start_task(64, Plain::default());
-        let first = {
-            let caller = caller.clone();
-            tokio::spawn(async move {
-                let started = Instant::now();
-                caller.busy(100).await.unwrap();
-                started.elapsed()
-            })
-        };
-        while caller.stats().queued == 0 {
-            let mut behind = caller.busy(100).owned();
-            if poll_once(&mut behind).is_pending() {
-                for _ in 0..10 {
-                    caller.busy(100).try_cast().unwrap();
-                }
-                break;
-            }
-        }
-        let held = first.await.unwrap();
-        // Its own, at most one before it, and one of the ten.
-        assert!(held < Duration::from_millis(900), "{held:?}");
-    });
-}
-
-/// The waker of one who serves others panics: that is his own affair.
-#[test]
-fn a_bad_waker_of_a_helper_loses_nobodys_call() {
-    static CLONES: AtomicU32 = AtomicU32::new(0);
-    static TABLE: RawWakerVTable = RawWakerVTable::new(
-        |data| {
-            assert!(CLONES.fetch_add(1, Ordering::SeqCst) == 0, "no more clones");
-            RawWaker::new(data, &TABLE)
-        },
-        |_| {},
-        |_| {},
-        |_| {},
-    );
-    current_thread().block_on(async {
-        for before in [0, 8, 16, 24] {
-            let (_task, caller) = PlainService.start_task(64, Plain::default());
-            let (event, comes) = oneshot::channel();
-            // Runs are charged by the bunch: in one of the rounds that falls to one who serves others.
-            for _ in 0..before {
-                caller.get().await.unwrap();
-            }
-            CLONES.store(0, Ordering::SeqCst);
-            let mut first = caller.wait(comes);
-            tokio::task::yield_now().await;
-            assert!(poll_once(&mut first).is_pending());
-            let mut others: Vec<_> = (0..30).map(|_| caller.busy(1)).collect();
-            assert!(others.iter_mut().all(|call| poll_once(call).is_pending()));
-            // Almost all of its turn is over.
-            poll_fn(|cx| {
-                for _ in 0..118 {
-                    if let Poll::Ready(unit) = tokio::task::coop::poll_proceed(cx) {
-                        unit.made_progress();
-                    }
-                }
-                Poll::Ready(())
-            })
-            .await;
-            event.send(()).unwrap();
-            let _ = catch_unwind(AssertUnwindSafe(|| {
-                // SAFETY: the functions do not look at the pointer.
-                let waker = unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &TABLE)) };
-                let mut call = caller.get();
-                let _ = Pin::new(&mut call).poll(&mut Context::from_waker(&waker));
-            }));
-            for call in others {
-                tokio::time::timeout(HANG, call).await.expect("a call hangs").unwrap();
-            }
-            assert!(!caller.is_closed());
-        }
-    });
-}
-
-/// Those in line are judged by their service's clock, whoever serves them.
-#[test]
-fn a_helper_whose_clock_is_ahead_lets_nobody_expire() {
-    let home = current_thread();
-    let (event, comes) = oneshot::channel();
-    let (caller, waiting) = home.block_on(async {
-        let (_task, caller) = PlainService.start_task(64, Plain::default());
-        let mut first = caller.wait(comes).owned();
-        tokio::task::yield_now().await;
-        assert!(poll_once(&mut first).is_pending());
-        let mut waiting = caller.get().timeout(Duration::from_secs(600)).owned();
-        assert!(poll_once(&mut waiting).is_pending());
-        std::mem::forget(first);
-        (caller, waiting)
-    });
-    event.send(()).unwrap();
-    let ahead = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    ahead.block_on(async {
-        tokio::time::advance(Duration::from_secs(3_600)).await;
-        let _ = poll_once(&mut caller.get());
-    });
-    assert!(home.block_on(waiting).is_ok());
 }
 
 /// A worker's `Drop` that does to its thread what no `Drop` should.

@@ -34,4 +34,5 @@ mod stress;
 mod supervisor;
 mod surprises;
 mod surroundings;
+mod threads;
 mod ui;

@@ -512,9 +512,7 @@ fn stop_within_without_time() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let caller = runtime.block_on(async {
         let (_t, caller) = SimpleService.start_task(4, Simple(Vec::new()));
-        let mut call = caller.hang();
-        assert!(poll_once(&mut call).is_pending());
-        drop(call);
+        caller.hang().try_cast().unwrap();
         caller
     });
     drop(caller.stop_within(Duration::from_millis(20)));

@@ -3,18 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{Inline, StopReason};
 use tenorite_tests::{poll_once, ready};
-use tokio::sync::Notify;
 
-use crate::support::{Kind, QUEUED, current_thread, multi_thread};
+use crate::support::{QUEUED, current_thread, multi_thread};
 
 #[derive(Default)]
 struct Plain {
-    gate: Arc<Notify>,
     ran: Arc<AtomicU32>,
 }
 
@@ -26,23 +24,6 @@ impl Plain {
 
     pub async fn yield_once(&mut self) {
         tokio::task::yield_now().await;
-    }
-
-    /// Its waker has fired by the time that it waits.
-    pub async fn wake_myself(&mut self) {
-        let mut again = false;
-        std::future::poll_fn(|cx| {
-            if std::mem::replace(&mut again, true) {
-                return std::task::Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            std::task::Poll::Pending
-        })
-        .await;
-    }
-
-    pub async fn wait(&mut self) {
-        self.gate.notified().await;
     }
 
     pub fn thread(&self) -> ThreadId {
@@ -62,7 +43,7 @@ impl Plain {
 #[tokio::test]
 async fn s1_a_spent_budget_delays_the_answer_and_not_the_request() {
     let ran = Arc::default();
-    let (_task, caller) = PlainService.start_task(4, Plain { ran: Arc::clone(&ran), ..Plain::default() });
+    let (_task, caller) = PlainService.start_task(4, Plain { ran: Arc::clone(&ran) });
     tokio::spawn(async move {
         let mut delayed = 0;
         for call in 1..=5_000 {
@@ -82,62 +63,6 @@ async fn s1_a_spent_budget_delays_the_answer_and_not_the_request() {
     })
     .await
     .unwrap();
-}
-
-/// A caller hands a handler over and computes on: whoever comes next serves itself, and does not wait for him.
-#[test]
-fn s2_a_caller_that_computes_does_not_hold_up_what_it_left_behind() {
-    let runtime = multi_thread();
-    runtime.block_on(async {
-        let (_task, caller) = PlainService.start_task(4, Plain::default());
-        let (handed_over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let computing = tokio::spawn({
-            let (caller, handed_over, served) =
-                (caller.clone(), Arc::clone(&handed_over), Arc::clone(&served));
-            async move {
-                // The handler's task now stands next in line on this very thread.
-                let mut call = caller.wake_myself();
-                let _ = poll_once(&mut call);
-                handed_over.store(true, Ordering::SeqCst);
-                let started = Instant::now();
-                while !served.load(Ordering::SeqCst) {
-                    assert!(started.elapsed() < Duration::from_secs(10), "it waits for whoever computes");
-                    std::hint::spin_loop();
-                }
-                call.await.unwrap();
-            }
-        });
-        let calling = thread::spawn(move || {
-            while !handed_over.load(Ordering::SeqCst) {
-                std::hint::spin_loop();
-            }
-            caller.bump().blocking().unwrap();
-            served.store(true, Ordering::SeqCst);
-        });
-        computing.await.unwrap();
-        calling.join().unwrap();
-    });
-}
-
-/// Whoever comes by serves others up to a limit.
-#[tokio::test]
-async fn s3_a_caller_serves_sixteen_others_and_not_more() {
-    let (gate, ran) = (Arc::new(Notify::new()), Arc::<AtomicU32>::default());
-    let worker = Plain { gate: Arc::clone(&gate), ran: Arc::clone(&ran) };
-    let (_task, caller) = PlainService.start_task(100, worker);
-    let mut waiting = caller.wait();
-    assert!(poll_once(&mut waiting).is_pending());
-    for _ in 0..50 {
-        caller.bump().try_cast().unwrap();
-    }
-    gate.notify_one();
-    // The task has been woken, and has not had its turn.
-    let mut call = caller.bump();
-    assert!(poll_once(&mut call).is_pending());
-    // Sixteen, or fewer if they took more than 20 µs.
-    assert!((1..=16).contains(&ran.load(Ordering::SeqCst)), "{}", ran.load(Ordering::SeqCst));
-    assert_eq!(call.await, Ok(51));
-    waiting.await.unwrap();
 }
 
 /// A caller without pause does not keep one who queues from his turn.
@@ -211,24 +136,21 @@ fn s7_a_panic_is_reported_by_the_thread_that_ran_the_handler() {
 // S8: `hazards::h7_a_handler_on_a_callers_thread_outlives_an_abort_and_a_shutdown`.
 
 #[test]
-fn s9_a_runtime_that_nobody_drives_serves_what_is_ready() {
+fn s9_a_runtime_that_is_not_driven_serves_calls_to_idle_services_only() {
     let runtime = current_thread();
     let (_task, caller) = {
         let _entered = runtime.enter();
         PlainService.start_task(4, Plain::default())
     };
     assert_eq!(caller.bump().blocking(), Ok(1));
-    let mut waits = caller.yield_once();
-    assert!(poll_once(&mut waits).is_pending());
-    let mut queued = caller.bump();
-    // The handler has woken itself, so whoever comes may go on with it.
-    let outcome = poll_once(&mut queued);
-    assert!(outcome.is_ready(), "{outcome:?}");
-    let mut sleeps = caller.wait();
-    assert!(poll_once(&mut sleeps).is_pending());
-    let mut behind = caller.bump();
-    assert!(poll_once(&mut behind).is_pending());
-    drop((sleeps, behind));
+    // The handler has woken itself, but only the service's task goes on with it.
+    let mut yields = caller.yield_once().owned();
+    assert!(poll_once(&mut yields).is_pending());
+    let mut queued = caller.bump().owned();
+    assert!(poll_once(&mut queued).is_pending());
+    let limit = Duration::from_millis(1);
+    assert_eq!(caller.bump().timeout(limit).blocking(), Err(TenoriteError::SendFailure(SendReason::Expired)));
+    assert_eq!(runtime.block_on(async { (yields.await, queued.await) }), (Ok(()), Ok(2)));
 }
 
 /// `blocking::never_in_async_code_even_if_there_would_be_nothing_to_wait_for`, which is a call to an idle service now.
@@ -241,15 +163,21 @@ async fn s10_blocking_is_refused_though_the_service_is_idle() {
     }
 }
 
+/// As a channel's `send`.
 #[tokio::test]
-async fn s11_a_cast_pays_for_its_handler_unless_that_runs_on_the_task() {
-    let (_task, caller, watch) = Kind::Derived.start(4);
-    ready(poll_once(&mut caller.note(1).cast())).unwrap();
-    assert_eq!(watch.started(), [1]);
-    let (_task, caller, watch) = Kind::OnTask.start(4);
-    ready(poll_once(&mut caller.note(1).cast())).unwrap();
-    assert!(watch.started().is_empty());
-    watch.until_finished(1).await;
+async fn s11_a_cast_never_runs_its_handler_on_its_senders_thread() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start(4);
+        ready(poll_once(&mut caller.note(1).cast())).unwrap();
+        assert!(watch.started().is_empty(), "{kind:?}");
+        ready(poll_once(&mut caller.reserve()))
+            .map(|permit| ready(poll_once(&mut permit.call(|caller| caller.note(2)).cast())).unwrap())
+            .unwrap();
+        caller.note(3).try_cast().unwrap();
+        assert!(watch.started().is_empty(), "{kind:?}");
+        watch.until_finished(3).await;
+        assert_eq!(watch.started(), [1, 2, 3], "{kind:?}");
+    }
 }
 
 // S12: `tests/warnings.rs`.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use super::owner::{Credit, Owner, Run};
-use super::seat::response_of;
-use super::word::{Found, Join};
-use super::{Aftermath, Core, Dispatch, answers_later};
+use super::owner::{Owner, Run};
+use super::word::Join;
+use super::{Aftermath, Core, Dispatch, Space, answers_later};
+use crate::budget;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::home::{self, Stance};
 use crate::lifecycle::{Lifecycle, StopReason};
@@ -49,7 +49,7 @@ impl<W: Dispatch> Door<W> {
         Served { method: W::method(request), deadline: terms.limit.deadline() }
     }
 
-    /// The worker is this thread's, for the call's own request.
+    /// Runs the call's own request: this thread has claimed the worker for it.
     #[inline(always)]
     fn run(
         &self,
@@ -59,8 +59,9 @@ impl<W: Dispatch> Door<W> {
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        // Whoever casts, or races, does not wait for this handler: then what it calls in turn is no circle through him.
-        let ran = if state.terms.cast || state.raced {
+        // A raced call does not wait for this handler, so the handler's own calls cannot form a
+        // cycle through the caller.
+        let ran = if state.raced {
             let _cut = nesting::cut();
             owner.start(&mut state.phase, served, stance)
         } else {
@@ -70,23 +71,22 @@ impl<W: Dispatch> Door<W> {
             Run::Replied => {
                 waits::through(self.core.node());
                 self.core.count_reply();
+                if <W::Space as Space>::HAS_FUTURES {
+                    budget::note_spending();
+                }
                 if self.core.word.release_idle() {
                     owner.left();
                 } else {
-                    self.release(owner, cx, stance);
-                }
-                if state.terms.cast {
-                    self.core.queue.drop_quietly(response_of(&mut state.phase));
-                    state.phase.put(Phase::Accepted);
+                    owner.release(stance);
                 }
                 Poll::Ready(())
             }
-            Run::Deferred => unreachable!("it is run in the line"),
+            Run::Deferred => unreachable!("a method that answers later runs on the task"),
             Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
                 let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
                 let left_over = state.take();
-                state.phase.put(if state.terms.cast { Phase::Accepted } else { Phase::Failed(failure) });
+                state.phase.put(Phase::Failed(failure));
                 self.core.queue.drop_quietly(left_over);
                 owner.panicked(None, payload);
                 Poll::Ready(())
@@ -103,20 +103,12 @@ impl<W: Dispatch> Door<W> {
         cx: &mut Context<'_>,
         stance: Stance,
     ) -> Poll<()> {
-        let Phase::New(request) = &state.phase else { unreachable!("it has not been sent") };
+        let Phase::New(request) = &state.phase else { unreachable!("the request has not been sent") };
         let served = Self::served(request, state.terms);
         self.run(owner, served, state, cx, stance)
     }
 
-    /// Somebody else has come meanwhile.
-    #[cold]
-    fn release(&self, owner: Owner<'_, W>, cx: &mut Context<'_>, stance: Stance) {
-        // Its own call is over: a handler that made it does not wait for these.
-        let _cut = nesting::cut();
-        owner.drain(None, Credit::of_one_who_is_done(&self.core.dice), stance, cx);
-    }
-
-    /// The handler has to wait, and so does the call.
+    /// Parks the handler, and leaves the call to wait for its reply.
     #[inline(never)]
     fn wait(
         &self,
@@ -128,14 +120,8 @@ impl<W: Dispatch> Door<W> {
     ) -> Poll<()> {
         // Wakers and spans that panic are their owner's problem: the handler goes on.
         let (span, spans_panic) = caught_or(Span::current, Span::none);
-        if state.terms.cast {
-            waits::left();
-            state.phase.put(Phase::Accepted);
-            owner.park(None, served, span, stance);
-            return Poll::Ready(());
-        }
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
-        // Before others can go on with the handler.
+        // Before the task can go on with the handler.
         let node = self.core.node();
         let edge = if state.raced {
             None
@@ -151,16 +137,15 @@ impl<W: Dispatch> Door<W> {
         Poll::Pending
     }
 
-    /// The worker was not idle, or may not be asked without the lock.
+    /// The worker was not idle, or may not be claimed without the lock.
     #[cold]
     #[inline(never)]
     fn poll_slowly(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         let core = &self.core;
         let next = match state.phase {
             Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
-            Phase::New(_) => {
-                let may_run = !state.elsewhere && core.dice.allows();
-                let stance = if may_run { core.home.look(cx.waker()) } else { None };
+            Phase::New(_) | Phase::Permitted(_) => {
+                let stance = if self.may_run(state) { core.home.look() } else { None };
                 if let (Some(stance), Phase::New(request)) = (stance, &state.phase)
                     && !state.terms.limit.is_expired()
                     && !answers_later::<W>(W::method(request))
@@ -168,11 +153,6 @@ impl<W: Dispatch> Door<W> {
                 {
                     return self.run_later(Owner::claimed(core), state, cx, stance);
                 }
-                return self.enter(state, cx, stance);
-            }
-            Phase::Permitted(_) => {
-                let may_run = !state.elsewhere && core.dice.allows();
-                let stance = if may_run { core.home.look(cx.waker()) } else { None };
                 return self.enter(state, cx, stance);
             }
             Phase::Permit => {
@@ -190,11 +170,19 @@ impl<W: Dispatch> Door<W> {
         state.readiness()
     }
 
+    /// Returns whether this thread may run the request itself.
+    ///
+    /// A cast never does: its sender does not wait for the handler, and may hold what that needs.
+    fn may_run(&self, state: &State<W>) -> bool {
+        !state.terms.cast && self.core.dice.allows()
+    }
+
     /// T6.
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
-        // Before anything is taken: it may panic.
-        let waker = cx.waker().clone();
+        // Before anything is taken: cloning it may panic. A cast mostly needs none, and one that
+        // has to wait for capacity registers it below.
+        let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
         let (request, terms) = state.take_request();
         let method = W::method(&request);
         let edge = match self.wait_for(method, !(terms.cast || state.raced)) {
@@ -209,11 +197,10 @@ impl<W: Dispatch> Door<W> {
             }
         };
         let now = || core.home.now(stance.unwrap_or(Stance::Foreign));
-        let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |line| {
-            match core.word.join(stance.is_some(), line.first().is_none()) {
-                // One that may answer later needs a slot for its answer from the start.
-                Join::Claimed(Found::Idle) if !answers_later::<W>(method) => queue::Join::Run,
-                join => queue::Join::Append { keep_waker: !matches!(join, Join::Claimed(_)), found: join },
+        let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |_| {
+            match core.word.join(stance.is_some()) {
+                Join::Claimed => queue::Join::Run,
+                join => queue::Join::Append(join == Join::Wake),
             }
         });
         if let (Some(edge), Entered::Refused(_) | Entered::Own(_)) = (&edge, &entered) {
@@ -222,22 +209,70 @@ impl<W: Dispatch> Door<W> {
         match entered {
             Entered::Refused(phase) => state.phase = phase,
             Entered::Own(request) => {
+                let stance = stance.expect("the worker is claimed only by a thread that may run");
+                if answers_later::<W>(method) {
+                    return self.run_deferring(Owner::claimed(core), request, state, cx, stance);
+                }
                 state.phase = Phase::New(request);
-                let stance = stance.expect("the worker was claimed");
                 return self.run_later(Owner::claimed(core), state, cx, stance);
             }
-            Entered::Line(phase, join) => {
+            Entered::Line(phase, wake) => {
                 state.phase = phase;
-                match (join, stance) {
-                    (Join::Claimed(found), Some(stance)) => self.help(found, state, cx, stance),
-                    (Join::Wake, _) => core.wake_task(),
-                    _ => {}
+                if wake {
+                    core.wake_task();
                 }
-                if let (Phase::Waiting(slot), true, false) = (&state.phase, state.terms.cast, state.raced) {
-                    let slot = *slot;
-                    self.wait_for_room(slot, method, state);
+                if let (&Phase::Waiting(slot), true) = (&state.phase, terms.cast) {
+                    if !state.raced {
+                        self.wait_for_room(slot, method, state);
+                    }
+                    return self.look(state, cx);
                 }
             }
+        }
+        state.readiness()
+    }
+
+    /// As [`run`](Self::run), of a method that may answer after it has returned: the call waits for a
+    /// slot from the start.
+    fn run_deferring(
+        &self,
+        mut owner: Owner<'_, W>,
+        request: W::Request,
+        state: &mut State<W>,
+        cx: &mut Context<'_>,
+        stance: Stance,
+    ) -> Poll<()> {
+        let core = &self.core;
+        let served = Self::served(&request, state.terms);
+        let slot = core.queue.occupy(None, None);
+        state.phase = Phase::Waiting(slot);
+        // Spans that panic are their owner's problem, as in `wait`.
+        let (span, panic) = caught_or(Span::current, Span::none);
+        let mut exchange = Phase::New(request);
+        let ran = {
+            // The answer may come from anywhere, so the handler below waits for no handler.
+            let _cut = nesting::cut();
+            owner.start_deferring(Some(slot), &span, &mut exchange, served, stance)
+        };
+        match ran {
+            Run::Replied | Run::Deferred => {
+                waits::through(core.node());
+                core.count_reply();
+                owner.release(stance);
+            }
+            Run::Waits => drop(owner.park(None, served, span, stance)),
+            Run::Panicked(payload) => drop(owner.panicked(None, payload)),
+        }
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+        self.look(state, cx)
+    }
+
+    /// Looks what has become of a call that has left no waker yet, and leaves one.
+    fn look(&self, state: &mut State<W>, cx: &Context<'_>) -> Poll<()> {
+        if let Phase::Waiting(slot) = state.phase {
+            state.phase = self.core.queue.poll(slot, cx.waker());
         }
         state.readiness()
     }
@@ -270,27 +305,6 @@ impl<W: Dispatch> Door<W> {
         }
     }
 
-    /// The worker was left with work, and the task has not come yet: serves the line, in which the own request is.
-    fn help(&self, found: Found, state: &mut State<W>, cx: &mut Context<'_>, stance: Stance) {
-        // What is served here is not what the handler below waits for: his own call has an edge of its own.
-        let _cut = nesting::cut();
-        let credit = Credit::of_one_who_waits(&self.core.dice);
-        let owner = Owner::claimed(&self.core);
-        match found {
-            Found::Parked => owner.go_on(credit, stance, cx),
-            _ => owner.drain(None, credit, stance, cx),
-        };
-        let _ = self.look(state, cx);
-    }
-
-    /// What has become of a request that was put into the line, and of which its caller has left no waker yet.
-    fn look(&self, state: &mut State<W>, cx: &Context<'_>) -> Poll<()> {
-        if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.core.queue.poll(slot, cx.waker());
-        }
-        state.readiness()
-    }
-
     /// Waits a moment for a handler that runs on another thread. Returns whether the worker was claimed.
     fn spin(&self) -> bool {
         const LOOKS: u32 = 10;
@@ -315,9 +329,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
-            && !state.elsewhere
+            && !state.terms.cast
             && !state.terms.limit.is_expired()
-            && let Some(stance) = self.core.home.look(cx.waker())
+            && let Some(stance) = self.core.home.look()
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)
             && self.core.word.claim_idle()

@@ -10,10 +10,9 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::life::{Again, End, Life};
-use super::owner::{Credit, Left, Owner};
+use super::owner::{Left, Owner};
 use super::word::{Abort, Found, TaskClaim};
 use super::{Aftermath, Core, Dispatch, Opened};
-use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::nesting;
 use crate::panics;
@@ -83,17 +82,14 @@ impl<W: Dispatch> Core<W> {
 }
 
 /// Does what there is to do for requests.
-pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Left<W> {
-    let _known = core.home.enter_as_task(cx.waker());
+pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Left<W> {
     let _cut = nesting::cut();
     match core.word.claim_for_task() {
         TaskClaim::Nothing => Left::Alive,
         TaskClaim::Held => Left::Held,
         TaskClaim::Dead => Left::Dead,
-        TaskClaim::Claimed(Found::Parked) => {
-            Owner::claimed(core).go_on(Credit::of_the_task(), Stance::Native, cx)
-        }
-        TaskClaim::Claimed(_) => Owner::claimed(core).drain(None, Credit::of_the_task(), Stance::Native, cx),
+        TaskClaim::Claimed(Found::Parked) => Owner::claimed(core).go_on(),
+        TaskClaim::Claimed(Found::Ready) => Owner::claimed(core).drain(None),
     }
 }
 
@@ -115,7 +111,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
         core.task.set_with(|| cx.waker().clone());
         let poll = match &mut this.life {
             Some(life) => life.poll(core, cx),
-            None => match serve(core, cx) {
+            None => match serve(core) {
                 Left::Alive => Poll::Pending,
                 Left::Held => unreachable!("a worker without a life is left to nobody"),
                 Left::HandedBack(worker) => Poll::Ready(End::Output(W::Output::hand_back(worker))),

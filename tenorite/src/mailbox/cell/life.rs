@@ -106,7 +106,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                         self.fall(core, Fall::StartPanicked(panics::message(&payload)), End::Panic(payload))
                     }
                 },
-                Stage::Serving => match serve(core, cx) {
+                Stage::Serving => match serve(core) {
                     Left::Held => self.take_over(core),
                     Left::Alive => {
                         ready!(self.poll_idle(core, cx));
@@ -348,7 +348,6 @@ fn poll_hook<W: Dispatch, T>(
     hook: Pin<&mut (dyn Future<Output = Result<T, Payload>> + Send)>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Payload>> {
-    let _known = core.home.enter_as_task(cx.waker());
     let _cut = nesting::cut();
     let poll = {
         let _nested = nesting::enter(core.node(), Served { method, deadline: None });

@@ -3,12 +3,11 @@
 //! The usual service has a task of its own, and a call to it costs two switches between tasks. Here a call that finds the
 //! worker idle *becomes* the worker for one request: it runs the handler in place and takes the reply with it. What it costs
 //! is two atomic operations, as with a mutex. If the handler has to wait, its future stays in the cell and the worker's own
-//! task drives it on; so a caller that goes away cancels nothing. If the worker is busy, the request stands in the
-//! [line](mod@super::line), and whoever has the worker, or comes by when it was given back with work left, serves it.
+//! task drives it on; so a caller that goes away cancels nothing. If the worker is busy, the request is put into the
+//! [queue](mod@super::line), which the worker's task serves.
 //!
-//! The idea is that of delegation locks and flat combining (Hendler, Incze, Shavit, Tzafrir, "Flat combining and the
-//! synchronization-parallelism tradeoff", 2010; Fatourou, Kallimanis, "Revisiting the combining synchronization technique",
-//! 2012). Handlers that suspend, and with them parking, hand-over and notification, are ours.
+//! A caller's thread runs its own request and no other. A handler that another caller's thread ran would see that caller's
+//! surroundings, use its stack, and find the locks that it holds.
 //!
 //! # Who does what
 //!
@@ -16,8 +15,8 @@
 //!   a call                        the cell                         the task ([`Driver`])
 //!   idle? claim, run ──ready────► reply, release
 //!              └────────pending─► park, reply to a slot ──woken──► claim, poll, answer the slot
-//!   busy? stand in line ────────► whoever owns the worker serves the line from the front:
-//!                                 a caller that is about to release it, up to a limit, then the task
+//!   busy? queue ────────────────► served from the front ─────────────────► claim, run, answer the slot
+//!   cast? queue ────────────────►
 //! ```
 //!
 //! - [`word`]: who owns the worker. All transitions (T1 to T10) and the invariants I1 to I4.
@@ -238,6 +237,8 @@ pub(crate) struct Core<W: Dispatch> {
     aftermath: Aftermath,
     /// Whether each handler is timed, or only those that wait.
     is_timed: bool,
+    /// Whether it stops when it is idle.
+    stops_idle: bool,
     /// How many handlers came to their end; and the longest of those that were timed, in nanoseconds. Written by the owner
     /// alone, and ordered by nothing: they are looked at.
     replied: AtomicU64,
@@ -303,6 +304,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         watch: Watch::new(std::any::type_name::<W>(), opening.warn_after),
         aftermath,
         is_timed: opening.is_timed,
+        stops_idle: opening.stops_idle,
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });

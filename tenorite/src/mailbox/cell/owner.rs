@@ -2,32 +2,24 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-
-use tokio::task::coop;
+use std::time::Instant;
 
 use super::seat::{Progress, response_of};
 use super::waker;
-use super::word::{Leave, Park};
+use super::word::{Leave, Park, Release};
 use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving, answers_later};
 use crate::budget;
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::home::Stance;
 use crate::lifecycle::StopReason;
 use crate::mailbox::Phase;
-use crate::mailbox::inline::Dice;
-use crate::mailbox::line::Taken;
+use crate::mailbox::line::{Spent, Taken};
 use crate::method::Served;
 use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::reply::Client;
 use crate::trace::Span;
 use crate::waits;
-
-/// How many requests of others a caller serves before it goes on with its own business.
-const CREDIT: u32 = 16;
-/// And for how long, to within one request.
-const CREDIT_TIME: Duration = Duration::from_micros(20);
 
 /// The right to touch what is owned. There is one at a time, made by a claim and given up by a release.
 ///
@@ -63,19 +55,17 @@ pub(super) enum Left<W> {
     Dead,
 }
 
-/// What an owner does next.
+/// What the task does next, as the worker's owner.
 enum Next<Rq> {
     Serve(Taken<Rq>),
     /// The word was changed: it owns nothing any more.
     Left {
         wake: bool,
     },
-    /// The door is shut, the line is empty, and this is the task.
+    /// The service accepts no more calls, and the queue is empty.
     End,
-    /// Another worker is to take over, and this is the task.
+    /// Another worker is to take over.
     Restart,
-    /// The task is gone.
-    Aborted,
 }
 
 impl<'a, W: Dispatch> Owner<'a, W> {
@@ -144,7 +134,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// As [`start_in`](Self::start_in), of a method that may answer later: a client answers for it.
     #[cold]
-    fn start_deferring(
+    pub(super) fn start_deferring(
         &mut self,
         slot: Option<usize>,
         span: &Span,
@@ -179,17 +169,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Goes on with the handler that waits.
-    fn resume(
-        &mut self,
-        served: Served,
-        span: &Span,
-        stance: Stance,
-    ) -> Poll<Result<Option<W::Response>, Payload>> {
+    fn resume(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
         let core = self.core;
         let waker = waker::borrowed(core);
         let owned = self.owned();
         let resume = || {
-            let _entered = core.home.enter(stance);
             let _nested = nesting::enter(core.node(), served);
             let _in_span = span.enter();
             let _watched = core.watch.begin();
@@ -308,57 +292,64 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// Serves those in line, from the front, and lets go when there are no more, when a handler has to wait, or when the
-    /// credit is spent. `finished` is the last request's slot and its reply.
-    pub(super) fn drain(
-        mut self,
-        mut finished: Option<(usize, Answered<W>)>,
-        mut credit: Credit,
-        stance: Stance,
-        cx: &mut Context<'_>,
-    ) -> Left<W> {
+    /// T2. Lets go of the worker after the caller's own request. What came meanwhile is the task's.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn release(mut self, stance: Stance) {
         let core = self.core;
+        if core.stops_idle {
+            // Until here it was in use.
+            core.queue.used(|| core.home.now(stance));
+        }
+        match core.word.release() {
+            Release::Idle => self.left(),
+            Release::Ready => {
+                self.has_left = true;
+                core.wake_task();
+            }
+            Release::Aborted => {
+                self.end(StopReason::Aborted, None);
+            }
+        }
+    }
+
+    /// Serves the queue from the front, on the task, and lets go when it is empty, when a handler has
+    /// to wait, or when the task's turn is over. `finished` is the last request's slot and its reply.
+    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Left<W> {
+        let core = self.core;
+        let mut is_over = false;
         loop {
-            let may_go_on = credit.is_left();
             self.hand = None;
             let has_left = &mut self.has_left;
-            let now = || core.home.now(stance);
+            let now = || core.home.now(Stance::Native);
             let next = core.queue.step(finished.take(), |line, after| {
-                if core.word.is_aborted() {
-                    return Next::Aborted;
-                }
-                let restarts = core.word.wants_restart() && line.closed.is_none();
-                if restarts && credit.is_task {
+                if core.word.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
-                let leave = match line.take_next(may_go_on && !restarts, now, after) {
+                let leave = match line.take_next(!is_over, now, after) {
                     Ok(Some(taken)) => return Next::Serve(taken),
-                    Ok(None) if restarts => Leave::Ready,
                     Ok(None) if line.closed.is_none() => {
                         line.used(now);
                         Leave::Idle
                     }
-                    Ok(None) if credit.is_task => return Next::End,
-                    // The task ends it; or serves those whom the credit does not reach.
-                    Ok(None) | Err(_) => Leave::Ready,
+                    Ok(None) => return Next::End,
+                    Err(Spent) => Leave::Ready,
                 };
-                if core.word.leave(leave) {
-                    *has_left = true;
-                    Next::Left { wake: leave == Leave::Ready }
-                } else {
-                    Next::Aborted
-                }
+                core.word.leave(leave);
+                *has_left = true;
+                Next::Left { wake: leave == Leave::Ready }
             });
             match next {
                 Next::Serve(Taken { request, deadline, span, slot }) => {
                     let served = Served { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
+                    let began = budget::begin();
                     let (slot, ran) = if answers_later::<W>(served.method) {
                         // Its client answers for it.
-                        (None, self.start_deferring(slot, &span, &mut exchange, served, stance))
+                        (None, self.start_deferring(slot, &span, &mut exchange, served, Stance::Native))
                     } else {
                         self.hand = slot;
-                        (slot, self.start_in(&span, &mut exchange, served, stance))
+                        (slot, self.start_in(&span, &mut exchange, served, Stance::Native))
                     };
                     match ran {
                         Run::Replied => {
@@ -371,11 +362,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                             core.count_reply();
                         }
                         Run::Waits => {
-                            return self.park(slot, served, span, stance);
+                            return self.park(slot, served, span, Stance::Native);
                         }
                         Run::Panicked(payload) => return self.panicked(slot, payload),
                     }
-                    credit.charge(cx);
+                    is_over = budget::is_turn_over(began);
                 }
                 Next::Left { wake } => {
                     if wake {
@@ -385,31 +376,30 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
                 Next::End if core.aftermath == Aftermath::End => return self.hand_back(),
                 Next::End | Next::Restart => return self.hold(),
-                Next::Aborted => return self.end(StopReason::Aborted, None),
             }
         }
     }
 
-    /// Polls the handler that waits, then serves those in line.
-    pub(super) fn go_on(mut self, credit: Credit, stance: Stance, cx: &mut Context<'_>) -> Left<W> {
+    /// Polls the handler that waits, on the task, then serves the queue.
+    pub(super) fn go_on(mut self) -> Left<W> {
         // SAFETY: this is the owner.
         let serving = unsafe { (*self.owned()).serving.take() };
-        let serving = serving.expect("a handler that waits serves somebody");
+        let serving = serving.expect("a parked handler serves a call");
         let Serving { slot, served, since, .. } = serving;
         self.hand = slot;
-        let poll = self.resume(served, &serving.span, stance);
+        let poll = self.resume(served, &serving.span);
         waits::left();
         if poll.is_ready() {
             waits::clear(self.core.node());
         }
         match poll {
-            Poll::Pending => self.park_again(serving, stance),
+            Poll::Pending => self.park_again(serving, Stance::Native),
             Poll::Ready(Err(payload)) => self.panicked(slot, payload),
             Poll::Ready(Ok(response)) => {
                 self.core.count_reply();
                 self.core.took(since.elapsed());
                 let finished = response.and_then(|response| self.core.finished(slot, response));
-                self.drain(finished, credit, stance, cx)
+                self.drain(finished)
             }
         }
     }
@@ -487,46 +477,5 @@ impl<'a, W: Dispatch> Timed<'a, W> {
 impl<W: Dispatch> Drop for Timed<'_, W> {
     fn drop(&mut self) {
         self.0.took(self.1.elapsed());
-    }
-}
-
-/// How much an owner does for others.
-pub(super) struct Credit {
-    left: u32,
-    /// When a caller has served others for long enough.
-    until: Option<Instant>,
-    is_task: bool,
-}
-
-impl Credit {
-    /// Of one whose own request stands in the line: he would wait for those before it anyway.
-    pub(super) fn of_one_who_waits(dice: &Dice) -> Self {
-        Self { left: dice.credit(CREDIT), until: None, is_task: false }
-    }
-
-    /// Of one who has his answer.
-    pub(super) fn of_one_who_is_done(dice: &Dice) -> Self {
-        // Models go the same way again, and know no time.
-        let is_modelled = cfg!(any(loom, shuttle));
-        let until = if is_modelled { None } else { Some(Instant::now() + CREDIT_TIME) };
-        Self { until, ..Self::of_one_who_waits(dice) }
-    }
-
-    pub(super) fn of_the_task() -> Self {
-        Self { left: u32::MAX, until: None, is_task: true }
-    }
-
-    fn is_left(&self) -> bool {
-        self.left > 0 && coop::has_budget_remaining() && self.until.is_none_or(|until| Instant::now() < until)
-    }
-
-    /// Each request that was served counts like one that its caller had run.
-    fn charge(&mut self, cx: &mut Context<'_>) {
-        self.left -= 1;
-        // If that was the last unit, the credit is spent as well. The waker is the caller's, and may panic: then it is not
-        // woken, which is its own problem.
-        if let Err(payload) = panics::catch(|| budget::charge(cx).is_ready()) {
-            panics::discard(payload);
-        }
     }
 }

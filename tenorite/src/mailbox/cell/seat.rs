@@ -77,7 +77,10 @@ struct Block(#[allow(dead_code, reason = "it is memory")] [MaybeUninit<u8>; 16])
 const BLOCK: usize = size_of::<Block>();
 
 /// The memory inside a seat that handlers' futures are placed in.
-pub trait Space: sealed::Space {}
+pub trait Space: sealed::Space {
+    /// Whether the service has async handlers.
+    const HAS_FUTURES: bool;
+}
 
 mod sealed {
     /// Memory of `BYTES`, aligned to 16, that may hold anything.
@@ -92,7 +95,9 @@ mod sealed {
 #[repr(align(16))]
 pub struct NoSpace;
 
-impl Space for NoSpace {}
+impl Space for NoSpace {
+    const HAS_FUTURES: bool = false;
+}
 
 impl sealed::Space for NoSpace {
     const BYTES: usize = 0;
@@ -102,7 +107,9 @@ impl sealed::Space for NoSpace {
 /// For services with async handlers.
 pub struct SomeSpace(#[allow(dead_code, reason = "it is memory")] [Block; 12]);
 
-impl Space for SomeSpace {}
+impl Space for SomeSpace {
+    const HAS_FUTURES: bool = true;
+}
 
 impl sealed::Space for SomeSpace {
     const BYTES: usize = size_of::<Self>();

@@ -26,14 +26,18 @@
 //!             │                                          ▼        T3 it has to wait
 //!   HELD ──► IDLE ◄──────── T2 nothing left ─────────── RUN ─────────────────────────► PARKED
 //!             │                                        ▲ │ ▲                             │
-//!             │ T7 last caller, stop     T5 the task,  │ │ └── T5 the task, T6 a call ◄──┘
-//!             ▼                          T6 a call     │ │          once NOTIFIED (T4)
+//!             │ T7 last caller, stop        T5 the task│ │ └────────── T5 the task ◄─────┘
+//!             ▼                                        │ │          once NOTIFIED (T4)
 //!           READY ─────────────────────────────────────┘ │
 //!             ▲                                          │
-//!             └────── T2 credit spent, or to be ended ───┤
+//!             └──── T2 requests wait, or to be ended ────┤
 //!                                                        ▼
 //!                 T8 handed back, T9 aborted, T10 panicked: DEAD
 //! ```
+//!
+//! A caller leaves `RUN` the way it came, or leaves the worker to the service's task: a caller runs
+//! its own request and no other. What waits in the queue, and a handler that has parked, is the
+//! task's alone.
 //!
 //! A worker that another is to follow, or that has a hook for its end, goes back to `HELD` instead of to `DEAD` (T11): there the
 //! service's task alone comes and takes it.
@@ -66,11 +70,9 @@ const RESTART: u32 = 1 << 8;
 
 pub(super) struct Word(AtomicU32);
 
-/// What a claim found.
+/// What the task's claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A worker with nothing to do.
-    Idle,
     /// Work in the line, or a door that is shut.
     Ready,
     /// A future whose waker has fired.
@@ -80,12 +82,23 @@ pub(super) enum Found {
 /// What a request finds that did not find an idle worker at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Join {
-    /// The worker is claimed.
-    Claimed(Found),
+    /// The worker is claimed, for this very request.
+    Claimed,
     /// The request is to be appended, and will get its turn.
     Wait,
     /// As `Wait`, and the task is to be woken for it.
     Wake,
+}
+
+/// How a caller that has run its own request let go of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Release {
+    Idle,
+    /// There is something to do: the task is to be woken for it.
+    Ready,
+    /// Not at all: the task is gone, and the owner drops everything.
+    Aborted,
 }
 
 /// What the task finds when it is polled.
@@ -159,18 +172,35 @@ impl Word {
         self.0.compare_exchange(RUN, 0, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
-    /// T2, under the lock, with the line seen. Refused if the task is gone: then the owner drops everything.
+    /// T2, without the lock. `QUEUED` stays if it is set, since the queue was not looked at (I2).
     ///
     /// A wake that is noted belongs to a future that is gone.
-    pub(super) fn leave(&self, leave: Leave) -> bool {
+    pub(super) fn release(&self) -> Release {
+        const WORK: u32 = QUEUED | CLOSING | RESTART;
+        let was = self.update(|word| match word {
+            word if word & ABORT != 0 => word,
+            word if word & WORK != 0 => word & !(OWNER | NOTIFIED) | READY,
+            word => word & !(OWNER | NOTIFIED) | IDLE,
+        });
+        debug_assert_eq!(was & OWNER, RUN);
+        match was {
+            was if was & ABORT != 0 => Release::Aborted,
+            was if was & WORK != 0 => Release::Ready,
+            _ => Release::Idle,
+        }
+    }
+
+    /// T2, by the task, under the lock, with the queue seen. `ABORT` is set by the task alone, when it
+    /// goes, and so it is not set here.
+    ///
+    /// A wake that is noted belongs to a future that is gone.
+    pub(super) fn leave(&self, leave: Leave) {
         let to = match leave {
             Leave::Idle => IDLE,
             Leave::Ready => READY | QUEUED,
         };
-        let was = self
-            .update(|word| if word & ABORT != 0 { word } else { word & !(OWNER | QUEUED | NOTIFIED) | to });
-        debug_assert_eq!(was & OWNER, RUN);
-        was & ABORT == 0
+        let was = self.update(|word| word & !(OWNER | QUEUED | NOTIFIED) | to);
+        debug_assert_eq!(was & (OWNER | ABORT), RUN);
     }
 
     /// T3. What the owner wrote about the parked call must be there before.
@@ -215,27 +245,22 @@ impl Word {
         }
     }
 
-    /// T6, under the lock, with the door open. `may_run`: this thread may take the worker. `is_empty`: nobody is in line.
-    pub(super) fn join(&self, may_run: bool, is_empty: bool) -> Join {
-        let claim = |word| match found_waiting(word) {
-            _ if !may_run => None,
-            // The task's affair.
-            Some(Found::Ready) if word & RESTART != 0 => None,
-            None if word & OWNER == IDLE && is_empty => Some(Found::Idle),
-            found => found,
-        };
-        let was = self.update(|word| match claim(word) {
-            // Its own request does not go through the line.
-            Some(Found::Idle) => word & !(OWNER | QUEUED | NOTIFIED) | RUN,
-            Some(_) => word & !(OWNER | NOTIFIED) | RUN | QUEUED,
-            None if word & OWNER == IDLE => word | READY | QUEUED,
-            None => word | QUEUED,
+    /// T6, under the lock, while the service accepts calls. `may_run`: this thread may run the
+    /// request itself.
+    ///
+    /// Under the lock `IDLE` means that the queue is empty: what is appended leaves `READY`.
+    pub(super) fn join(&self, may_run: bool) -> Join {
+        let was = self.update(|word| match word & OWNER {
+            // The request does not go through the queue.
+            IDLE if may_run => word & !(OWNER | QUEUED | NOTIFIED) | RUN,
+            IDLE => word | READY | QUEUED,
+            _ => word | QUEUED,
         });
-        debug_assert_ne!(was & OWNER, DEAD, "the door of a dead service is shut");
-        match claim(was) {
-            Some(found) => Join::Claimed(found),
-            None if was & OWNER == IDLE => Join::Wake,
-            None => Join::Wait,
+        debug_assert_ne!(was & OWNER, DEAD, "a dead service accepts no calls");
+        match was & OWNER {
+            IDLE if may_run => Join::Claimed,
+            IDLE => Join::Wake,
+            _ => Join::Wait,
         }
     }
 
