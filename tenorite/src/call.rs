@@ -131,13 +131,21 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     /// expired at the first poll.
     ///
     /// A call that a handler makes has no more time than the call that the handler serves, whatever its own limit is; and
-    /// so have the calls that are made for it in turn.
+    /// so have the calls that are made for it in turn. (See
+    /// [`without_inherited_deadline`](Self::without_inherited_deadline).)
+    ///
+    /// The limit means the same wherever the handler runs: what counts is when the handler completes. A
+    /// limit does not interrupt a handler that computes without awaiting; such a call ends when the
+    /// handler does.
+    ///
+    /// Of a [`cast`](Self::cast) a limit of its own keeps the request from starting late. A caller's
+    /// default only bounds how long the cast waits for capacity.
     ///
     /// # Errors
     ///
     /// A call that is late ends in [`SendFailure(Expired)`](crate::SendReason::Expired) if its request had not started,
     /// and then it never will; in [`FetchFailure(Expired)`](crate::FetchReason::Expired) if it had, and then the
-    /// handler runs to its end.
+    /// handler runs to its end and its reply is dropped.
     ///
     /// # Panics
     ///
@@ -146,6 +154,26 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.ticket.assert_not_polled("timeout");
         self.ticket.state.terms.limit = Limit::For(limit);
+        self.ticket.state.terms.has_default_limit = false;
+        self
+    }
+
+    /// Frees the call from the deadline of the call that the current handler serves.
+    ///
+    /// By default a call that a handler makes has no more time than the call that the handler serves.
+    /// This one may outlive it: to write an audit record, say, or to give back what was borrowed, also
+    /// when the caller has stopped waiting. A limit of its own, or its caller's default, still holds.
+    ///
+    /// A [`cast`](Self::cast) inherits no deadline and does not need this. Outside of a handler it
+    /// changes nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the call has been polled.
+    #[track_caller]
+    pub fn without_inherited_deadline(mut self) -> Self {
+        self.ticket.assert_not_polled("without_inherited_deadline");
+        self.ticket.ignores_inherited = true;
         self
     }
 
@@ -563,6 +591,8 @@ struct Ticket<'a, Rq, Rs, Er> {
     polled: bool,
     /// It waited when its task had no budget for its other branches.
     owes_turn: bool,
+    /// It may outlive the deadline that it would inherit.
+    ignores_inherited: bool,
 }
 
 enum MailboxRef<'a, Rq, Rs, Er> {
@@ -596,8 +626,16 @@ impl<'a, Rq, Rs, Er> Ticket<'a, Rq, Rs, Er> {
         let mut state = CallState::new(phase);
         if let Some(limit) = timeout {
             state.terms.limit = Limit::For(limit);
+            state.terms.has_default_limit = true;
         }
-        Self { mailbox: MailboxRef::Borrowed(mailbox), state, timer: None, polled: false, owes_turn: false }
+        Self {
+            mailbox: MailboxRef::Borrowed(mailbox),
+            state,
+            timer: None,
+            polled: false,
+            owes_turn: false,
+            ignores_inherited: false,
+        }
     }
 }
 
@@ -609,7 +647,9 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             if let Limit::For(limit) = self.state.terms.limit {
                 self.state.terms.limit = self.start_clock(limit);
             }
-            if let Some(deadline) = nesting::deadline() {
+            if let Some(deadline) = nesting::deadline()
+                && self.inherits()
+            {
                 self.inherit(deadline);
             }
         }
@@ -638,6 +678,14 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
         // A limit beyond the end of time is none.
         self.now().checked_add(limit).map_or(Limit::None, Limit::Until)
+    }
+
+    /// Returns whether the call has no more time than the one that the handler serves which makes it.
+    ///
+    /// A cast has: nothing waits for its handler. A request for a permit is driven like a cast, and its
+    /// handler waits for it.
+    fn inherits(&self) -> bool {
+        !self.ignores_inherited && (!self.state.terms.cast || matches!(self.state.phase, Phase::Permit))
     }
 
     /// The call that a handler makes has no more time than the one that it serves.
@@ -685,7 +733,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             Limit::For(limit) => Some(limit),
             _ => None,
         };
-        let inherited = context().and_then(|context| context.remaining());
+        let inherited = context().filter(|_| self.inherits()).and_then(|context| context.remaining());
         let limit = own.into_iter().chain(inherited).min();
         let limit = limit.and_then(|limit| std::time::Instant::now().checked_add(limit));
         if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
@@ -739,7 +787,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     ) -> Ticket<'b, Rq, Rs, Er> {
         let mailbox = hold(&self.mailbox);
         let state = CallState { phase: self.state.take(), ..self.state };
-        Ticket { mailbox, state, timer: None, polled: false, owes_turn: false }
+        let ignores_inherited = self.ignores_inherited;
+        Ticket { mailbox, state, timer: None, polled: false, owes_turn: false, ignores_inherited }
     }
 
     /// What is under way is not waited for any more.

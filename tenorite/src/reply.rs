@@ -38,6 +38,12 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
 
     /// Whether nobody waits for this slot's reply any more.
     fn is_abandoned(&self, slot: usize) -> bool;
+
+    /// Returns the time by the clock that deadlines are judged by.
+    fn now(&self) -> Instant;
+
+    /// Tells the caller that the reply came after its deadline.
+    fn answer_late(&self, slot: usize);
 }
 
 /// A request in the worker's hands.
@@ -80,6 +86,8 @@ pub struct Client<Rs, Er = Infallible> {
     slot: Option<usize>,
     if_dropped: FetchReason,
     deadline: Option<Instant>,
+    /// Whether an answer that comes after the deadline is one that comes too late.
+    keeps_deadline: bool,
 }
 
 impl<Rs, Er> Client<Rs, Er> {
@@ -89,7 +97,18 @@ impl<Rs, Er> Client<Rs, Er> {
         slot: Option<usize>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { answers, slot, if_dropped: FetchReason::Unanswered, deadline }
+        Self { answers, slot, if_dropped: FetchReason::Unanswered, deadline, keeps_deadline: true }
+    }
+
+    /// Leaves it to the caller whether an answer comes too late.
+    pub(crate) fn without_judging(mut self) -> Self {
+        self.keeps_deadline = false;
+        self
+    }
+
+    /// Returns whether an answer comes too late now.
+    fn is_late(&self) -> bool {
+        self.keeps_deadline && self.deadline.is_some_and(|deadline| deadline <= self.answers.now())
     }
 
     /// Changes what a caller is told when this client is dropped unanswered.
@@ -110,6 +129,10 @@ impl<Rs, Er> Client<Rs, Er> {
             None => {
                 self.answers.discard(Ok(answer));
                 Ok(())
+            }
+            Some(slot) if self.is_late() => {
+                self.answers.answer_late(slot);
+                Err(answer)
             }
             Some(slot) => self.answers.answer(slot, Ok(answer)).map_err(|undelivered| match undelivered {
                 Ok(answer) => answer,
@@ -139,6 +162,12 @@ impl<Rs, Er> Client<Rs, Er> {
     pub(crate) fn finish(mut self, reply: Ended<Rs, Er>) {
         let undelivered = match self.slot.take() {
             None => Err(reply),
+            // Why there is no reply is told, however late.
+            Some(slot) if reply.is_ok() && self.is_late() => {
+                self.answers.answer_late(slot);
+                panics::drop_quietly(reply);
+                return;
+            }
             Some(slot) => self.answers.answer(slot, reply),
         };
         if let Err(reply) = undelivered {

@@ -9,6 +9,7 @@
 //! there is somebody to have it. So that one is driven by its call always, and dropped with it.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
@@ -18,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::queue::Queue;
-use super::{BoxFuture, CallState, Mailbox, Phase, Stats};
+use super::{BoxFuture, CallState, Mailbox, Phase, Stats, Terms};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics::{self, Payload};
@@ -167,7 +168,7 @@ where
             slots.drop_quietly(unwanted);
             return refused;
         };
-        if state.terms.limit.is_expired() {
+        if state.terms.limit.is_expired() && state.terms.bounds_start() {
             let (refused, unwanted) = state.terms.refuse(request, SendReason::Expired);
             slots.skip(unwanted);
             return refused;
@@ -178,36 +179,36 @@ where
             Outgoing { request, deadline: state.terms.limit.deadline(), is_cast: state.terms.cast };
         let future = match panics::catch(|| function(outgoing)) {
             Ok(future) => future,
-            Err(payload) => return self.ended(state.terms.cast, self.shared.panicked(payload)),
+            Err(payload) => return self.ended(state.terms, self.shared.panicked(payload)),
         };
         // A cast that may not wait is sent by somebody else.
-        let Some(flight) = flight else { return self.send(future, state.terms.cast, cx) };
+        let Some(flight) = flight else { return self.send(future, state.terms, cx) };
         let mut future = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 slots.drop_quietly(future);
                 let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
-                self.ended(state.terms.cast, reply)
+                self.ended(state.terms, reply)
             }
-            Poll::Pending => self.run_on(future, flight, state.terms.cast, cx),
+            Poll::Pending => self.run_on(future, flight, state.terms, cx),
         }
     }
 
     /// Drives it with its call.
-    fn send(&self, future: Fut, cast: bool, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
+    fn send(&self, future: Fut, terms: Terms, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let mut future: BoxFuture<Ended<Rs, Er>> = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
             Poll::Ready(outcome) => {
                 self.shared.slots.drop_quietly(future);
                 let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
-                self.ended(cast, reply)
+                self.ended(terms, reply)
             }
             Poll::Pending => Phase::Driven(future),
         }
     }
 
     /// The closure is through. A cast was accepted all the same, whatever came of it.
-    fn ended(&self, cast: bool, reply: Ended<Rs, Er>) -> Phase<Rq, Rs, Er> {
+    fn ended(&self, terms: Terms, mut reply: Ended<Rs, Er>) -> Phase<Rq, Rs, Er> {
         match &reply {
             Ok(_) => self.shared.slots.replied(),
             // Whoever sends requests may keep their deadlines as well.
@@ -217,7 +218,13 @@ where
             ) if self.sends => self.shared.slots.expired(),
             Err(_) => {}
         }
-        match (cast, reply) {
+        let is_late = || terms.limit.deadline().is_some_and(|deadline| deadline <= Instant::now());
+        if !terms.cast && reply.is_ok() && is_late() {
+            self.shared.slots.expired();
+            let late = Err(TenoriteError::FetchFailure(FetchReason::Expired));
+            self.shared.slots.drop_quietly(mem::replace(&mut reply, late));
+        }
+        match (terms.cast, reply) {
             (false, reply) => Phase::from(reply),
             // The closure refused in the service's name: a cast hears of it, as it would from a service.
             (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Failed(failure),
@@ -235,14 +242,14 @@ where
         &self,
         future: BoxFuture<Ended<Rs, Er>>,
         flight: Flight<Rq, Rs, Er>,
-        cast: bool,
+        terms: Terms,
         cx: &Context<'_>,
     ) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
-        match (Handle::try_current(), cast) {
+        match (Handle::try_current(), terms.cast) {
             (Ok(runtime), cast) => {
                 let slot = (!cast).then(|| slots.occupy(Some(cx.waker().clone()), None));
-                let mut client = Client::new(Arc::clone(slots) as _, slot, None);
+                let mut client = Client::new(Arc::clone(slots) as _, slot, terms.limit.deadline());
                 client.if_dropped(FetchReason::Stopped);
                 let (shared, number) = (Arc::clone(&self.shared), flight.1);
                 let task = runtime.spawn(async move {
@@ -306,7 +313,7 @@ where
                 Poll::Ready(outcome) => {
                     self.shared.slots.drop_quietly(state.take());
                     let reply = outcome.unwrap_or_else(|payload| self.shared.panicked(payload));
-                    self.ended(state.terms.cast, reply)
+                    self.ended(state.terms, reply)
                 }
             },
             _ => return Poll::Ready(()),

@@ -99,6 +99,8 @@ pub(crate) struct CallState<Rq, Rs, Er> {
 #[derive(Clone, Copy)]
 pub(crate) struct Terms {
     pub(crate) limit: Limit,
+    /// The limit is the caller's default, and not the call's own.
+    pub(crate) has_default_limit: bool,
     /// No reply is wanted: the call ends when the request is accepted.
     pub(crate) cast: bool,
     /// Fail rather than wait for room.
@@ -167,8 +169,14 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     pub(crate) fn new(phase: Phase<Rq, Rs, Er>) -> Self {
-        let terms =
-            Terms { limit: Limit::None, cast: false, no_wait: false, wanted_back: false, has_permit: false };
+        let terms = Terms {
+            limit: Limit::None,
+            has_default_limit: false,
+            cast: false,
+            no_wait: false,
+            wanted_back: false,
+            has_permit: false,
+        };
         Self { phase, terms, raced: false }
     }
 
@@ -220,6 +228,17 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
 }
 
 impl Terms {
+    /// Returns whether the limit bounds when the request starts, and not only how long its sender waits
+    /// for capacity. A default limit is meant for callers that wait, and a cast's does not.
+    pub(crate) fn bounds_start(self) -> bool {
+        !(self.cast && self.has_default_limit)
+    }
+
+    /// Returns when the request is too late to be started.
+    pub(crate) fn deadline(self) -> Option<Instant> {
+        if self.bounds_start() { self.limit.deadline() } else { None }
+    }
+
     /// A request was refused: how its call ends, and the request, if that does not want it back.
     pub(crate) fn refuse<Rq, Rs, Er>(
         self,

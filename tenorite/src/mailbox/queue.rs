@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::line::{After, Arrival, Awaited, Counts, Left, Line, Taken};
 use super::{Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
+use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics;
 use crate::reply::{Answer, Ended};
@@ -107,14 +108,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
-        let Terms { limit, cast, no_wait, wanted_back, has_permit } = terms;
+        let Terms { limit, cast, no_wait, wanted_back, has_permit, .. } = terms;
         let mut after = After::new();
         let span = Span::current();
         let mut line = self.line.lock();
         let refused = if line.closed.is_some() {
             line.count().refused += 1;
             Some(line.refusal())
-        } else if limit.is_expired() {
+        } else if limit.is_expired() && (terms.bounds_start() || !line.has_room()) {
             line.count().skipped += 1;
             line.count().expired += 1;
             if has_permit {
@@ -161,7 +162,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         };
         // An accepted cast awaits nothing: its caller's waker has no place in the slot.
         let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
-        let deadline = limit.deadline();
+        let deadline = terms.deadline();
         let arrival = Arrival { request: Some(request), span, deadline, awaited, wanted_back, accepted };
         let slot = line.append(arrival, kept, edge);
         drop(line);
@@ -340,6 +341,21 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// A call was refused before it came to the line.
     pub(crate) fn refused(&self) {
         self.line.lock().count().refused += 1;
+    }
+
+    /// Ends a call whose reply came after its deadline. The call may have left already.
+    #[cold]
+    pub(crate) fn answer_late(&self, slot: usize) {
+        let mut line = self.line.lock();
+        let answered = line.answer(slot, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        // One that has left was counted then.
+        if answered.is_ok() {
+            line.count().expired += 1;
+        }
+        drop(line);
+        if let Ok(waker) = answered {
+            panics::wake(waker);
+        }
     }
 
     /// A handler has come to its end.
@@ -662,5 +678,15 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
 
     fn is_abandoned(&self, slot: usize) -> bool {
         self.line.lock().is_detached(slot)
+    }
+
+    fn now(&self) -> Instant {
+        // A worker by hand mostly answers at home.
+        home::now_in(None)
+    }
+
+    fn answer_late(&self, slot: usize) {
+        self.line.lock().count().replied += 1;
+        Self::answer_late(self, slot);
     }
 }

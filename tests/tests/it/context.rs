@@ -146,11 +146,114 @@ async fn a_nested_call_that_comes_too_late_is_never_sent() {
         let (_task, front) = FrontService.builder().inline(inline).start_task(8, Outer(inner.clone()));
         let slow = front.slow(SECOND * 2, Duration::ZERO).timeout(SECOND).await;
         assert_eq!(slow, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        // The handler has gone on, and its call was not sent.
+        front.limited(SECOND).await.unwrap();
+        assert_eq!(inner.stats().skipped, 1, "{inline:?}");
+    }
+}
+
+/// No handler waits for what is cast, so that the deadline of the one that casts says nothing about it.
+#[tokio::test(start_paused = true)]
+async fn a_cast_inherits_no_deadline() {
+    for inline in MODES {
+        let (_task, inner) = InnerService.builder().inline(inline).start_task(8, Inner);
+        let (_task, front) = FrontService.builder().inline(inline).start_task(8, Outer(inner.clone()));
+        // It is sent when the deadline has passed, and runs all the same.
         let cast = front.cast(SECOND * 5).timeout(SECOND * 3).await;
         assert_eq!(cast, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
-        // Both handlers have gone on, and neither of their calls was sent.
         front.limited(SECOND).await.unwrap();
-        assert_eq!(inner.stats().skipped, 2, "{inline:?}");
+        // It is sent in time, and its turn comes when the deadline has passed.
+        let mut busy = inner.sleep(SECOND * 10);
+        assert!(poll_once(&mut busy).is_pending());
+        front.cast(Duration::ZERO).timeout(SECOND).await.unwrap();
+        busy.await.unwrap();
+        // Neither of the two knows of a deadline.
+        assert_eq!(inner.look().await.unwrap().2, None);
+        let stats = inner.stats();
+        assert_eq!((stats.skipped, stats.expired), (0, 0), "{inline:?}");
+        assert_eq!(stats.replied, 5, "{inline:?}");
+    }
+}
+
+/// A guard that gives something back when it is dropped, in a handler whose time is almost up.
+#[tokio::test(start_paused = true)]
+async fn what_is_cast_from_drop_at_the_end_of_a_handlers_time_runs() {
+    struct Pool(u32);
+    #[tenorite::service]
+    impl Pool {
+        pub fn give_back(&mut self) {
+            self.0 += 1;
+        }
+        pub async fn hold(&mut self) {
+            tokio::time::sleep(SECOND).await;
+        }
+        pub fn given_back(&self) -> u32 {
+            self.0
+        }
+    }
+    struct Guard(PoolCaller);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.give_back().try_cast().unwrap();
+        }
+    }
+    struct User(PoolCaller);
+    #[tenorite::service]
+    impl User {
+        pub async fn use_one(&mut self) {
+            let _guard = Guard(self.0.clone());
+            tokio::time::sleep(SECOND / 50).await;
+        }
+    }
+    for inline in MODES {
+        let (_task, pool) = PoolService.builder().inline(inline).start_task(64, Pool(0));
+        let (_task, user) = UserService.builder().inline(inline).start_task(64, User(pool.clone()));
+        let mut held = pool.hold();
+        assert!(poll_once(&mut held).is_pending());
+        for limit in [SECOND / 50, SECOND / 100, SECOND / 25] {
+            let _ = user.use_one().timeout(limit).await;
+        }
+        held.await.unwrap();
+        assert_eq!(pool.given_back().await, Ok(3), "{inline:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_may_be_freed_from_the_deadline_of_its_handler() {
+    struct Audit(Vec<&'static str>);
+    #[tenorite::service]
+    impl Audit {
+        pub async fn write(&mut self, line: &'static str) -> Option<Instant> {
+            tokio::time::sleep(SECOND).await;
+            self.0.push(line);
+            context().unwrap().deadline()
+        }
+        pub fn lines(&self) -> Vec<&'static str> {
+            self.0.clone()
+        }
+    }
+    struct Bank(AuditCaller);
+    #[tenorite::service]
+    impl Bank {
+        pub async fn pay(&mut self) {
+            let bound = self.0.write("bound").await;
+            assert_eq!(bound, Err(LATE));
+            let free = self.0.write("free").without_inherited_deadline().await;
+            assert_eq!(free, Ok(None), "and neither has what it does in turn");
+            let now = Instant::now();
+            let own = self.0.write("own").timeout(SECOND * 2).without_inherited_deadline().await;
+            assert_eq!(own, Ok(Some(now + SECOND * 2)));
+            let late = self.0.write("late").without_inherited_deadline().timeout(SECOND / 2).await;
+            assert_eq!(late, Err(LATE));
+        }
+    }
+    for inline in MODES {
+        let (_task, audit) = AuditService.builder().inline(inline).start_task(8, Audit(Vec::new()));
+        let (task, bank) = BankService.builder().inline(inline).start_task(8, Bank(audit.clone()));
+        assert_eq!(bank.pay().timeout(SECOND / 2).await, Err(LATE), "{inline:?}");
+        drop(bank);
+        task.await.unwrap();
+        assert_eq!(audit.lines().await.unwrap(), ["bound", "free", "own", "late"], "{inline:?}");
     }
 }
 
@@ -179,9 +282,9 @@ fn a_blocking_call_inherits_as_well() {
     struct Blocking(InnerCaller);
     #[tenorite::service]
     impl Blocking {
-        pub fn nested(&mut self) -> (Option<Instant>, Result<(), TenoriteError>) {
+        pub fn nested(&mut self, told: std::sync::mpsc::Sender<(bool, Result<(), TenoriteError>)>) {
             let seen = self.0.look().blocking().unwrap().2;
-            (seen, self.0.sleep(Duration::from_secs(600)).blocking())
+            told.send((seen.is_some(), self.0.sleep(Duration::from_secs(600)).blocking())).unwrap();
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -190,9 +293,9 @@ fn a_blocking_call_inherits_as_well() {
         let (_task, inner) = InnerService.start_task(8, Inner);
         BlockingService.start_task(8, Blocking(inner)).1
     };
-    let (seen, outcome) = caller.nested().timeout(Duration::from_millis(30)).blocking().unwrap();
-    assert!(seen.is_some());
-    assert_eq!(outcome, Err(LATE));
+    let (told, hears) = std::sync::mpsc::channel();
+    assert_eq!(caller.nested(told).timeout(Duration::from_millis(30)).blocking(), Err(LATE));
+    assert_eq!(hears.recv().unwrap(), (true, Err(LATE)));
 }
 
 /// What waits in line of another service keeps its deadline, and a hand-written worker can read it.

@@ -1,8 +1,10 @@
 //! Limits on calls: over waiting for room, waiting for a turn, and running.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tenorite::Reply;
 use tenorite::prelude::*;
 use tenorite_tests::{poll_once, ready};
 use tokio::time::Instant;
@@ -183,4 +185,129 @@ async fn the_time_counts_from_the_first_poll_whatever_happens_in_it() {
     let mut call = caller.compute_and_wait().timeout(Duration::from_millis(10));
     assert_eq!(ready(poll_once(&mut call)), Err(LATE));
     task.abort();
+}
+
+/// A handler that computes for longer than its call has, without awaiting: on its caller's thread, on
+/// the task, by hand, in a closure, and answered through a `Reply`.
+#[tokio::test]
+async fn a_reply_after_the_limit_is_too_late_wherever_its_handler_ran() {
+    struct Slow(Arc<AtomicU32>);
+    #[tenorite::service]
+    impl Slow {
+        pub fn compute(&mut self) -> u32 {
+            std::thread::sleep(Duration::from_millis(15));
+            self.0.fetch_add(1, Ordering::SeqCst) + 1
+        }
+        pub async fn compute_async(&mut self) -> Result<u32, std::fmt::Error> {
+            Ok(self.compute())
+        }
+        pub async fn compute_later(&mut self) -> u32 {
+            tokio::task::yield_now().await;
+            self.compute()
+        }
+        pub fn answer(&mut self, reply: Reply<u32>) {
+            let answer = self.compute();
+            assert_eq!(reply.send(answer), Err(answer), "what comes too late comes back");
+        }
+    }
+    struct SlowByHand;
+    impl TenoriteWorker for SlowByHand {
+        type Request = SlowRequest;
+        type Response = SlowResponse;
+        type Error = std::convert::Infallible;
+        type Config = Slow;
+        type Output = ();
+        async fn task(mut receiver: Receiver<TenoriteRequest<SlowRequest, SlowResponse>>, mut worker: Slow) {
+            while let Some(TenoriteRequest { request, client }) = receiver.recv().await {
+                let answer = worker.compute();
+                let outcome = client.send(Ok(match request {
+                    SlowRequest::ComputeAsync => SlowResponse::ComputeAsync(Ok(answer)),
+                    SlowRequest::ComputeLater => SlowResponse::ComputeLater(answer),
+                    SlowRequest::Answer => SlowResponse::Answer(answer),
+                    SlowRequest::Compute => SlowResponse::Compute(answer),
+                }));
+                assert!(outcome.is_err(), "what comes too late comes back");
+            }
+        }
+    }
+    struct SlowByHandService;
+    impl TenoriteService<SlowByHand, SlowCaller> for SlowByHandService {}
+
+    let ran = Arc::<AtomicU32>::default();
+    let mut callers: Vec<SlowCaller> = tenorite::testing::each_way()
+        .map(|inline| SlowService.builder().inline(inline).start_task(4, Slow(Arc::clone(&ran))).1)
+        .collect();
+    callers.push(SlowByHandService.start_task(4, Slow(Arc::clone(&ran))).1);
+    let counted = Arc::clone(&ran);
+    callers.push(SlowCaller::from_fn(move |request| {
+        let answer = Slow(Arc::clone(&counted)).compute();
+        async move {
+            Ok(match request {
+                SlowRequest::ComputeAsync => SlowResponse::ComputeAsync(Ok(answer)),
+                SlowRequest::ComputeLater => SlowResponse::ComputeLater(answer),
+                SlowRequest::Answer => SlowResponse::Answer(answer),
+                SlowRequest::Compute => SlowResponse::Compute(answer),
+            })
+        }
+    }));
+    let limit = Duration::from_millis(10);
+    for (place, caller) in callers.iter().enumerate() {
+        let before = ran.load(Ordering::SeqCst);
+        assert_eq!(caller.compute().timeout(limit).await, Err(LATE), "{place}");
+        let late = caller.compute_async().timeout(limit).await;
+        assert_eq!(late, Err(TenoriteError::FetchFailure(FetchReason::Expired)), "{place}");
+        assert_eq!(caller.compute_later().timeout(limit).await, Err(LATE), "{place}");
+        assert_eq!(caller.answer().timeout(limit).await, Err(LATE), "{place}");
+        assert_eq!(tokio::task::unconstrained(caller.compute().timeout(limit)).await, Err(LATE));
+        // The reply is taken out before it is judged by a thread that blocks as well.
+        let theirs = caller.clone();
+        let blocking = tokio::task::spawn_blocking(move || theirs.compute().timeout(limit).blocking());
+        assert_eq!(blocking.await.unwrap(), Err(LATE), "{place}");
+        while ran.load(Ordering::SeqCst) < before + 6 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(caller.stats().expired, 6, "{place}: each is counted once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_limit_bounds_how_long_a_cast_waits_and_not_when_it_starts() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        let limited = caller.with_timeout(SECOND);
+        // There is capacity: it is accepted, and starts whenever its turn comes.
+        limited.note(1).cast().await.unwrap();
+        let started = Instant::now();
+        assert_eq!(limited.note(2).cast().await, Err(EXPIRED), "{kind:?}");
+        assert_eq!(started.elapsed(), SECOND);
+        // One of its own bounds both.
+        watch.release(1);
+        watch.until_finished(1).await;
+        caller.hold(3).cast().await.unwrap();
+        watch.until_started(3).await;
+        limited.note(4).timeout(SECOND).cast().await.unwrap();
+        tokio::time::advance(SECOND * 2).await;
+        watch.release(1);
+        assert_eq!(caller.note(5).await, Ok(5));
+        assert_eq!(watch.started(), [0, 1, 3, 5], "{kind:?}");
+        // A default of nothing leaves a cast no time to wait, and it need not.
+        limited.with_timeout(Duration::ZERO).note(6).try_cast().unwrap();
+        watch.until_finished(6).await;
+    }
+}
+
+/// The caller's runtime has a clock of its own, far ahead.
+#[test]
+fn a_call_is_judged_by_the_clock_of_its_service() {
+    let home = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let caller = {
+        let _entered = home.enter();
+        ProbeService.start_task(4, Probe::new(&Watch::new())).1
+    };
+    let ahead =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    ahead.block_on(async {
+        tokio::time::advance(SECOND * 3_600).await;
+        assert_eq!(ready(poll_once(&mut caller.note(1).timeout(SECOND * 60))), Ok(1));
+    });
 }

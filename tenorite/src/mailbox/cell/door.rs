@@ -46,7 +46,7 @@ impl<W: Dispatch> Door<W> {
     /// Whom a handler serves that runs this request.
     #[inline(always)]
     fn served(request: &W::Request, terms: Terms) -> Served {
-        Served { method: W::method(request), deadline: terms.limit.deadline() }
+        Served { method: W::method(request), deadline: terms.deadline() }
     }
 
     /// Runs the call's own request: this thread has claimed the worker for it.
@@ -74,10 +74,14 @@ impl<W: Dispatch> Door<W> {
                 if <W::Space as Space>::HAS_FUTURES {
                     budget::note_spending();
                 }
+                let is_late = self.core.is_late(served, stance);
                 if self.core.word.release_idle() {
                     owner.left();
                 } else {
                     owner.release(stance);
+                }
+                if is_late {
+                    self.expire_at_once(state);
                 }
                 Poll::Ready(())
             }
@@ -92,6 +96,16 @@ impl<W: Dispatch> Door<W> {
                 Poll::Ready(())
             }
         }
+    }
+
+    /// The handler ran at once, and took longer than the call had.
+    #[cold]
+    #[inline(never)]
+    fn expire_at_once(&self, state: &mut State<W>) {
+        let too_late = state.take();
+        state.phase.put(Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)));
+        self.core.queue.expired();
+        self.core.queue.drop_quietly(too_late);
     }
 
     /// As [`run`](Self::run), on the ways that are not worth a copy of it.

@@ -80,7 +80,7 @@ use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::home::{Home, now_in};
+use crate::home::{Home, Stance, now_in};
 use crate::lifecycle::StopReason;
 use crate::method::{Method, Served};
 use crate::nesting::Node;
@@ -380,15 +380,31 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// A handler is through: its reply, with the slot that it belongs to. `None` if nobody waits for it.
-    fn finished(&self, slot: Option<usize>, response: W::Response) -> Option<(usize, Answered<W>)> {
+    /// Returns the reply of a handler that has completed, with the slot that it belongs to. `None` if no
+    /// call waits for it, or if it came too late for one.
+    fn finished(
+        &self,
+        slot: Option<usize>,
+        served: Served,
+        response: W::Response,
+    ) -> Option<(usize, Answered<W>)> {
         match slot {
-            Some(slot) => Some((slot, Ok(Ok(response)))),
-            None => {
+            Some(slot) if !self.is_late(served, Stance::Native) => Some((slot, Ok(Ok(response)))),
+            late => {
+                if let Some(slot) = late {
+                    self.queue.answer_late(slot);
+                }
                 self.queue.drop_quietly(response);
                 None
             }
         }
+    }
+
+    /// Returns whether a reply that is there now comes after its call's deadline. The clock is looked
+    /// at only if there is one.
+    #[inline]
+    fn is_late(&self, served: Served, stance: Stance) -> bool {
+        served.deadline.is_some_and(|deadline| deadline <= self.home.now(stance))
     }
 
     /// Whose reply it is gets it, if he still wants it.
@@ -423,6 +439,15 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
 
     fn is_abandoned(&self, slot: usize) -> bool {
         self.queue.is_abandoned(slot)
+    }
+
+    fn now(&self) -> tokio::time::Instant {
+        now_in(self.home.runtime())
+    }
+
+    fn answer_late(&self, slot: usize) {
+        self.queue.used(|| now_in(self.home.runtime()));
+        self.queue.answer_late(slot);
     }
 }
 

@@ -355,7 +355,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         Run::Replied => {
                             waits::through(core.node());
                             core.count_reply();
-                            finished = core.finished(slot, response_of(&mut exchange));
+                            finished = core.finished(slot, served, response_of(&mut exchange));
                         }
                         Run::Deferred => {
                             waits::through(core.node());
@@ -398,7 +398,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Poll::Ready(Ok(response)) => {
                 self.core.count_reply();
                 self.core.took(since.elapsed());
-                let finished = response.and_then(|response| self.core.finished(slot, response));
+                let finished = response.and_then(|response| self.core.finished(slot, served, response));
                 self.drain(finished)
             }
         }
