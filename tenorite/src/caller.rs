@@ -2,24 +2,21 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::yield_now;
-use tokio::time::sleep;
 
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
 use crate::lifecycle::{Status, StatusWatch, StopReason};
+use crate::mailbox::abort::abort_after;
 use crate::mailbox::function::{Function, Outgoing};
 use crate::mailbox::{Mailbox, Stats};
-use crate::{panics, park};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
@@ -252,44 +249,6 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     }
 }
 
-/// Ends a service that is not gone by then. Its door is shut, so it matters to nobody that this holds it.
-fn abort_after<Rq: 'static, Rs: 'static, Er: 'static>(
-    mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>,
-    limit: Duration,
-    runtime: Option<Handle>,
-) {
-    let by_runtime = runtime.and_then(|runtime| {
-        let _entered = runtime.enter();
-        // Panics where there is no clock.
-        let timer = panics::catch(|| Box::pin(sleep(limit))).map_err(panics::discard).ok()?;
-        Some((runtime.clone(), timer))
-    });
-    match by_runtime {
-        Some((runtime, mut timer)) => drop(runtime.spawn(async move {
-            let mut ended = pin!(mailbox.lifecycle().ended());
-            let is_late = poll_fn(|cx| match ended.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(false),
-                Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
-            });
-            // Whoever is about to spawn it may not have told yet what he has spawned.
-            if is_late.await {
-                while !mailbox.abort() {
-                    yield_now().await;
-                }
-            }
-        })),
-        None => drop(thread::spawn(move || {
-            let mut ended = pin!(mailbox.lifecycle().ended());
-            let limit = std::time::Instant::now().checked_add(limit);
-            if park::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
-                while !mailbox.abort() {
-                    thread::yield_now();
-                }
-            }
-        })),
-    }
-}
-
 /// A service that stops: ready when it is gone. Made by [`TenoriteCaller::stop_within`].
 pub struct Stopping<'a>(Pin<Box<dyn Future<Output = StopReason> + Send + 'a>>);
 
@@ -387,6 +346,54 @@ pub trait Caller:
     fn reserve(&self) -> Reserve<'_, Self> {
         Reserve { caller: self, reservation: self.as_ref().reservation() }
     }
+
+    /// Waits for capacity, as [`reserve`](Self::reserve) does, and keeps it in a permit of its own.
+    ///
+    /// For a guard that tells its service when it is dropped: the request is neither waited with nor
+    /// refused for lack of capacity, also when a graceful stop has begun.
+    ///
+    /// ```
+    /// use tenorite::OwnedPermit;
+    /// use tenorite::prelude::*;
+    ///
+    /// #[derive(Default)]
+    /// struct Room { guests: u32 }
+    ///
+    /// #[tenorite::service]
+    /// impl Room {
+    ///     pub fn enter(&mut self) { self.guests += 1 }
+    ///     pub fn leave(&mut self) { self.guests -= 1 }
+    ///     pub fn guests(&self) -> u32 { self.guests }
+    /// }
+    ///
+    /// struct Guest(Option<OwnedPermit<RoomCaller>>);
+    ///
+    /// impl Guest {
+    ///     async fn enter(room: &RoomCaller) -> Result<Self, TenoriteError> {
+    ///         let permit = room.reserve_owned().await?;
+    ///         room.enter().await?;
+    ///         Ok(Self(Some(permit)))
+    ///     }
+    /// }
+    ///
+    /// impl Drop for Guest {
+    ///     fn drop(&mut self) {
+    ///         if let Some(permit) = self.0.take() {
+    ///             let _ = permit.call(|room| room.leave()).try_cast();
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+    /// let room = RoomService.start(32, Room::default());
+    /// let guest = Guest::enter(&room).await?;
+    /// drop(guest);
+    /// assert_eq!(room.guests().await?, 0);
+    /// # Ok(()) }
+    /// ```
+    fn reserve_owned(&self) -> ReserveOwned<'_, Self> {
+        ReserveOwned(self.reserve())
+    }
 }
 
 /// A permit to come: see [`Caller::reserve`]. A future with the options of a call.
@@ -475,10 +482,147 @@ impl<C: Caller> fmt::Debug for Reserve<'_, C> {
     }
 }
 
+/// An owned permit to come: see [`Caller::reserve_owned`]. A future with the options of a call.
+///
+/// # Errors
+///
+/// As [`Reserve`].
+///
+/// # Cancel safety
+///
+/// As [`Reserve`].
+///
+/// # Panics
+///
+/// As [`Call`].
+#[must_use = "a permit is granted only if it is awaited"]
+pub struct ReserveOwned<'a, C: Caller>(Reserve<'a, C>);
+
+impl<C: Caller> ReserveOwned<'_, C> {
+    /// Waits no longer than this. It replaces the caller's default.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn timeout(self, limit: Duration) -> Self {
+        Self(self.0.timeout(limit))
+    }
+
+    /// Fails at once if there is no capacity.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn no_wait(self) -> Self {
+        Self(self.0.no_wait())
+    }
+
+    /// Exempts this wait from deadlock detection, as [`Call::raced`] does.
+    ///
+    /// # Panics
+    ///
+    /// If it has been polled.
+    #[track_caller]
+    pub fn raced(self) -> Self {
+        Self(self.0.raced())
+    }
+
+    /// Waits in synchronous code, and blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// As when awaited.
+    ///
+    /// # Panics
+    ///
+    /// As [`Call::blocking`].
+    #[track_caller]
+    pub fn blocking(self) -> Result<OwnedPermit<C>, TenoriteError> {
+        self.0.blocking().map(OwnedPermit::new)
+    }
+}
+
+impl<C: Caller> Future for ReserveOwned<'_, C> {
+    type Output = Result<OwnedPermit<C>, TenoriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map_ok(OwnedPermit::new)
+    }
+}
+
+impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReserveOwned")
+    }
+}
+
+/// A place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
+///
+/// It keeps the service alive no more than a [`WeakCaller`] does, does not count as use for an
+/// [`idle_timeout`](crate::Builder::idle_timeout), and holds up no stop. After a graceful stop has begun,
+/// its request is still taken, until the service has handled everything that it had accepted and runs
+/// its stop hook. Later it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+///
+/// It is given back if it is dropped. One that is forgotten keeps its place from others until the service
+/// ends.
+#[must_use = "a permit that is dropped is given back"]
+pub struct OwnedPermit<C: Caller> {
+    /// What takes its request, and nothing else.
+    caller: C,
+    /// It was given back, or is the call's now.
+    is_used: bool,
+}
+
+impl<C: Caller> OwnedPermit<C> {
+    fn new(permit: Permit<'_, C>) -> Self {
+        let caller = permit.0.as_ref();
+        let caller = TenoriteCaller { mailbox: caller.mailbox.own_permit(), timeout: caller.timeout };
+        // It is this one's now.
+        std::mem::forget(permit);
+        Self { caller: C::from(caller), is_used: false }
+    }
+
+    /// Makes the call that the closure asks for in this place, through the caller that it is given. That
+    /// caller finds the service closed to anything else. A call to another service is made without the
+    /// permit.
+    pub fn call<T, E>(
+        mut self,
+        make: impl for<'a> FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
+    ) -> Call<'static, C::Request, C::Response, C::Error, T, E> {
+        let mut call = make(&self.caller);
+        let is_used = call.redeem(&self.caller.as_ref().mailbox);
+        let call = call.owned();
+        self.is_used = is_used;
+        call
+    }
+
+    /// Sends a request as data.
+    pub fn send_request(self, request: C::Request) -> Call<'static, C::Request, C::Response, C::Error> {
+        self.call(|caller| caller.as_ref().send_request(request))
+    }
+}
+
+impl<C: Caller> Drop for OwnedPermit<C> {
+    fn drop(&mut self) {
+        if !self.is_used {
+            self.caller.as_ref().mailbox.unreserve();
+        }
+    }
+}
+
+impl<C: Caller> fmt::Debug for OwnedPermit<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnedPermit")
+    }
+}
+
 /// A place in a service's backlog, kept for a request to come: see [`Caller::reserve`].
 ///
-/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds up no stop: once the door
-/// is shut it is void, and a request on it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds up no stop. After a
+/// graceful stop has begun, its request is still taken, until the service has handled everything that it had accepted and
+/// runs its stop hook. Later it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 ///
 /// Among the requests of its service, the one that is sent on it has its turn before those that wait for room.
 #[must_use = "a permit that is dropped is given back"]

@@ -38,7 +38,7 @@ pub struct Context(Served);
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
-/// let (_task, search) = SearchService.start_task(32, Search);
+/// let search = SearchService.start(32, Search);
 /// assert_eq!(search.find("x").timeout(Duration::from_millis(20)).await?.len(), 1);
 /// assert_eq!(search.find("x").await?.len(), 10);
 /// # Ok(()) }

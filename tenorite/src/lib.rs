@@ -93,7 +93,7 @@ pub mod __private;
 #[doc(inline)]
 pub use call::{Call, Cast, Returned, Returning};
 #[doc(inline)]
-pub use caller::{Caller, Permit, Reserve, Stopping, TenoriteCaller, WeakCaller};
+pub use caller::{Caller, OwnedPermit, Permit, Reserve, ReserveOwned, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use context::{Context, context};
 #[doc(inline)]
@@ -168,7 +168,7 @@ pub use worker::TenoriteWorker;
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
-/// let (_task, mail) = MailService.start_task(32, Mailer { sent: Vec::new() });
+/// let mail = MailService.start(32, Mailer { sent: Vec::new() });
 /// let request = MailRequest::Send { letter: "hello".to_owned() };
 /// mail.send_request(request.clone()).await?;
 /// assert_eq!(mail.send("again").await?, 2);

@@ -14,7 +14,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use crate::context::context;
@@ -44,6 +44,30 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
 
     /// Tells the caller that the reply came after its deadline.
     fn answer_late(&self, slot: usize);
+
+    /// A task is to be spawned that answers this slot's call, or that of a cast. Returns the service
+    /// that waits for it before it ends, and the task's number there; `None` if the service does not.
+    fn begin_task(self: Arc<Self>, _slot: Option<usize>) -> Option<(Arc<dyn Tasks>, u64)> {
+        None
+    }
+}
+
+/// A service that waits for tasks which answer its calls.
+pub(crate) trait Tasks: Send + Sync {
+    /// Keeps what ends the task, for an abort.
+    fn spawned(&self, number: u64, task: AbortHandle);
+
+    /// The task is over.
+    fn ended(&self, number: u64);
+}
+
+/// A task that its service waits for, until this is dropped.
+struct TaskOf(Arc<dyn Tasks>, u64);
+
+impl Drop for TaskOf {
+    fn drop(&mut self) {
+        self.0.ended(self.1);
+    }
 }
 
 /// A request in the worker's hands.
@@ -158,6 +182,11 @@ impl<Rs, Er> Client<Rs, Er> {
         self.deadline
     }
 
+    /// See [`Answer::begin_task`].
+    fn begin_task(&self) -> Option<(Arc<dyn Tasks>, u64)> {
+        Arc::clone(&self.answers).begin_task(self.slot)
+    }
+
     /// Ends the call one way or the other, and drops what reaches nobody.
     pub(crate) fn finish(mut self, reply: Ended<Rs, Er>) {
         let undelivered = match self.slot.take() {
@@ -208,6 +237,10 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
 ///
 /// A reply that is dropped unsent is an error at its caller, at once: [`FetchFailure(Unanswered)`](FetchReason::Unanswered).
 ///
+/// A reply that is still owed when the worker is handed back, replaced or dropped will not come: its call
+/// ends in [`FetchFailure(Stopped)`](FetchReason::Stopped) then, after the stop hook. Sending it later
+/// gives the answer back. (Not so for what [`spawn`](Self::spawn) has started.)
+///
 /// # Examples
 ///
 /// ```
@@ -225,7 +258,7 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
-/// let (_task, thumbnails) = ThumbnailsService.start_task(32, Thumbnails);
+/// let thumbnails = ThumbnailsService.start(32, Thumbnails);
 /// assert_eq!(thumbnails.make(7).await?, "thumbnail of 7");
 /// # Ok(()) }
 /// ```
@@ -237,6 +270,7 @@ trait Owed<T>: Send {
     fn send(self: Box<Self>, answer: T) -> Result<(), T>;
     fn fail(self: Box<Self>, reason: FetchReason);
     fn if_dropped(&mut self, reason: FetchReason);
+    fn begin_task(&self) -> Option<(Arc<dyn Tasks>, u64)>;
     fn is_closed(&self) -> bool;
     fn deadline(&self) -> Option<Instant>;
 }
@@ -289,7 +323,13 @@ impl<T> Reply<T> {
     ///
     /// The future's own calls inherit the deadline of the call that it answers. If it panics, that call ends in
     /// [`FetchFailure(Panicked)`](FetchReason::Panicked), and the service goes on: the worker's state was not touched. It runs to
-    /// its end though its caller hangs up, and though the service stops.
+    /// its end though its caller hangs up.
+    ///
+    /// The task is accepted work: a derived service that stops waits for it, before its stop hook and for
+    /// as long as [`stop_within`](crate::TenoriteCaller::stop_within) or
+    /// [`drain_limit`](crate::Builder::drain_limit) allow. An abort of the service aborts the task as
+    /// well, and its call ends in [`FetchFailure(Stopped)`](FetchReason::Stopped). A restart neither waits
+    /// for it nor ends it.
     ///
     /// # Panics
     ///
@@ -301,7 +341,14 @@ impl<T> Reply<T> {
     {
         self.0.if_dropped(FetchReason::Stopped);
         let context = context();
-        tokio::spawn(async move {
+        let (service, guard) = match self.0.begin_task() {
+            Some((service, number)) => (Some(Arc::clone(&service)), Some(TaskOf(service, number))),
+            None => (None, None),
+        };
+        let number = guard.as_ref().map(|task| task.1);
+        let task = tokio::spawn(async move {
+            // Dropped last: the service may end then.
+            let _guard = guard;
             let ran = panics::caught(async move {
                 match context {
                     Some(context) => context.scope(future).await,
@@ -316,7 +363,11 @@ impl<T> Reply<T> {
                     resume_unwind(payload);
                 }
             }
-        })
+        });
+        if let (Some(service), Some(number)) = (service, number) {
+            service.spawned(number, task.abort_handle());
+        }
+        task
     }
 
     /// Whether the caller has hung up, so that an answer would reach nobody. Always false for a cast.
@@ -358,6 +409,10 @@ impl<T, Rs> Owed<T> for Narrowed<T, Rs> {
         self.client.if_dropped(reason);
     }
 
+    fn begin_task(&self) -> Option<(Arc<dyn Tasks>, u64)> {
+        self.client.begin_task()
+    }
+
     fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
@@ -375,6 +430,10 @@ impl<T: Send> Owed<T> for oneshot::Sender<T> {
     fn fail(self: Box<Self>, _reason: FetchReason) {}
 
     fn if_dropped(&mut self, _reason: FetchReason) {}
+
+    fn begin_task(&self) -> Option<(Arc<dyn Tasks>, u64)> {
+        None
+    }
 
     fn is_closed(&self) -> bool {
         oneshot::Sender::is_closed(self)

@@ -47,6 +47,10 @@ pub trait TenoriteService<
     /// handling what it has accepted. The `JoinHandle` then yields the worker's output; it is cancelled after
     /// `abort()` or a shutdown of the runtime, and panics if the worker did. Dropping the `JoinHandle` stops nothing.
     ///
+    /// The worker is in the `JoinHandle` when [`stopped`](TenoriteCaller::stopped) resolves, with all that
+    /// it holds, until the handle is awaited or dropped. If it is not wanted back, use
+    /// [`start`](Self::start).
+    ///
     /// # Panics
     ///
     /// If `backlog` is 0, or outside a tokio runtime.
@@ -58,6 +62,48 @@ pub trait TenoriteService<
         W::Output: Send,
     {
         self.builder().start_task(backlog, config)
+    }
+
+    /// Starts a worker, and returns its caller alone.
+    ///
+    /// Where the worker is not wanted back. It is dropped when the service ends, *before*
+    /// [`stopped`](TenoriteCaller::stopped) resolves: what it held is free then, a port, a file lock, a
+    /// sender. With [`start_task`](Self::start_task) the worker is handed over in the `JoinHandle`, and
+    /// lives until that is awaited or dropped.
+    ///
+    /// How it ended is told by [`stopped`](TenoriteCaller::stopped) and [`watch`](TenoriteCaller::watch).
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// use std::net::TcpListener;
+    ///
+    /// struct Server { listener: TcpListener }
+    ///
+    /// #[tenorite::service]
+    /// impl Server {
+    ///     pub fn port(&self) -> u16 { self.listener.local_addr().map_or(0, |address| address.port()) }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = ServerService.start(32, Server { listener: TcpListener::bind("127.0.0.1:0")? });
+    /// let port = server.port().await?;
+    /// server.stop();
+    /// server.stopped().await;
+    /// TcpListener::bind(("127.0.0.1", port))?;        // it is free again
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`start_task`](Self::start_task).
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    fn start(self, backlog: usize, config: W::Config) -> C
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        self.builder().start(backlog, config)
     }
 
     /// As [`start_task`](Self::start_task), for a worker that knows its own caller.
@@ -90,6 +136,8 @@ pub trait TenoriteService<
             is_timed: false,
             idle: None,
             grace: Duration::from_secs(5),
+            drain_limit: None,
+            is_detached: false,
             worker: PhantomData,
         }
     }
@@ -114,6 +162,8 @@ pub struct Builder<W, C> {
     is_timed: bool,
     idle: Option<Duration>,
     grace: Duration,
+    drain_limit: Option<Duration>,
+    is_detached: bool,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -183,6 +233,15 @@ where
         self
     }
 
+    /// Limits how long the service may take to stop when that was not asked for by name: when its last
+    /// caller is gone, or when it was [idle](Self::idle_timeout). What is left then is aborted, as by
+    /// [`stop_within`](TenoriteCaller::stop_within). There is no limit by default: accepted work is
+    /// finished, what [`Reply::spawn`](crate::Reply::spawn) has started included.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.drain_limit = Some(limit);
+        self
+    }
+
     pub(crate) fn grace(&self) -> Duration {
         self.grace
     }
@@ -217,6 +276,21 @@ where
         Restarting { builder: self, policy }
     }
 
+    /// Starts the worker, and returns its caller alone: see [`TenoriteService::start`].
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, or outside a tokio runtime.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start(self, backlog: usize, config: W::Config) -> C
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        self.launch_detached(backlog, None, |_| Configs { first: config, again: None })
+    }
+
     /// Starts the worker: see [`TenoriteService::start_task`].
     ///
     /// # Panics
@@ -248,11 +322,11 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start(backlog, None, |caller| Configs { first: make(WeakCaller::from(caller)), again: None })
+        self.launch(backlog, None, |caller| Configs { first: make(WeakCaller::from(caller)), again: None })
     }
 
     #[track_caller]
-    pub(crate) fn start(
+    fn launch(
         self,
         backlog: usize,
         revive: Option<Box<dyn Revive>>,
@@ -263,15 +337,30 @@ where
         W::Output: Send,
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
-        let Self { timeout, inline, warn_after, is_timed, idle, .. } = self;
+        let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, .. } = self;
         let mut started = None;
-        let task = W::__start(Start { backlog, inline, warn_after, is_timed, idle, revive }, |caller| {
+        let start = Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive };
+        let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
             let configs = make(&caller);
             started = Some(caller);
             configs
         });
         (task, started.expect("a worker is made before it is started"))
+    }
+
+    #[track_caller]
+    fn launch_detached(
+        self,
+        backlog: usize,
+        revive: Option<Box<dyn Revive>>,
+        make: impl FnOnce(&C) -> Configs<W::Config>,
+    ) -> C
+    where
+        W::Config: Send,
+        W::Output: Send,
+    {
+        Self { is_detached: true, ..self }.launch(backlog, revive, make).1
     }
 }
 
@@ -339,7 +428,23 @@ where
         W::Output: Send,
     {
         let revive = Box::new(Restarts::new(self.policy));
-        self.builder.start_again(backlog, revive, make)
+        self.builder.launch(backlog, Some(revive), again(make))
+    }
+
+    /// As [`start_task`](Self::start_task), and returns the caller alone: see [`TenoriteService::start`].
+    ///
+    /// # Panics
+    ///
+    /// If `backlog` is 0, or outside a tokio runtime.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start(self, backlog: usize, config: W::Config) -> C
+    where
+        W::Config: Clone + Send,
+        W::Output: Send,
+    {
+        let revive = Box::new(Restarts::new(self.policy));
+        self.builder.start_again(backlog, revive, move |_| config.clone())
     }
 }
 
@@ -348,22 +453,30 @@ where
     W: TenoriteWorker,
     C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
 {
+    /// Starts a worker after which there may be others.
     #[track_caller]
     pub(crate) fn start_again(
         self,
         backlog: usize,
         revive: Box<dyn Revive>,
-        mut make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
-    ) -> (JoinHandle<W::Output>, C)
+        make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
+    ) -> C
     where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start(backlog, Some(revive), |caller| {
-            let weak = WeakCaller::from(caller);
-            let first = make(weak.clone());
-            Configs { first, again: Some(Box::new(move || make(weak.clone()))) }
-        })
+        self.launch_detached(backlog, Some(revive), again(make))
+    }
+}
+
+/// Makes the config of the first worker, and keeps what makes those of the others.
+fn again<C: Caller, Config>(
+    mut make: impl FnMut(WeakCaller<C>) -> Config + Send + 'static,
+) -> impl FnOnce(&C) -> Configs<Config> {
+    |caller| {
+        let weak = WeakCaller::from(caller);
+        let first = make(weak.clone());
+        Configs { first, again: Some(Box::new(move || make(weak.clone()))) }
     }
 }
 

@@ -247,7 +247,7 @@ impl Supervisor {
     {
         let grace = service.grace();
         let ask = Ask { child: self.children.len(), events: self.events.clone() };
-        let (_task, caller) = service.start_again(backlog, Box::new(ask), make);
+        let caller = service.start_again(backlog, Box::new(ask), make);
         self.hold(name, grace, true, caller.as_ref());
         caller
     }

@@ -23,7 +23,7 @@ use crate::mailbox::inline::Inline;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// for inline in testing::each_way() {
-///     let (_task, counter) = CounterService.builder().inline(inline).start_task(8, Counter(0));
+///     let counter = CounterService.builder().inline(inline).start(8, Counter(0));
 ///     assert_eq!(counter.next().await, Ok(1), "{inline:?}");
 /// }
 /// # }

@@ -9,13 +9,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::error::SendReason;
 use crate::home::Home;
 use crate::lifecycle::StopReason;
+use crate::mailbox::abort::end_task;
 use crate::mailbox::cell::{self, Again, Opening};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::queue::Queue;
@@ -106,6 +107,9 @@ pub struct Start {
     pub(crate) warn_after: Duration,
     pub(crate) is_timed: bool,
     pub(crate) idle: Option<Duration>,
+    pub(crate) drain_limit: Option<Duration>,
+    /// What the service would hand back is not wanted.
+    pub(crate) is_detached: bool,
     pub(crate) revive: Option<Box<dyn Revive>>,
 }
 
@@ -137,17 +141,24 @@ impl Start {
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
-        let Self { backlog, idle, revive, .. } = self;
+        let Self { backlog, idle, drain_limit, is_detached, revive, .. } = self;
         let runtime = Handle::current();
         let queue = Arc::new(Queue::new(backlog));
         let spawned = Arc::new(OnceLock::new());
-        let door = Door::new(Arc::clone(&queue), runtime.clone(), Arc::clone(&spawned), revive.is_some());
+        let door = Door::new(
+            Arc::clone(&queue),
+            runtime.clone(),
+            Arc::clone(&spawned),
+            revive.is_some(),
+            drain_limit,
+        );
         let caller = TenoriteCaller::new(Arc::new(door), None);
         // Made here, not in the task: a service whose `make` panics, or whose task is aborted before it was ever polled,
         // has an end as well.
         let ending = Ending { queue, reason: StopReason::Aborted };
         let configs = make(caller);
-        let task = runtime.spawn(run::<W>(configs, idle, revive, ending));
+        let detached = is_detached.then(|| Arc::clone(&spawned));
+        let task = runtime.spawn(run::<W>(configs, idle, revive, detached, ending));
         let _ = spawned.set(task.abort_handle());
         task
     }
@@ -158,16 +169,24 @@ impl Start {
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
-        let Self { backlog, inline, warn_after, is_timed, idle, revive } = self;
+        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive } = self;
         let runtime = Handle::current();
         let home = Home::of(&runtime);
         let (stops_idle, restarts) = (idle.is_some(), revive.is_some());
-        let (door, driver) =
-            cell::open::<W>(Opening { backlog, home, inline, warn_after, is_timed, stops_idle, restarts });
+        let (door, driver) = cell::open::<W>(Opening {
+            backlog,
+            home,
+            inline,
+            warn_after,
+            is_timed,
+            stops_idle,
+            restarts,
+            drain_limit,
+        });
         let Configs { first, again } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, again, idle, revive);
         let spawned = driver.to_be_spawned();
-        let task = runtime.spawn(driver);
+        let task = runtime.spawn(driver.detached(is_detached));
         spawned.as_task(|| task.abort_handle());
         task
     }
@@ -181,16 +200,46 @@ type ReceiverOf<W> = Receiver<
     >,
 >;
 
-/// The service's task: one worker after the other, mostly one.
+type EndingOf<W> =
+    Ending<<W as TenoriteWorker>::Request, <W as TenoriteWorker>::Response, <W as TenoriteWorker>::Error>;
+
+/// The service's task. `detached`: what it would hand back is dropped before the service has ended, and
+/// the task, which is this one, has no output.
 ///
 /// `ending` is dropped after everything of the worker's: as the last argument if the future was never polled, after the
 /// body's own variables if it was.
 async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
-    mut revive: Option<Box<dyn Revive>>,
-    mut ending: Ending<W::Request, W::Response, W::Error>,
+    revive: Option<Box<dyn Revive>>,
+    detached: Option<Arc<OnceLock<AbortHandle>>>,
+    mut ending: EndingOf<W>,
 ) -> W::Output {
+    let end = run_workers::<W>(configs, idle, revive, &mut ending).await;
+    match (end, detached) {
+        (Ok(output), None) => output,
+        (Err(payload), None) => {
+            drop(ending);
+            resume_unwind(payload)
+        }
+        (end, Some(this)) => {
+            match end {
+                Ok(output) => drop(panics::drop_quietly(output)),
+                Err(payload) => panics::discard(payload),
+            }
+            drop(ending);
+            poll_fn(|cx| end_task(this.get(), cx)).await
+        }
+    }
+}
+
+/// One worker after the other, mostly one. Returns the last one's output, or its panic.
+async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
+    configs: Configs<W::Config>,
+    idle: Option<Duration>,
+    mut revive: Option<Box<dyn Revive>>,
+    ending: &mut EndingOf<W>,
+) -> Result<W::Output, Payload> {
     let Configs { first, mut again } = configs;
     let mut next = Ok(first);
     loop {
@@ -208,7 +257,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
             Ok(output) if asked_to => (Fall::Requested, Ok(output)),
             Ok(output) => {
                 ending.reason = queue.close_reason().unwrap_or(StopReason::Finished);
-                return output;
+                return Ok(output);
             }
             Err(payload) => (Fall::Panicked(panics::message(&payload)), Err(payload)),
         };
@@ -227,13 +276,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
                 (Fall::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
                 (_, None) => StopReason::Panicked(message),
             };
-            match end {
-                Ok(output) => return output,
-                Err(payload) => {
-                    drop(ending);
-                    resume_unwind(payload)
-                }
-            }
+            return end;
         }
         match end {
             Ok(output) => drop(panics::drop_quietly(output)),

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::thread;
 
@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::queue::Queue;
-use super::{BoxFuture, CallState, Mailbox, Phase, Stats, Terms};
+use super::{BoxFuture, CallState, Mailbox, PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics::{self, Payload};
@@ -41,13 +41,20 @@ pub struct Outgoing<Rq> {
     pub is_cast: bool,
 }
 
-/// The callers' side: dropped with the last of them.
+/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
 pub(crate) struct Function<F, Rq, Rs, Er> {
-    /// Always there until this is dropped.
-    function: Option<F>,
+    /// Gone with the last caller.
+    function: Held<F>,
     /// It only sends, and is dropped with its call.
     sends: bool,
     shared: Arc<Shared<Rq, Rs, Er>>,
+}
+
+enum Held<F> {
+    /// By the callers. There until this is dropped.
+    Callers(Option<Arc<F>>),
+    /// By a permit, which does not keep it.
+    Permit(Weak<F>),
 }
 
 struct Shared<Rq, Rs, Er> {
@@ -74,7 +81,7 @@ impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
         Self {
-            function: Some(function),
+            function: Held::Callers(Some(Arc::new(function))),
             sends,
             shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }),
         }
@@ -132,6 +139,13 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
         self.shared.gate.lock().closed.is_some()
     }
 
+    fn function(&self) -> Option<Arc<F>> {
+        match &self.function {
+            Held::Callers(function) => function.clone(),
+            Held::Permit(function) => function.upgrade(),
+        }
+    }
+
     /// Nobody waits for it any more.
     fn leave(&self, future: BoxFuture<Ended<Rs, Er>>) {
         if self.sends {
@@ -144,8 +158,10 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
 
 impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
     fn drop(&mut self) {
-        self.shared.close(StopReason::CallersGone);
-        self.shared.slots.drop_quietly(self.function.take());
+        if let Held::Callers(function) = &mut self.function {
+            self.shared.close(StopReason::CallersGone);
+            self.shared.slots.drop_quietly(function.take());
+        }
     }
 }
 
@@ -161,8 +177,13 @@ where
         let slots = &self.shared.slots;
         // What is sent is waited for by its call alone: a stop has nothing to wait for.
         let sends = self.sends && !(state.terms.cast && state.terms.no_wait);
-        let entered = if sends { (!self.is_shut()).then_some(None) } else { self.shared.enter().map(Some) };
-        let Some(flight) = entered else {
+        let function = self.function();
+        let entered = match &function {
+            None => None,
+            Some(_) if sends => (!self.is_shut()).then_some(None),
+            Some(_) => self.shared.enter().map(Some),
+        };
+        let (Some(flight), Some(function)) = (entered, function) else {
             let (refused, unwanted) = state.terms.refuse(request, SendReason::Stopped);
             slots.refused();
             slots.drop_quietly(unwanted);
@@ -174,13 +195,14 @@ where
             return refused;
         }
 
-        let function = self.function.as_ref().expect("it is there until the last caller is gone");
         let outgoing =
             Outgoing { request, deadline: state.terms.limit.deadline(), is_cast: state.terms.cast };
         let future = match panics::catch(|| function(outgoing)) {
             Ok(future) => future,
             Err(payload) => return self.ended(state.terms, self.shared.panicked(payload)),
         };
+        // The last caller may have gone meanwhile.
+        slots.drop_quietly(function);
         // A cast that may not wait is sent by somebody else.
         let Some(flight) = flight else { return self.send(future, state.terms, cx) };
         let mut future = Box::pin(async move { into_reply(future.await) });
@@ -289,17 +311,24 @@ where
 
 impl<F, Fut, Rq, Rs, Er> Mailbox<Rq, Rs, Er> for Function<F, Rq, Rs, Er>
 where
-    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync,
+    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
     Er: Send + 'static,
 {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Held::Permit(_) = self.function
+            && let Some(unwanted) = state.refuse_without_permit()
+        {
+            self.shared.slots.refused();
+            self.shared.slots.drop_quietly(unwanted);
+            return Poll::Ready(());
+        }
         let next = match &mut state.phase {
             Phase::Waiting(slot) => self.shared.slots.poll(*slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
-                let (request, _) = state.take_request();
+                let (request, _) = state.take_request(PermitKind::Borrowed);
                 self.start(request, state, cx)
             }
             // There is always room.
@@ -349,6 +378,18 @@ where
 
     fn unreserve(&self) {}
 
+    fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>> {
+        let function = match &self.function {
+            Held::Callers(function) => function.as_ref().map_or_else(Weak::new, Arc::downgrade),
+            Held::Permit(function) => Weak::clone(function),
+        };
+        Arc::new(Self {
+            function: Held::Permit(function),
+            sends: self.sends,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
     fn abort(&self) -> bool {
         let mut gate = self.shared.gate.lock();
         gate.is_aborted = true;
@@ -372,7 +413,7 @@ where
     }
 
     fn is_closed(&self) -> bool {
-        self.is_shut()
+        matches!(self.function, Held::Permit(_)) || self.is_shut()
     }
 
     fn lifecycle(&self) -> &Lifecycle {

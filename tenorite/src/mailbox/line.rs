@@ -16,6 +16,14 @@
 //!     └─leave──► (free)
 //! ```
 //!
+//! A reply that is *owed* may come after its method has returned, so its client may be out when the
+//! service ends. Its call is ended without it then:
+//!
+//! ```text
+//!   running ──cut──► cut ──the call takes it──► detached ──answer──► (free)
+//!                     └─answer──► done ──the call takes it──► (free)
+//! ```
+//!
 //! A *permit* is a place in the backlog that is kept free for a request to come. Who waits for one stands in the line like who
 //! waits for room, but is no request: the worker passes him over. Once it is granted, it is only a number.
 //!
@@ -24,21 +32,26 @@
 //! - L1: While the door is open, the accepted entries are the first of the line, as many as there are, or as `backlog` has room
 //!   for beside the permits. Whoever makes room admits the next in the same step.
 //! - L2: `first_waiting` is the first entry that is not accepted, or `None` if all are.
-//! - L3: Once the door is shut nobody waits for room: shutting it fails those who did. Permits are void then.
+//! - L3: Once the door is shut nobody waits for room: shutting it fails those who did. Permits that were
+//!   granted before are good until the line is sealed, and void then. It is sealed in the step that finds
+//!   it empty for the last time.
 //! - L4: A slot is freed by exactly one party: by the call that awaits it, or, if that has gone, by the worker's
-//!   side. So a slot's key is never used after it was given away.
+//!   side. So a slot's key is never used after it was given away. While a slot is cut both sides have
+//!   the key, and the one that comes last frees it.
 //!
 //! Plain data, under the [`queue`](super::queue)'s lock: nothing in here wakes, drops or runs anything of the user's. What
 //! is to be done is left in an [`After`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
 
 use slab::Slab;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Phase;
-use crate::error::{SendReason, TenoriteError};
+use super::{PermitKind, Phase};
+use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::reply::Ended;
 use crate::trace::Span;
@@ -59,9 +72,13 @@ pub(super) struct Line<Rq, Rs, Er> {
     pub(super) accepted: usize,
     /// How many permits have been granted, and not been used.
     pub(super) reserved: usize,
+    /// How many of those are owned: they do not count as use of the service.
+    reserved_owned: usize,
     pub(super) backlog: usize,
     /// Why the door is shut, if it is.
     pub(super) closed: Option<StopReason>,
+    /// See L3.
+    is_sealed: bool,
     /// The worker, waiting for a request.
     pub(super) worker: Option<Waker>,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
@@ -88,6 +105,12 @@ pub(super) struct Rare {
     pub(super) counts: Counts,
     /// When it was last used, of one that stops if it is not.
     pub(super) used: Option<Instant>,
+    /// Tasks that answer calls, by their numbers. `None` until what ends them is known.
+    tasks: BTreeMap<u64, Option<AbortHandle>>,
+    /// The number of the next. No number is used twice: a task may be over before it is told what ends it.
+    next_task: u64,
+    /// Tasks are to be ended, also those that are just being spawned.
+    ends_tasks: bool,
 }
 
 /// What has become of requests.
@@ -142,6 +165,17 @@ struct Slot<Rq, Rs, Er> {
     waker: Option<Waker>,
     /// Which handler waits for it, if it is one.
     edge: Option<Arc<Edge>>,
+    owed: Owed,
+}
+
+/// Whether the reply may come after its method has returned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    No,
+    /// From wherever the worker has put the `Reply`.
+    Reply,
+    /// From a task that the service waits for before it ends.
+    Task,
 }
 
 impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
@@ -158,6 +192,8 @@ enum Stage<Rq, Rs, Er> {
     /// Running, and the caller has gone.
     Detached,
     Done(Ended<Rs, Er>),
+    /// The call has ended, and its client is still out.
+    Cut(Ended<Rs, Er>),
     /// It did not run, and its caller wants it back.
     Returned(Box<(TenoriteError, Rq)>),
     /// A cast that waited for room was accepted, and has left the line before its caller saw it.
@@ -247,8 +283,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             len: 0,
             accepted: 0,
             reserved: 0,
+            reserved_owned: 0,
             backlog,
             closed: None,
+            is_sealed: false,
             worker: None,
             unwound: Unwound::default(),
             aborted: false,
@@ -293,12 +331,85 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Whether nothing stands in it, waits for it, or runs.
     pub(super) fn is_unused(&self) -> bool {
-        self.reserved == 0 && self.slots.is_empty() && !self.has_taken
+        self.reserved == self.reserved_owned && self.slots.is_empty() && !self.has_taken && !self.has_tasks()
+    }
+
+    /// Returns whether a request may still come, with a permit or without.
+    pub(super) fn accepts(&self, permit: Option<PermitKind>) -> bool {
+        if permit.is_some() { !self.is_sealed } else { self.closed.is_none() }
+    }
+
+    /// The line is empty, and so it stays: permits are void from here on.
+    pub(super) fn seal(&mut self) {
+        debug_assert!(self.closed.is_some(), "calls may still come");
+        self.is_sealed = true;
+        self.reserved = 0;
+        self.reserved_owned = 0;
+    }
+
+    /// The reply of this slot may come after its method has returned, and from anywhere: what it waits
+    /// for is not known.
+    pub(super) fn owe(&mut self, slot: usize) {
+        self.slots[slot].owed = Owed::Reply;
+        self.slots[slot].end_wait();
+    }
+
+    /// A task is to be spawned that answers this slot's call, or that of a cast. Returns its number.
+    pub(super) fn begin_task(&mut self, slot: Option<usize>) -> u64 {
+        if let Some(slot) = slot {
+            self.slots[slot].owed = Owed::Task;
+        }
+        let rare = self.rare.get_or_insert_default();
+        let number = rare.next_task;
+        rare.next_task += 1;
+        rare.tasks.insert(number, None);
+        number
+    }
+
+    /// Keeps what ends the task, or gives it back if it is to be ended now.
+    pub(super) fn task_spawned(&mut self, number: u64, task: AbortHandle) -> Option<AbortHandle> {
+        let rare = self.rare.as_mut()?;
+        if rare.ends_tasks {
+            return Some(task);
+        }
+        // Unless it is over already.
+        if let Some(place) = rare.tasks.get_mut(&number) {
+            *place = Some(task);
+        }
+        None
+    }
+
+    /// The task is over. Returns whether that was all that the service waited for.
+    pub(super) fn task_ended(&mut self, number: u64) -> bool {
+        if let Some(rare) = &mut self.rare {
+            rare.tasks.remove(&number);
+        }
+        self.closed.is_some() && !self.has_tasks()
+    }
+
+    pub(super) fn has_tasks(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.tasks.is_empty())
+    }
+
+    /// Ends the calls whose replies are owed, though their clients are out; those of tasks as well if
+    /// the tasks are to be ended, which are returned.
+    pub(super) fn cut_owed(&mut self, ends_tasks: bool, after: &mut After<Rq>) -> Vec<AbortHandle> {
+        for (_, slot) in &mut self.slots {
+            let is_cut = slot.owed == Owed::Reply || ends_tasks && slot.owed == Owed::Task;
+            if is_cut && matches!(slot.stage, Stage::Running) {
+                slot.stage = Stage::Cut(Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+                after.wake(slot.waker.take());
+                slot.end_wait();
+            }
+        }
+        let Some(rare) = self.rare.as_mut().filter(|_| ends_tasks) else { return Vec::new() };
+        rare.ends_tasks = true;
+        rare.tasks.values_mut().filter_map(Option::take).collect()
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
     pub(super) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
-        self.slots.insert(Slot { stage: Stage::Running, waker, edge })
+        self.slots.insert(Slot { stage: Stage::Running, waker, edge, owed: Owed::No })
     }
 
     pub(super) fn waits_for_room(&self, slot: usize) -> bool {
@@ -308,10 +419,6 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// A handler waits for this slot.
     pub(super) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
         self.slots[slot].edge = Some(edge);
-    }
-
-    pub(super) fn end_wait(&mut self, slot: usize) {
-        self.slots[slot].end_wait();
     }
 
     /// Who is to be woken when the slot changes. Returns who was.
@@ -335,6 +442,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 self.slots[slot].end_wait();
                 Ok(self.slots[slot].waker.take())
             }
+            Stage::Cut(_) => {
+                let Stage::Cut(ended) = std::mem::replace(&mut self.slots[slot].stage, Stage::Detached)
+                else {
+                    unreachable!("it was cut a line ago")
+                };
+                self.slots[slot].stage = Stage::Done(ended);
+                Err(reply)
+            }
             _ => unreachable!("only a request that runs is answered, and only once"),
         }
     }
@@ -344,7 +459,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     pub(super) fn is_detached(&self, slot: usize) -> bool {
-        matches!(self.slots[slot].stage, Stage::Detached)
+        matches!(self.slots[slot].stage, Stage::Detached | Stage::Cut(_))
     }
 
     /// What calls that were forgotten have left behind.
@@ -395,7 +510,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         };
         let is_request = request.is_some();
         let entry = Entry { request, span, deadline, awaited, wanted_back, accepted, previous, next };
-        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge });
+        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
             Some(previous) => self.entry(previous).next = this,
@@ -440,7 +555,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// There may be room: admits those that have waited longest, where they stand.
     fn admit(&mut self, after: &mut After<Rq>) {
-        while self.accepted + self.reserved < self.backlog
+        while self.closed.is_none()
+            && self.accepted + self.reserved < self.backlog
             && let Some(admitted) = self.first_waiting.get()
         {
             let entry = self.entry(admitted);
@@ -466,17 +582,23 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.reserved += 1;
     }
 
-    /// A permit is used, or given back. It may be void.
-    pub(super) fn unreserve(&mut self, after: &mut After<Rq>) {
-        if self.closed.is_none() {
-            self.reserved -= 1;
+    /// A permit is given back. It may be void.
+    pub(super) fn unreserve(&mut self, permit: PermitKind, after: &mut After<Rq>) {
+        if !self.is_sealed {
+            self.redeem(permit);
             self.admit(after);
         }
     }
 
     /// A permit becomes the request's own place.
-    pub(super) fn redeem(&mut self) {
+    pub(super) fn redeem(&mut self, permit: PermitKind) {
         self.reserved -= 1;
+        self.reserved_owned -= usize::from(permit == PermitKind::Owned);
+    }
+
+    /// A permit that was granted is owned from here on. It may be void.
+    pub(super) fn own_permit(&mut self) {
+        self.reserved_owned += usize::from(!self.is_sealed);
     }
 
     /// The worker takes the entry whose turn it is, if it `may`. `Err` if it may not, and there is one.
@@ -552,6 +674,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 Stage::Done(reply) => Some(Phase::from(reply)),
                 _ => unreachable!("it was done a line ago"),
             },
+            Stage::Cut(_) => match std::mem::replace(&mut self.slots[slot].stage, Stage::Detached) {
+                Stage::Cut(reply) => Some(Phase::from(reply)),
+                _ => unreachable!("it was cut a line ago"),
+            },
             Stage::Returned(_) => match self.free(slot) {
                 Stage::Returned(returned) => Some(Phase::Returned(returned)),
                 _ => unreachable!("it was there a line ago"),
@@ -602,7 +728,6 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             return;
         }
         self.closed = Some(reason);
-        self.reserved = 0;
         while let Some(waiting) = self.first_waiting.get() {
             self.fail_queued(waiting, failure.clone(), after);
         }

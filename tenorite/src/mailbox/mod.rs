@@ -23,6 +23,7 @@
 //! happened. In the slot: it certainly did not run, and whoever removes it from the line under the lock decides its
 //! end alone. In the worker's hands: it may have run, and the client answers for it.
 
+pub(crate) mod abort;
 // The only one.
 #[allow(unsafe_code)]
 pub(crate) mod cell;
@@ -37,6 +38,7 @@ mod models;
 
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -66,6 +68,10 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
 
     /// A permit that was granted is given back.
     fn unreserve(&self);
+
+    /// Makes a permit that was granted an owned one: returns what takes its request. That does not
+    /// count as a caller, and takes nothing else.
+    fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
 
     /// Shuts the door. What was accepted is still handled.
     fn stop(&self);
@@ -108,7 +114,16 @@ pub(crate) struct Terms {
     /// The request is to come back if it does not run.
     pub(crate) wanted_back: bool,
     /// A place in the backlog is kept for it.
-    pub(crate) has_permit: bool,
+    pub(crate) permit: Option<PermitKind>,
+}
+
+/// Who keeps a place in the backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PermitKind {
+    /// One that borrows a caller.
+    Borrowed,
+    /// One that keeps the service alive no more than a weak caller does.
+    Owned,
 }
 
 /// When a call is too late.
@@ -175,7 +190,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
             cast: false,
             no_wait: false,
             wanted_back: false,
-            has_permit: false,
+            permit: None,
         };
         Self { phase, terms, raced: false }
     }
@@ -184,12 +199,30 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
         self.phase.take()
     }
 
-    /// The request of a call that is new, and its terms.
-    pub(crate) fn take_request(&mut self) -> (Rq, Terms) {
+    /// The request of a call that is new, and its terms. `permit` is the kind that it has, if it has one.
+    pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
         match self.take() {
             Phase::New(request) => (request, self.terms),
-            Phase::Permitted(request) => (request, Terms { has_permit: true, ..self.terms }),
+            Phase::Permitted(request) => (request, Terms { permit: Some(permit), ..self.terms }),
             _ => unreachable!("it has not been sent"),
+        }
+    }
+
+    /// For callers that an owned permit has made: they take its request, and refuse everything else.
+    /// Returns whether they do, with what is to be dropped.
+    pub(crate) fn refuse_without_permit(&mut self) -> Option<Option<Rq>> {
+        match self.phase {
+            Phase::New(_) => {
+                let (request, terms) = self.take_request(PermitKind::Owned);
+                let (refused, unwanted) = terms.refuse(request, SendReason::Stopped);
+                self.phase = refused;
+                Some(unwanted)
+            }
+            Phase::Permit => {
+                self.phase = Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped));
+                Some(None)
+            }
+            _ => None,
         }
     }
 

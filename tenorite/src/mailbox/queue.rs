@@ -20,10 +20,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::line::{After, Arrival, Awaited, Counts, Left, Line, Taken};
-use super::{Phase, Stats, Terms};
+use super::{PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
@@ -108,21 +109,21 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T>,
     ) -> Entered<Rq, Rs, Er, T> {
-        let Terms { limit, cast, no_wait, wanted_back, has_permit, .. } = terms;
+        let Terms { limit, cast, no_wait, wanted_back, permit, .. } = terms;
         let mut after = After::new();
         let span = Span::current();
         let mut line = self.line.lock();
-        let refused = if line.closed.is_some() {
+        let refused = if !line.accepts(permit) {
             line.count().refused += 1;
             Some(line.refusal())
         } else if limit.is_expired() && (terms.bounds_start() || !line.has_room()) {
             line.count().skipped += 1;
             line.count().expired += 1;
-            if has_permit {
-                line.unreserve(&mut after);
+            if let Some(permit) = permit {
+                line.unreserve(permit, &mut after);
             }
             Some(SendReason::Expired)
-        } else if no_wait && !has_permit && !line.has_room() {
+        } else if no_wait && permit.is_none() && !line.has_room() {
             // Nobody overtakes those who wait for room.
             line.count().refused += 1;
             Some(SendReason::Full)
@@ -139,12 +140,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
 
         line.used(now);
-        let accepted = has_permit || line.has_room();
+        let accepted = permit.is_some() || line.has_room();
         let found = match join(&mut line) {
             Join::Append(found) => found,
             Join::Run => {
-                if has_permit {
-                    line.unreserve(&mut after);
+                if let Some(permit) = permit {
+                    line.unreserve(permit, &mut after);
                 }
                 drop(line);
                 panics::drop_quietly(waker);
@@ -152,8 +153,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 return Entered::Own(request);
             }
         };
-        if has_permit {
-            line.redeem();
+        if let Some(permit) = permit {
+            line.redeem(permit);
         }
         let awaited = match (cast, accepted) {
             (false, _) => Awaited::Reply,
@@ -197,11 +198,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         phase
     }
 
+    /// A permit that was granted is owned from here on.
+    pub(crate) fn own_permit(&self) {
+        self.line.lock().own_permit();
+    }
+
     /// A permit is given back.
-    pub(crate) fn unreserve(&self) {
+    pub(crate) fn unreserve(&self, permit: PermitKind) {
         let mut after = After::new();
         let mut line = self.line.lock();
-        line.unreserve(&mut after);
+        line.unreserve(permit, &mut after);
         drop(line);
         self.finish(after);
     }
@@ -211,9 +217,33 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().occupy(waker, edge)
     }
 
-    /// Whoever waits for this slot is not known to wait for its service any more.
-    pub(crate) fn end_wait(&self, slot: usize) {
-        self.line.lock().end_wait(slot);
+    /// The reply of this slot may come after its method has returned.
+    pub(crate) fn owe(&self, slot: usize) {
+        self.line.lock().owe(slot);
+    }
+
+    /// A task is to be spawned that answers this slot's call, or a cast. Returns its number.
+    pub(crate) fn begin_task(&self, slot: Option<usize>) -> u64 {
+        self.line.lock().begin_task(slot)
+    }
+
+    /// Keeps what ends the task, or ends it.
+    pub(crate) fn task_spawned(&self, number: u64, task: AbortHandle) {
+        let ended = self.line.lock().task_spawned(number, task);
+        if let Some(task) = ended {
+            task.abort();
+        }
+    }
+
+    /// The worker is gone, or about to go: ends the calls whose replies are still owed. With them the
+    /// tasks that answer calls, if the service is aborted.
+    pub(crate) fn cut_owed(&self, ends_tasks: bool) {
+        let mut after = After::new();
+        let mut line = self.line.lock();
+        let tasks = line.cut_owed(ends_tasks, &mut after);
+        drop(line);
+        self.finish(after);
+        tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// A handler waits for room for this cast. Not if that was made meanwhile.
@@ -296,7 +326,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut after = After::new();
         let mut line = self.line.lock();
         if line.is_granted(slot) {
-            line.unreserve(&mut after);
+            line.unreserve(PermitKind::Borrowed, &mut after);
         }
         let unseen = line.take_outcome(slot);
         let left = if unseen.is_none() { Some(line.leave(slot, &mut after)) } else { None };
@@ -462,7 +492,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 line.has_taken = true;
                 Next::Request(taken)
             }
-            _ if line.closed.is_some() || is_over => Next::Closed,
+            _ if line.closed.is_some() || is_over => {
+                if !is_over {
+                    line.seal();
+                }
+                Next::Closed
+            }
             _ => {
                 if std::mem::take(&mut line.has_taken) {
                     // It is done with what it took.
@@ -568,6 +603,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         while let Some(first) = line.first() {
             line.fail_queued(first, failure.clone(), &mut after);
         }
+        line.seal();
         let worker = line.worker.take();
         drop(line);
         self.lifecycle.draining();

@@ -2,50 +2,82 @@
 
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use super::abort::abort_after;
 use super::queue::Queue;
-use super::{CallState, Mailbox, Phase, Stats};
+use super::{CallState, Mailbox, PermitKind, Phase, Stats};
 use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
 
-/// The callers' side: dropped with the last of them.
-pub(crate) struct Door<Rq, Rs, Er> {
+/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
+pub(crate) struct Door<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
     queue: Arc<Queue<Rq, Rs, Er>>,
     runtime: Handle,
     spawned: Arc<OnceLock<AbortHandle>>,
     can_restart: bool,
+    /// How long it may take to stop when its last caller is gone.
+    drain_limit: Option<Duration>,
+    permit: PermitKind,
 }
 
-impl<Rq, Rs, Er> Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Door<Rq, Rs, Er> {
     /// `spawned` is the worker's task, once it is there.
     pub(crate) fn new(
         queue: Arc<Queue<Rq, Rs, Er>>,
         runtime: Handle,
         spawned: Arc<OnceLock<AbortHandle>>,
         can_restart: bool,
+        drain_limit: Option<Duration>,
     ) -> Self {
-        Self { queue, runtime, spawned, can_restart }
+        Self { queue, runtime, spawned, can_restart, drain_limit, permit: PermitKind::Borrowed }
+    }
+
+    /// The same service, without being one of its callers.
+    fn for_permit(&self) -> Self {
+        Self {
+            queue: Arc::clone(&self.queue),
+            runtime: self.runtime.clone(),
+            spawned: Arc::clone(&self.spawned),
+            can_restart: false,
+            drain_limit: None,
+            permit: PermitKind::Owned,
+        }
     }
 }
 
-impl<Rq, Rs, Er> Drop for Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for Door<Rq, Rs, Er> {
     fn drop(&mut self) {
-        self.queue.close(StopReason::CallersGone);
+        if self.permit == PermitKind::Borrowed {
+            self.queue.close(StopReason::CallersGone);
+            if let Some(limit) = self.drain_limit
+                && self.queue.close_reason() == Some(StopReason::CallersGone)
+            {
+                abort_after(Arc::new(self.for_permit()), limit, Some(self.runtime.clone()));
+            }
+        }
     }
 }
 
-impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.permit == PermitKind::Owned
+            && let Some(unwanted) = state.refuse_without_permit()
+        {
+            self.queue.refused();
+            self.queue.drop_quietly(unwanted);
+            return Poll::Ready(());
+        }
         // The phase of a call that waits stays where it is: cloning its waker may panic, and then it still waits.
         let next = match state.phase {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
                 // Before anything is taken: it may panic.
                 let waker = cx.waker().clone();
-                let (request, terms) = state.take_request();
+                let (request, terms) = state.take_request(self.permit);
                 let now = || home::now_in(Some(&self.runtime));
                 self.queue.push(request, terms, now, waker)
             }
@@ -66,7 +98,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
         match state.take() {
             Phase::Waiting(slot) => self.queue.abandon(slot),
             Phase::Permitted(request) => {
-                self.queue.unreserve();
+                self.queue.unreserve(self.permit);
                 // It was never sent, and so it is its sender's own.
                 drop(request);
             }
@@ -76,7 +108,12 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
 
     fn unreserve(&self) {
         self.queue.used(|| home::now_in(Some(&self.runtime)));
-        self.queue.unreserve();
+        self.queue.unreserve(self.permit);
+    }
+
+    fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>> {
+        self.queue.own_permit();
+        Arc::new(self.for_permit())
     }
 
     fn abort(&self) -> bool {
@@ -96,7 +133,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
     }
 
     fn is_closed(&self) -> bool {
-        self.queue.is_closed()
+        self.permit == PermitKind::Owned || self.queue.is_closed()
     }
 
     fn lifecycle(&self) -> &Lifecycle {

@@ -263,6 +263,7 @@ fn opening(backlog: usize, inline: Inline) -> Opening {
         is_timed: false,
         stops_idle: false,
         restarts: false,
+        drain_limit: None,
     }
 }
 

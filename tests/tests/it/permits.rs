@@ -121,11 +121,165 @@ async fn a_permit_that_is_forgotten_holds_up_no_stop() {
         assert!(poll_once(&mut waiting).is_pending());
         caller.stop();
         assert_eq!(ready(poll_once(&mut waiting)).err(), Some(STOPPED));
-        assert_eq!(caller.stats().reserved, 0, "they are void");
         task.await.unwrap();
+        assert_eq!(caller.stats().reserved, 0, "they are void");
         assert_eq!(permit.call(|caller| caller.note(1)).await, Err(STOPPED), "{kind:?}");
         assert_eq!(caller.reserve().await.err(), Some(STOPPED));
         drop(watch);
+    }
+}
+
+/// A graceful stop has begun: what has a permit is still accepted, until there is nothing left to do.
+#[tokio::test]
+async fn a_permit_is_good_until_the_drain_is_over() {
+    for kind in QUEUED {
+        let (task, caller, watch) = kind.start_busy(4).await;
+        let borrowed = caller.reserve().await.unwrap();
+        let owned = caller.reserve_owned().await.unwrap();
+        let late = caller.reserve_owned().await.unwrap();
+        caller.stop();
+        assert_eq!(caller.note(9).no_wait().await, Err(STOPPED));
+        borrowed.call(|caller| caller.note(1)).try_cast().unwrap();
+        let mut second = owned.call(|caller| caller.note(2));
+        assert!(poll_once(&mut second).is_pending());
+        watch.release(1);
+        assert_eq!(second.await, Ok(2), "{kind:?}");
+        caller.stopped().await;
+        assert_eq!(late.call(|caller| caller.note(3)).await, Err(STOPPED), "{kind:?}");
+        assert_eq!(caller.stats().reserved, 0);
+        assert_eq!(task.await.unwrap().notes, [0, 1, 2]);
+    }
+}
+
+/// What comes while the stop hook runs comes too late.
+#[tokio::test]
+async fn a_permit_is_void_when_the_stop_hook_runs() {
+    struct Hooked(std::sync::Arc<tokio::sync::Notify>, Vec<u32>);
+    #[tenorite::service]
+    impl Hooked {
+        pub fn note(&mut self, id: u32) {
+            self.1.push(id);
+        }
+        #[service(on_stop)]
+        async fn close(&mut self) {
+            self.0.notify_one();
+            self.0.notified().await;
+            tokio::task::yield_now().await;
+        }
+    }
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let (task, caller) = HookedService.start_task(4, Hooked(std::sync::Arc::clone(&gate), Vec::new()));
+    let (early, late) = (caller.reserve_owned().await.unwrap(), caller.reserve().await.unwrap());
+    caller.stop();
+    early.call(|caller| caller.note(1)).try_cast().unwrap();
+    gate.notified().await;
+    assert_eq!(late.call(|caller| caller.note(2)).try_cast(), Err(STOPPED));
+    gate.notify_one();
+    assert_eq!(task.await.unwrap().1, [1]);
+}
+
+#[tokio::test]
+async fn an_owned_permit_is_kept_in_a_guard_and_redeemed_from_drop() {
+    struct Leaves(Option<tenorite::OwnedPermit<ProbeCaller>>, u32);
+    impl Drop for Leaves {
+        fn drop(&mut self) {
+            let permit = self.0.take().unwrap();
+            permit.call(|caller| caller.note(self.1)).try_cast().unwrap();
+        }
+    }
+    fn is_static<T: Send + 'static>(_: &T) {}
+    for kind in ALL {
+        let (caller, watch) = kind.caller();
+        let guard = Leaves(Some(caller.reserve_owned().await.unwrap()), 1);
+        is_static(&guard);
+        tokio::spawn(async move { drop(guard) }).await.unwrap();
+        watch.until_finished(1).await;
+        assert_eq!(watch.started(), [1], "{kind:?}");
+        // As data, and in synchronous code.
+        let permit = caller.reserve_owned().await.unwrap();
+        let response = permit.send_request(crate::support::ProbeRequest::Note { id: 2 }).await;
+        assert!(matches!(response, Ok(crate::support::ProbeResponse::Note(2))), "{kind:?}");
+    }
+    for kind in QUEUED {
+        // The backlog is full, and more wait for capacity.
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        let guard = Leaves(Some(caller.reserve_owned().await.unwrap()), 1);
+        let mut waiting = caller.note(2);
+        assert!(poll_once(&mut waiting).is_pending());
+        assert_eq!(caller.note(3).no_wait().await, Err(FULL), "{kind:?}");
+        drop(guard);
+        watch.release(1);
+        assert_eq!(waiting.await, Ok(2));
+        assert_eq!(watch.started(), [0, 1, 2], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_owned_permit_does_not_keep_its_service_alive() {
+    for kind in QUEUED {
+        let (task, caller, _watch) = kind.start(2);
+        let (permit, weak) = (caller.reserve_owned().await.unwrap(), caller.downgrade());
+        drop(caller);
+        assert!(task.await.unwrap().notes.is_empty(), "{kind:?}");
+        assert!(weak.upgrade().is_none());
+        assert_eq!(permit.call(|caller| caller.note(1)).await, Err(STOPPED));
+    }
+    // The last caller is gone, and the service has work: it takes what has a permit, and nothing else.
+    for kind in QUEUED {
+        let (task, caller, watch) = kind.start_busy(4).await;
+        let permit = caller.reserve_owned().await.unwrap();
+        drop(caller);
+        let mut kept = None;
+        let call = permit.call(|caller| {
+            kept = Some(caller.clone());
+            caller.note(1)
+        });
+        call.try_cast().unwrap();
+        let kept = kept.unwrap();
+        assert!(kept.is_closed(), "{kind:?}");
+        assert_eq!(kept.note(2).await, Err(STOPPED), "{kind:?}: it is no way around the end");
+        assert_eq!(kept.reserve().await.err(), Some(STOPPED));
+        watch.release(1);
+        assert_eq!(task.await.unwrap().notes, [0, 1], "{kind:?}");
+        assert!(kept.is_stopped());
+    }
+}
+
+#[tokio::test]
+async fn an_owned_permit_that_is_not_used_is_given_back() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(1).await;
+        let permit = caller.reserve_owned().await.unwrap();
+        assert_eq!(caller.stats().reserved, 1, "{kind:?}");
+        let mut waiting = caller.note(1).cast();
+        assert!(poll_once(&mut waiting).is_pending());
+        drop(permit);
+        assert_eq!(ready(poll_once(&mut waiting)), Ok(()), "{kind:?}");
+        watch.release(1);
+        watch.until_finished(1).await;
+        // One whose call is dropped before it is polled, and one whose call goes elsewhere.
+        drop(caller.reserve_owned().await.unwrap().call(|caller| caller.note(2)));
+        let (other, _watch) = Kind::Function.caller();
+        let other: &'static ProbeCaller = Box::leak(Box::new(other));
+        assert_eq!(caller.reserve_owned().await.unwrap().call(|_| other.note(3)).await, Ok(3));
+        assert_eq!(caller.stats().reserved, 0, "{kind:?}");
+        assert_eq!(watch.started(), [0, 1]);
+    }
+}
+
+/// A borrowed permit counts as use; an owned one may be kept for as long as a guard lives.
+#[tokio::test(start_paused = true)]
+async fn an_owned_permit_is_no_use_of_an_idle_service() {
+    for kind in QUEUED {
+        let limit = Duration::from_secs(1);
+        let (_task, caller, _watch) = kind.start_idle(limit);
+        let borrowed = caller.reserve().await.unwrap();
+        tokio::time::sleep(limit * 5).await;
+        assert!(!caller.is_closed(), "{kind:?}");
+        drop(borrowed);
+        let owned = caller.reserve_owned().await.unwrap();
+        assert_eq!(caller.stopped().await, tenorite::StopReason::Idle, "{kind:?}");
+        assert_eq!(owned.call(|caller| caller.note(1)).await, Err(STOPPED));
     }
 }
 

@@ -17,8 +17,9 @@ use crate::budget;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::home::{self, Stance};
 use crate::lifecycle::{Lifecycle, StopReason};
+use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
-use crate::mailbox::{CallState, Mailbox, Phase, Stats, Terms};
+use crate::mailbox::{CallState, Mailbox, PermitKind, Phase, Stats, Terms};
 use crate::method::{Method, Served};
 use crate::nesting;
 use crate::panics::{self, Payload};
@@ -27,20 +28,24 @@ use crate::waits::{self, Edge};
 
 type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
-/// The callers' side: dropped with the last of them.
+/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
 pub(crate) struct Door<W: Dispatch> {
     core: Arc<Core<W>>,
+    permit: PermitKind,
 }
 
 impl<W: Dispatch> Drop for Door<W> {
     fn drop(&mut self) {
-        self.core.close(StopReason::CallersGone);
+        if self.permit == PermitKind::Borrowed {
+            self.core.close(StopReason::CallersGone);
+            self.core.limit_drain();
+        }
     }
 }
 
 impl<W: Dispatch> Door<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
-        Self { core }
+        Self { core, permit: PermitKind::Borrowed }
     }
 
     /// Whom a handler serves that runs this request.
@@ -156,6 +161,13 @@ impl<W: Dispatch> Door<W> {
     #[inline(never)]
     fn poll_slowly(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         let core = &self.core;
+        if self.permit == PermitKind::Owned
+            && let Some(unwanted) = state.refuse_without_permit()
+        {
+            core.queue.refused();
+            core.queue.drop_quietly(unwanted);
+            return Poll::Ready(());
+        }
         let next = match state.phase {
             Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
@@ -197,13 +209,13 @@ impl<W: Dispatch> Door<W> {
         // Before anything is taken: cloning it may panic. A cast mostly needs none, and one that
         // has to wait for capacity registers it below.
         let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
-        let (request, terms) = state.take_request();
+        let (request, terms) = state.take_request(self.permit);
         let method = W::method(&request);
         let edge = match self.wait_for(method, !(terms.cast || state.raced)) {
             Ok(edge) => edge,
             Err(cycle) => {
-                if terms.has_permit {
-                    core.queue.unreserve();
+                if let Some(permit) = terms.permit {
+                    core.queue.unreserve(permit);
                 }
                 core.queue.refused();
                 self.refuse(request, cycle, state);
@@ -343,6 +355,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
+            && self.permit == PermitKind::Borrowed
             && !state.terms.cast
             && !state.terms.limit.is_expired()
             && let Some(stance) = self.core.home.look()
@@ -365,7 +378,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
         match state.take() {
             Phase::Waiting(slot) => self.core.queue.abandon(slot),
             Phase::Permitted(request) => {
-                self.core.queue.unreserve();
+                self.core.queue.unreserve(self.permit);
                 // It was never sent, and so it is its sender's own.
                 drop(request);
             }
@@ -375,7 +388,12 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
 
     fn unreserve(&self) {
         self.core.queue.used(|| home::now_in(self.core.home.runtime()));
-        self.core.queue.unreserve();
+        self.core.queue.unreserve(self.permit);
+    }
+
+    fn own_permit(&self) -> Arc<dyn Mailbox<W::Request, W::Response, Infallible>> {
+        self.core.queue.own_permit();
+        Arc::new(Self { core: Arc::clone(&self.core), permit: PermitKind::Owned })
     }
 
     fn abort(&self) -> bool {
@@ -384,7 +402,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn restart(&self) -> bool {
-        let can = self.core.aftermath == Aftermath::Restart && !self.core.queue.is_closed();
+        let can = self.core.aftermath == Aftermath::Restart && !self.is_closed();
         if can {
             self.core.ask_for_restart();
         }
@@ -396,7 +414,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn is_closed(&self) -> bool {
-        self.core.queue.is_closed()
+        self.permit == PermitKind::Owned || self.core.queue.is_closed()
     }
 
     fn lifecycle(&self) -> &Lifecycle {
@@ -412,6 +430,19 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
             replied: self.core.replied.load(Relaxed),
             longest: Duration::from_nanos(self.core.longest.load(Relaxed)),
             ..self.core.queue.stats()
+        }
+    }
+}
+
+impl<W: Dispatch> Core<W> {
+    /// The service has begun to stop without being asked to: limits how long that takes, if it is to be
+    /// limited.
+    pub(super) fn limit_drain(self: &Arc<Self>) {
+        let Some(limit) = self.drain_limit else { return };
+        if matches!(self.queue.close_reason(), Some(StopReason::CallersGone | StopReason::Idle)) {
+            // One that is no caller.
+            let door = Door { core: Arc::clone(self), permit: PermitKind::Owned };
+            abort_after(Arc::new(door), limit, self.home.runtime().cloned());
         }
     }
 }

@@ -4,16 +4,17 @@ use std::future::Future;
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
-use super::life::{Again, End, Life};
+use super::life::{self, Again, End, Life, Over};
 use super::owner::{Left, Owner};
 use super::word::{Abort, Found, TaskClaim};
 use super::{Aftermath, Core, Dispatch, Opened};
 use crate::lifecycle::StopReason;
+use crate::mailbox::abort;
 use crate::nesting;
 use crate::panics;
 use crate::restart::Revive;
@@ -24,6 +25,10 @@ pub(crate) struct Driver<W: Dispatch> {
     core: Option<Arc<Core<W>>>,
     /// What becomes of the worker, besides serving.
     life: Option<Box<Life<W>>>,
+    /// What the service would hand back is not wanted.
+    is_detached: bool,
+    /// The service is over, and its task is about to be.
+    over: Option<Arc<Core<W>>>,
 }
 
 /// Ends the task of a service.
@@ -38,7 +43,7 @@ impl<W: Dispatch> Spawned<W> {
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
-        Self { core: Some(core), life: None }
+        Self { core: Some(core), life: None, is_detached: false, over: None }
     }
 
     /// Lets the worker in, or what it is to be made of. Then this is to be spawned.
@@ -65,6 +70,13 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         self
     }
 
+    /// Drops what the service would hand back, before it tells that it has ended. The task is cancelled
+    /// then, and has no output.
+    pub(crate) fn detached(mut self, is_detached: bool) -> Self {
+        self.is_detached = is_detached;
+        self
+    }
+
     pub(crate) fn to_be_spawned(&self) -> Spawned<W> {
         Spawned(Arc::clone(self.core.as_ref().expect("it is not over before it begins")))
     }
@@ -78,6 +90,12 @@ impl<W: Dispatch> Core<W> {
         // the task, or come before it.
         unsafe { (*self.owned.get()).seat.place(worker) };
         self.word.open();
+    }
+
+    /// What the service ends in that has handed its worker back, and why.
+    pub(super) fn handed_back(&self, worker: W) -> Over<W> {
+        let reason = self.queue.close_reason().unwrap_or(StopReason::Aborted);
+        (End::Output(W::Output::hand_back(worker)), Some(reason))
     }
 }
 
@@ -101,25 +119,49 @@ pub(super) fn dead<W: Dispatch>(core: &Core<W>) -> End<W> {
     End::Panic(payload.expect("a task that is polled was not aborted"))
 }
 
+impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
+    /// Returns what the service ends in, and why, unless that was told by the thread that ended it.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(Arc<Core<W>>, Over<W>)> {
+        let Some(core) = &self.core else { panic!("a service's task was polled after its end") };
+        // Where others find it before we look: whoever changes the word after our look wakes us.
+        core.task.set_with(|| cx.waker().clone());
+        let poll = match &mut self.life {
+            Some(life) => life.poll(core, cx),
+            None => match serve(core) {
+                Left::Alive => Poll::Pending,
+                Left::Held => unreachable!("a worker without a life is left to nobody"),
+                Left::HandedBack(worker) => Poll::Ready(core.handed_back(worker)),
+                Left::Dead => Poll::Ready((dead(core), None)),
+            },
+        };
+        let over = ready!(poll);
+        let core = self.core.take().expect("it was there a few lines ago");
+        Poll::Ready((core, over))
+    }
+}
+
+fn tell_end<W: Dispatch>(core: &Core<W>, reason: Option<StopReason>) {
+    if let Some(reason) = reason {
+        core.queue.lifecycle.end(reason);
+    }
+}
+
 impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
     type Output = W::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Output> {
         let this = &mut *self;
-        let Some(core) = &this.core else { panic!("a service's task was polled after its end") };
-        // Where others find it before we look: whoever changes the word after our look wakes us.
-        core.task.set_with(|| cx.waker().clone());
-        let poll = match &mut this.life {
-            Some(life) => life.poll(core, cx),
-            None => match serve(core) {
-                Left::Alive => Poll::Pending,
-                Left::Held => unreachable!("a worker without a life is left to nobody"),
-                Left::HandedBack(worker) => Poll::Ready(End::Output(W::Output::hand_back(worker))),
-                Left::Dead => Poll::Ready(dead(core)),
-            },
-        };
-        let Poll::Ready(end) = poll else { return Poll::Pending };
-        this.core = None;
+        if let Some(over) = &this.over {
+            return abort::end_task(over.spawned.get(), cx);
+        }
+        let (core, (end, reason)) = ready!(this.poll_end(cx));
+        if this.is_detached {
+            life::discard::<W>(end);
+            // After the worker is gone.
+            tell_end(&core, reason);
+            return abort::end_task(this.over.insert(core).spawned.get(), cx);
+        }
+        tell_end(&core, reason);
         match end {
             End::Output(output) => Poll::Ready(output),
             End::Panic(payload) => resume_unwind(payload),

@@ -63,6 +63,9 @@ enum Stage<W: Dispatch> {
 /// panics as well, would end the process.
 type Hook<T> = BoxFuture<Result<T, Payload>>;
 
+/// What the service ends in, and why, unless that has been told.
+pub(super) type Over<W> = (End<W>, Option<StopReason>);
+
 /// What the `JoinHandle` is to hear.
 pub(super) enum End<W: Dispatch> {
     Output(W::Output),
@@ -93,7 +96,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         Self { stage: Stage::opening(config), again, revive, idle, fallen: None }
     }
 
-    pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<End<W>> {
+    pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<Over<W>> {
         loop {
             let over = match &mut self.stage {
                 Stage::Opening(open) => match ready!(poll_hook(core, Names::<W>::OPEN, open.as_mut(), cx)) {
@@ -113,8 +116,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                         None
                     }
                     // Nothing was to come after it.
-                    Left::HandedBack(worker) => Some(End::Output(W::Output::hand_back(worker))),
-                    Left::Dead => Some(dead(core)),
+                    Left::HandedBack(worker) => Some(core.handed_back(worker)),
+                    // By the thread that ended it, which has told so.
+                    Left::Dead => Some((dead(core), None)),
                 },
                 Stage::Closing(close) => {
                     let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
@@ -150,7 +154,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     }
 
     /// The worker has been left to the task. It is the one that closes it.
-    fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<End<W>> {
+    fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
         core.word.claim_held();
         let (worker, payload) = Owner::claimed(core).take_held();
         let (reason, fall) = match payload {
@@ -184,7 +188,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         None
     }
 
-    fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<End<W>> {
+    fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<Over<W>> {
+        // Its hook was the last chance to give the answers that it owes. A restart does not hold them up.
+        core.queue.cut_owed(false);
         match (self.fallen.take(), closed) {
             (None, Ok(worker)) => {
                 let reason = core.queue.close_reason().unwrap_or(StopReason::Requested);
@@ -210,7 +216,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     }
 
     /// There is no worker, because it could not be made.
-    fn fall(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<End<W>> {
+    fn fall(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
         if self.revive.is_some() {
             core.queue.lifecycle.restarting();
         }
@@ -218,7 +224,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     }
 
     /// Is there to be another worker?
-    fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<End<W>> {
+    fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
         let verdict = self.revive.as_mut().map(|revive| revive.revive(&fall));
         self.fallen = Some((fall, Some(end)));
         match verdict {
@@ -230,7 +236,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         }
     }
 
-    fn make_another(&mut self, core: &Arc<Core<W>>) -> Option<End<W>> {
+    fn make_another(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
         if let Some((_, Some(end))) = self.fallen.take() {
             discard(end);
         }
@@ -249,7 +255,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     }
 
     /// There is no other worker: after too many, or because none is wanted.
-    fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> End<W> {
+    fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> Over<W> {
         let Some((fall, Some(end))) = self.fallen.take() else {
             unreachable!("a worker has fallen, in some way")
         };
@@ -267,12 +273,11 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         self.end(core, reason, end)
     }
 
-    fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> End<W> {
+    fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> Over<W> {
         self.go(Stage::Over);
         core.word.claim_held();
         Owner::claimed(core).finish();
-        core.queue.lifecycle.end(reason);
-        end
+        (end, Some(reason))
     }
 
     /// Ready if the service is to look again what there is to do.
@@ -286,6 +291,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                 let _ = core.word.close();
             });
             let Some(until) = until else {
+                core.limit_drain();
                 self.idle = None;
                 return Poll::Ready(());
             };
@@ -311,8 +317,8 @@ impl<W: Dispatch> Drop for Life<W> {
     }
 }
 
-/// Nobody will hear of it.
-fn discard<W: Dispatch>(end: End<W>) {
+/// Drops what no `JoinHandle` will hear of.
+pub(super) fn discard<W: Dispatch>(end: End<W>) {
     match end {
         End::Output(output) => drop(panics::drop_quietly(output)),
         End::Panic(payload) => panics::discard(payload),

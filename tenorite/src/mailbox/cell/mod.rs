@@ -79,13 +79,13 @@ use self::word::Word;
 use super::Phase;
 use super::inline::{Dice, Inline};
 use super::queue::Queue;
-use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::error::{FetchReason, SendReason};
 use crate::home::{Home, Stance, now_in};
 use crate::lifecycle::StopReason;
 use crate::method::{Method, Served};
 use crate::nesting::Node;
 use crate::panics::{self, Payload};
-use crate::reply::{Answer, Ended};
+use crate::reply::{Answer, Ended, Tasks};
 use crate::sync::{Once, Witness};
 use crate::trace::{Span, Watch};
 
@@ -239,6 +239,7 @@ pub(crate) struct Core<W: Dispatch> {
     is_timed: bool,
     /// Whether it stops when it is idle.
     stops_idle: bool,
+    drain_limit: Option<Duration>,
     /// How many handlers came to their end; and the longest of those that were timed, in nanoseconds. Written by the owner
     /// alone, and ordered by nothing: they are looked at.
     replied: AtomicU64,
@@ -256,6 +257,8 @@ pub(crate) struct Opening {
     pub(crate) stops_idle: bool,
     /// Whether there may be another worker after one that is gone.
     pub(crate) restarts: bool,
+    /// How long a stop may take that was not asked for.
+    pub(crate) drain_limit: Option<Duration>,
 }
 
 /// What only the owner may touch.
@@ -305,6 +308,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         aftermath,
         is_timed: opening.is_timed,
         stops_idle: opening.stops_idle,
+        drain_limit: opening.drain_limit,
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });
@@ -419,12 +423,7 @@ impl<W: Dispatch> Core<W> {
 
 /// For those who answer later.
 impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
-    fn answer(&self, slot: usize, mut reply: Answered<W>) -> Result<(), Answered<W>> {
-        let is_unanswered = matches!(reply, Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
-        if is_unanswered && self.word.is_aborted() {
-            // Nobody has let it go: it went with the service.
-            reply = Err(TenoriteError::FetchFailure(FetchReason::Stopped));
-        }
+    fn answer(&self, slot: usize, reply: Answered<W>) -> Result<(), Answered<W>> {
         self.queue.used(|| now_in(self.home.runtime()));
         self.queue.answer_slot(slot, reply)
     }
@@ -448,6 +447,26 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer_late(&self, slot: usize) {
         self.queue.used(|| now_in(self.home.runtime()));
         self.queue.answer_late(slot);
+    }
+
+    fn begin_task(self: Arc<Self>, slot: Option<usize>) -> Option<(Arc<dyn Tasks>, u64)> {
+        let number = self.queue.begin_task(slot);
+        Some((self, number))
+    }
+}
+
+impl<W: Dispatch> Tasks for Core<W> {
+    fn spawned(&self, number: u64, task: AbortHandle) {
+        self.queue.task_spawned(number, task);
+    }
+
+    fn ended(&self, number: u64) {
+        // As for T7: the service's task may wait for nothing else.
+        let wake = self.queue.step(None, |line, _| line.task_ended(number) && self.word.close());
+        self.queue.used(|| now_in(self.home.runtime()));
+        if wake {
+            self.wake_task();
+        }
     }
 }
 

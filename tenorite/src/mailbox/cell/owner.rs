@@ -145,7 +145,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let core = self.core;
         if let Some(slot) = slot {
             // From here on its answer may come from anywhere, and what it waits for is not known.
-            core.queue.end_wait(slot);
+            core.queue.owe(slot);
         }
         let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
         let owned = self.owned();
@@ -332,7 +332,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         line.used(now);
                         Leave::Idle
                     }
-                    Ok(None) => return Next::End,
+                    // Tasks that answer calls are accepted work. The last one to end wakes this task.
+                    Ok(None) if line.has_tasks() => Leave::Idle,
+                    Ok(None) => {
+                        line.seal();
+                        return Next::End;
+                    }
                     Err(Spent) => Leave::Ready,
                 };
                 core.word.leave(leave);
@@ -404,14 +409,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// T8. The door is shut and the line is empty.
+    /// T8. The service accepts no more calls, and the queue is sealed. The task tells that it has ended.
     fn hand_back(mut self) -> Left<W> {
         let core = self.core;
+        core.queue.cut_owed(false);
         // SAFETY: this is the owner, and no handler is under way.
         let worker = unsafe { (*self.owned()).seat.take() };
         core.word.die();
         self.left();
-        core.queue.lifecycle.end(core.queue.close_reason().unwrap_or(StopReason::Aborted));
         worker.map_or(Left::Dead, Left::HandedBack)
     }
 
@@ -421,6 +426,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let core = self.core;
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
+        // Before the replies that a parked handler holds are dropped unsent.
+        core.queue.cut_owed(reason == StopReason::Aborted);
         self.drop_future();
         let owned = self.owned();
         // SAFETY: this is the owner, here and below. There is one if the worker was parked; who panicked has been told.

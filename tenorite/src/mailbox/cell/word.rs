@@ -340,10 +340,6 @@ impl Word {
         self.0.load(Ordering::Relaxed) & OWNER == IDLE
     }
 
-    pub(super) fn is_aborted(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & ABORT != 0
-    }
-
     /// Somebody runs a handler and nobody waits for it: worth looking again soon.
     pub(super) fn is_only_running(&self) -> bool {
         self.0.load(Ordering::Relaxed) == RUN

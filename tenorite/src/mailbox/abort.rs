@@ -1,0 +1,68 @@
+//! Ending tasks that do not end by themselves, or not in time.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, yield_now};
+use tokio::time::sleep;
+
+use super::Mailbox;
+use crate::{panics, park};
+
+/// Aborts a service that has not ended when the limit is over. It accepts no more calls, so it does not
+/// matter that this holds it.
+///
+/// The time is that of `runtime`, if it has timers, and the machine's otherwise.
+pub(crate) fn abort_after<Rq: 'static, Rs: 'static, Er: 'static>(
+    mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>,
+    limit: Duration,
+    runtime: Option<Handle>,
+) {
+    let by_runtime = runtime.and_then(|runtime| {
+        let _entered = runtime.enter();
+        // Panics where there is no clock.
+        let timer = panics::catch(|| Box::pin(sleep(limit))).map_err(panics::discard).ok()?;
+        Some((runtime.clone(), timer))
+    });
+    match by_runtime {
+        Some((runtime, mut timer)) => drop(runtime.spawn(async move {
+            let mut ended = pin!(mailbox.lifecycle().ended());
+            let is_late = poll_fn(|cx| match ended.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(false),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
+            });
+            // The thread that spawns the service may not have told yet what it has spawned.
+            if is_late.await {
+                while !mailbox.abort() {
+                    yield_now().await;
+                }
+            }
+        })),
+        None => drop(thread::spawn(move || {
+            let mut ended = pin!(mailbox.lifecycle().ended());
+            let limit = std::time::Instant::now().checked_add(limit);
+            if park::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
+                while !mailbox.abort() {
+                    thread::yield_now();
+                }
+            }
+        })),
+    }
+}
+
+/// Ends the current task, which is this one, without an output: none is wanted, and the service is over.
+///
+/// A task that aborts itself is cancelled once its poll has returned.
+pub(crate) fn end_task<T>(this: Option<&AbortHandle>, cx: &Context<'_>) -> Poll<T> {
+    match this {
+        Some(task) => task.abort(),
+        // The thread that spawned it has not told yet.
+        None => cx.waker().wake_by_ref(),
+    }
+    Poll::Pending
+}
