@@ -92,7 +92,7 @@ impl fmt::Display for Status {
 /// How a service is doing, from now on: see [`TenoriteCaller::watch`](crate::TenoriteCaller::watch).
 ///
 /// It does not keep the service alive. Changes in between that nobody has looked at are skipped; the last one,
-/// [`Status::Stopped`], is not.
+/// [`Status::Stopped`], is not. After it there is no other, and every wait ends in `None`.
 // Not tokio's own receiver: what that lends keeps a lock, and whoever stopped the service meanwhile would wait for himself.
 #[derive(Debug, Clone)]
 pub struct StatusWatch(watch::Receiver<News>);
@@ -120,7 +120,7 @@ impl StatusWatch {
         Some(self.0.borrow_and_update().0)
     }
 
-    /// Waits until the status is one of these, which it may be already. `None` if it never will be.
+    /// Waits until the status is one of these, which it may be already. `None` once the service has ended in another.
     ///
     /// # Cancel safety
     ///
@@ -225,6 +225,9 @@ impl Lifecycle {
         if let Err(payload) = told {
             panics::discard(payload);
         }
+        // After the end this is the last sender, or another call of this function holds it: its drop wakes the watches once
+        // more, and those wakers may panic as well.
+        panics::drop_quietly(watch);
     }
 
     /// The worker is gone. Only the first reason counts.
@@ -235,7 +238,8 @@ impl Lifecycle {
         }
         state.ended = Some(reason);
         state.status = Status::Stopped;
-        let watch = state.watch();
+        // Taken, so that it is dropped once the end is told: a watch then knows that no other status follows.
+        let watch = state.watched.as_mut().and_then(|watched| watched.watch.take());
         // The places stay: a key belongs to the one who waits until it is given back.
         let waiting: Vec<_> = state
             .watched
@@ -256,6 +260,10 @@ impl Lifecycle {
     pub(crate) fn watch(&self) -> StatusWatch {
         let mut state = self.state.lock();
         let news = (state.status, state.ended.clone());
+        if state.ended.is_some() {
+            // Its sender is dropped here: there is nothing left to tell.
+            return StatusWatch(watch::channel(news).1);
+        }
         let watched = state.watched.get_or_insert_default();
         StatusWatch(watched.watch.get_or_insert_with(|| watch::Sender::new(news)).subscribe())
     }

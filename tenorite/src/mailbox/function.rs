@@ -80,11 +80,11 @@ impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     /// `sends`: requests run elsewhere.
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
-        Self {
-            function: Held::Callers(Some(Arc::new(function))),
-            sends,
-            shared: Arc::new(Shared { gate, slots: Arc::new(Queue::new(1)) }),
-        }
+        let slots = Arc::new(Queue::new(1));
+        // No worker has to be made first.
+        slots.lifecycle.running();
+        let function = Held::Callers(Some(Arc::new(function)));
+        Self { function, sends, shared: Arc::new(Shared { gate, slots }) }
     }
 }
 

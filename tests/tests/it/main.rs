@@ -31,6 +31,7 @@ mod receiver;
 mod restarts;
 mod results;
 mod stop;
+mod status;
 mod story;
 mod stress;
 mod supervisor;
