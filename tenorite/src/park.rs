@@ -1,47 +1,72 @@
-//! Waiting without a runtime: a thread that parks until it is woken.
+//! Waiting without a runtime: a thread that sleeps until it is woken.
+//!
+//! It does not sleep in `std::thread::park`. The token of `unpark` belongs to what else the thread does: a call that blocks must
+//! neither take a token that is there before it nor leave one behind.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crate::panics;
 
-/// Remembers a wake by itself: a thread's park token may be used up by whatever else parks inside the poll.
-struct Unpark {
-    thread: Thread,
+/// A thread that waits, or is about to.
+#[derive(Default)]
+struct Sleeper {
+    /// Set before the lock is taken and looked at under it, so that no wake falls between the look and the sleep. Also what
+    /// orders the wake before the next poll.
     woken: AtomicBool,
+    lock: Mutex<()>,
+    wakes: Condvar,
 }
 
-impl Wake for Unpark {
+impl Wake for Sleeper {
     fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
-        self.thread.unpark();
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // A second wake before the next poll has nobody to wake.
+        if !self.woken.swap(true, Ordering::Release) {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wakes.notify_one();
+        }
     }
 }
 
-/// Polls until there is an outcome, parking the thread in between. `None` if the limit passed first.
+impl Sleeper {
+    /// Sleeps until the next wake, which may have been already. `false` if the limit passed first.
+    fn sleep(&self, limit: Option<Instant>) -> bool {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while !self.woken.swap(false, Ordering::Acquire) {
+            guard = match limit {
+                None => self.wakes.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => match limit.checked_duration_since(Instant::now()) {
+                    None => return false,
+                    Some(left) => {
+                        self.wakes.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                },
+            };
+        }
+        true
+    }
+}
+
+/// Polls until there is an outcome. The thread sleeps in between. `None` if the limit passed first.
 pub(crate) fn block_until<T>(
     limit: Option<Instant>,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
 ) -> Option<T> {
-    let unpark = Arc::new(Unpark { thread: thread::current(), woken: AtomicBool::new(false) });
-    let waker = Waker::from(Arc::clone(&unpark));
+    let sleeper = Arc::new(Sleeper::default());
+    let waker = Waker::from(Arc::clone(&sleeper));
     let mut cx = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(outcome) = poll(&mut cx) {
             return Some(outcome);
         }
-        // Tokens may be left over from others, so a thread that comes back looks whether it was for us.
-        while !unpark.woken.swap(false, Ordering::Acquire) {
-            match limit {
-                None => thread::park(),
-                Some(limit) => match limit.checked_duration_since(Instant::now()) {
-                    None => return None,
-                    Some(left) => thread::park_timeout(left),
-                },
-            }
+        if !sleeper.sleep(limit) {
+            return None;
         }
     }
 }
@@ -80,13 +105,30 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_outlives_a_token_that_somebody_else_used_up() {
+    fn a_wake_from_another_thread_is_not_lost() {
+        for _ in 0..1_000 {
+            let mut polls = 0;
+            let outcome = block_until(None, |cx| {
+                polls += 1;
+                let waker = cx.waker().clone();
+                let waking = std::thread::spawn(move || waker.wake());
+                if polls == 2 {
+                    waking.join().unwrap();
+                    Poll::Ready(polls)
+                } else {
+                    Poll::Pending
+                }
+            });
+            assert_eq!(outcome, Some(2));
+        }
+    }
+
+    #[test]
+    fn a_limit_does_not_end_a_wait_whose_wake_was_first() {
         let mut polls = 0;
-        let outcome = block_until(None, |cx| {
+        let outcome = block_until(Some(Instant::now()), |cx| {
             polls += 1;
             cx.waker().wake_by_ref();
-            // What any blocking primitive of std does in there.
-            thread::park();
             if polls == 2 { Poll::Ready(polls) } else { Poll::Pending }
         });
         assert_eq!(outcome, Some(2));

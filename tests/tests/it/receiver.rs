@@ -1,5 +1,7 @@
 //! The hand-written worker's end: tokio's names, and tokio's behaviour.
 
+use std::thread;
+use std::time::{Duration, Instant};
 use tenorite::Client;
 use tenorite::prelude::*;
 use tenorite_tests::{poll_once, ready};
@@ -110,11 +112,38 @@ async fn recv_is_cancel_safe() {
     }
 }
 
+/// A token of `unpark` belongs to what else the thread does.
+#[test]
+fn blocking_recv_neither_takes_nor_leaves_a_token_of_unpark() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut inbox, caller, _done) = runtime.block_on(puppet(4));
+    for waits in [false, true] {
+        for token in [true, false] {
+            if token {
+                thread::current().unpark();
+            }
+            let theirs = caller.clone();
+            let send = move || theirs.send_request(1).cast().blocking().unwrap();
+            let sending = if waits {
+                Some(thread::spawn(send))
+            } else {
+                send();
+                None
+            };
+            assert_eq!(inbox.blocking_recv().unwrap().request, 1);
+            sending.map(thread::JoinHandle::join).transpose().unwrap();
+            let (began, limit) = (Instant::now(), Duration::from_millis(100));
+            thread::park_timeout(limit);
+            assert_eq!(began.elapsed() < limit, token, "waits: {waits}");
+        }
+    }
+}
+
 #[test]
 fn blocking_recv_is_for_threads() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (mut inbox, caller, _done) = runtime.block_on(puppet(1));
-    let worker = std::thread::spawn(move || {
+    let worker = thread::spawn(move || {
         let mut served = 0;
         while let Some(TenoriteRequest { request, client }) = inbox.blocking_recv() {
             send(client, request + 1);
