@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// `#[non_exhaustive]`.
 ///
 /// `TenoriteError<E>` is a [`std::error::Error`] when `E` is one. For an `E` that is not (`String`,
-/// `anyhow::Error`, `Box<dyn Error>`), turn it into something that is with [`flatten`](Self::flatten).
+/// `anyhow::Error`, `Box<dyn Error>`), turn it into something that is with [`into_error`](Self::into_error).
 ///
 /// # Examples
 ///
@@ -131,7 +131,7 @@ impl<E> TenoriteError<E> {
     /// Turns either kind into the caller's own error type.
     ///
     /// This is the way for services whose own error is not a [`std::error::Error`], and the way for one service to
-    /// pass on another's: `other.get(key).await.map_err(TenoriteError::flatten::<AppError>)?`.
+    /// pass on another's: `other.get(key).await.map_err(TenoriteError::into_error::<AppError>)?`.
     ///
     /// # Examples
     ///
@@ -144,9 +144,9 @@ impl<E> TenoriteError<E> {
     /// impl From<TenoriteError> for AppError { fn from(e: TenoriteError) -> Self { Self::Unavailable(e) } }
     ///
     /// let error = TenoriteError::ServiceError("disk full".to_owned());
-    /// assert_eq!(error.flatten::<AppError>(), AppError::Store("disk full".to_owned()));
+    /// assert_eq!(error.into_error::<AppError>(), AppError::Store("disk full".to_owned()));
     /// ```
-    pub fn flatten<F: From<E> + From<TenoriteError>>(self) -> F {
+    pub fn into_error<F: From<E> + From<TenoriteError>>(self) -> F {
         self.into_service_error().map_or_else(F::from, F::from)
     }
 
@@ -158,6 +158,69 @@ impl<E> TenoriteError<E> {
     pub fn is_retryable(&self) -> bool {
         use SendReason::{Disconnected, Expired, Full, NoService};
         matches!(self, Self::SendFailure(Full | Expired | NoService | Disconnected))
+    }
+}
+
+impl<E> TenoriteError<TenoriteError<E>> {
+    /// Joins the error of a call with the error that its service passed on from another service.
+    ///
+    /// This is for a service `A` that calls a service `B` and answers with what `B`'s calls fail with: its methods return
+    /// `Result<T, TenoriteError<E>>`, so its calls end in `Result<T, TenoriteError<TenoriteError<E>>>`.
+    ///
+    /// | the error of the call to `A` | flattened | what has run |
+    /// |---|---|---|
+    /// | `SendFailure` | `SendFailure` | nothing: `A`'s handler never started |
+    /// | `FetchFailure` | `FetchFailure` | `A`'s handler may have run, and with it `B`'s |
+    /// | `ServiceError(SendFailure)` | `SendFailure` | `A`'s handler, up to its call to `B`, whose own handler never started |
+    /// | `ServiceError(FetchFailure)` | `FetchFailure` | `A`'s handler, and `B`'s may have |
+    /// | `ServiceError(ServiceError(e))` | `ServiceError(e)` | both; `e` is `B`'s answer |
+    ///
+    /// So `SendFailure` says that the *innermost* request that was made did not run, and no longer that nothing did. In the same
+    /// way [`is_retryable`](Self::is_retryable) is then about the innermost request. To repeat the call to `A` repeats what
+    /// `A`'s handler did before it called `B`. If that must not happen twice, look at the error before it is flattened: only
+    /// its outer `SendFailure` says that `A`'s handler never started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tenorite::prelude::*;
+    ///
+    /// struct Store;
+    ///
+    /// #[tenorite::service]
+    /// impl Store {
+    ///     pub fn get(&self, key: &str) -> Result<u32, String> { Err(format!("no {key}")) }
+    /// }
+    ///
+    /// struct Index { store: StoreCaller }
+    ///
+    /// #[tenorite::service]
+    /// impl Index {
+    ///     pub async fn find(&self, key: &str) -> Result<u32, TenoriteError<String>> {
+    ///         Ok(self.store.get(key).await? + 1)
+    ///     }
+    /// }
+    ///
+    /// async fn twice(index: &IndexCaller) -> Result<u32, TenoriteError<String>> {
+    ///     let found = index.find("a").await.map_err(TenoriteError::flatten)?;
+    ///     Ok(found * 2)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let (_store_task, store) = StoreService.start_task(8, Store);
+    /// let (_index_task, index) = IndexService.start_task(8, Index { store: store.clone() });
+    /// assert_eq!(twice(&index).await, Err(TenoriteError::ServiceError("no a".to_owned())));
+    ///
+    /// store.stop();
+    /// assert_eq!(twice(&index).await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    /// # }
+    /// ```
+    pub fn flatten(self) -> TenoriteError<E> {
+        match self {
+            Self::SendFailure(reason) => TenoriteError::SendFailure(reason),
+            Self::FetchFailure(reason) => TenoriteError::FetchFailure(reason),
+            Self::ServiceError(error) => error,
+        }
     }
 }
 

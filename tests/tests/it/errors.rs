@@ -120,7 +120,7 @@ fn into_other_errors() {
 }
 
 #[tokio::test]
-async fn an_error_that_is_no_error_is_flattened() {
+async fn an_error_that_is_no_error_becomes_one() {
     struct Shaky;
     #[tenorite::service]
     impl Shaky {
@@ -144,15 +144,114 @@ async fn an_error_that_is_no_error_is_flattened() {
         }
     }
     async fn caller(shaky: &ShakyCaller) -> anyhow::Result<()> {
-        shaky.anything().await.map_err(TenoriteError::flatten::<anyhow::Error>)
+        shaky.anything().await.map_err(TenoriteError::into_error::<anyhow::Error>)
     }
     let (_task, shaky) = ShakyService.start_task(1, Shaky);
-    assert_eq!(shaky.text().await.map_err(TenoriteError::flatten), Err(Mine("text".to_owned())));
+    assert_eq!(shaky.text().await.map_err(TenoriteError::into_error), Err(Mine("text".to_owned())));
     assert_eq!(caller(&shaky).await.unwrap_err().to_string(), "anything");
     shaky.stop();
     let stopped = "the request was not run: the service has stopped";
-    assert_eq!(shaky.text().await.map_err(TenoriteError::flatten), Err(Mine(stopped.to_owned())));
+    assert_eq!(shaky.text().await.map_err(TenoriteError::into_error), Err(Mine(stopped.to_owned())));
     assert_eq!(caller(&shaky).await.unwrap_err().to_string(), stopped);
+}
+
+#[test]
+fn an_error_within_an_error_is_flattened_to_the_inner_one() {
+    type Nested = TenoriteError<TenoriteError<NoSuchKey>>;
+    let flat = |error: Nested| error.flatten();
+    let full = || TenoriteError::SendFailure(SendReason::Full);
+    let lost = || TenoriteError::FetchFailure(FetchReason::Stopped);
+    assert_eq!(flat(Nested::SendFailure(SendReason::Full)), full());
+    assert_eq!(flat(Nested::FetchFailure(FetchReason::Stopped)), lost());
+    assert_eq!(flat(Nested::ServiceError(full())), full());
+    assert_eq!(flat(Nested::ServiceError(lost())), lost());
+    let answer = TenoriteError::ServiceError(NoSuchKey);
+    assert_eq!(flat(Nested::ServiceError(answer.clone())), answer);
+    // Of the whole, that of the outer request is said, until it is flattened.
+    assert!(!Nested::ServiceError(full()).is_retryable());
+    assert!(flat(Nested::ServiceError(full())).is_retryable());
+    // Of three, two at a time.
+    let deep = TenoriteError::ServiceError(Nested::ServiceError(answer.clone()));
+    assert_eq!(deep.flatten().flatten(), answer);
+    // Without errors of its own, what is left is our failure alone.
+    let plain: TenoriteError =
+        TenoriteError::<TenoriteError>::ServiceError(TenoriteError::SendFailure(SendReason::Full)).flatten();
+    assert_eq!(plain, TenoriteError::SendFailure(SendReason::Full));
+}
+
+#[tokio::test]
+async fn errors_of_three_services_in_a_row_are_flattened_on_the_way() {
+    struct Disk {
+        reads: u32,
+    }
+    #[tenorite::service]
+    impl Disk {
+        pub fn read(&mut self, key: u32) -> Result<u32, NoSuchKey> {
+            self.reads += 1;
+            assert_ne!(key, 13, "a bad sector");
+            if key == 0 { Err(NoSuchKey) } else { Ok(key) }
+        }
+    }
+    struct Store {
+        disk: DiskCaller,
+        asked: u32,
+    }
+    #[tenorite::service]
+    impl Store {
+        pub async fn get(&mut self, key: u32) -> Result<u32, TenoriteError<NoSuchKey>> {
+            self.asked += 1;
+            Ok(self.disk.read(key).await? + 1)
+        }
+    }
+    struct Index {
+        store: StoreCaller,
+    }
+    #[tenorite::service]
+    impl Index {
+        pub async fn find(&mut self, key: u32) -> Result<u32, TenoriteError<NoSuchKey>> {
+            let found = self.store.get(key).await.map_err(TenoriteError::flatten)?;
+            Ok(found + 1)
+        }
+
+        /// As it comes.
+        pub async fn find_nested(
+            &mut self,
+            key: u32,
+        ) -> Result<u32, TenoriteError<TenoriteError<NoSuchKey>>> {
+            self.store.get(key).await
+        }
+    }
+    async fn find(index: &IndexCaller, key: u32) -> Result<u32, TenoriteError<NoSuchKey>> {
+        let once = index.find(key).await.map_err(TenoriteError::flatten)?;
+        let nested = index.find_nested(key).await;
+        assert_eq!(nested.map_err(|error| error.flatten().flatten()), Ok(once - 1));
+        Ok(once)
+    }
+
+    let (disk_task, disk) = DiskService.start_task(1, Disk { reads: 0 });
+    let (store_task, store) = StoreService.start_task(1, Store { disk: disk.clone(), asked: 0 });
+    let (_index_task, index) = IndexService.start_task(1, Index { store: store.clone() });
+    assert_eq!(find(&index, 5).await, Ok(7));
+    assert_eq!(find(&index, 0).await, Err(TenoriteError::ServiceError(NoSuchKey)));
+
+    // What did not run is the innermost request. Those before it did.
+    disk.stop();
+    let Disk { reads } = disk_task.await.unwrap();
+    assert_eq!(reads, 3);
+    let stopped = Err(TenoriteError::SendFailure(SendReason::Stopped));
+    assert_eq!(find(&index, 5).await, stopped);
+    store.stop();
+    assert_eq!(store_task.await.unwrap().asked, 4);
+    assert_eq!(find(&index, 5).await, stopped);
+    index.stop();
+    assert_eq!(find(&index, 5).await, stopped);
+
+    // What may have run is told as such, from whichever service it comes.
+    let (_disk_task, disk) = DiskService.start_task(1, Disk { reads: 0 });
+    let (_store_task, store) = StoreService.start_task(1, Store { disk, asked: 0 });
+    let (_index_task, index) = IndexService.start_task(1, Index { store });
+    let torn = find(&index, 13).await;
+    assert!(matches!(torn, Err(TenoriteError::FetchFailure(FetchReason::Panicked(_)))), "{torn:?}");
 }
 
 #[test]
