@@ -21,10 +21,17 @@
 //! Calls that are made in tasks that a handler has spawned; calls of workers written by hand, and of closures. A circle through
 //! one of those waits, as any circle would without this.
 //!
+//! # What it costs
+//!
 //! One lock for all services, taken only by handlers whose calls have to wait.
+//!
+//! Calls of one handler to one service are one wait, with a count: however many are in flight, a search passes them once, and a call
+//! that ends counts down without the lock. A wait whose calls have all ended stays where it is until the waits that are over
+//! outnumber those that are not; then all of them are removed in one go. So each wait that is added pays for a constant number
+//! of removals, and there are never many more waits than there are calls in flight.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,34 +47,71 @@ struct Frame {
 }
 
 /// A call that somebody waits for. Whoever decides that it is over says so here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Edge {
     is_over: AtomicBool,
+    calls: Arc<Calls>,
 }
 
 impl Edge {
     pub(crate) fn end(&self) {
-        // Told before the one who waits can go on: under the lock that he takes to hear of it.
-        self.is_over.store(true, Ordering::Release);
-    }
-
-    fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
+        if !self.is_over.swap(true, Ordering::Relaxed) {
+            self.calls.end_one();
+        }
     }
 }
 
+impl Drop for Edge {
+    fn drop(&mut self) {
+        // Nobody else could end it now.
+        self.end();
+    }
+}
+
+/// The calls of one handler to one service that are in flight.
+#[derive(Debug)]
+struct Calls {
+    /// Counted up under the lock of the graph, and down without it.
+    in_flight: AtomicUsize,
+    /// How many waits of the graph have become idle since those were removed the last time.
+    idle: Arc<AtomicUsize>,
+}
+
+impl Calls {
+    fn end_one(&self) {
+        // Told before the one who waits can go on: under the lock that he takes to hear of it.
+        if self.in_flight.fetch_sub(1, Ordering::Release) == 1 {
+            // A hint when to tidy up: it may be behind, or count one that comes back or is gone already.
+            self.idle.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a handler waits for at one other service.
 struct Wait {
     from: &'static Method,
-    to: Node,
-    edge: Arc<Edge>,
+    calls: Arc<Calls>,
 }
 
-/// For each service, what its handler waits for.
-#[derive(Default)]
-struct Graph(BTreeMap<Node, Vec<Wait>>);
+impl Wait {
+    fn is_over(&self) -> bool {
+        self.calls.in_flight.load(Ordering::Acquire) == 0
+    }
+}
 
-static GRAPH: Mutex<Graph> = Mutex::new(Graph(BTreeMap::new()));
-/// How many waits there are, over ones among them: to look whether it is worth to take the lock.
+/// For each service, what its handler waits for, by the service that is called.
+struct Graph {
+    waits: BTreeMap<Node, BTreeMap<Node, Wait>>,
+    /// How many waits there are, over ones among them.
+    len: usize,
+    /// See [`Calls`].
+    idle: Option<Arc<AtomicUsize>>,
+    #[cfg(test)]
+    steps: Cell<usize>,
+}
+
+static GRAPH: Mutex<Graph> = Mutex::new(Graph::new());
+/// How many waits there are: to look whether it is worth to take the lock.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -115,9 +159,8 @@ pub(crate) fn clear(node: Node) {
         return;
     }
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(waits) = graph.0.remove(&node) {
-        WAITS.fetch_sub(waits.len(), Ordering::Relaxed);
-    }
+    graph.remove(node);
+    WAITS.store(graph.len, Ordering::Relaxed);
 }
 
 /// The handler on top of this thread's stack will wait for a call of this method. `None` if there is no handler.
@@ -145,51 +188,114 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
         }
     });
     IS_MARKED.set(true);
-    if let Some(path) = graph.path(to, top.node) {
+    let path = graph.path(to, top.node);
+    let edge = if path.is_none() { Some(graph.add(*top, to)) } else { None };
+    WAITS.store(graph.len, Ordering::Relaxed);
+    drop(graph);
+    if let Some(path) = path {
         let hop = |method: &'static Method| (Arc::from(method.service()), Arc::from(method.name()));
         // From the service that is called, around, and to it again.
         let hops = path.into_iter().chain([top.method, called]).map(hop);
         return Err(Cycle::new(hops.collect()));
     }
-    Ok(Some(graph.add(*top, to)))
+    Ok(edge)
 }
 
 impl Graph {
+    /// So many waits may be over, besides as many as are not, before they are removed.
+    const SPARE: usize = 16;
+
+    const fn new() -> Self {
+        Self {
+            waits: BTreeMap::new(),
+            len: 0,
+            idle: None,
+            #[cfg(test)]
+            steps: Cell::new(0),
+        }
+    }
+
     fn add(&mut self, from: Frame, to: Node) -> Arc<Edge> {
-        let edge = Arc::new(Edge::default());
-        let waits = self.0.entry(from.node).or_default();
-        let before = waits.len();
-        waits.retain(|wait| !wait.edge.is_over());
-        waits.push(Wait { from: from.method, to, edge: Arc::clone(&edge) });
-        let after = waits.len();
-        WAITS.fetch_add(after, Ordering::Relaxed);
-        WAITS.fetch_sub(before, Ordering::Relaxed);
-        edge
+        self.tidy_up();
+        self.step();
+        let idle = self.idle.get_or_insert_default();
+        let len = &mut self.len;
+        let wait = self.waits.entry(from.node).or_default().entry(to).or_insert_with(|| {
+            *len += 1;
+            let calls = Calls { in_flight: AtomicUsize::new(0), idle: Arc::clone(idle) };
+            Wait { from: from.method, calls: Arc::new(calls) }
+        });
+        // A service runs one handler at a time: what is left of another's is over.
+        wait.from = from.method;
+        wait.calls.in_flight.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Edge { is_over: AtomicBool::new(false), calls: Arc::clone(&wait.calls) })
+    }
+
+    /// The handler of this service waits for nothing any more.
+    fn remove(&mut self, node: Node) {
+        self.len -= self.waits.remove(&node).map_or(0, |waits| waits.len());
+        self.tidy_up();
+    }
+
+    /// Removes the waits that are over, if they are many.
+    fn tidy_up(&mut self) {
+        let Some(idle) = &self.idle else { return };
+        let over = idle.load(Ordering::Relaxed);
+        if over <= Self::SPARE || over < self.len / 2 {
+            return;
+        }
+        idle.store(0, Ordering::Relaxed);
+        self.len = 0;
+        let mut waits = std::mem::take(&mut self.waits);
+        waits.retain(|_, waits| {
+            waits.retain(|_, wait| {
+                self.step();
+                !wait.is_over()
+            });
+            self.len += waits.len();
+            !waits.is_empty()
+        });
+        self.waits = waits;
     }
 
     /// What is called on the way from one service's handler to another, if it waits for it, by whatever detour: the methods
-    /// of the handlers from `start` on, without that of `end`.
+    /// of the handlers from `start` on, without that of `end`. It is one of the shortest ways.
     fn path(&self, start: Node, end: Node) -> Option<Vec<&'static Method>> {
         if start == end {
             return Some(Vec::new());
         }
-        let mut seen = vec![start];
-        // Depth first, each step with the way to it.
-        let mut open = vec![(start, Vec::new())];
-        while let Some((node, way)) = open.pop() {
-            for wait in self.0.get(&node).into_iter().flatten().filter(|wait| !wait.edge.is_over()) {
-                let mut way = way.clone();
-                way.push(wait.from);
-                if wait.to == end {
+        // Breadth first. Each service is visited once, and has whose wait led to it.
+        let mut before = BTreeMap::new();
+        let mut open = VecDeque::from([start]);
+        while let Some(node) = open.pop_front() {
+            for (&to, wait) in self.waits.get(&node).into_iter().flatten() {
+                self.step();
+                if wait.is_over() {
+                    continue;
+                }
+                if to == end {
+                    let mut way = vec![wait.from];
+                    let mut at = node;
+                    while let Some(&(from, method)) = before.get(&at) {
+                        way.push(method);
+                        at = from;
+                    }
+                    way.reverse();
                     return Some(way);
                 }
-                if !seen.contains(&wait.to) {
-                    seen.push(wait.to);
-                    open.push((wait.to, way));
+                if to != start && !before.contains_key(&to) {
+                    before.insert(to, (node, wait.from));
+                    open.push_back(to);
                 }
             }
         }
         None
+    }
+
+    /// Something is done whose number tests look at.
+    fn step(&self) {
+        #[cfg(test)]
+        self.steps.set(self.steps.get() + 1);
     }
 }
 
@@ -220,26 +326,56 @@ mod tests {
         reaches
     }
 
-    /// Edges that come and end in any order, and handlers that leave theirs behind, against a plain list.
+    /// How many edges a way between two nodes has at least.
+    fn shortest(edges: &[(Node, Node, Arc<Edge>)], start: Node, end: Node) -> usize {
+        let mut reached = vec![start];
+        let mut length = 0;
+        while !reached.contains(&end) {
+            let next = edges.iter().filter(|(from, ..)| reached.contains(from)).map(|(_, to, _)| *to);
+            reached = reached.iter().copied().chain(next).collect();
+            length += 1;
+        }
+        length
+    }
+
+    /// Edges that come and end in any order, many between the same two at times, and handlers that leave theirs behind, against a
+    /// plain list.
     #[test]
     fn a_path_is_found_if_and_only_if_there_is_one() {
         for seed in 1..500 {
             let mut random = Random(seed);
-            let (mut graph, mut model) = (Graph::default(), Vec::new());
+            let (mut graph, mut model) = (Graph::new(), Vec::new());
             for _ in 0..100 {
-                match random.below(4) {
-                    0 | 1 => {
+                match random.below(8) {
+                    0..=2 => {
                         let (from, to) = (random.below(NODES), random.below(NODES));
                         model.push((from, to, graph.add(frame(from), to)));
                     }
-                    2 if !model.is_empty() => {
+                    3 if !model.is_empty() => {
+                        // Beside one that is there.
+                        let (from, to, _) = model[random.below(model.len())];
+                        model.push((from, to, graph.add(frame(from), to)));
+                    }
+                    4 | 5 if !model.is_empty() => {
                         let (_, _, edge) = model.swap_remove(random.below(model.len()));
                         edge.end();
+                        // Told twice, or not looked at any more.
+                        if random.below(2) == 0 {
+                            edge.end();
+                        }
                     }
+                    6 if !model.is_empty() => drop(model.swap_remove(random.below(model.len()))),
                     _ => {
                         let gone = random.below(NODES);
-                        graph.0.remove(&gone);
-                        model.retain(|(from, ..)| *from != gone);
+                        graph.remove(gone);
+                        let (left, kept): (Vec<_>, Vec<_>) =
+                            model.into_iter().partition(|(from, ..)| *from == gone);
+                        model = kept;
+                        // What it left behind ends when it likes, and is nobody's wait by then.
+                        if random.below(2) == 0 {
+                            model.push((gone, 0, graph.add(frame(gone), 0)));
+                        }
+                        left.iter().for_each(|(.., edge)| edge.end());
                     }
                 }
                 let reaches = reachable(&model);
@@ -251,11 +387,87 @@ mod tests {
                             *is_reached || start == end,
                             "seed {seed}: {start} to {end}"
                         );
-                        // No detour that comes by the same service twice.
-                        assert!(path.is_none_or(|path| path.len() <= NODES));
+                        // No detour.
+                        assert!(path.is_none_or(|path| path.len() == shortest(&model, start, end)));
                     }
                 }
+                assert_eq!(graph.len, graph.waits.values().map(BTreeMap::len).sum::<usize>());
             }
         }
+    }
+
+    /// As [`wait`] does.
+    fn call(graph: &mut Graph, from: Node, to: Node) -> Arc<Edge> {
+        assert!(graph.path(to, from).is_none());
+        graph.add(frame(from), to)
+    }
+
+    /// So many calls in flight from one handler, to services of which each waits for others: how much work it was.
+    fn steps_of(calls: usize, target: impl Fn(usize) -> Node) -> usize {
+        const HANDLER: Node = 1;
+        const FURTHER: Node = 2;
+        let mut graph = Graph::new();
+        let further: Vec<_> = (0..calls).map(|n| call(&mut graph, target(n), FURTHER)).collect();
+        let in_flight: Vec<_> = (0..calls).map(|n| call(&mut graph, HANDLER, target(n))).collect();
+        // They end in another order than that in which they began.
+        in_flight.iter().skip(1).step_by(2).for_each(|edge| edge.end());
+        in_flight.iter().step_by(2).for_each(|edge| edge.end());
+        further.iter().rev().for_each(|edge| edge.end());
+        drop(call(&mut graph, HANDLER, FURTHER));
+        assert!(graph.len <= Graph::SPARE + 1, "{} are left", graph.len);
+        graph.steps.get()
+    }
+
+    /// The work for calls in flight is in proportion to them, whether they go to one service or to as many.
+    #[test]
+    fn calls_in_flight_cost_in_proportion_to_their_number() {
+        for services in [1, 100, usize::MAX] {
+            for calls in [10_000, 40_000] {
+                let steps = steps_of(calls, |n| 10 + n % services);
+                assert!(steps <= 6 * calls, "{calls} calls to {services} services: {steps} steps");
+            }
+        }
+    }
+
+    /// A search passes the calls between two services once.
+    #[test]
+    fn a_search_visits_parallel_calls_once() {
+        let mut graph = Graph::new();
+        let edges: Vec<_> = (0..1_000).map(|n| graph.add(frame(n % 10), n % 10 + 1)).collect();
+        let before = graph.steps.get();
+        assert_eq!(graph.path(0, 10).map(|path| path.len()), Some(10));
+        assert_eq!(graph.path(10, 0), None);
+        assert_eq!(graph.steps.get() - before, 10);
+        // One of them is enough, whichever.
+        edges.iter().filter(|edge| !Arc::ptr_eq(edge, &edges[505])).for_each(|edge| edge.end());
+        assert_eq!(graph.path(5, 6).map(|path| path.len()), Some(1));
+        edges[505].end();
+        assert_eq!(graph.path(5, 6), None);
+    }
+
+    /// A handler that goes on for ever, and calls one service after the other.
+    #[test]
+    fn waits_that_are_over_do_not_pile_up() {
+        let mut graph = Graph::new();
+        for n in 0..100_000 {
+            let edge = call(&mut graph, 1, 10 + n);
+            assert!(graph.len <= Graph::SPARE + 2, "{n}: {}", graph.len);
+            edge.end();
+        }
+        assert!(graph.steps.get() <= 4 * 100_000, "{}", graph.steps.get());
+
+        // Beside others that stay.
+        let stay: Vec<_> = (0..1_000).map(|n| call(&mut graph, 2, 10 + n)).collect();
+        for n in 0..100_000 {
+            call(&mut graph, 1, 10 + n).end();
+            assert!(graph.len <= 2 * 1_000 + Graph::SPARE + 2, "{n}: {}", graph.len);
+        }
+        stay.iter().for_each(|edge| edge.end());
+        // Whoever comes next tidies up, be it by leaving.
+        graph.remove(3);
+        assert!(graph.len <= Graph::SPARE, "{}", graph.len);
+        graph.remove(1);
+        graph.remove(2);
+        assert!(graph.len == 0 && graph.waits.is_empty());
     }
 }
