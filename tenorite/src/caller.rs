@@ -208,6 +208,11 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.lifecycle().status()
     }
 
+    /// Whether a worker serves: see [`Lifecycle::is_up`](crate::lifecycle::Lifecycle::is_up).
+    pub(crate) fn is_up(&self) -> bool {
+        self.mailbox.lifecycle().is_up()
+    }
+
     /// How the service is doing, from now on.
     #[must_use]
     pub fn watch(&self) -> StatusWatch {

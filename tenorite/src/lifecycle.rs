@@ -69,7 +69,11 @@ pub enum Status {
     Starting,
     /// It serves.
     Running,
-    /// A worker has fallen, or was asked to go, and this is the number of the restart. Calls are accepted, and wait for the next.
+    /// The worker has failed, or was asked to go, another one follows, and this is the number of the restart. Calls are accepted,
+    /// and wait for the next worker.
+    ///
+    /// It is told once the restart is decided. Until then the status stays what it was: a service that has failed once more than
+    /// its [`Restart`](crate::Restart) policy allows goes from [`Running`](Self::Running) to [`Stopped`](Self::Stopped).
     Restarting(u32),
     /// The door is shut, and what was accepted is being handled.
     Draining,
@@ -142,6 +146,8 @@ pub(crate) struct Lifecycle {
 #[derive(Debug)]
 struct State {
     status: Status,
+    /// There is a worker. The status does not tell: it stays as it is until it is decided what comes after a worker.
+    has_worker: bool,
     restarts: u32,
     ended: Option<StopReason>,
     /// Boxed, because most services have nobody who waits for them, or watches.
@@ -161,7 +167,13 @@ type News = (Status, Option<StopReason>);
 impl Lifecycle {
     pub(crate) fn new() -> Self {
         Self {
-            state: Mutex::new(State { status: Status::Starting, restarts: 0, ended: None, watched: None }),
+            state: Mutex::new(State {
+                status: Status::Starting,
+                has_worker: false,
+                restarts: 0,
+                ended: None,
+                watched: None,
+            }),
         }
     }
 
@@ -176,10 +188,24 @@ impl Lifecycle {
 
     /// Another worker is there, or the first.
     pub(crate) fn running(&self) {
-        self.change(|_| Status::Running);
+        self.change(|state| {
+            state.has_worker = true;
+            Status::Running
+        });
     }
 
-    /// The worker is gone, and another may come.
+    /// The worker is gone, and it is not decided yet whether another follows.
+    pub(crate) fn fallen(&self) {
+        self.state.lock().has_worker = false;
+    }
+
+    /// Whether a worker serves, and not only to drain.
+    pub(crate) fn is_up(&self) -> bool {
+        let state = self.state.lock();
+        state.has_worker && state.status == Status::Running
+    }
+
+    /// Another worker follows.
     pub(crate) fn restarting(&self) {
         self.change(|state| Status::Restarting(state.restarts.saturating_add(1)));
     }

@@ -99,8 +99,12 @@ impl Fall {
     }
 }
 
-/// Whether another worker is to take over: ready when it is.
-pub(crate) type Verdict = Pin<Box<dyn Future<Output = bool> + Send>>;
+/// Whether another worker follows: ready once that is decided. `None` if there is no other.
+pub(crate) type Verdict = Pin<Box<dyn Future<Output = Option<Pause>> + Send>>;
+
+/// How long another worker that is decided on is waited for: ready when it is to be made. `false` if it is not to be made after
+/// all, because who decided is gone.
+pub(crate) type Pause = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Who decides whether there is another worker after one that is gone.
 pub(crate) trait Revive: Send {
@@ -177,16 +181,17 @@ impl Restarts {
 
 impl Revive for Restarts {
     fn revive(&mut self, fall: &Fall) -> Verdict {
-        match self.after(fall, Instant::now()) {
-            None => Box::pin(ready(false)),
+        let pause: Option<Pause> = self.after(fall, Instant::now()).map(|delay| -> Pause {
             // A timer counts in milliseconds, and none of nothing.
-            Some(Duration::ZERO) => Box::pin(ready(true)),
-            Some(delay) => Box::pin(async move {
-                sleep(delay).await;
-                true
-            }),
-        }
+            if delay.is_zero() { Box::pin(ready(true)) } else { Box::pin(slept(delay)) }
+        });
+        Box::pin(ready(pause))
     }
+}
+
+async fn slept(delay: Duration) -> bool {
+    sleep(delay).await;
+    true
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]

@@ -3,7 +3,7 @@
 //! # Data flow
 //!
 //! ```text
-//!   a child's task ──"my worker is gone: another?"──► events ──► the group ──"yes, after this long" / "no"──► the child's task
+//!   a child's task ──"my worker is gone: another?"──► events ──► the group ──"yes" / "no", "after this long"─► the child's task
 //!   a child's watcher ──"it is up" / "it has ended"─► events ──►    │
 //!   the parent's group ──"restart", "stop"──────────► events ──►    └──"restart", "stop within"──► the child's door
 //! ```
@@ -12,6 +12,9 @@
 //! the answer. So a group can bring down those that depend on one that has fallen, in reverse order, and let them up
 //! again in order, each once the one before it is up. A group that gives up is to its parent what a worker that fell is to it:
 //! it brings all its children down, and asks.
+//!
+//! The answer has two parts. That there is another worker is told once nothing can prevent it any more, because from then on the
+//! child says that it restarts. When that worker is to be made is told once it is the child's turn.
 //!
 //! Who disappears: a child that ends is noted, and its answers go nowhere. If the group disappears, whoever waits for an answer
 //! is told no, by the channel that is dropped; and the group's own callers are gone, so the children drain and stop.
@@ -31,7 +34,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
 use crate::mailbox::BoxFuture;
-use crate::restart::{Fall, Restart, Restarts, Revive, Verdict};
+use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
 use crate::worker::TenoriteWorker;
 
@@ -111,12 +114,23 @@ pub struct Supervisor {
 
 /// What a group hears.
 enum Event {
-    /// A child's worker is gone. Its task waits for the answer: after how long there is another, if there is.
-    Down(usize, Fall, oneshot::Sender<Option<Duration>>),
+    /// A child's worker is gone. Its task waits for the answer: whether there is another.
+    Down(usize, Fall, oneshot::Sender<Option<Turn>>),
     /// A child has got another worker.
     Up,
     Ended(usize, StopReason),
     Command(Command),
+}
+
+/// When a worker that is decided on is to be made: so long after this is told.
+type Turn = oneshot::Receiver<Duration>;
+
+/// A child without a worker.
+enum Down {
+    /// Its task asks whether there is another.
+    Asks(oneshot::Sender<Option<Turn>>),
+    /// There is, and its task waits for its turn.
+    Waits(oneshot::Sender<Duration>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -131,7 +145,7 @@ struct Child {
     grace: Option<Duration>,
     hold: Box<dyn Hold>,
     /// While it is down.
-    down: Option<oneshot::Sender<Option<Duration>>>,
+    down: Option<Down>,
     ended: Option<StopReason>,
     /// Whether it asks before it has another worker.
     asks: bool,
@@ -141,7 +155,8 @@ struct Child {
 trait Hold: Send + Sync {
     fn restart(&self) -> bool;
     fn stop(&self, grace: Option<Duration>);
-    fn status(&self) -> Status;
+    /// Whether it has a worker that serves.
+    fn is_up(&self) -> bool;
     /// What there is to report, once it has ended.
     fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>>;
 }
@@ -157,9 +172,13 @@ impl Revive for Ask {
         let (answer, answered) = oneshot::channel();
         let _ = self.events.send(Event::Down(self.child, fall.clone(), answer));
         Box::pin(async move {
-            let Ok(Some(delay)) = answered.await else { return false };
-            sleep(delay).await;
-            true
+            let turn = answered.await.ok().flatten()?;
+            let pause: Pause = Box::pin(async move {
+                let Ok(delay) = turn.await else { return false };
+                sleep(delay).await;
+                true
+            });
+            Some(pause)
         })
     }
 }
@@ -335,15 +354,21 @@ impl Supervisor {
 
     /// Stops what is left, the last one first.
     async fn end(&mut self) -> Report {
+        // It is told before it is stopped: what it ends of is that it has fallen too often.
+        if let Some(culprit) = self.culprit {
+            self.refuse(culprit);
+        }
         for child in (0..self.children.len()).rev() {
             let Child { hold, grace, .. } = &self.children[child];
             hold.stop(*grace);
             // One that is down gets one worker more, to serve what it has accepted, unless that is the one for whom there are no
             // more.
-            let mut more = (self.culprit != Some(child)).then_some(Duration::ZERO);
+            let mut has_more = self.culprit != Some(child);
             loop {
-                if let Some(answer) = self.children[child].down.take() {
-                    let _ = answer.send(more.take());
+                if has_more {
+                    has_more = !self.let_up(child, Duration::ZERO);
+                } else {
+                    self.refuse(child);
                 }
                 if self.children[child].ended.is_some() {
                     break;
@@ -368,14 +393,18 @@ impl Supervisor {
             let Some(fall) = fall.or_else(|| self.asked.take().map(|_| Fall::Requested)) else {
                 return StopReason::Finished;
             };
-            status.restarting();
+            status.fallen();
             let all: Vec<_> = (0..self.children.len()).collect();
             let is_down = self.bring_down(&all).await;
             if self.asked == Some(Command::Stop) {
                 return StopReason::Requested;
             }
             let can = is_down && self.children.iter().all(|child| child.ended.is_none() && child.asks);
-            if !can || !parent.revive(&fall).await {
+            let pause = if can { parent.revive(&fall).await } else { None };
+            let Some(pause) = pause else { return StopReason::GaveUp(fall.message()) };
+            status.restarting();
+            self.decide(&all);
+            if !pause.await {
                 return StopReason::GaveUp(fall.message());
             }
             self.restarts.forget();
@@ -413,10 +442,10 @@ impl Supervisor {
     async fn hear(&mut self) {
         match self.inbox.recv().await.expect("there is a sender in here") {
             Event::Down(child, fall, answer) => {
-                self.children[child].down = Some(answer);
+                self.children[child].down = Some(Down::Asks(answer));
                 self.fallen.push_back((child, fall));
             }
-            // To be looked at: who waits for it asks for the status, since this may be old.
+            // To be looked at: who waits for it asks whether it is up, since this may be old.
             Event::Up => {}
             Event::Ended(child, reason) => self.children[child].ended = Some(reason),
             Event::Command(command) => self.asked = Some(command),
@@ -440,6 +469,7 @@ impl Supervisor {
         }
         // They are down because they were brought down.
         self.fallen.retain(|(fallen, _)| !affected.contains(fallen));
+        self.decide(&affected);
         self.bring_up(&affected, delay).await;
         Ok(())
     }
@@ -469,7 +499,7 @@ impl Supervisor {
                 return true;
             }
             // One that is just being made is asked when it is there.
-            if !is_asked && it.hold.status() == Status::Running {
+            if !is_asked && it.hold.is_up() {
                 is_asked = it.hold.restart();
             }
             if self.asked == Some(Command::Stop) {
@@ -487,7 +517,7 @@ impl Supervisor {
             }
             loop {
                 let it = &self.children[child];
-                if it.ended.is_some() || it.hold.status() == Status::Running {
+                if it.ended.is_some() || it.hold.is_up() {
                     break;
                 }
                 if it.down.is_some() || self.asked.is_some() {
@@ -499,9 +529,39 @@ impl Supervisor {
         }
     }
 
+    /// Nothing prevents any more that these children get other workers.
+    fn decide(&mut self, affected: &[usize]) {
+        for child in affected {
+            let down = &mut self.children[*child].down;
+            *down = down.take().and_then(Down::decided);
+        }
+    }
+
     fn let_up(&mut self, child: usize, delay: Duration) -> bool {
-        let answer = self.children[child].down.take();
-        answer.is_some_and(|answer| answer.send(Some(delay)).is_ok())
+        match self.children[child].down.take().and_then(Down::decided) {
+            Some(Down::Waits(turn)) => turn.send(delay).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// There is no other worker for this child.
+    fn refuse(&mut self, child: usize) {
+        if let Some(Down::Asks(answer)) = self.children[child].down.take() {
+            let _ = answer.send(None);
+        }
+    }
+}
+
+impl Down {
+    /// Tells its task that there is another worker. `None` if nobody waits for that any more.
+    fn decided(self) -> Option<Self> {
+        match self {
+            Self::Asks(answer) => {
+                let (tell, turn) = oneshot::channel();
+                answer.send(Some(turn)).is_ok().then_some(Self::Waits(tell))
+            }
+            Self::Waits(tell) => Some(Self::Waits(tell)),
+        }
     }
 }
 
@@ -542,8 +602,8 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Hold for TenoriteCaller<Rq, Rs, Er> 
         }
     }
 
-    fn status(&self) -> Status {
-        Self::status(self)
+    fn is_up(&self) -> bool {
+        Self::is_up(self)
     }
 
     fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
@@ -568,8 +628,8 @@ impl Hold for Group {
         let _ = self.commands.send(Event::Command(Command::Stop));
     }
 
-    fn status(&self) -> Status {
-        self.status.status()
+    fn is_up(&self) -> bool {
+        self.status.is_up()
     }
 
     fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {

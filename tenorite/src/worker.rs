@@ -261,10 +261,8 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
             }
             Err(payload) => (Fall::Panicked(panics::message(&payload)), Err(payload)),
         };
-        let verdict = revive.as_mut().map(|revive| {
-            queue.lifecycle.restarting();
-            revive.revive(&fall)
-        });
+        queue.lifecycle.fallen();
+        let verdict = revive.as_mut().map(|revive| revive.revive(&fall));
         let goes_on = match verdict {
             Some(verdict) => until_decided(queue, verdict).await,
             None => None,
@@ -329,11 +327,20 @@ async fn work<W: TenoriteWorker>(
     outcome
 }
 
-/// Whether there is another worker. `None` if there is nothing left that it would have to do.
+/// Whether there is another worker: ready when it is to be made. `None` if there is nothing left that it would have to do.
 async fn until_decided<Rq, Rs, Er>(queue: &Queue<Rq, Rs, Er>, mut verdict: Verdict) -> Option<bool> {
+    let pause = poll_fn(|cx| match (verdict.as_mut().poll(cx), queue.poll_done(cx.waker())) {
+        // First, so that the reason of the end does not depend on whether there was anything left to do.
+        (Poll::Ready(None), _) => Poll::Ready(Some(None)),
+        (_, true) => Poll::Ready(None),
+        (Poll::Ready(pause), false) => Poll::Ready(Some(pause)),
+        (Poll::Pending, false) => Poll::Pending,
+    });
+    let Some(mut pause) = pause.await? else { return Some(false) };
+    queue.lifecycle.restarting();
     poll_fn(
         |cx| {
-            if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { verdict.as_mut().poll(cx).map(Some) }
+            if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { pause.as_mut().poll(cx).map(Some) }
         },
     )
     .await

@@ -26,7 +26,7 @@ use crate::home::Home;
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
 use crate::method::Method;
-use crate::restart::{Fall, Revive, Verdict};
+use crate::restart::{Fall, Pause, Revive, Verdict};
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;
 
@@ -281,7 +281,8 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
 
     impl Revive for Always {
         fn revive(&mut self, _fall: &Fall) -> Verdict {
-            Box::pin(std::future::ready(true))
+            let at_once: Pause = Box::pin(std::future::ready(true));
+            Box::pin(std::future::ready(Some(at_once)))
         }
     }
 

@@ -9,6 +9,8 @@
 //!                └───failed───────────────────────────────────────► deciding ─► over: nothing is
 //! ```
 //!
+//! Once another worker is decided on the service says that it restarts. There may be a pause before that worker is opened.
+//!
 //! The worker is in the cell while it serves, and in the hands of this task before and after. Whenever it is not in the cell,
 //! the word says `HELD`: calls stand in the line, and wait for the next. Only a service that has hooks, can be restarted, or
 //! stops when it is idle has a [`Life`]; the others go without.
@@ -35,7 +37,7 @@ use crate::mailbox::BoxFuture;
 use crate::method::{Method, Served};
 use crate::nesting;
 use crate::panics::{self, Payload};
-use crate::restart::{Fall, Revive, Verdict, after};
+use crate::restart::{Fall, Pause, Revive, Verdict, after};
 use crate::waits;
 
 /// What there is to the life of a worker besides requests.
@@ -56,6 +58,7 @@ enum Stage<W: Dispatch> {
     Serving,
     Closing(Hook<W>),
     Deciding(Verdict),
+    Pausing(Pause),
     Over,
 }
 
@@ -104,9 +107,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                         self.open(core, worker);
                         None
                     }
-                    Ok(Err(output)) => self.fall(core, Fall::StartFailed, End::Output(output)),
+                    Ok(Err(output)) => self.decide(core, Fall::StartFailed, End::Output(output)),
                     Err(payload) => {
-                        self.fall(core, Fall::StartPanicked(panics::message(&payload)), End::Panic(payload))
+                        let fall = Fall::StartPanicked(panics::message(&payload));
+                        self.decide(core, fall, End::Panic(payload))
                     }
                 },
                 Stage::Serving => match serve(core) {
@@ -124,11 +128,22 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
                     self.closed(core, closed)
                 }
-                Stage::Deciding(verdict) => {
+                Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.is_done()) {
+                    // First, so that the reason of the end does not depend on whether there was anything left to do.
+                    (Poll::Ready(None), _) => Some(self.give_up(core, true)),
+                    // Nobody would have anything of it.
+                    (_, true) => Some(self.give_up(core, false)),
+                    (Poll::Ready(Some(pause)), false) => {
+                        core.queue.lifecycle.restarting();
+                        self.go(Stage::Pausing(pause));
+                        None
+                    }
+                    (Poll::Pending, false) => return Poll::Pending,
+                },
+                Stage::Pausing(pause) => {
                     if core.queue.is_done() {
-                        // Nobody would have anything of it.
                         Some(self.give_up(core, false))
-                    } else if ready!(verdict.as_mut().poll(cx)) {
+                    } else if ready!(pause.as_mut().poll(cx)) {
                         self.make_another(core)
                     } else {
                         Some(self.give_up(core, true))
@@ -170,9 +185,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
             }
             None => (StopReason::Restart, Some((Fall::Requested, None))),
         };
-        if fall.as_ref().is_some_and(|_| self.revive.is_some()) {
-            core.queue.lifecycle.restarting();
-        }
+        core.queue.lifecycle.fallen();
         self.fallen = fall;
         let mut worker = worker.expect("it is there until it is taken");
         let close = async move {
@@ -215,24 +228,16 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         }
     }
 
-    /// There is no worker, because it could not be made.
-    fn fall(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
-        if self.revive.is_some() {
-            core.queue.lifecycle.restarting();
-        }
-        self.decide(core, fall, end)
-    }
-
     /// Is there to be another worker?
     fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
         let verdict = self.revive.as_mut().map(|revive| revive.revive(&fall));
         self.fallen = Some((fall, Some(end)));
         match verdict {
-            Some(verdict) if !core.queue.is_done() => {
+            Some(verdict) => {
                 self.go(Stage::Deciding(verdict));
                 None
             }
-            _ => Some(self.give_up(core, false)),
+            None => Some(self.give_up(core, false)),
         }
     }
 
@@ -249,7 +254,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
             }
             Err(payload) => {
                 let fall = Fall::StartPanicked(panics::message(&payload));
-                self.fall(core, fall, End::Panic(payload))
+                self.decide(core, fall, End::Panic(payload))
             }
         }
     }
