@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
 use crate::restart::{Restart, Restarts, Revive};
+use crate::timer;
 use crate::trace::WARN_AFTER;
 use crate::worker::{Configs, Start, TenoriteWorker};
 
@@ -221,6 +222,8 @@ where
     ///
     /// For services of which there are many, one a session, say: whoever finds one stopped starts it again. A call that comes
     /// as it stops is either handled, or ends in [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+    ///
+    /// Starting it panics in a runtime without timers.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle = Some(limit);
         self
@@ -249,7 +252,7 @@ where
     /// Replaces a worker that has fallen, instead of ending the service: see [`Restart`].
     ///
     /// Callers stay valid, what stands in line stays there, and only the call whose handler panicked hears of it. What
-    /// is started then needs a config that can be made again.
+    /// is started then needs a config that can be made again. Starting it panics in a runtime without timers.
     ///
     /// ```
     /// use tenorite::Restart;
@@ -337,6 +340,17 @@ where
         W::Output: Send,
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
+        // Here, and not in the first back-off, or when it is first idle.
+        if revive.is_some() {
+            timer::assert_enabled(
+                "a service that can be restarted, by a `Restart` policy or by a `Supervisor`,",
+            );
+        } else if self.idle.is_some() {
+            timer::assert_enabled("a service with an `idle_timeout`");
+        }
+        if self.drain_limit.is_some() {
+            timer::assert_enabled("a service with a `drain_limit`");
+        }
         let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, .. } = self;
         let mut started = None;
         let start = Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive };

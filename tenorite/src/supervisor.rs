@@ -29,13 +29,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
 use crate::mailbox::BoxFuture;
 use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
+use crate::timer;
 use crate::worker::TenoriteWorker;
 
 /// Which services are restarted when one of a group has fallen.
@@ -216,7 +217,7 @@ impl Supervisor {
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// If `backlog` is 0, outside a tokio runtime, and in one without timers.
     #[track_caller]
     pub fn start<W, C>(&mut self, name: &str, service: Builder<W, C>, backlog: usize, config: W::Config) -> C
     where
@@ -231,7 +232,7 @@ impl Supervisor {
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, outside a tokio runtime, and if `make` does the first time.
+    /// As [`start`](Self::start), and if `make` does the first time.
     #[track_caller]
     pub fn start_with<W, C>(
         &mut self,
@@ -297,9 +298,10 @@ impl Supervisor {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, and in one without timers.
     #[track_caller]
     pub fn group(&mut self, mut group: Self) {
+        timer::assert_enabled("a group that a `Supervisor` can restart");
         let child = self.children.len();
         let status = Arc::new(Lifecycle::new());
         status.running();
@@ -480,7 +482,7 @@ impl Supervisor {
             let grace = self.children[child].grace;
             let goes = self.down(child);
             let is_down = match grace {
-                Some(grace) => timeout(grace, goes).await.unwrap_or(false),
+                Some(grace) => timer::within(grace, goes).await.unwrap_or(false),
                 None => goes.await,
             };
             if !is_down {

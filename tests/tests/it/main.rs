@@ -38,4 +38,5 @@ mod supervisor;
 mod surprises;
 mod surroundings;
 mod threads;
+mod timers;
 mod ui;
