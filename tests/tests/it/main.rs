@@ -20,6 +20,7 @@ mod gone;
 mod hazards;
 mod hostile;
 mod hygiene;
+mod job_queue;
 mod later;
 mod layout;
 mod lifecycle;
