@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::lifecycle::{Status, StatusWatch, StopReason};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::function::{Function, Outgoing};
 use crate::mailbox::{Mailbox, Stats};
+use crate::waits;
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
@@ -188,7 +189,8 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         if !self.is_stopped() {
             abort_after(Arc::clone(&self.mailbox), limit, runtime);
         }
-        Stopping(Box::pin(self.stopped()))
+        // It ends at the limit, also in a handler of the same service.
+        Stopping(Box::pin(self.mailbox.lifecycle().ended()))
     }
 
     /// Asks the service to replace its worker: the handler in hand comes to its end, the stop hook of the old worker is run,
@@ -233,11 +235,26 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
 
     /// Waits until the worker is gone, and says why. Also tells those who ask later.
     ///
+    /// A handler of the same service is over before this is. So there it is pending, in a `select!` for
+    /// instance, until something else ends the wait.
+    ///
+    /// # Panics
+    ///
+    /// In a handler of the same service that waits for nothing else, when the service is stopping: it
+    /// would wait for itself. (It is not seen in a task that the handler has spawned, nor in a worker
+    /// written by hand.)
+    ///
     /// # Cancel safety
     ///
     /// May be dropped and asked again at any time.
     pub async fn stopped(&self) -> StopReason {
-        self.mailbox.lifecycle().ended().await
+        let mut ended = pin!(self.mailbox.lifecycle().ended());
+        poll_fn(|cx| {
+            let node = self.mailbox.node().filter(|_| !self.is_stopped());
+            // It comes after the handler's own end, so that there is no use in waking the handler for it.
+            if node.is_some_and(waits::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
+        })
+        .await
     }
 
     /// What the service has in hand, and what has become of what was asked of it.

@@ -114,6 +114,16 @@ mod real {
             Entered(self.handle.enter())
         }
 
+        /// Returns whether the runtime is being shut down, or has been. What is spawned then has ended
+        /// at once. For the end of a service: it spawns a task to find out.
+        #[cold]
+        pub(crate) fn is_shut_down(&self) -> bool {
+            let probe = self.handle.spawn(std::future::pending::<()>());
+            let is_refused = probe.is_finished();
+            probe.abort();
+            is_refused
+        }
+
         /// Calls what may need the runtime, on whichever thread. For `Drop`s at the end of a service,
         /// which cannot be left to another thread: so it does not matter how deep this one is.
         pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
@@ -305,6 +315,10 @@ mod modelled {
         }
 
         pub(crate) fn enter(&self, _stance: Stance) {}
+
+        pub(crate) fn is_shut_down(&self) -> bool {
+            false
+        }
 
         pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
             user()

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use crate::context::context;
-use crate::error::{FetchReason, PanicMessage, TenoriteError};
+use crate::error::{FetchReason, TenoriteError};
 use crate::panics;
 
 /// How a call ended: the worker's answer, or why there is none.
@@ -204,9 +204,9 @@ impl<Rs, Er> Client<Rs, Er> {
         }
     }
 
-    /// Ends the call because its handler panicked.
-    pub(crate) fn panicked(self, message: PanicMessage) {
-        self.finish(Err(TenoriteError::FetchFailure(FetchReason::Panicked(message))));
+    /// Ends the call without an answer.
+    pub(crate) fn fail(self, reason: FetchReason) {
+        self.finish(Err(TenoriteError::FetchFailure(reason)));
     }
 }
 
@@ -402,7 +402,7 @@ impl<T, Rs> Owed<T> for Narrowed<T, Rs> {
     }
 
     fn fail(self: Box<Self>, reason: FetchReason) {
-        self.client.finish(Err(TenoriteError::FetchFailure(reason)));
+        self.client.fail(reason);
     }
 
     fn if_dropped(&mut self, reason: FetchReason) {

@@ -163,6 +163,49 @@ pub(crate) fn clear(node: Node) {
     WAITS.store(graph.len, Ordering::Relaxed);
 }
 
+/// A handler polls for the end of its own service, which comes after the handler's.
+///
+/// It may do so in a `select!`, and then something else ends the wait. So the service's task looks whether
+/// anything else could wake the handler, and says so here if not: see `Owner::await_own_end`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnEnd {
+    NotAwaited,
+    Awaited,
+    /// Nothing else could wake it.
+    Refused,
+}
+
+thread_local! {
+    static OWN_END: Cell<OwnEnd> = const { Cell::new(OwnEnd::NotAwaited) };
+}
+
+/// Returns whether the handler on top of this thread's stack is one of `node`, whose end it awaits.
+///
+/// # Panics
+///
+/// If nothing else could wake the handler. The call has no error to return.
+pub(crate) fn awaits_own_end(node: Node) -> bool {
+    let top =
+        nesting::above_the_cut().into_iter().rev().find_map(|(_, frame)| Some((frame.node?, frame.method?)));
+    let Some((_, method)) = top.filter(|(top, _)| top.get() == node) else { return false };
+    if OWN_END.replace(OwnEnd::Awaited) == OwnEnd::Refused {
+        OWN_END.set(OwnEnd::NotAwaited);
+        let (service, name) = (method.service(), method.name());
+        panic!("a handler would wait for itself: {service}::{name} → {service}::stopped");
+    }
+    true
+}
+
+/// Returns whether the handler that was polled last on this thread awaits its own service's end.
+pub(crate) fn take_own_end() -> bool {
+    OWN_END.replace(OwnEnd::NotAwaited) == OwnEnd::Awaited
+}
+
+/// The handler that is polled next on this thread awaits its own service's end, and nothing else.
+pub(crate) fn refuse_own_end() {
+    OWN_END.set(OwnEnd::Refused);
+}
+
 /// The handler on top of this thread's stack will wait for a call of this method. `None` if there is no handler.
 ///
 /// # Errors

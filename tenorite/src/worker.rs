@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
-use crate::error::SendReason;
+use crate::error::{FetchReason, SendReason};
 use crate::home::Home;
 use crate::lifecycle::StopReason;
 use crate::mailbox::abort::end_task;
@@ -304,11 +304,11 @@ async fn work<W: TenoriteWorker>(
     let outcome = poll_fn(|cx| {
         let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
         if unwound {
-            let message = match &poll {
-                Poll::Ready(Err(payload)) => Some(panics::message(payload)),
+            let reason = match &poll {
+                Poll::Ready(Err(payload)) => Some(FetchReason::Panicked(panics::message(payload))),
                 _ => None,
             };
-            queue.settle_unwound(message.as_ref());
+            queue.settle_unwound(reason.as_ref());
         }
         if matches!(poll, Poll::Ready(Err(_))) {
             queue.panicked();

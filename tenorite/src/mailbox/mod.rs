@@ -47,6 +47,7 @@ use tokio::time::Instant;
 
 use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::Lifecycle;
+use crate::nesting::Node;
 use crate::reply::Ended;
 
 /// Anything that a caller can send requests to.
@@ -86,6 +87,11 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
     fn is_closed(&self) -> bool;
 
     fn lifecycle(&self) -> &Lifecycle;
+
+    /// Returns which service this is to those that look for deadlocks, if its handlers are seen there.
+    fn node(&self) -> Option<Node> {
+        None
+    }
 
     /// The runtime that the service lives on: its clock judges deadlines, and serves callers that have none.
     fn runtime(&self) -> Option<&Handle>;

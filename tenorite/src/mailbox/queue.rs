@@ -616,17 +616,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().aborted = true;
     }
 
-    /// The panic that dropped clients has been caught: tells their callers what it said, as far as that is known.
-    pub(crate) fn settle_unwound(&self, message: Option<&PanicMessage>) {
+    /// The panic that dropped clients has been caught: tells their callers why, as far as that is known.
+    pub(crate) fn settle_unwound(&self, reason: Option<&FetchReason>) {
         let unwound = self.line.lock().unwound.take();
         for slot in unwound {
-            self.answer_unwound(slot, message);
+            self.answer_unwound(slot, reason);
         }
     }
 
-    fn answer_unwound(&self, slot: usize, message: Option<&PanicMessage>) {
-        let message = message.cloned().unwrap_or_else(|| PanicMessage::from("its message is not known"));
-        let failure = TenoriteError::FetchFailure(FetchReason::Panicked(message));
+    fn answer_unwound(&self, slot: usize, reason: Option<&FetchReason>) {
+        let unknown = || FetchReason::Panicked(PanicMessage::from("its message is not known"));
+        let failure = TenoriteError::FetchFailure(reason.cloned().unwrap_or_else(unknown));
         // A caller that has gone needs no failure.
         let _ = self.answer_slot(slot, Err(failure));
     }

@@ -485,8 +485,12 @@ fn a_panic_and_an_abort() {
         let Model { caller, driver, seen } = start(2);
         let other = call_there(&caller, Ask::Panic(1));
         drop(driver);
-        seen.check(1, &other.join().unwrap());
-        assert!(caller.is_stopped());
+        let outcome = other.join().unwrap();
+        seen.check(1, &outcome);
+        // What the call was told and what the service has ended in agree.
+        let reason = block_on(caller.stopped());
+        assert_eq!(is_panic(&outcome), matches!(reason, StopReason::Panicked(_)), "{outcome:?}, {reason:?}");
+        assert!(outcome == Err(lost()) || outcome == Err(stopped()) || is_panic(&outcome));
         seen.check_end();
     });
 }

@@ -427,3 +427,135 @@ async fn whatever_the_ways_every_call_ends() {
         assert!(refused > 0, "some of them are circles");
     }
 }
+
+/// A handler that stops its own service and awaits its end waits for itself. There is no error that
+/// `stopped()` could return: it panics in the handler.
+#[tokio::test]
+async fn a_handler_that_awaits_the_end_of_its_own_service_is_told() {
+    struct Own(WeakCaller<OwnCaller>);
+    #[tenorite::service]
+    impl Own {
+        pub async fn stop_and_wait(&mut self) {
+            let me = self.0.upgrade().unwrap();
+            me.stop();
+            me.stopped().await;
+        }
+        /// Stopped by another, while it waits already.
+        pub async fn wait(&mut self) {
+            let me = self.0.upgrade().unwrap();
+            me.stopped().await;
+        }
+        /// By way of a call that has to wait first.
+        pub async fn wait_later(&mut self) {
+            let me = self.0.upgrade().unwrap();
+            tokio::task::yield_now().await;
+            me.stop();
+            me.stopped().await;
+        }
+        pub async fn stop_in_time(&mut self) {
+            let me = self.0.upgrade().unwrap();
+            me.stop_within(Duration::from_millis(5)).await;
+        }
+    }
+    for inline in MODES {
+        for way in 0..3 {
+            let (_task, own) = OwnService.builder().inline(inline).start_cyclic(4, Own);
+            let (call, name) = match way {
+                0 => (own.stop_and_wait(), "stop_and_wait"),
+                1 => (own.wait(), "wait"),
+                _ => (own.wait_later(), "wait_later"),
+            };
+            let mut call = call.owned();
+            if way == 1 {
+                assert!(poll_once(&mut call).is_pending());
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                }
+                own.stop();
+            }
+            let text = format!("a handler would wait for itself: Own::{name} → Own::stopped");
+            let panicked = TenoriteError::FetchFailure(FetchReason::Panicked(text.as_str().into()));
+            assert_eq!(no_hang(call).await, Err(panicked), "{inline:?}");
+            no_hang(own.stopped()).await;
+        }
+        // This one ends by itself.
+        let (_task, own) = OwnService.builder().inline(inline).start_cyclic(4, Own);
+        assert_eq!(
+            no_hang(own.stop_in_time()).await,
+            Err(TenoriteError::FetchFailure(FetchReason::Stopped)),
+            "{inline:?}"
+        );
+    }
+}
+
+/// Beside something else the wait is pending until the service is gone, or until the other is there.
+#[tokio::test]
+async fn no_alarm_for_a_handler_that_awaits_its_own_end_beside_something_else() {
+    struct Own(WeakCaller<OwnCaller>, Arc<Semaphore>, NodeCaller);
+    #[tenorite::service]
+    impl Own {
+        pub async fn timer(&mut self) -> bool {
+            let me = self.0.upgrade().unwrap();
+            me.stop();
+            tokio::select! {
+                _ = me.stopped() => false,
+                () = tokio::time::sleep(Duration::from_millis(5)) => true,
+            }
+        }
+        pub async fn gate(&mut self) -> bool {
+            let me = self.0.upgrade().unwrap();
+            tokio::select! {
+                biased;
+                _ = me.stopped() => false,
+                _ = self.1.acquire() => true,
+            }
+        }
+        pub async fn call(&mut self) -> bool {
+            let me = self.0.upgrade().unwrap();
+            me.stop();
+            let mut calls = futures::stream::FuturesUnordered::new();
+            calls.push(self.2.held());
+            tokio::select! {
+                _ = me.stopped() => false,
+                _ = futures::StreamExt::next(&mut calls) => true,
+            }
+        }
+        pub async fn task(&mut self) -> bool {
+            let me = self.0.upgrade().unwrap();
+            me.stop();
+            let task = tokio::spawn(tokio::time::sleep(Duration::from_millis(5)));
+            tokio::select! {
+                _ = me.stopped() => false,
+                _ = task => true,
+            }
+        }
+    }
+    for inline in MODES {
+        for way in 0..4 {
+            let gate = Arc::new(Semaphore::new(0));
+            let (node, node_gate) = start(inline, 4);
+            let (task, own) = OwnService
+                .builder()
+                .inline(inline)
+                .start_cyclic(4, |me| Own(me, Arc::clone(&gate), node.clone()));
+            let mut call = match way {
+                0 => own.timer(),
+                1 => own.gate(),
+                2 => own.call(),
+                _ => own.task(),
+            };
+            assert!(poll_once(&mut call).is_pending());
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            own.stop();
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            gate.add_permits(1);
+            node_gate.add_permits(1);
+            assert_eq!(no_hang(call).await, Ok(true), "{inline:?} {way}");
+            assert!(no_hang(task).await.is_ok(), "{inline:?} {way}: it stops as it should");
+        }
+    }
+}

@@ -395,3 +395,73 @@ fn a_backlog_of_zero_and_a_missing_runtime_are_told_at_the_call() {
     let _entered = runtime.enter();
     assert!(panics(0).ends_with("support.rs"), "the line that starts the service");
 }
+
+/// A handler on a foreign thread whose runtime is shut down under it: what it used panics then, and that
+/// is no panic of the handler's.
+#[test]
+fn a_runtime_that_shuts_down_under_a_foreign_handler_has_stopped_it() {
+    use std::sync::mpsc;
+    use tenorite::Reply;
+
+    struct Late;
+    #[tenorite::service]
+    impl Late {
+        pub async fn sleep(&mut self, here: mpsc::Sender<()>, gone: mpsc::Receiver<()>) {
+            here.send(()).unwrap();
+            gone.recv().unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        pub fn listen(&mut self, here: mpsc::Sender<()>, gone: mpsc::Receiver<()>) {
+            here.send(()).unwrap();
+            gone.recv().unwrap();
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            tokio::net::UdpSocket::from_std(socket).unwrap();
+        }
+        pub fn answer(&mut self, here: mpsc::Sender<()>, gone: mpsc::Receiver<()>, reply: Reply<()>) {
+            self.listen(here, gone);
+            let _ = reply.send(());
+        }
+        pub async fn nested(&mut self, here: mpsc::Sender<()>, gone: mpsc::Receiver<()>) {
+            self.sleep(here, gone).await;
+        }
+    }
+
+    const LOST: TenoriteError = TenoriteError::FetchFailure(FetchReason::Stopped);
+    for runtime in [crate::support::multi_thread, crate::support::current_thread] {
+        for way in 0..4 {
+            for restarts in [false, true] {
+                let runtime = runtime();
+                let caller = {
+                    let _entered = runtime.enter();
+                    if restarts {
+                        LateService.builder().restart(tenorite::Restart::default()).start_with(4, || Late).1
+                    } else {
+                        LateService.start(4, Late)
+                    }
+                };
+                // A service that can be restarted has its worker when its task has run.
+                runtime.block_on(async {
+                    while caller.status() != tenorite::Status::Running {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                let (here, is_here) = mpsc::channel();
+                let (goes, gone) = mpsc::channel();
+                let theirs = caller.clone();
+                let calling = std::thread::spawn(move || match way {
+                    0 => theirs.sleep(here, gone).blocking(),
+                    1 => theirs.listen(here, gone).blocking(),
+                    2 => theirs.answer(here, gone).blocking(),
+                    _ => theirs.nested(here, gone).blocking(),
+                });
+                is_here.recv().unwrap();
+                drop(runtime);
+                goes.send(()).unwrap();
+                assert_eq!(calling.join().unwrap(), Err(LOST), "{way} {restarts}");
+                assert_eq!(futures::executor::block_on(caller.stopped()), StopReason::Aborted);
+                assert_eq!(caller.stats().panicked, 0, "{way} {restarts}");
+            }
+        }
+    }
+}

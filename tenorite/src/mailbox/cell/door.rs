@@ -21,7 +21,7 @@ use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Mailbox, PermitKind, Phase, Stats, Terms};
 use crate::method::{Method, Served};
-use crate::nesting;
+use crate::nesting::{self, Node};
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 use crate::waits::{self, Edge};
@@ -93,11 +93,11 @@ impl<W: Dispatch> Door<W> {
             Run::Deferred => unreachable!("a method that answers later runs on the task"),
             Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
-                let failure = TenoriteError::FetchFailure(FetchReason::Panicked(panics::message(&payload)));
+                let reason = self.core.why_panicked(&payload);
                 let left_over = state.take();
-                state.phase.put(Phase::Failed(failure));
+                state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason.clone())));
                 self.core.queue.drop_quietly(left_over);
-                owner.panicked(None, payload);
+                owner.panicked(None, reason, payload);
                 Poll::Ready(())
             }
         }
@@ -287,7 +287,10 @@ impl<W: Dispatch> Door<W> {
                 owner.release(stance);
             }
             Run::Waits => drop(owner.park(None, served, span, stance)),
-            Run::Panicked(payload) => drop(owner.panicked(None, payload)),
+            Run::Panicked(payload) => {
+                let reason = core.why_panicked(&payload);
+                drop(owner.panicked(None, reason, payload));
+            }
         }
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -419,6 +422,10 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
 
     fn lifecycle(&self) -> &Lifecycle {
         &self.core.queue.lifecycle
+    }
+
+    fn node(&self) -> Option<Node> {
+        Some(self.core.node())
     }
 
     fn runtime(&self) -> Option<&Handle> {

@@ -116,7 +116,8 @@ pub(super) fn dead<W: Dispatch>(core: &Core<W>) -> End<W> {
     core.witness.touch();
     // SAFETY: the last owner has gone, and the word that says so was read after it: nobody comes any more.
     let payload = unsafe { (*core.owned.get()).panic.take() };
-    End::Panic(payload.expect("a task that is polled was not aborted"))
+    // There is none if the runtime was shut down under a handler, and this task is polled once more.
+    End::Panic(payload.unwrap_or_else(|| Box::new("the service's runtime was shut down")))
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {

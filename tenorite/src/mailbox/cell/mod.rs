@@ -62,8 +62,8 @@ use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{self, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -240,6 +240,8 @@ pub(crate) struct Core<W: Dispatch> {
     /// Whether it stops when it is idle.
     stops_idle: bool,
     drain_limit: Option<Duration>,
+    /// A parked handler awaits the end of this very service. A stop has it looked at again.
+    awaits_own_end: AtomicBool,
     /// How many handlers came to their end; and the longest of those that were timed, in nanoseconds. Written by the owner
     /// alone, and ordered by nothing: they are looked at.
     replied: AtomicU64,
@@ -309,6 +311,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         is_timed: opening.is_timed,
         stops_idle: opening.stops_idle,
         drain_limit: opening.drain_limit,
+        awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });
@@ -325,6 +328,19 @@ impl<W: Dispatch> Core<W> {
     /// Which service this is, to those who look who waits for whom.
     fn node(&self) -> Node {
         std::ptr::from_ref(self).addr()
+    }
+
+    /// Returns why a call has no reply whose handler panicked.
+    ///
+    /// A handler on a caller's thread may find its runtime shut down under it. Its timers and sockets
+    /// panic then, which is no fault of the handler's.
+    #[cold]
+    fn why_panicked(&self, payload: &Payload) -> FetchReason {
+        if self.word.is_aborted() || self.home.is_shut_down() {
+            FetchReason::Stopped
+        } else {
+            FetchReason::Panicked(panics::message(payload))
+        }
     }
 
     /// The task has something to do.
@@ -357,6 +373,10 @@ impl<W: Dispatch> Core<W> {
         self.queue.lifecycle.draining();
         if wake {
             self.wake_task();
+        }
+        // After `CLOSING` was set, by a read-modify-write, as the parking is: one of the two sees the other.
+        if self.awaits_own_end.load(Ordering::Acquire) {
+            self.notify_if_parked();
         }
     }
 

@@ -1,7 +1,8 @@
 //! What the one who has the worker does with it.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use super::seat::{Progress, response_of};
@@ -153,32 +154,41 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         unsafe { (*owned).seat.lend(client) };
         let (ran, unwound) =
             panics::polled_here(&core.queue, || self.start_in(span, exchange, served, stance));
-        let message = match &ran {
-            Run::Panicked(payload) => Some(panics::message(payload)),
+        let reason = match &ran {
+            Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
         // SAFETY: this is the owner.
-        if let (Some(message), Some(client)) = (&message, unsafe { (*owned).seat.take_back() }) {
-            client.panicked(message.clone());
+        if let (Some(reason), Some(client)) = (&reason, unsafe { (*owned).seat.take_back() }) {
+            client.fail(reason.clone());
         }
         // Also of a panic that it has caught itself.
         if unwound {
-            core.queue.settle_unwound(message.as_ref());
+            core.queue.settle_unwound(reason.as_ref());
         }
         ran
     }
 
     /// Goes on with the handler that waits.
     fn resume(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
+        let waker = waker::borrowed(self.core);
+        self.resume_with(&waker, served, span)
+    }
+
+    fn resume_with(
+        &mut self,
+        waker: &Waker,
+        served: Served,
+        span: &Span,
+    ) -> Poll<Result<Option<W::Response>, Payload>> {
         let core = self.core;
-        let waker = waker::borrowed(core);
         let owned = self.owned();
         let resume = || {
             let _nested = nesting::enter(core.node(), served);
             let _in_span = span.enter();
             let _watched = core.watch.begin();
             // SAFETY: this is the owner.
-            unsafe { (*owned).seat.resume(&mut Context::from_waker(&waker)) }
+            unsafe { (*owned).seat.resume(&mut Context::from_waker(waker)) }
         };
         if !answers_later::<W>(served.method) {
             return match panics::catch(resume) {
@@ -189,12 +199,32 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         // What it owes it drops as it unwinds.
         let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(resume));
         if unwound {
-            core.queue.settle_unwound(ran.as_ref().err().map(panics::message).as_ref());
+            core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
         }
         match ran {
             Ok(poll) => poll.map(Ok),
             Err(payload) => Poll::Ready(Err(payload)),
         }
+    }
+
+    /// Looks whether a handler that awaits the end of its own service, which is stopping, could be woken by
+    /// anything else. If not, it waits for itself, and its wait panics.
+    ///
+    /// The handler is polled with a waker that counts its clones. A future that has to wait for anything
+    /// leaves one; the wait for the own end leaves none.
+    #[cold]
+    fn await_own_end(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
+        let counted = Arc::new(Counted(Arc::clone(self.core)));
+        let waker = Waker::from(Arc::clone(&counted));
+        let poll = self.resume_with(&waker, served, span);
+        waits::take_own_end();
+        drop(waker);
+        let clones = Arc::strong_count(&counted) - 1;
+        if clones == 0 && poll.is_pending() {
+            waits::refuse_own_end();
+            return self.resume(served, span);
+        }
+        poll
     }
 
     /// T3. The handler waits; its reply belongs into `slot`.
@@ -210,6 +240,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     fn park_again(mut self, serving: Serving, stance: Stance) -> Left<W> {
         let core = self.core;
+        let awaits_own_end = waits::take_own_end();
+        if awaits_own_end {
+            core.awaits_own_end.store(true, Ordering::Release);
+        }
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
         unsafe { (*self.owned()).serving = Some(serving) };
         match core.word.park() {
@@ -218,7 +252,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 self.left();
                 if parked == Park::Notified {
                     core.wake_task();
-                } else if stance == Stance::Foreign {
+                } else if stance == Stance::Foreign || awaits_own_end && core.word.is_closing() {
                     core.notify_if_parked();
                 }
                 Left::Alive
@@ -226,14 +260,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// T10. The handler panicked whose reply belongs into `slot`.
+    /// T10. The handler panicked whose reply belongs into `slot`, for this reason.
     #[cold]
-    pub(super) fn panicked(mut self, slot: Option<usize>, payload: Payload) -> Left<W> {
+    pub(super) fn panicked(mut self, slot: Option<usize>, reason: FetchReason, payload: Payload) -> Left<W> {
         self.hand = None;
-        let message = panics::message(&payload);
-        let failure = TenoriteError::FetchFailure(FetchReason::Panicked(message.clone()));
+        let message = match &reason {
+            FetchReason::Panicked(message) => Some(message.clone()),
+            _ => None,
+        };
+        self.core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
+        let Some(message) = message else {
+            panics::discard(payload);
+            return self.end(StopReason::Aborted, None);
+        };
         self.core.queue.panicked();
-        self.core.answer(slot, Err(failure));
         match self.core.aftermath {
             Aftermath::End => self.end(StopReason::Panicked(message), Some(payload)),
             _ => self.fall(message, payload),
@@ -369,7 +409,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         Run::Waits => {
                             return self.park(slot, served, span, Stance::Native);
                         }
-                        Run::Panicked(payload) => return self.panicked(slot, payload),
+                        Run::Panicked(payload) => {
+                            let reason = core.why_panicked(&payload);
+                            return self.panicked(slot, reason, payload);
+                        }
                     }
                     is_over = budget::is_turn_over(began);
                 }
@@ -392,14 +435,23 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let serving = serving.expect("a parked handler serves a call");
         let Serving { slot, served, since, .. } = serving;
         self.hand = slot;
-        let poll = self.resume(served, &serving.span);
+        let mut poll = self.resume(served, &serving.span);
+        if poll.is_pending() && waits::take_own_end() {
+            self.core.awaits_own_end.store(true, Ordering::Release);
+            if self.core.word.is_closing() {
+                poll = self.await_own_end(served, &serving.span);
+            }
+        }
         waits::left();
         if poll.is_ready() {
             waits::clear(self.core.node());
         }
         match poll {
             Poll::Pending => self.park_again(serving, Stance::Native),
-            Poll::Ready(Err(payload)) => self.panicked(slot, payload),
+            Poll::Ready(Err(payload)) => {
+                let reason = self.core.why_panicked(&payload);
+                self.panicked(slot, reason, payload)
+            }
             Poll::Ready(Ok(response)) => {
                 self.core.count_reply();
                 self.core.took(since.elapsed());
@@ -469,6 +521,22 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
         if !self.has_left {
             self.break_down();
         }
+    }
+}
+
+/// What wakes a handler while its clones are counted.
+struct Counted<W: Dispatch>(Arc<Core<W>>);
+
+impl<W: Dispatch> Wake for Counted<W> {
+    fn wake(self: Arc<Self>) {
+        self.0.notify();
+    }
+}
+
+impl<W: Dispatch> Drop for Counted<W> {
+    /// The last clone may be gone without a wake: see [`waker`].
+    fn drop(&mut self) {
+        self.0.notify_if_parked();
     }
 }
 

@@ -5,6 +5,7 @@ use std::task::{Poll, ready};
 
 use super::Dispatch;
 use super::seat::{Progress, Seat, response_of};
+use crate::error::FetchReason;
 use crate::mailbox::Phase;
 use crate::method::Served;
 use crate::nesting;
@@ -82,7 +83,7 @@ impl<W: Dispatch> Solo<W> {
                 (Ok(_), _) => Ok(()),
                 (Err(payload), client) => {
                     if let Some(client) = client {
-                        client.panicked(panics::message(&payload));
+                        client.fail(FetchReason::Panicked(panics::message(&payload)));
                     }
                     Err(payload)
                 }

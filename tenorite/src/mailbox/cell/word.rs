@@ -340,6 +340,16 @@ impl Word {
         self.0.load(Ordering::Relaxed) & OWNER == IDLE
     }
 
+    /// Returns whether the service is stopping.
+    pub(super) fn is_closing(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & CLOSING != 0
+    }
+
+    /// Returns whether the task is gone.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & ABORT != 0
+    }
+
     /// Somebody runs a handler and nobody waits for it: worth looking again soon.
     pub(super) fn is_only_running(&self) -> bool {
         self.0.load(Ordering::Relaxed) == RUN
