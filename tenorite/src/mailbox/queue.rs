@@ -173,6 +173,38 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         Entered::Line(phase, found)
     }
 
+    /// Appends a cast for which there is capacity, and calls `join` under the lock. Gives the request back
+    /// if there is none, or if the service accepts no calls: that is for [`enter`](Self::enter) to tell.
+    ///
+    /// `now` is the service's clock.
+    #[inline]
+    pub(super) fn cast<T>(
+        &self,
+        request: Rq,
+        terms: Terms,
+        now: impl FnOnce() -> Instant,
+        join: impl FnOnce() -> T,
+    ) -> Result<T, Rq> {
+        let span = Span::current();
+        let mut line = self.line.lock();
+        if line.closed.is_some() || !line.has_room() {
+            return Err(request);
+        }
+        line.used(now);
+        let arrival = Arrival {
+            request: Some(request),
+            span,
+            deadline: terms.deadline(),
+            awaited: Awaited::Nothing,
+            wanted_back: false,
+            accepted: true,
+        };
+        line.append(arrival, None, None);
+        let joined = join();
+        drop(line);
+        Ok(joined)
+    }
+
     /// Asks for a permit.
     pub(crate) fn reserve(&self, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
         let waker = waker.clone();

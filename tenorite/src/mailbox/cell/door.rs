@@ -203,6 +203,30 @@ impl<W: Dispatch> Door<W> {
         !state.terms.cast && self.core.dice.allows()
     }
 
+    /// T6, of a cast that nothing keeps from being accepted: it leaves neither a waker nor an edge.
+    /// Returns whether it was.
+    fn cast(&self, state: &mut State<W>) -> bool {
+        let core = &self.core;
+        if state.terms.limit.is_expired() {
+            return false;
+        }
+        let Some(request) = state.phase.take_new() else { return false };
+        let now = || core.home.now(Stance::Foreign);
+        match core.queue.cast(request, state.terms, now, || core.word.join(false)) {
+            Ok(join) => {
+                state.phase.put(Phase::Accepted);
+                if join == Join::Wake {
+                    core.wake_task();
+                }
+                true
+            }
+            Err(request) => {
+                state.phase.put(Phase::New(request));
+                false
+            }
+        }
+    }
+
     /// T6.
     fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
         let core = &self.core;
@@ -367,6 +391,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
             && self.core.word.claim_idle()
         {
             return self.run(Owner::claimed(&self.core), served, state, cx, stance);
+        }
+        if state.terms.cast && self.permit == PermitKind::Borrowed && self.cast(state) {
+            return Poll::Ready(());
         }
         self.poll_slowly(state, cx)
     }

@@ -495,7 +495,7 @@ pub(super) fn response_of<Rq, Rs>(exchange: &mut Exchange<Rq, Rs>) -> Rs {
 impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
     /// The request, if it has not been sent.
     #[inline]
-    fn take_new(&mut self) -> Option<Rq> {
+    pub(super) fn take_new(&mut self) -> Option<Rq> {
         let Self::New(request) = self else { return None };
         // SAFETY: what has been moved out is overwritten, and not dropped.
         unsafe {
