@@ -199,7 +199,14 @@ fn a_worker_that_dies_while_one_calls() {
 }
 
 fn terms(cast: bool) -> Terms {
-    Terms { limit: Limit::None, cast, no_wait: false, wanted_back: false, has_permit: false }
+    Terms {
+        limit: Limit::None,
+        cast,
+        no_wait: false,
+        wanted_back: false,
+        permit: None,
+        has_default_limit: false,
+    }
 }
 
 #[test]
