@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::context::context;
 use crate::error::{FetchReason, TenoriteError};
 use crate::panics;
+use crate::trace::Span;
 
 /// How a call ended: the worker's answer, or why there is none.
 pub(crate) type Ended<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
@@ -323,7 +324,8 @@ impl<T> Reply<T> {
     ///
     /// The future's own calls inherit the deadline of the call that it answers. If it panics, that call ends in
     /// [`FetchFailure(Panicked)`](FetchReason::Panicked), and the service goes on: the worker's state was not touched. It runs to
-    /// its end though its caller hangs up.
+    /// its end though its caller hangs up. With the feature `tracing` the future runs in the span that is current where this is
+    /// called, which is the caller's span in a handler.
     ///
     /// The task is accepted work: a derived service that stops waits for it, before its stop hook and for
     /// as long as [`stop_within`](crate::TenoriteCaller::stop_within) or
@@ -339,6 +341,7 @@ impl<T> Reply<T> {
     where
         T: Send + 'static,
     {
+        let span = Span::current();
         self.0.if_dropped(FetchReason::Stopped);
         let context = context();
         let (service, guard) = match self.0.begin_task() {
@@ -349,12 +352,12 @@ impl<T> Reply<T> {
         let task = tokio::spawn(async move {
             // Dropped last: the service may end then.
             let _guard = guard;
-            let ran = panics::caught(async move {
+            let ran = panics::caught(span.around(async move {
                 match context {
                     Some(context) => context.scope(future).await,
                     None => future.await,
                 }
-            });
+            }));
             match ran.await {
                 // A caller that has gone needs no answer.
                 Ok(answer) => drop(panics::drop_quietly(self.send(answer))),

@@ -1,6 +1,6 @@
 //! What is told through `tracing`, if its feature is on. Nothing of it is there, and nothing is paid, if it is off.
 //!
-//! - A handler runs in the span that its call was made in, whoever polls it.
+//! - A handler runs in the span that its call was made in, whoever polls it. So does what it spawns to answer that call.
 //! - A handler that holds its thread for too long in one poll is warned of: while it computes, nobody else on that thread gets
 //!   a turn, and that thread may be its caller's.
 
@@ -18,6 +18,8 @@ pub(crate) const WARN_AFTER: Duration = Duration::from_millis(10);
 mod on {
     use std::time::{Duration, Instant};
 
+    use tracing::Instrument;
+
     /// Where a call was made.
     pub(crate) struct Span(tracing::Span);
 
@@ -32,6 +34,11 @@ mod on {
 
         pub(crate) fn enter(&self) -> impl Sized + '_ {
             self.0.enter()
+        }
+
+        /// Polls and drops the future in this span.
+        pub(crate) fn around<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+            future.instrument(self.0)
         }
     }
 
@@ -92,6 +99,10 @@ mod off {
         #[inline]
         pub(crate) fn enter(&self) -> Nothing {
             Nothing
+        }
+
+        pub(crate) fn around<F: Future>(self, future: F) -> F {
+            future
         }
     }
 

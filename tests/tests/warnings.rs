@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tenorite::Inline;
 use tenorite::prelude::*;
+use tenorite::{Inline, Reply};
 use tenorite_tests::poll_once;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Instrument, Level, Subscriber};
@@ -66,6 +66,15 @@ impl Worker {
         tokio::task::yield_now().await;
         (before, innermost())
     }
+
+    /// The same of the task that answers.
+    pub fn spans_of_the_task(&mut self, reply: Reply<(Option<u64>, Option<u64>)>) {
+        reply.spawn(async {
+            let before = innermost();
+            tokio::task::yield_now().await;
+            (before, innermost())
+        });
+    }
 }
 
 const MODES: [Inline; 3] = [Inline::Auto, Inline::Never, Inline::Random(1)];
@@ -124,6 +133,23 @@ fn s6_a_handler_runs_in_the_span_of_its_call() {
                     assert!(id.is_some());
                     assert_eq!(call.await, Ok((id, id)), "{inline:?}");
                 }
+            }
+        });
+    });
+}
+
+#[test]
+fn what_a_reply_spawns_runs_in_the_span_of_its_call() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tracing::subscriber::with_default(subscriber(&Seen::default()), || {
+        runtime.block_on(async {
+            for inline in MODES {
+                let caller = WorkerService.builder().inline(inline).start(8, Worker);
+                let span = tracing::info_span!("a caller's");
+                let id = span.id().map(|id| id.into_u64());
+                assert!(id.is_some());
+                let call = caller.spans_of_the_task().instrument(span);
+                assert_eq!(call.await, Ok((id, id)), "{inline:?}");
             }
         });
     });
