@@ -156,7 +156,7 @@ fn failure_in_full(error: &TenoriteError) -> (&'static str, String) {
         TenoriteError::SendFailure(reason) => match reason {
             SendReason::Full => plain("rejected-full"),
             SendReason::Expired => plain("rejected-expired"),
-            SendReason::StartFailed => plain("rejected-start-failed"),
+            SendReason::StartFailed(why) => ("rejected-start-failed", why.to_string()),
             SendReason::WouldDeadlock(cycle) => {
                 let hops: Vec<_> = cycle.hops().collect();
                 ("rejected-deadlock", serde_json::to_string(&hops).unwrap_or_default())
@@ -262,7 +262,7 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
         "rejected-stopped" => sent(SendReason::Stopped),
         "rejected-full" => sent(SendReason::Full),
         "rejected-expired" => sent(SendReason::Expired),
-        "rejected-start-failed" => sent(SendReason::StartFailed),
+        "rejected-start-failed" => sent(SendReason::StartFailed(Explanation::from(text()))),
         "rejected-deadlock" => {
             let hops: Vec<(String, String)> = serde_json::from_slice(&message.payload).unwrap_or_default();
             sent(SendReason::WouldDeadlock(hops.into_iter().collect::<Cycle>()))
@@ -328,7 +328,7 @@ mod tests {
             SendReason::Stopped,
             SendReason::Full,
             SendReason::Expired,
-            SendReason::StartFailed,
+            SendReason::StartFailed("no ink".into()),
             SendReason::WouldDeadlock(cycle),
             SendReason::NoService,
             SendReason::Disconnected,

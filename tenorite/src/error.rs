@@ -64,8 +64,8 @@ pub enum SendReason {
     Full,
     /// The deadline passed before the request's turn came.
     Expired,
-    /// The service could not be started.
-    StartFailed,
+    /// The service could not be started, and this is why: the error of its `init`, or the text of the panic.
+    StartFailed(Explanation),
     /// The call would have waited for itself: the service is, through this chain of calls, waiting for its caller.
     WouldDeadlock(Cycle),
     /// Nobody serves it where it was sent. Only a service that is called [over something](crate::TenoriteCaller::over).
@@ -242,7 +242,7 @@ impl fmt::Display for SendReason {
             Self::Stopped => f.write_str("the service has stopped"),
             Self::Full => f.write_str("the backlog is full"),
             Self::Expired => f.write_str("its deadline passed before its turn came"),
-            Self::StartFailed => f.write_str("the service failed to start"),
+            Self::StartFailed(why) => write!(f, "the service failed to start: {why}"),
             Self::WouldDeadlock(cycle) => write!(f, "it would wait for itself: {cycle}"),
             Self::NoService => f.write_str("nobody serves it"),
             Self::Disconnected => f.write_str("there is no connection to the service"),
@@ -332,6 +332,12 @@ impl Explanation {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<PanicMessage> for Explanation {
+    fn from(message: PanicMessage) -> Self {
+        Self(message.0)
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Poll, Waker};
 use slab::Slab;
 use tokio::sync::watch;
 
-use crate::error::PanicMessage;
+use crate::error::{Explanation, PanicMessage};
 use crate::panics;
 use crate::sync::Mutex;
 
@@ -25,8 +25,8 @@ pub enum StopReason {
     Idle,
     /// The worker's task returned by itself, with callers alive.
     Finished,
-    /// Its `#[service(init)]` returned an error.
-    StartFailed,
+    /// Its `#[service(init)]` returned an error: its text, or the name of its type if it has no `Display`.
+    StartFailed(Explanation),
     /// A handler, a hook, or the worker's task, panicked.
     Panicked(PanicMessage),
     /// It failed once more than its [`Restart`](crate::Restart) policy allows; this is how, the last time.
@@ -41,7 +41,7 @@ impl StopReason {
     /// Whether the service ended as somebody wanted it to, and not because something went wrong.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        !matches!(self, Self::StartFailed | Self::Panicked(_) | Self::GaveUp(_) | Self::Aborted)
+        !matches!(self, Self::StartFailed(_) | Self::Panicked(_) | Self::GaveUp(_) | Self::Aborted)
     }
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for StopReason {
             Self::Requested => f.write_str("it was asked to stop"),
             Self::Idle => f.write_str("it was idle"),
             Self::Finished => f.write_str("it had finished"),
-            Self::StartFailed => f.write_str("it failed to start"),
+            Self::StartFailed(why) => write!(f, "it failed to start: {why}"),
             Self::Panicked(message) => write!(f, "it panicked: {message}"),
             Self::GaveUp(message) => write!(f, "it failed too often, at last: {message}"),
             Self::Aborted => f.write_str("it was aborted"),

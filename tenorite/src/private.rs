@@ -242,6 +242,39 @@ impl<T> ShowOpaque for &Field<'_, T> {
     }
 }
 
+/// What an `init` failed with, to be told as text: `(&Failure::<_, Self>::new(&output)).__tenorite_explain()` finds the first of
+/// these two traits that applies.
+#[derive(Debug)]
+pub struct Failure<'a, T, W>(&'a T, PhantomData<fn() -> W>);
+
+impl<'a, T, W> Failure<'a, T, W> {
+    pub fn new(output: &'a T) -> Self {
+        Self(output, PhantomData)
+    }
+}
+
+/// The error has `Display`.
+pub trait ExplainDisplay {
+    fn __tenorite_explain(&self) -> String;
+}
+
+impl<E: fmt::Display, W> ExplainDisplay for Failure<'_, Result<W, E>, W> {
+    fn __tenorite_explain(&self) -> String {
+        self.0.as_ref().err().map_or_else(String::new, ToString::to_string)
+    }
+}
+
+/// The error has none, or that is not known of a generic one.
+pub trait ExplainOpaque {
+    fn __tenorite_explain(&self) -> String;
+}
+
+impl<T: Opened<W>, W> ExplainOpaque for &Failure<'_, T, W> {
+    fn __tenorite_explain(&self) -> String {
+        T::failure_name().to_owned()
+    }
+}
+
 struct Opaque;
 
 impl Debug for Opaque {

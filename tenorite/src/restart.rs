@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::chance;
-use crate::error::PanicMessage;
+use crate::error::{Explanation, PanicMessage};
 
 /// How often, and how soon, a worker that has fallen is replaced.
 ///
@@ -83,7 +83,8 @@ pub(crate) fn after(then: Instant, limit: Duration) -> Instant {
 #[derive(Debug, Clone)]
 pub(crate) enum Fall {
     Panicked(PanicMessage),
-    StartFailed,
+    /// `init` returned an error, and this is its text.
+    StartFailed(Explanation),
     /// It panicked while it was made.
     StartPanicked(PanicMessage),
     Requested,
@@ -93,7 +94,7 @@ impl Fall {
     pub(crate) fn message(&self) -> PanicMessage {
         match self {
             Self::Panicked(message) | Self::StartPanicked(message) => message.clone(),
-            Self::StartFailed => PanicMessage::from("it failed to start"),
+            Self::StartFailed(why) => PanicMessage::from(format!("it failed to start: {why}")),
             Self::Requested => PanicMessage::from("it was asked to restart"),
         }
     }

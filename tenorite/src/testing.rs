@@ -55,7 +55,7 @@ impl<C: Caller> Drop for Guard<C> {
         if thread::panicking() {
             return;
         }
-        if let Some(reason @ (StopReason::Panicked(_) | StopReason::GaveUp(_) | StopReason::StartFailed)) =
+        if let Some(reason @ (StopReason::Panicked(_) | StopReason::GaveUp(_) | StopReason::StartFailed(_))) =
             self.watch.reason()
         {
             panic!("the service of this test has ended: {reason}");

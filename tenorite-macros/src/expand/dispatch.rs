@@ -189,6 +189,10 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
                 #unused
                 #opened(#init)
             }
+
+            fn explain(failed: &#output) -> ::std::string::String {
+                (&#krate::__private::Failure::<'_, #output, Self>::new(failed)).__tenorite_explain()
+            }
         }
     });
     let begin = hooks.on_start.as_ref().map(|Hook { name, is_async, .. }| {

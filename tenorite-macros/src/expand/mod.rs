@@ -33,7 +33,9 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
         #unit
         const _: () = {
             #[allow(unused_imports)]
-            use #krate::__private::{Plain as _, ShowDebug as _, ShowOpaque as _};
+            use #krate::__private::{
+                ExplainDisplay as _, ExplainOpaque as _, Plain as _, ShowDebug as _, ShowOpaque as _,
+            };
             #(#impls)*
         };
     }

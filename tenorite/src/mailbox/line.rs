@@ -716,8 +716,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Why whoever comes to a shut door is refused.
     pub(super) fn refusal(&self) -> SendReason {
-        match self.closed {
-            Some(StopReason::StartFailed) => SendReason::StartFailed,
+        match &self.closed {
+            Some(StopReason::StartFailed(why)) => SendReason::StartFailed(why.clone()),
             _ => SendReason::Stopped,
         }
     }

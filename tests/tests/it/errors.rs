@@ -24,7 +24,10 @@ fn texts_name_the_phase_and_the_reason() {
         send(SendReason::Expired),
         "the request was not run: its deadline passed before its turn came"
     );
-    assert_eq!(send(SendReason::StartFailed), "the request was not run: the service failed to start");
+    assert_eq!(
+        send(SendReason::StartFailed("no ink".into())),
+        "the request was not run: the service failed to start: no ink"
+    );
     assert_eq!(
         fetch(FetchReason::Panicked(PanicMessage::from("out of ink".to_owned()))),
         "the reply was lost: the handler panicked: out of ink"
@@ -73,7 +76,7 @@ fn only_what_did_not_run_and_may_go_better_is_retryable() {
     assert!(retryable(TenoriteError::SendFailure(SendReason::Full)));
     assert!(retryable(TenoriteError::SendFailure(SendReason::Expired)));
     assert!(!retryable(TenoriteError::SendFailure(SendReason::Stopped)));
-    assert!(!retryable(TenoriteError::SendFailure(SendReason::StartFailed)));
+    assert!(!retryable(TenoriteError::SendFailure(SendReason::StartFailed("no ink".into()))));
     assert!(!retryable(TenoriteError::FetchFailure(FetchReason::Expired)));
     assert!(!retryable(TenoriteError::ServiceError(NoSuchKey)));
 }

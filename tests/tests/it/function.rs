@@ -49,7 +49,7 @@ async fn it_can_fail_in_every_way_a_service_can() {
         TenoriteError::SendFailure(SendReason::Stopped),
         TenoriteError::SendFailure(SendReason::Full),
         TenoriteError::SendFailure(SendReason::Expired),
-        TenoriteError::SendFailure(SendReason::StartFailed),
+        TenoriteError::SendFailure(SendReason::StartFailed("no ink".into())),
         TenoriteError::FetchFailure(FetchReason::Panicked("pretended".into())),
         TenoriteError::FetchFailure(FetchReason::Stopped),
         TenoriteError::FetchFailure(FetchReason::Expired),

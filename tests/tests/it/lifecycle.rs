@@ -147,7 +147,7 @@ async fn calls_wait_while_a_worker_is_made() {
 
 #[tokio::test]
 async fn a_failed_start_answers_everybody_and_tells_why() {
-    const FAILED: TenoriteError = TenoriteError::SendFailure(SendReason::StartFailed);
+    let failed = TenoriteError::SendFailure(SendReason::StartFailed("no connection".into()));
     for inline in MODES {
         let plan = Plan { fails: true, ..Plan::new() };
         let gate = Arc::clone(&plan.gate);
@@ -159,13 +159,76 @@ async fn a_failed_start_answers_everybody_and_tells_why() {
         }
         gate.add_permits(1);
         for call in calls {
-            assert_eq!(call.await, Err(FAILED));
+            assert_eq!(call.await, Err(failed.clone()));
         }
-        assert_eq!(mail.stopped().await, StopReason::StartFailed);
-        assert_eq!(mail.send("late").await, Err(FAILED));
+        assert_eq!(mail.stopped().await, StopReason::StartFailed("no connection".into()));
+        assert_eq!(mail.send("late").await, Err(failed.clone()));
         assert_eq!(task.await.unwrap().unwrap_err(), NoConnection);
         assert_eq!(mail.status(), Status::Stopped);
     }
+}
+
+/// An error without `Display`, one that is generic, and one whose `Display` panics.
+#[tokio::test]
+async fn an_error_that_cannot_be_told_is_told_by_its_type() {
+    mod silent {
+        pub struct Silent;
+        pub struct Loud;
+
+        impl std::fmt::Display for Loud {
+            fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                panic!("it does not say")
+            }
+        }
+    }
+
+    struct Mute;
+
+    #[tenorite::service]
+    impl Mute {
+        #[service(init)]
+        fn open() -> Result<Self, silent::Silent> {
+            Err(silent::Silent)
+        }
+
+        pub fn ask(&self) {}
+    }
+
+    struct Bound<E>(std::marker::PhantomData<E>);
+
+    #[tenorite::service]
+    impl<E: std::fmt::Display + Send + 'static> Bound<E> {
+        #[service(init)]
+        fn open(error: E) -> Result<Self, E> {
+            Err(error)
+        }
+
+        pub fn ask(&self) {}
+    }
+
+    struct Unbound<E>(std::marker::PhantomData<E>);
+
+    #[tenorite::service]
+    impl<E: Send + 'static> Unbound<E> {
+        #[service(init)]
+        fn open(error: E) -> Result<Self, E> {
+            Err(error)
+        }
+
+        pub fn ask(&self) {}
+    }
+
+    async fn told<C: Caller>(caller: C) -> String {
+        match caller.as_ref().stopped().await {
+            StopReason::StartFailed(why) => why.to_string(),
+            other => other.to_string(),
+        }
+    }
+
+    assert!(told(MuteService.start(1, ())).await.ends_with("silent::Silent"));
+    assert_eq!(told(BoundService.start(1, 7_u8)).await, "7");
+    assert_eq!(told(UnboundService.start(1, 7_u8)).await, "u8");
+    assert!(told(BoundService.start(1, silent::Loud)).await.ends_with("silent::Loud"));
 }
 
 #[tokio::test]
@@ -176,7 +239,7 @@ async fn a_start_that_panics_answers_everybody() {
     let mut call = mail.send("one");
     assert!(poll_once(&mut call).is_pending());
     gate.add_permits(1);
-    assert_eq!(call.await, Err(TenoriteError::SendFailure(SendReason::StartFailed)));
+    assert_eq!(call.await, Err(TenoriteError::SendFailure(SendReason::StartFailed("no memory".into()))));
     assert_eq!(mail.stopped().await, StopReason::Panicked("no memory".into()));
     assert!(task.await.unwrap_err().is_panic());
 }

@@ -268,7 +268,8 @@ async fn a_restart_storm_stays_within_its_policy() {
         match outcome {
             // It was not fast enough to be given up.
             Ok(_) => assert_eq!(starts.len(), 41),
-            Err(TenoriteError::SendFailure(SendReason::StartFailed)) => {
+            Err(TenoriteError::SendFailure(SendReason::StartFailed(why))) => {
+                assert_eq!(why.as_str(), "7");
                 assert_eq!(task.await.unwrap().err(), Some(7));
                 assert!(matches!(unlucky.stopped().await, StopReason::GaveUp(_)));
             }
@@ -290,7 +291,10 @@ async fn a_factory_that_panics_counts_as_a_start_that_fails() {
         Probe::new(&watch)
     });
     assert!(is_panic(&caller.explode("boom").await));
-    assert_eq!(caller.note(1).await, Err(TenoriteError::SendFailure(SendReason::StartFailed)));
+    assert_eq!(
+        caller.note(1).await,
+        Err(TenoriteError::SendFailure(SendReason::StartFailed("out of workers".into())))
+    );
     assert_eq!(caller.stopped().await, StopReason::GaveUp("out of workers".into()));
     assert!(task.await.err().unwrap().is_panic());
 }

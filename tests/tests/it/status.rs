@@ -99,8 +99,9 @@ async fn nothing_is_waited_for_after_a_failed_start() {
     for inline in tenorite::testing::each_way() {
         let (_task, caller) = StillbornService.builder().inline(inline).start_task(4, ());
         let early = caller.watch();
-        assert_eq!(caller.stopped().await, StopReason::StartFailed);
-        assert_silent(early, caller.watch(), &StopReason::StartFailed, &format!("{inline:?}")).await;
+        assert_eq!(caller.stopped().await, StopReason::StartFailed("7".into()));
+        assert_silent(early, caller.watch(), &StopReason::StartFailed("7".into()), &format!("{inline:?}"))
+            .await;
     }
 }
 
@@ -254,7 +255,7 @@ async fn no_restart_is_told_of_a_start_that_its_policy_does_not_repeat() {
     for inline in tenorite::testing::each_way() {
         let (_task, caller) = StillbornService.builder().inline(inline).restart(TWICE).start_task(8, ());
         let told = record(caller.watch());
-        assert_eq!(caller.stopped().await, StopReason::GaveUp("it failed to start".into()));
+        assert_eq!(caller.stopped().await, StopReason::GaveUp("it failed to start: 7".into()));
         let expected = [Status::Starting, Status::Restarting(1), Status::Restarting(2)];
         assert_eq!(told.await.unwrap().strip_suffix(&[Status::Stopped]), Some(&expected[..]), "{inline:?}");
         assert_eq!(caller.stats().restarts, 2);

@@ -191,7 +191,7 @@ async fn a_start_that_goes_on_failing_ends_the_group() {
         assert!(matches!(outcome, Err(TenoriteError::SendFailure(_))), "{strategy:?}: {outcome:?}");
         assert_eq!(
             report.services()[1].reason,
-            StopReason::GaveUp("it failed to start".into()),
+            StopReason::GaveUp("it failed to start: ()".into()),
             "{strategy:?}: {report}"
         );
         assert!(a.is_stopped() && c.is_stopped());

@@ -31,7 +31,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::driver::{dead, serve};
 use super::owner::{Left, Owner};
 use super::{Core, Dispatch, Opened};
-use crate::error::SendReason;
+use crate::error::{Explanation, SendReason};
 use crate::lifecycle::StopReason;
 use crate::mailbox::BoxFuture;
 use crate::method::{Method, Served};
@@ -107,7 +107,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                         self.open(core, worker);
                         None
                     }
-                    Ok(Err(output)) => self.decide(core, Fall::StartFailed, End::Output(output)),
+                    Ok(Err(output)) => {
+                        let fall = Fall::StartFailed(explain::<W>(&output));
+                        self.decide(core, fall, End::Output(output))
+                    }
                     Err(payload) => {
                         let fall = Fall::StartPanicked(panics::message(&payload));
                         self.decide(core, fall, End::Panic(payload))
@@ -267,11 +270,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         let reason = match &fall {
             _ if too_many => StopReason::GaveUp(fall.message()),
             Fall::Panicked(message) | Fall::StartPanicked(message) => StopReason::Panicked(message.clone()),
-            Fall::StartFailed => StopReason::StartFailed,
+            Fall::StartFailed(why) => StopReason::StartFailed(why.clone()),
             Fall::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
         };
         let failure = match &fall {
-            Fall::StartFailed | Fall::StartPanicked(_) => SendReason::StartFailed,
+            Fall::StartFailed(why) => SendReason::StartFailed(why.clone()),
+            Fall::StartPanicked(message) => SendReason::StartFailed(message.clone().into()),
             _ => SendReason::Stopped,
         };
         core.queue.shut_down(reason.clone(), &failure);
@@ -349,6 +353,17 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
                 }
             }
         }))
+    }
+}
+
+/// Returns the text of what `init` failed with. That is the user's code, and may panic.
+fn explain<W: Dispatch>(output: &W::Output) -> Explanation {
+    match panics::catch(|| W::explain(output)) {
+        Ok(text) => Explanation::from(text),
+        Err(payload) => {
+            panics::discard(payload);
+            Explanation::from(W::Output::failure_name())
+        }
     }
 }
 

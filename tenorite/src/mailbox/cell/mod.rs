@@ -159,6 +159,11 @@ pub trait Dispatch: Send + Sized + 'static {
         async move { Ok(worker.expect("it is ready")) }
     }
 
+    /// Returns the text of what [`open`](Self::open) failed with.
+    fn explain(_failed: &Self::Output) -> String {
+        Self::Output::failure_name().to_owned()
+    }
+
     /// Before the first request.
     fn begin(&mut self) -> impl Future<Output = ()> + Send {
         async {}
@@ -185,6 +190,9 @@ pub trait Opened<W>: Sized {
 
     /// What a service ends in that hands its worker back.
     fn hand_back(worker: W) -> Self;
+
+    /// Returns the name of the type of what it fails with.
+    fn failure_name() -> &'static str;
 }
 
 impl<W> Opened<W> for W {
@@ -195,6 +203,10 @@ impl<W> Opened<W> for W {
     fn hand_back(worker: W) -> Self {
         worker
     }
+
+    fn failure_name() -> &'static str {
+        std::any::type_name::<W>()
+    }
 }
 
 impl<W, E> Opened<W> for Result<W, E> {
@@ -204,6 +216,10 @@ impl<W, E> Opened<W> for Result<W, E> {
 
     fn hand_back(worker: W) -> Self {
         Ok(worker)
+    }
+
+    fn failure_name() -> &'static str {
+        std::any::type_name::<E>()
     }
 }
 
