@@ -361,7 +361,8 @@ impl From<String> for Explanation {
 
 /// A chain of calls that ends where it began: each service waits for the next, and the last for the first.
 ///
-/// Shown as `Store::get → Index::find → Store::get`.
+/// Shown as `Store::get → Index::find → Store::get`, and as `Store[eu]::get` where a service has a
+/// [name](crate::Builder::name).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cycle(Arc<[(Arc<str>, Arc<str>)]>);
 

@@ -60,6 +60,7 @@ mod sync;
 mod chance;
 mod error;
 mod panics;
+mod names;
 mod trace;
 mod park;
 mod lifecycle;

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use slab::Slab;
 use tokio::sync::watch;
 
 use crate::error::{Explanation, PanicMessage};
+use crate::names::{Name, Named};
 use crate::panics;
 use crate::sync::Mutex;
 
@@ -140,6 +142,8 @@ impl StatusWatch {
 /// waker that panics would keep the others from being woken, and unwind into whoever brings the news.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
+    /// What it is called. One word, where the text would be two.
+    service: fn() -> &'static str,
     state: Mutex<State>,
 }
 
@@ -150,7 +154,7 @@ struct State {
     has_worker: bool,
     restarts: u32,
     ended: Option<StopReason>,
-    /// Boxed, because most services have nobody who waits for them, or watches.
+    /// Boxed, because most services have no name, and nobody who waits for them, or watches.
     watched: Option<Box<Watched>>,
 }
 
@@ -159,14 +163,16 @@ struct Watched {
     /// `None` once woken.
     waiting: Slab<Option<Waker>>,
     watch: Option<watch::Sender<News>>,
+    name: Option<Name>,
 }
 
 /// What those are told who watch.
 type News = (Status, Option<StopReason>);
 
 impl Lifecycle {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(service: fn() -> &'static str) -> Self {
         Self {
+            service,
             state: Mutex::new(State {
                 status: Status::Starting,
                 has_worker: false,
@@ -174,6 +180,13 @@ impl Lifecycle {
                 ended: None,
                 watched: None,
             }),
+        }
+    }
+
+    /// Gives the service at this address its name, if it has one. Before it has callers.
+    pub(crate) fn set_name(&self, name: Option<Arc<str>>, address: usize) {
+        if let Some(name) = name {
+            self.state.lock().watched.get_or_insert_default().name = Some(Name::new(name, address));
         }
     }
 
@@ -332,6 +345,17 @@ impl Lifecycle {
             Poll::Pending
         })
         .await
+    }
+}
+
+impl Named for Lifecycle {
+    fn service(&self) -> &'static str {
+        (self.service)()
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        state.watched.as_ref()?.name.as_ref().map(|name| Arc::clone(name.text()))
     }
 }
 

@@ -82,7 +82,7 @@ pub struct Hand<W: Dispatch> {
 
 impl<W: Dispatch> Hand<W> {
     pub fn new(worker: W) -> Self {
-        Self { solo: Some(Solo::new(worker)), slots: Arc::new(Queue::new(1)) }
+        Self { solo: Some(Solo::new(worker)), slots: Arc::new(Queue::new(1, || W::NAME)) }
     }
 
     /// The worker, if it is whole.

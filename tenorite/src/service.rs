@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -139,6 +140,7 @@ pub trait TenoriteService<
             grace: Duration::from_secs(5),
             drain_limit: None,
             is_detached: false,
+            name: None,
             worker: PhantomData,
         }
     }
@@ -165,6 +167,7 @@ pub struct Builder<W, C> {
     grace: Duration,
     drain_limit: Option<Duration>,
     is_detached: bool,
+    name: Option<Arc<str>>,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -242,6 +245,31 @@ where
     /// finished, what [`Reply::spawn`](crate::Reply::spawn) has started included.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = Some(limit);
+        self
+    }
+
+    /// Gives the service a name of its own, to tell it from others of its type.
+    ///
+    /// The name stands in [cycles](crate::Cycle), in [`Stats::name`](crate::Stats::name), in the reports of a
+    /// [`Supervisor`](crate::Supervisor) and in what is told through `tracing`. It does not have to be unique.
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # struct Store;
+    /// # #[tenorite::service] impl Store { pub fn get(&self) {} }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let eu = StoreService.builder().name("eu").start(32, Store);
+    /// assert_eq!((eu.stats().service, eu.stats().name.as_deref()), ("Store", Some("eu")));
+    /// # }
+    /// ```
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// As [`name`](Self::name), unless there is one.
+    pub(crate) fn name_by_default(mut self, name: &str) -> Self {
+        self.name.get_or_insert_with(|| name.into());
         self
     }
 
@@ -351,9 +379,10 @@ where
         if self.drain_limit.is_some() {
             timer::assert_enabled("a service with a `drain_limit`");
         }
-        let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, .. } = self;
+        let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, name, .. } = self;
         let mut started = None;
-        let start = Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive };
+        let start =
+            Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive, name };
         let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
             let configs = make(&caller);
@@ -503,6 +532,7 @@ impl<W, C> fmt::Debug for Restarting<W, C> {
 impl<W, C> fmt::Debug for Builder<W, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
+            .field("name", &self.name)
             .field("timeout", &self.timeout)
             .field("inline", &self.inline)
             .finish_non_exhaustive()

@@ -33,7 +33,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
-use crate::mailbox::BoxFuture;
+use crate::mailbox::{BoxFuture, Stats};
+use crate::names;
 use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
 use crate::timer;
@@ -215,6 +216,8 @@ impl Supervisor {
 
     /// Starts a service, and looks after it. Each worker begins with a clone of the config.
     ///
+    /// `name` stands in the report. It is also the service's own, if that has [none](Builder::name).
+    ///
     /// # Panics
     ///
     /// If `backlog` is 0, outside a tokio runtime, and in one without timers.
@@ -267,7 +270,7 @@ impl Supervisor {
     {
         let grace = service.grace();
         let ask = Ask { child: self.children.len(), events: self.events.clone() };
-        let caller = service.start_again(backlog, Box::new(ask), make);
+        let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
         self.hold(name, grace, true, caller.as_ref());
         caller
     }
@@ -303,7 +306,8 @@ impl Supervisor {
     pub fn group(&mut self, mut group: Self) {
         timer::assert_enabled("a group that a `Supervisor` can restart");
         let child = self.children.len();
-        let status = Arc::new(Lifecycle::new());
+        let status = Arc::new(Lifecycle::new(|| "Supervisor"));
+        status.set_name(Some(group.name.as_str().into()), Arc::as_ptr(&status).addr());
         status.running();
         let watched = Arc::clone(&status);
         let commands = group.events.clone();
@@ -609,7 +613,9 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Hold for TenoriteCaller<Rq, Rs, Er> 
     }
 
     fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
-        let ended = Ended { name: name.to_owned(), reason, restarts: self.stats().restarts };
+        let Stats { service, name: own, restarts, .. } = self.stats();
+        let service = names::in_full(service, own.as_deref());
+        let ended = Ended { name: name.to_owned(), service, reason, restarts };
         Box::pin(std::future::ready(vec![ended]))
     }
 }
@@ -643,7 +649,8 @@ impl Hold for Group {
             };
             let within =
                 inner.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended });
-            let mut all = vec![Ended { name: name.clone(), reason, restarts }];
+            let service = names::in_full("Supervisor", Some(&name));
+            let mut all = vec![Ended { name: name.clone(), service, reason, restarts }];
             all.extend(within);
             all
         })
@@ -663,6 +670,8 @@ pub struct Report {
 pub struct Ended {
     /// What it was added as; of a group within the group, with that one's name before it.
     pub name: String,
+    /// What kind of service it is, with the name that it has itself: `Store[eu]`. A group is a `Supervisor`.
+    pub service: String,
     /// Why it stopped.
     pub reason: StopReason,
     /// How often its worker was replaced.
@@ -693,9 +702,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width =
             self.ended.iter().map(|ended| ended.name.len()).chain([self.name.len(), 7]).max().unwrap_or(7);
-        writeln!(f, "{:<width$}  restarts  ended because", self.name)?;
-        for Ended { name, reason, restarts } in &self.ended {
-            writeln!(f, "{name:<width$}  {restarts:>8}  {reason}")?;
+        let wide = self.ended.iter().map(|ended| ended.service.len()).chain([7]).max().unwrap_or(7);
+        writeln!(f, "{:<width$}  {:<wide$}  restarts  ended because", self.name, "service")?;
+        for Ended { name, service, reason, restarts } in &self.ended {
+            writeln!(f, "{name:<width$}  {service:<wide$}  {restarts:>8}  {reason}")?;
         }
         Ok(())
     }

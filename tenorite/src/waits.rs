@@ -37,10 +37,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Cycle;
 use crate::method::Method;
+use crate::names;
 use crate::nesting::{self, Node};
 
 /// A handler that waits, or is about to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Frame {
     node: Node,
     method: &'static Method,
@@ -236,9 +237,12 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
     WAITS.store(graph.len, Ordering::Relaxed);
     drop(graph);
     if let Some(path) = path {
-        let hop = |method: &'static Method| (Arc::from(method.service()), Arc::from(method.name()));
+        let hop = |Frame { node, method }| {
+            let service = names::in_full(method.service(), names::name_at(node).as_deref());
+            (Arc::from(service), Arc::from(method.name()))
+        };
         // From the service that is called, around, and to it again.
-        let hops = path.into_iter().chain([top.method, called]).map(hop);
+        let hops = path.into_iter().chain([*top, Frame { node: to, method: called }]).map(hop);
         return Err(Cycle::new(hops.collect()));
     }
     Ok(edge)
@@ -301,9 +305,9 @@ impl Graph {
         self.waits = waits;
     }
 
-    /// What is called on the way from one service's handler to another, if it waits for it, by whatever detour: the methods
-    /// of the handlers from `start` on, without that of `end`. It is one of the shortest ways.
-    fn path(&self, start: Node, end: Node) -> Option<Vec<&'static Method>> {
+    /// What is called on the way from one service's handler to another, if it waits for it, by whatever detour: the handlers
+    /// from `start` on, without that of `end`. It is one of the shortest ways.
+    fn path(&self, start: Node, end: Node) -> Option<Vec<Frame>> {
         if start == end {
             return Some(Vec::new());
         }
@@ -317,10 +321,10 @@ impl Graph {
                     continue;
                 }
                 if to == end {
-                    let mut way = vec![wait.from];
+                    let mut way = vec![Frame { node, method: wait.from }];
                     let mut at = node;
                     while let Some(&(from, method)) = before.get(&at) {
-                        way.push(method);
+                        way.push(Frame { node: from, method });
                         at = from;
                     }
                     way.reverse();

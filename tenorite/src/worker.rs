@@ -21,6 +21,7 @@ use crate::mailbox::cell::{self, Again, Opening};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::Door;
+use crate::names;
 use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
@@ -111,6 +112,7 @@ pub struct Start {
     /// What the service would hand back is not wanted.
     pub(crate) is_detached: bool,
     pub(crate) revive: Option<Box<dyn Revive>>,
+    pub(crate) name: Option<Arc<str>>,
 }
 
 /// The config of a service's first worker, and how to make those of others.
@@ -141,9 +143,10 @@ impl Start {
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
-        let Self { backlog, idle, drain_limit, is_detached, revive, .. } = self;
+        let Self { backlog, idle, drain_limit, is_detached, revive, name, .. } = self;
         let runtime = Handle::current();
-        let queue = Arc::new(Queue::new(backlog));
+        let queue = Arc::new(Queue::new(backlog, names::of_type::<W>));
+        queue.lifecycle.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());
         let door = Door::new(
             Arc::clone(&queue),
@@ -169,7 +172,8 @@ impl Start {
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
-        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive } = self;
+        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive, name } =
+            self;
         let runtime = Handle::current();
         let home = Home::of(&runtime);
         let (stops_idle, restarts) = (idle.is_some(), revive.is_some());
@@ -182,6 +186,7 @@ impl Start {
             stops_idle,
             restarts,
             drain_limit,
+            name,
         });
         let Configs { first, again } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, again, idle, revive);

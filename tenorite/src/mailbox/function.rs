@@ -80,7 +80,7 @@ impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
     /// `sends`: requests run elsewhere.
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
-        let slots = Arc::new(Queue::new(1));
+        let slots = Arc::new(Queue::new(1, || "closure"));
         // No worker has to be made first.
         slots.lifecycle.running();
         let function = Held::Callers(Some(Arc::new(function)));

@@ -297,9 +297,14 @@ impl Terms {
 /// [`TenoriteCaller::stats`](crate::TenoriteCaller::stats).
 ///
 /// A snapshot: by the time it is read, it may have changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
+    /// What all services of its type are called: as `#[tenorite::service]` uses it for what it derives, of a hand-written worker
+    /// the name of its type. A closure is called `closure`.
+    pub service: &'static str,
+    /// The name that it was [given](crate::Builder::name).
+    pub name: Option<Arc<str>>,
     /// Accepted requests that wait for their turn. Never more than the backlog.
     pub queued: usize,
     /// How many may wait for their turn.

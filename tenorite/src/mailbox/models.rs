@@ -74,7 +74,7 @@ fn model(check: impl Fn(Arc<Model>) + Send + Sync + 'static, backlog: usize) {
     // Every interleaving with up to three switches away from a thread that could have gone on.
     builder.preemption_bound = Some(3);
     builder.check(move || {
-        let queue = Arc::new(Queue::new(backlog));
+        let queue = Arc::new(Queue::new(backlog, || "model"));
         check(Arc::clone(&queue));
         assert!(queue.is_empty_of_slots(), "a slot was left over");
     });

@@ -28,6 +28,7 @@ use super::{PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
+use crate::names::Named;
 use crate::panics;
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
@@ -68,8 +69,9 @@ pub(crate) enum Next<Rq> {
 }
 
 impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
-    pub(crate) fn new(backlog: usize) -> Self {
-        Self { line: Mutex::new(Line::new(backlog)), lifecycle: Lifecycle::new() }
+    /// `service` is what it is called.
+    pub(crate) fn new(backlog: usize, service: fn() -> &'static str) -> Self {
+        Self { line: Mutex::new(Line::new(backlog)), lifecycle: Lifecycle::new(service) }
     }
 
     // The callers' side.
@@ -449,10 +451,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        let (service, name) = (self.lifecycle.service(), self.lifecycle.name());
         let line = self.line.lock();
         let Counts { replied, panicked, expired, cancelled, skipped, refused, panicked_drops } =
             line.counts();
         Stats {
+            service,
+            name,
             queued: line.accepted,
             backlog: line.backlog,
             waiting_for_room: line.len - line.accepted,

@@ -264,6 +264,7 @@ fn opening(backlog: usize, inline: Inline) -> Opening {
         stops_idle: false,
         restarts: false,
         drain_limit: None,
+        name: None,
     }
 }
 

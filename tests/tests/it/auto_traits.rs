@@ -40,7 +40,7 @@ assert_impl_all!(FetchReason: Send, Sync, Clone, Eq, Debug, std::fmt::Display);
 assert_impl_all!(PanicMessage: Send, Sync, Clone, Eq, Debug, std::fmt::Display);
 assert_impl_all!(Cycle: Send, Sync, Clone, Eq, Debug, std::fmt::Display);
 assert_impl_all!(StopReason: Send, Sync, Clone, Eq, Debug);
-assert_impl_all!(Stats: Send, Sync, Copy, Eq, Debug, Default);
+assert_impl_all!(Stats: Send, Sync, Clone, Eq, Debug, Default);
 
 #[test]
 fn sizes() {

@@ -557,5 +557,27 @@ async fn no_alarm_for_a_handler_that_awaits_its_own_end_beside_something_else() 
             assert_eq!(no_hang(call).await, Ok(true), "{inline:?} {way}");
             assert!(no_hang(task).await.is_ok(), "{inline:?} {way}: it stops as it should");
         }
+#[tokio::test]
+async fn a_cycle_tells_services_of_one_type_apart() {
+    for inline in MODES {
+        let start = |name: Option<&'static str>| {
+            let builder = NodeService.builder().inline(inline);
+            let builder = match name {
+                Some(name) => builder.name(name),
+                None => builder,
+            };
+            builder.start(4, Node { gate: Arc::new(Semaphore::new(0)) })
+        };
+        let (eu, us, plain) = (start(Some("eu")), start(Some("us")), start(None));
+        let way = vec![us.clone(), plain.clone(), eu.clone()];
+        let outcome = timeout(HANG, eu.walk(way)).await.expect("it hangs");
+        let Err(TenoriteError::ServiceError(TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle)))) =
+            outcome
+        else {
+            panic!("{inline:?}: {outcome:?}")
+        };
+        let expected = [("Node[eu]", "walk"), ("Node[us]", "walk"), ("Node", "walk"), ("Node[eu]", "walk")];
+        assert_eq!(cycle.hops().collect::<Vec<_>>(), expected, "{inline:?}");
+        assert!(cycle.to_string().starts_with("Node[eu]::walk → Node[us]::walk → Node::walk"), "{cycle}");
     }
 }

@@ -411,3 +411,48 @@ async fn a_worker_that_is_on_its_way_out_is_restarted_once() {
         }
     }
 }
+
+#[tokio::test]
+async fn stats_name_the_service() {
+    struct Echo;
+
+    impl TenoriteWorker for Echo {
+        type Request = ();
+        type Response = ();
+        type Error = std::convert::Infallible;
+        type Config = ();
+        type Output = ();
+
+        async fn task(mut receiver: Receiver<TenoriteRequest<(), ()>>, (): ()) {
+            while let Some(TenoriteRequest { client, .. }) = receiver.recv().await {
+                let _ = client.send(Ok(()));
+            }
+        }
+    }
+
+    struct EchoService;
+    impl TenoriteService<Echo> for EchoService {}
+
+    #[derive(Clone)]
+    struct Derived;
+
+    #[tenorite::service]
+    impl Derived {
+        pub fn ask(&self) {}
+    }
+
+    fn named<C: Caller>(caller: &C) -> (&'static str, Option<String>) {
+        let stats = caller.as_ref().stats();
+        (stats.service, stats.name.map(|name| name.to_string()))
+    }
+
+    let name = Some("eu".to_owned());
+    assert_eq!(named(&EchoService.start(1, ())), ("Echo", None));
+    assert_eq!(named(&EchoService.builder().name("eu").start(1, ())), ("Echo", name.clone()));
+    assert_eq!(named(&DerivedService.start(1, Derived)), ("Derived", None));
+    let restarted =
+        DerivedService.builder().name("eu".to_owned()).restart(Restart::default()).start_task(1, Derived);
+    assert_eq!(named(&restarted.1), ("Derived", name));
+    let closure = TenoriteCaller::<(), ()>::from_fn(|()| async { Ok(()) });
+    assert_eq!(named(&closure), ("closure", None));
+}

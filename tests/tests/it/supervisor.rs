@@ -116,6 +116,7 @@ async fn services_start_in_order_and_stop_in_reverse() {
     assert!(table.contains("ended because") && table.contains("it was asked to stop"), "{table}");
     for (service, name) in report.services().iter().zip(["a", "b", "c"]) {
         assert_eq!((service.name.as_str(), &service.reason), (name, &StopReason::Requested));
+        assert_eq!(service.service, format!("Actor[{name}]"));
     }
 }
 
@@ -319,4 +320,32 @@ async fn a_stop_in_the_middle_of_a_restart_waits_for_nothing() {
     let report = timeout(Duration::from_secs(600), supervisor).await.unwrap().unwrap();
     assert_eq!(queued.await, Ok(1), "what was accepted is served");
     assert_eq!(report.services()[0].reason, StopReason::Aborted, "{report}");
+}
+
+/// What a supervisor calls a service names it, unless it has been named.
+#[tokio::test]
+async fn a_report_tells_services_of_one_type_apart() {
+    #[derive(Clone)]
+    struct Store;
+
+    #[tenorite::service]
+    impl Store {
+        pub fn get(&self) {}
+    }
+
+    let mut inner = Supervisor::new("inner");
+    let us = inner.start("us", StoreService.builder(), 4, Store);
+    let mut app = Supervisor::new("app");
+    let eu = app.start("first", StoreService.builder().name("eu"), 4, Store);
+    assert_eq!(eu.stats().name.as_deref(), Some("eu"));
+    assert_eq!(us.stats().name.as_deref(), Some("us"));
+    app.group(inner);
+    let report = app.run_until(async {}).await;
+    let told: Vec<_> = report.services().iter().map(|it| (&*it.name, &*it.service)).collect();
+    assert_eq!(
+        told,
+        [("first", "Store[eu]"), ("inner", "Supervisor[inner]"), ("inner/us", "Store[us]")],
+        "{report}"
+    );
+    assert!(report.to_string().contains("first     Store[eu]"), "{report}");
 }

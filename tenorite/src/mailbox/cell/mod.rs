@@ -277,6 +277,7 @@ pub(crate) struct Opening {
     pub(crate) restarts: bool,
     /// How long a stop may take that was not asked for.
     pub(crate) drain_limit: Option<Duration>,
+    pub(crate) name: Option<Arc<str>>,
 }
 
 /// What only the owner may touch.
@@ -317,7 +318,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         word: Word::new(opening.inline != Inline::Auto || opening.stops_idle),
         owned: UnsafeCell::new(Owned { seat: Seat::new(), serving: None, panic: None }),
         witness: Witness::new(),
-        queue: Queue::new(opening.backlog),
+        queue: Queue::new(opening.backlog, || W::NAME),
         task: Once::new(),
         spawned: Once::new(),
         home: opening.home,
@@ -331,6 +332,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });
+    core.queue.lifecycle.set_name(opening.name, core.node());
     (Door::new(Arc::clone(&core)), Driver::new(core))
 }
 
