@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use crate::error::{Explanation, PanicMessage};
 use crate::names::{Name, Named};
 use crate::panics;
 use crate::sync::Mutex;
+use crate::trace;
 
 /// Why a service stopped, or why its worker is about to be replaced.
 ///
@@ -219,8 +221,12 @@ impl Lifecycle {
     }
 
     /// Another worker follows.
-    pub(crate) fn restarting(&self) {
-        self.change(|state| Status::Restarting(state.restarts.saturating_add(1)));
+    pub(crate) fn restarting(&self, reason: &PanicMessage, delay: Option<Duration>) {
+        let mut number = None;
+        self.change(|state| Status::Restarting(*number.insert(state.restarts.saturating_add(1))));
+        if let Some(number) = number {
+            trace::restarting(self, number, delay, reason);
+        }
     }
 
     /// Another worker is about to be made.
@@ -275,7 +281,7 @@ impl Lifecycle {
         if state.ended.is_some() {
             return;
         }
-        state.ended = Some(reason);
+        state.ended = Some(reason.clone());
         state.status = Status::Stopped;
         // Taken, so that it is dropped once the end is told: a watch then knows that no other status follows.
         let watch = state.watched.as_mut().and_then(|watched| watched.watch.take());
@@ -287,6 +293,8 @@ impl Lifecycle {
             .map(|(_, waker)| waker.take())
             .collect();
         drop(state);
+        // Before those who wait for the end: what they do next comes after it.
+        trace::stopped(self, reason.is_clean(), &reason);
         waiting.into_iter().for_each(panics::wake);
         self.tell(watch);
     }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::context::context;
 use crate::error::{FetchReason, TenoriteError};
-use crate::panics;
+use crate::panics::{self, Payload};
 use crate::trace::Span;
 
 /// How a call ended: the worker's answer, or why there is none.
@@ -57,6 +57,9 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
 pub(crate) trait Tasks: Send + Sync {
     /// Keeps what ends the task, for an abort.
     fn spawned(&self, number: u64, task: AbortHandle);
+
+    /// The task, which answers a call of this method, has panicked.
+    fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload);
 
     /// The task is over.
     fn ended(&self, number: u64);
@@ -351,8 +354,8 @@ impl<T> Reply<T> {
         let number = guard.as_ref().map(|task| task.1);
         let task = tokio::spawn(async move {
             // Dropped last: the service may end then.
-            let _guard = guard;
-            let ran = panics::caught(span.around(async move {
+            let guard = guard;
+            let ran = panics::caught(span.clone().around(async move {
                 match context {
                     Some(context) => context.scope(future).await,
                     None => future.await,
@@ -362,6 +365,9 @@ impl<T> Reply<T> {
                 // A caller that has gone needs no answer.
                 Ok(answer) => drop(panics::drop_quietly(self.send(answer))),
                 Err(payload) => {
+                    if let Some(TaskOf(service, _)) = &guard {
+                        service.panicked(context.map(|context| context.method()), &span, &payload);
+                    }
                     self.0.fail(FetchReason::Panicked(panics::message(&payload)));
                     resume_unwind(payload);
                 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::future::{Future, ready};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -105,7 +106,29 @@ pub(crate) type Verdict = Pin<Box<dyn Future<Output = Option<Pause>> + Send>>;
 
 /// How long another worker that is decided on is waited for: ready when it is to be made. `false` if it is not to be made after
 /// all, because who decided is gone.
-pub(crate) type Pause = Pin<Box<dyn Future<Output = bool> + Send>>;
+pub(crate) struct Pause {
+    wait: Pin<Box<dyn Future<Output = bool> + Send>>,
+    delay: Option<Duration>,
+}
+
+impl Pause {
+    /// `delay` is how long `wait` takes, if that is known.
+    pub(crate) fn new(delay: Option<Duration>, wait: impl Future<Output = bool> + Send + 'static) -> Self {
+        Self { wait: Box::pin(wait), delay }
+    }
+
+    pub(crate) fn delay(&self) -> Option<Duration> {
+        self.delay
+    }
+}
+
+impl Future for Pause {
+    type Output = bool;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        self.get_mut().wait.as_mut().poll(cx)
+    }
+}
 
 /// Who decides whether there is another worker after one that is gone.
 pub(crate) trait Revive: Send {
@@ -182,9 +205,13 @@ impl Restarts {
 
 impl Revive for Restarts {
     fn revive(&mut self, fall: &Fall) -> Verdict {
-        let pause: Option<Pause> = self.after(fall, Instant::now()).map(|delay| -> Pause {
+        let pause = self.after(fall, Instant::now()).map(|delay| {
             // A timer counts in milliseconds, and none of nothing.
-            if delay.is_zero() { Box::pin(ready(true)) } else { Box::pin(slept(delay)) }
+            if delay.is_zero() {
+                Pause::new(Some(delay), ready(true))
+            } else {
+                Pause::new(Some(delay), slept(delay))
+            }
         });
         Box::pin(ready(pause))
     }

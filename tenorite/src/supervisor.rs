@@ -38,6 +38,7 @@ use crate::names;
 use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
 use crate::timer;
+use crate::trace;
 use crate::worker::TenoriteWorker;
 
 /// Which services are restarted when one of a group has fallen.
@@ -175,7 +176,7 @@ impl Revive for Ask {
         let _ = self.events.send(Event::Down(self.child, fall.clone(), answer));
         Box::pin(async move {
             let turn = answered.await.ok().flatten()?;
-            let pause: Pause = Box::pin(async move {
+            let pause = Pause::new(None, async move {
                 let Ok(delay) = turn.await else { return false };
                 sleep(delay).await;
                 true
@@ -341,14 +342,17 @@ impl Supervisor {
     ///
     /// Dropped, it leaves its services to their callers: they are not restarted any more, and stop when those are gone.
     pub async fn run_until(mut self, until: impl Future) -> Report {
-        {
+        let fall = {
             let mut supervise = pin!(self.supervise());
             let mut until = pin!(until);
             poll_fn(|cx| match until.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(()),
-                Poll::Pending => supervise.as_mut().poll(cx).map(drop),
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending => supervise.as_mut().poll(cx),
             })
-            .await;
+            .await
+        };
+        if let Some(fall) = fall {
+            self.give_up(&fall);
         }
         self.end().await
     }
@@ -407,11 +411,11 @@ impl Supervisor {
             }
             let can = is_down && self.children.iter().all(|child| child.ended.is_none() && child.asks);
             let pause = if can { parent.revive(&fall).await } else { None };
-            let Some(pause) = pause else { return StopReason::GaveUp(fall.message()) };
-            status.restarting();
+            let Some(pause) = pause else { return self.give_up(&fall) };
+            status.restarting(&fall.message(), pause.delay());
             self.decide(&all);
             if !pause.await {
-                return StopReason::GaveUp(fall.message());
+                return self.give_up(&fall);
             }
             self.restarts.forget();
             status.restarted();
@@ -419,6 +423,13 @@ impl Supervisor {
             self.bring_up(&all, Duration::ZERO).await;
             status.running();
         }
+    }
+
+    /// The group stops, because one of its services has fallen once too often.
+    fn give_up(&self, fall: &Fall) -> StopReason {
+        let message = fall.message();
+        trace::group_gave_up(&self.name, &message);
+        StopReason::GaveUp(message)
     }
 
     /// Until all have ended or the parent asks for something; or until it gives up: then it says why.

@@ -3,24 +3,32 @@
 //! - A handler runs in the span that its call was made in, whoever polls it. So does what it spawns to answer that call.
 //! - A handler that holds its thread for too long in one poll is warned of: while it computes, nobody else on that thread gets
 //!   a turn, and that thread may be its caller's.
+//! - What becomes of a service is told: panics, restarts, starts that fail, the end. All events have the target `tenorite`.
+//!
+//! Subscribers are the user's code. They are called outside of all locks, and a panic of one is dropped.
 
 use std::time::Duration;
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Span, Watch};
+pub(crate) use off::*;
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Span, Watch};
+pub(crate) use on::*;
 
 /// How long one poll of a handler may take before it is warned of, unless the service says otherwise.
 pub(crate) const WARN_AFTER: Duration = Duration::from_millis(10);
 
 #[cfg(feature = "tracing")]
 mod on {
+    use std::fmt::Display;
     use std::time::{Duration, Instant};
 
-    use tracing::Instrument;
+    use tracing::{Instrument, error, info, warn};
+
+    use crate::names::Named;
+    use crate::panics::{self, Payload};
 
     /// Where a call was made.
+    #[derive(Clone)]
     pub(crate) struct Span(tracing::Span);
 
     impl Span {
@@ -44,36 +52,160 @@ mod on {
 
     /// Looks at the clock when a handler begins, and when it comes back.
     pub(crate) struct Watch {
-        service: &'static str,
         limit: Duration,
     }
 
-    pub(crate) struct Watched<'a>(&'a Watch, Instant);
+    /// What is named is asked for only if there is something to tell.
+    pub(crate) struct Watched<'a, N: Named, M: Fn() -> &'static str> {
+        watch: &'a Watch,
+        service: &'a N,
+        method: M,
+        began: Instant,
+    }
 
     impl Watch {
-        pub(crate) fn new(service: &'static str, limit: Duration) -> Self {
-            Self { service, limit }
+        pub(crate) fn new(limit: Duration) -> Self {
+            Self { limit }
         }
 
-        pub(crate) fn begin(&self) -> Watched<'_> {
-            Watched(self, Instant::now())
+        pub(crate) fn begin<'a, N: Named, M: Fn() -> &'static str>(
+            &'a self,
+            service: &'a N,
+            method: M,
+        ) -> Watched<'a, N, M> {
+            Watched { watch: self, service, method, began: Instant::now() }
         }
     }
 
-    impl Drop for Watched<'_> {
+    impl<N: Named, M: Fn() -> &'static str> Drop for Watched<'_, N, M> {
         fn drop(&mut self) {
-            let Self(watch, began) = self;
-            let took = began.elapsed();
-            if took > watch.limit {
-                tracing::warn!(
-                    service = watch.service,
-                    ?took,
-                    limit = ?watch.limit,
-                    "a handler held its thread for too long: let it await, or run the service `on_worker_task()` and move \
-                     the work into `spawn_blocking`"
-                );
+            let took = self.began.elapsed();
+            if took > self.watch.limit {
+                slow(self.service, (self.method)(), took, self.watch.limit);
             }
         }
+    }
+
+    #[cold]
+    fn slow(of: &impl Named, method: &'static str, took: Duration, limit: Duration) {
+        tell(|| {
+            let name = of.name();
+            warn!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                method,
+                ?took,
+                ?limit,
+                "a handler held its thread for too long: let it await, or run the service `on_worker_task()` and move \
+                 the work into `spawn_blocking`"
+            );
+        });
+    }
+
+    fn tell(event: impl FnOnce()) {
+        if let Err(payload) = panics::catch(event) {
+            panics::discard(payload);
+        }
+    }
+
+    /// A handler panicked, or a worker outside of one that is known. `span` is the call's, if it is not the current one.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn panicked(
+        of: &impl Named,
+        span: Option<&Span>,
+        method: Option<&'static str>,
+        payload: &Payload,
+    ) {
+        tell(|| {
+            let _in_span = span.map(Span::enter);
+            let (name, reason) = (of.name(), panics::message(payload));
+            let who = if method.is_some() { "a handler" } else { "a worker" };
+            error!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                method,
+                %reason,
+                "{who} panicked"
+            );
+        });
+    }
+
+    /// Another worker follows, after `delay` if that is known.
+    pub(crate) fn restarting(
+        of: &impl Named,
+        number: u32,
+        delay: Option<Duration>,
+        reason: &(impl Display + ?Sized),
+    ) {
+        tell(|| {
+            let (name, delay) = (of.name(), delay.map(tracing::field::debug));
+            warn!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                number,
+                delay,
+                %reason,
+                "a service restarts"
+            );
+        });
+    }
+
+    /// No other worker follows, because there were too many.
+    pub(crate) fn gave_up(of: &impl Named, reason: &(impl Display + ?Sized)) {
+        tell(|| {
+            let name = of.name();
+            error!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                %reason,
+                "a service gives up: it failed too often"
+            );
+        });
+    }
+
+    /// As [`gave_up`], of the services of a `Supervisor`.
+    pub(crate) fn group_gave_up(name: &str, reason: &(impl Display + ?Sized)) {
+        tell(|| {
+            error!(
+                target: "tenorite",
+                service = "Supervisor",
+                name,
+                %reason,
+                "a group of services gives up: one failed too often"
+            );
+        });
+    }
+
+    /// A worker could not be made.
+    pub(crate) fn start_failed(of: &impl Named, reason: &(impl Display + ?Sized)) {
+        tell(|| {
+            let name = of.name();
+            error!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                %reason,
+                "a service could not be started"
+            );
+        });
+    }
+
+    /// A service has ended.
+    pub(crate) fn stopped(of: &impl Named, is_clean: bool, reason: &(impl Display + ?Sized)) {
+        tell(|| {
+            let (service, name) = (of.service(), of.name());
+            let name = name.as_deref();
+            if is_clean {
+                info!(target: "tenorite", service, name, %reason, "a service stopped");
+            } else {
+                error!(target: "tenorite", service, name, %reason, "a service stopped");
+            }
+        });
     }
 }
 
@@ -81,6 +213,10 @@ mod on {
 mod off {
     use std::time::Duration;
 
+    use crate::names::Named;
+    use crate::panics::Payload;
+
+    #[derive(Clone)]
     pub(crate) struct Span;
 
     /// A guard of nothing.
@@ -109,13 +245,43 @@ mod off {
     pub(crate) struct Watch;
 
     impl Watch {
-        pub(crate) fn new(_service: &'static str, _limit: Duration) -> Self {
+        pub(crate) fn new(_limit: Duration) -> Self {
             Self
         }
 
         #[inline]
-        pub(crate) fn begin(&self) -> Nothing {
+        pub(crate) fn begin<N: Named, M: Fn() -> &'static str>(&self, _service: &N, _method: M) -> Nothing {
             Nothing
         }
     }
+
+    #[inline]
+    pub(crate) fn panicked(
+        _of: &impl Named,
+        _span: Option<&Span>,
+        _method: Option<&'static str>,
+        _payload: &Payload,
+    ) {
+    }
+
+    #[inline]
+    pub(crate) fn restarting<R: ?Sized>(
+        _of: &impl Named,
+        _number: u32,
+        _delay: Option<Duration>,
+        _reason: &R,
+    ) {
+    }
+
+    #[inline]
+    pub(crate) fn gave_up<R: ?Sized>(_of: &impl Named, _reason: &R) {}
+
+    #[inline]
+    pub(crate) fn group_gave_up<R: ?Sized>(_name: &str, _reason: &R) {}
+
+    #[inline]
+    pub(crate) fn start_failed<R: ?Sized>(_of: &impl Named, _reason: &R) {}
+
+    #[inline]
+    pub(crate) fn stopped<R: ?Sized>(_of: &impl Named, _is_clean: bool, _reason: &R) {}
 }

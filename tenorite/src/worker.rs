@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 use crate::restart::{Fall, Revive, Verdict, after};
+use crate::trace;
 
 /// A worker: what a service does with its requests.
 ///
@@ -255,7 +256,10 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
                 queue.lifecycle.running();
                 work::<W>(receiver, config, idle, queue).await
             }
-            Err(payload) => Err(payload),
+            Err(payload) => {
+                trace::start_failed(&queue.lifecycle, &panics::message(&payload));
+                Err(payload)
+            }
         };
         let asked_to = queue.end_work();
         let (fall, end) = match outcome {
@@ -269,13 +273,16 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
         queue.lifecycle.fallen();
         let verdict = revive.as_mut().map(|revive| revive.revive(&fall));
         let goes_on = match verdict {
-            Some(verdict) => until_decided(queue, verdict).await,
+            Some(verdict) => until_decided(queue, verdict, &fall).await,
             None => None,
         };
         if goes_on != Some(true) {
             let message = fall.message();
             ending.reason = match (&fall, goes_on) {
-                (_, Some(_)) => StopReason::GaveUp(message),
+                (_, Some(_)) => {
+                    trace::gave_up(&queue.lifecycle, &message);
+                    StopReason::GaveUp(message)
+                }
                 (Fall::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
                 (_, None) => StopReason::Panicked(message),
             };
@@ -315,8 +322,9 @@ async fn work<W: TenoriteWorker>(
             };
             queue.settle_unwound(reason.as_ref());
         }
-        if matches!(poll, Poll::Ready(Err(_))) {
+        if let Poll::Ready(Err(payload)) = &poll {
             queue.panicked();
+            trace::panicked(&queue.lifecycle, None, None, payload);
         }
         if let (Poll::Pending, Some((limit, sleep))) = (&poll, &mut idle) {
             while sleep.as_mut().poll(cx).is_ready() {
@@ -333,7 +341,11 @@ async fn work<W: TenoriteWorker>(
 }
 
 /// Whether there is another worker: ready when it is to be made. `None` if there is nothing left that it would have to do.
-async fn until_decided<Rq, Rs, Er>(queue: &Queue<Rq, Rs, Er>, mut verdict: Verdict) -> Option<bool> {
+async fn until_decided<Rq, Rs, Er>(
+    queue: &Queue<Rq, Rs, Er>,
+    mut verdict: Verdict,
+    fall: &Fall,
+) -> Option<bool> {
     let pause = poll_fn(|cx| match (verdict.as_mut().poll(cx), queue.poll_done(cx.waker())) {
         // First, so that the reason of the end does not depend on whether there was anything left to do.
         (Poll::Ready(None), _) => Poll::Ready(Some(None)),
@@ -342,12 +354,10 @@ async fn until_decided<Rq, Rs, Er>(queue: &Queue<Rq, Rs, Er>, mut verdict: Verdi
         (Poll::Pending, false) => Poll::Pending,
     });
     let Some(mut pause) = pause.await? else { return Some(false) };
-    queue.lifecycle.restarting();
-    poll_fn(
-        |cx| {
-            if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { pause.as_mut().poll(cx).map(Some) }
-        },
-    )
+    queue.lifecycle.restarting(&fall.message(), pause.delay());
+    poll_fn(|cx| {
+        if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { Pin::new(&mut pause).poll(cx).map(Some) }
+    })
     .await
 }
 

@@ -26,6 +26,7 @@ use crate::panics::{self, Payload};
 use crate::park;
 use crate::reply::{Client, Ended};
 use crate::sync::Mutex;
+use crate::trace;
 
 /// A request on its way to a service that is elsewhere: what [`TenoriteCaller::over`](crate::TenoriteCaller::over) is given to
 /// send.
@@ -120,6 +121,7 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
 impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
     fn panicked(&self, payload: Payload) -> Ended<Rs, Er> {
         let message = panics::message(&payload);
+        trace::panicked(&self.slots.lifecycle, None, None, &payload);
         panics::discard(payload);
         self.slots.panicked();
         Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))

@@ -282,7 +282,7 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
 
     impl Revive for Always {
         fn revive(&mut self, _fall: &Fall) -> Verdict {
-            let at_once: Pause = Box::pin(std::future::ready(true));
+            let at_once = Pause::new(None, std::future::ready(true));
             Box::pin(std::future::ready(Some(at_once)))
         }
     }

@@ -557,6 +557,9 @@ async fn no_alarm_for_a_handler_that_awaits_its_own_end_beside_something_else() 
             assert_eq!(no_hang(call).await, Ok(true), "{inline:?} {way}");
             assert!(no_hang(task).await.is_ok(), "{inline:?} {way}: it stops as it should");
         }
+    }
+}
+
 #[tokio::test]
 async fn a_cycle_tells_services_of_one_type_apart() {
     for inline in MODES {

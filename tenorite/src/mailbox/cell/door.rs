@@ -94,6 +94,7 @@ impl<W: Dispatch> Door<W> {
             Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
                 let reason = self.core.why_panicked(&payload);
+                self.core.tell_panic(served, None, &reason, &payload);
                 let left_over = state.take();
                 state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason.clone())));
                 self.core.queue.drop_quietly(left_over);
@@ -313,6 +314,7 @@ impl<W: Dispatch> Door<W> {
             Run::Waits => drop(owner.park(None, served, span, stance)),
             Run::Panicked(payload) => {
                 let reason = core.why_panicked(&payload);
+                core.tell_panic(served, Some(&span), &reason, &payload);
                 drop(owner.panicked(None, reason, payload));
             }
         }

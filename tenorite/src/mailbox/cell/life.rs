@@ -38,6 +38,7 @@ use crate::method::{Method, Served};
 use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::restart::{Fall, Pause, Revive, Verdict, after};
+use crate::trace;
 use crate::waits;
 
 /// What there is to the life of a worker besides requests.
@@ -137,7 +138,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     // Nobody would have anything of it.
                     (_, true) => Some(self.give_up(core, false)),
                     (Poll::Ready(Some(pause)), false) => {
-                        core.queue.lifecycle.restarting();
+                        if let Some((fall, _)) = &self.fallen {
+                            core.queue.lifecycle.restarting(&fall.message(), pause.delay());
+                        }
                         self.go(Stage::Pausing(pause));
                         None
                     }
@@ -146,7 +149,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                 Stage::Pausing(pause) => {
                     if core.queue.is_done() {
                         Some(self.give_up(core, false))
-                    } else if ready!(pause.as_mut().poll(cx)) {
+                    } else if ready!(Pin::new(pause).poll(cx)) {
                         self.make_another(core)
                     } else {
                         Some(self.give_up(core, true))
@@ -207,6 +210,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<Over<W>> {
         // Its hook was the last chance to give the answers that it owes. A restart does not hold them up.
         core.queue.cut_owed(false);
+        if let Err(payload) = &closed {
+            trace::panicked(&core.queue.lifecycle, None, Some(Names::<W>::CLOSE.name()), payload);
+        }
         match (self.fallen.take(), closed) {
             (None, Ok(worker)) => {
                 let reason = core.queue.close_reason().unwrap_or(StopReason::Requested);
@@ -233,6 +239,11 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
 
     /// Is there to be another worker?
     fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
+        match &fall {
+            Fall::StartFailed(why) => trace::start_failed(&core.queue.lifecycle, why),
+            Fall::StartPanicked(message) => trace::start_failed(&core.queue.lifecycle, message),
+            Fall::Panicked(_) | Fall::Requested => {}
+        }
         let verdict = self.revive.as_mut().map(|revive| revive.revive(&fall));
         self.fallen = Some((fall, Some(end)));
         match verdict {
@@ -273,6 +284,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
             Fall::StartFailed(why) => StopReason::StartFailed(why.clone()),
             Fall::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
         };
+        if let StopReason::GaveUp(message) = &reason {
+            trace::gave_up(&core.queue.lifecycle, message);
+        }
         let failure = match &fall {
             Fall::StartFailed(why) => SendReason::StartFailed(why.clone()),
             Fall::StartPanicked(message) => SendReason::StartFailed(message.clone().into()),

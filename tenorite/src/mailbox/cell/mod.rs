@@ -87,7 +87,7 @@ use crate::nesting::Node;
 use crate::panics::{self, Payload};
 use crate::reply::{Answer, Ended, Tasks};
 use crate::sync::{Once, Witness};
-use crate::trace::{Span, Watch};
+use crate::trace::{self, Span, Watch};
 
 /// A worker whose requests are methods.
 ///
@@ -323,7 +323,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         spawned: Once::new(),
         home: opening.home,
         dice: Dice::new(opening.inline),
-        watch: Watch::new(std::any::type_name::<W>(), opening.warn_after),
+        watch: Watch::new(opening.warn_after),
         aftermath,
         is_timed: opening.is_timed,
         stops_idle: opening.stops_idle,
@@ -403,6 +403,13 @@ impl<W: Dispatch> Core<W> {
         let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.word.ask_for_restart());
         if wake {
             self.wake_task();
+        }
+    }
+
+    /// A handler panicked that served a call which was made in this span, or in the current one.
+    fn tell_panic(&self, served: Served, span: Option<&Span>, reason: &FetchReason, payload: &Payload) {
+        if matches!(reason, FetchReason::Panicked(_)) {
+            trace::panicked(&self.queue.lifecycle, span, Some(served.method.name()), payload);
         }
     }
 
@@ -496,6 +503,10 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
 impl<W: Dispatch> Tasks for Core<W> {
     fn spawned(&self, number: u64, task: AbortHandle) {
         self.queue.task_spawned(number, task);
+    }
+
+    fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload) {
+        trace::panicked(&self.queue.lifecycle, Some(span), method, payload);
     }
 
     fn ended(&self, number: u64) {

@@ -115,7 +115,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = nesting::enter(core.node(), served);
-            let _watched = core.watch.begin();
+            let _watched = core.watch.begin(&core.queue.lifecycle, || served.method.name());
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
             unsafe { (*owned).seat.start(exchange, &waker) }
@@ -186,7 +186,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let resume = || {
             let _nested = nesting::enter(core.node(), served);
             let _in_span = span.enter();
-            let _watched = core.watch.begin();
+            let _watched = core.watch.begin(&core.queue.lifecycle, || served.method.name());
             // SAFETY: this is the owner.
             unsafe { (*owned).seat.resume(&mut Context::from_waker(waker)) }
         };
@@ -411,6 +411,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         }
                         Run::Panicked(payload) => {
                             let reason = core.why_panicked(&payload);
+                            core.tell_panic(served, Some(&span), &reason, &payload);
                             return self.panicked(slot, reason, payload);
                         }
                     }
@@ -450,6 +451,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Poll::Pending => self.park_again(serving, Stance::Native),
             Poll::Ready(Err(payload)) => {
                 let reason = self.core.why_panicked(&payload);
+                self.core.tell_panic(served, Some(&serving.span), &reason, &payload);
                 self.panicked(slot, reason, payload)
             }
             Poll::Ready(Ok(response)) => {
