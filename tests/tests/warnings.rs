@@ -389,3 +389,27 @@ fn a_group_that_gives_up_is_told_of() {
         );
     });
 }
+
+/// Panics at each event.
+struct Bomb;
+
+impl<S: Subscriber> Layer<S> for Bomb {
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        panic!("the subscriber's own")
+    }
+}
+
+#[test]
+fn a_subscriber_that_panics_disturbs_no_service() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(Bomb), || {
+        runtime.block_on(async {
+            for inline in MODES {
+                let fragile = FragileService.builder().inline(inline).start(4, Fragile);
+                let outcome = fragile.fall().await;
+                assert!(matches!(&outcome, Err(TenoriteError::FetchFailure(_))), "{outcome:?}");
+                assert_eq!(fragile.stopped().await, StopReason::Panicked("at once".into()), "{inline:?}");
+            }
+        });
+    });
+}
