@@ -347,6 +347,15 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.reserved_owned = 0;
     }
 
+    /// Seals the line if there is nothing left to do. Returns whether it is sealed.
+    pub(super) fn seal_if_done(&mut self) -> bool {
+        let is_done = self.closed.is_some() && self.len == 0 && !self.has_tasks();
+        if is_done {
+            self.seal();
+        }
+        is_done
+    }
+
     /// The reply of this slot may come after its method has returned, and from anywhere: what it waits
     /// for is not known.
     pub(super) fn owe(&mut self, slot: usize) {

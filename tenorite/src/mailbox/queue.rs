@@ -396,10 +396,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.finish(after);
     }
 
-    /// Whether there is nothing left that a worker would have to do.
-    pub(crate) fn is_done(&self) -> bool {
-        let line = self.line.lock();
-        line.closed.is_some() && line.len == 0
+    /// Seals the line if there is nothing left that a worker would have to do, and no task to wait for.
+    /// Returns whether it is sealed.
+    ///
+    /// In one step: what comes with a permit is either seen here, or refused.
+    pub(crate) fn seal_if_done(&self) -> bool {
+        self.line.lock().seal_if_done()
     }
 
     /// A call was refused before it came to the line.
@@ -620,7 +622,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut line = self.line.lock();
-        let is_done = line.closed.is_some() && line.len == 0;
+        let is_done = line.seal_if_done();
         let previous = line.worker.replace(waker);
         drop(line);
         panics::drop_quietly(previous);

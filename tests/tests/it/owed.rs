@@ -381,3 +381,35 @@ async fn a_handle_that_is_kept_and_never_awaited_holds_up_no_call() {
     caller.stopped().await;
     assert_eq!(ready(poll_once(&mut call)), Err(STOPPED));
 }
+
+/// There is no worker to do the waiting when the stop comes.
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_service_is_down_waits_for_tasks() {
+    for inline in MODES {
+        for panics in [false, true] {
+            let desk = Desk::new();
+            let policy = Restart::default().backoff(SECOND * 60, SECOND * 60);
+            let (_task, caller) =
+                DeskService.builder().inline(inline).restart(policy).start_task(8, desk.clone());
+            let mut call = caller.spawn();
+            assert!(poll_once(&mut call).is_pending());
+            while caller.stats().replied == 0 {
+                tokio::task::yield_now().await;
+            }
+            if panics {
+                assert!(caller.fail().await.is_err());
+            } else {
+                assert!(caller.restart());
+            }
+            tokio::time::sleep(SECOND).await;
+            caller.stop();
+            tokio::time::sleep(SECOND).await;
+            assert!(!caller.is_stopped(), "{inline:?} {panics}: a task is under way");
+            let began = Instant::now();
+            desk.gate.add_permits(1);
+            assert_eq!(call.await, Ok(1), "{inline:?} {panics}");
+            caller.stopped().await;
+            assert!(began.elapsed() < SECOND, "{inline:?} {panics}: nothing is left to wait for");
+        }
+    }
+}

@@ -132,7 +132,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
                     self.closed(core, closed)
                 }
-                Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.is_done()) {
+                Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.seal_if_done()) {
                     // First, so that the reason of the end does not depend on whether there was anything left to do.
                     (Poll::Ready(None), _) => Some(self.give_up(core, true)),
                     // Nobody would have anything of it.
@@ -147,7 +147,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     (Poll::Pending, false) => return Poll::Pending,
                 },
                 Stage::Pausing(pause) => {
-                    if core.queue.is_done() {
+                    if core.queue.seal_if_done() {
                         Some(self.give_up(core, false))
                     } else if ready!(Pin::new(pause).poll(cx)) {
                         self.make_another(core)
@@ -186,7 +186,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     Some((Fall::Panicked(message), Some(End::Panic(payload)))),
                 )
             }
-            None if core.queue.is_done() => {
+            None if core.queue.seal_if_done() => {
                 (core.queue.close_reason().unwrap_or(StopReason::Requested), None)
             }
             None => (StopReason::Restart, Some((Fall::Requested, None))),
