@@ -3,14 +3,16 @@
 //! The main thread is one of them: it calls, fires events, or lets go.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use loom::future::block_on;
 use loom::thread::{self, JoinHandle};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Worker, end_of, is_panic, lost, poll_once, start, start_restarting,
-    start_with, start_without_worker, stopped,
+    Ask, Caller, Event, Model, Outcome, Post, Worker, end_of, is_panic, lost, poll_once, run_tasks, runtime,
+    start, start_restarting, start_with, start_without_worker, stopped,
 };
+use crate::caller::Caller as _;
 use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
@@ -606,6 +608,269 @@ fn one_who_waits_for_the_end() {
         caller.stop();
         assert_eq!(waiting.join().unwrap(), StopReason::Requested);
         assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+/// It does not run on the thread that sends it.
+#[test]
+fn a_cast_from_another_thread_and_a_call() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let event = Event::new();
+        let (theirs, fires) = (caller.clone(), Arc::clone(&event));
+        let casting = thread::spawn(move || theirs.send_request(Ask::Fire(1, fires)).try_cast());
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(casting.join().unwrap(), Ok(()));
+        // While the caller is there: the end of the service does not have to come for it to run.
+        block_on(event.wait());
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+/// A caller lets go of the worker, which the task does not serve any more, while a cast is queued.
+#[test]
+fn an_abort_while_one_runs_and_a_cast_comes() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let other = call_there(&caller, Ask::Ready(1));
+        let theirs = caller.clone();
+        let casting = thread::spawn(move || theirs.send_request(Ask::Ready(2)).try_cast());
+        drop(driver);
+        seen.check(1, &other.join().unwrap());
+        let accepted = casting.join().unwrap();
+        assert!(accepted.is_ok() || accepted == Err(stopped()));
+        assert!(!seen.has_started(2), "no task was there to run it");
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+    });
+}
+
+/// What a sender was told of an answer, and what its caller got.
+fn check_owed(sent: Option<(u32, bool)>, outcome: &Outcome) {
+    match sent {
+        Some((id, true)) => assert_eq!(*outcome, Ok(id), "the sender was told that it had arrived"),
+        Some((_, false)) => assert_eq!(*outcome, Err(lost()), "the sender was told that it had not"),
+        None => assert_eq!(*outcome, Err(stopped()), "its method has not run"),
+    }
+}
+
+#[test]
+fn an_answer_that_is_owed_and_a_stop() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let post = Post::new();
+        let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = drive(driver);
+        let sending = thread::spawn(move || post.send());
+        caller.stop();
+        let outcome = block_on(first);
+        check_owed(sending.join().unwrap(), &outcome);
+        assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_answer_that_is_owed_and_a_restart() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let task = drive(driver);
+        let post = Post::new();
+        let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post)));
+        assert!(poll_once(&mut first).is_pending());
+        // By then the first has run: the restart is not over before.
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert!(caller.restart());
+        let sending = thread::spawn(move || post.send());
+        let outcome = block_on(first);
+        let sent = sending.join().unwrap();
+        assert!(sent.is_some());
+        check_owed(sent, &outcome);
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        assert!(seen.has_started(1));
+    });
+}
+
+#[test]
+fn an_answer_that_is_owed_and_an_abort() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let post = Post::new();
+        let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post)));
+        assert!(poll_once(&mut first).is_pending());
+        let sending = thread::spawn(move || post.send());
+        let aborting = thread::spawn(move || drop(driver));
+        let outcome = block_on(first);
+        check_owed(sending.join().unwrap(), &outcome);
+        aborting.join().unwrap();
+        seen.check_end();
+    });
+}
+
+/// The handler runs on the thread of its caller when the task goes. The answer comes after the end.
+#[test]
+fn an_abort_while_a_caller_runs_what_answers_later() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let post = Post::new();
+        let other = call_there(&caller, Ask::Post(1, Arc::clone(&post)));
+        drop(driver);
+        let outcome = other.join().unwrap();
+        check_owed(post.send(), &outcome);
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+    });
+}
+
+/// The call, the end of the service and the answer all come to one slot.
+#[test]
+fn an_answer_that_is_owed_an_abort_and_a_caller_that_leaves() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let post = Post::new();
+        let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post))).owned();
+        assert!(poll_once(&mut first).is_pending());
+        let leaving = thread::spawn(move || drop(first));
+        let aborting = thread::spawn(move || drop(driver));
+        assert!(post.send().is_some());
+        leaving.join().unwrap();
+        aborting.join().unwrap();
+        seen.check_end();
+    });
+}
+
+/// The worker comes back with the reply that it has kept, and nobody has to drop it.
+#[test]
+fn what_a_worker_owes_ends_when_it_is_handed_back() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Owe(1));
+        caller.stop();
+        let worker = task.join().unwrap();
+        assert!(worker.is_some());
+        let outcome = other.join().unwrap();
+        let expected = if seen.has_started(1) { lost() } else { stopped() };
+        assert_eq!(outcome, Err(expected));
+        drop(worker);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn what_a_worker_owes_ends_when_it_is_replaced() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let task = drive(driver);
+        let mut first = caller.send_request(Ask::Owe(1));
+        assert!(poll_once(&mut first).is_pending());
+        // By then the first has run: the restart is not over before.
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        let theirs = caller.clone();
+        let restarting = thread::spawn(move || theirs.restart());
+        assert_eq!(block_on(first), Err(lost()));
+        assert!(restarting.join().unwrap());
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        assert!(seen.has_started(1));
+    });
+}
+
+#[test]
+fn an_owned_permit_is_redeemed_while_the_last_caller_leaves() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let permit = block_on(caller.reserve_owned()).unwrap();
+        let task = drive(driver);
+        let redeeming = thread::spawn(move || permit.send_request(Ask::Ready(1)).try_cast());
+        drop(caller);
+        let accepted = redeeming.join().unwrap();
+        assert!(accepted.is_ok() || accepted == Err(stopped()));
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(accepted.is_ok(), seen.has_started(1));
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_owned_permit_is_redeemed_while_a_stop_drains() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let event = Event::new();
+        let mut first = caller.send_request(Ask::Wait(1, Arc::clone(&event)));
+        assert!(poll_once(&mut first).is_pending());
+        let permit = block_on(caller.reserve_owned()).unwrap();
+        let task = drive(driver);
+        let redeeming = thread::spawn(move || block_on(permit.send_request(Ask::Ready(2))));
+        caller.stop();
+        event.fire();
+        assert_eq!(block_on(first), Ok(1));
+        let outcome = redeeming.join().unwrap();
+        assert!(outcome == Ok(2) || outcome == Err(stopped()));
+        seen.check(2, &outcome);
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(caller.stats().reserved, 0);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_owned_permit_is_redeemed_while_the_task_is_aborted() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let permit = block_on(caller.reserve_owned()).unwrap();
+        let redeeming = thread::spawn(move || block_on(permit.send_request(Ask::Ready(1))));
+        drop(driver);
+        let outcome = redeeming.join().unwrap();
+        seen.check(1, &outcome);
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        assert_eq!(caller.stats().reserved, 0);
+        seen.check_end();
+    });
+}
+
+/// The worker is not handed back before the task that answers has ended.
+#[test]
+fn a_stop_and_a_task_that_answers() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let (runtime, has_run) = (runtime(), Arc::new(AtomicBool::new(false)));
+        let mut first = caller.send_request(Ask::Spawn(1, Arc::clone(&runtime), Arc::clone(&has_run)));
+        assert!(poll_once(&mut first).is_pending());
+        let task = thread::spawn(move || {
+            let worker = end_of(|| block_on(driver));
+            assert!(has_run.load(SeqCst), "it is accepted work");
+            worker
+        });
+        let runs = Arc::clone(&runtime);
+        let running = thread::spawn(move || run_tasks(&runs));
+        caller.stop();
+        assert_eq!(block_on(first), Ok(1));
+        running.join().unwrap();
+        assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_abort_and_a_task_that_answers() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(2);
+        let (runtime, has_run) = (runtime(), Arc::new(AtomicBool::new(false)));
+        let ask = Ask::Spawn(1, Arc::clone(&runtime), Arc::clone(&has_run));
+        let other = call_there(&caller, ask);
+        drop(driver);
+        let outcome = other.join().unwrap();
+        seen.check(1, &outcome);
+        // Nothing has driven the task: its call ends all the same, and it does not run later.
+        assert!(outcome == Err(lost()) || outcome == Err(stopped()));
+        run_tasks(&runtime);
+        assert!(!has_run.load(SeqCst));
         seen.check_end();
     });
 }

@@ -2,6 +2,7 @@
 //!
 //! A failure prints the schedule that led to it, which `shuttle::replay` takes.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,10 +15,10 @@ use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Seen, Worker, poll_once, start, start_restarting, start_with,
-    start_without_worker,
+    Ask, Caller, Event, Model, Outcome, Post, Seen, Worker, lost, poll_once, start, start_restarting,
+    start_with, start_without_worker,
 };
-use crate::caller::Caller as _;
+use crate::caller::{Caller as _, OwnedPermit};
 use crate::error::{SendReason, TenoriteError};
 use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
@@ -440,4 +441,109 @@ fn workers_that_are_replaced_among_calls_and_permits() {
         check(&seen, &calls, false);
         drop(worker);
     });
+}
+
+/// What becomes of a service among answers that are owed, and owned permits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owing {
+    Stop,
+    RestartAndStop,
+    Abort,
+}
+
+impl Owing {
+    fn explore(self) {
+        explore(move || self.run());
+    }
+
+    fn run(self) {
+        let Model { caller, driver, seen } = match self {
+            Self::RestartAndStop => start_restarting(3),
+            _ => start(3),
+        };
+        let (post, abort) = (Post::new(), Event::new());
+        let task = drive(driver, &abort);
+        let permits = [(900, caller.reserve_owned()), (901, caller.reserve_owned())];
+        let permits = permits.map(|(id, permit)| (id, block_on(permit).unwrap()));
+        let redeeming = thread::spawn(move || permits.map(|(id, permit)| (id, redeem(permit, id))));
+        let posted = Arc::clone(&post);
+        let sending = thread::spawn(move || {
+            let mut sent = BTreeMap::new();
+            for _ in 0..4 {
+                sent.extend(posted.send());
+                thread::yield_now();
+            }
+            sent
+        });
+        let callers: Vec<_> = (0..4)
+            .map(|id| {
+                let (caller, post) = (caller.clone(), Arc::clone(&post));
+                thread::spawn(move || {
+                    let ask = match id {
+                        0 => Ask::Yield(id),
+                        1 | 2 => Ask::Post(id, post),
+                        _ => Ask::Owe(id),
+                    };
+                    (id, block_on(caller.send_request(ask)))
+                })
+            })
+            .collect();
+        match self {
+            Self::Stop => caller.stop(),
+            Self::RestartAndStop => {
+                assert!(caller.restart());
+                thread::yield_now();
+                caller.stop();
+            }
+            Self::Abort => abort.fire(),
+        }
+        // Each ends, whether its answer is ever sent or not.
+        let outcomes: BTreeMap<_, _> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+        let redeemed = redeeming.join().unwrap();
+        let mut sent = sending.join().unwrap();
+        while let Some((id, arrived)) = post.send() {
+            assert!(!arrived, "the call {id} has ended");
+            sent.insert(id, arrived);
+        }
+        let worker = task.join().unwrap();
+        assert!(worker.is_some() || self == Self::Abort);
+        for (id, outcome) in &outcomes {
+            seen.check(*id, outcome);
+            let arrived = sent.get(id) == Some(&true);
+            assert!(!matches!(id, 1 | 2) || outcome.is_ok() == arrived, "{outcome:?}");
+            assert!(matches!(outcome, Ok(_) | Err(TenoriteError::SendFailure(_))) || *outcome == Err(lost()));
+        }
+        for (id, known) in &redeemed {
+            match known {
+                Known::Outcome(outcome) => seen.check(*id, outcome),
+                _ => assert!(worker.is_none() || seen.has_started(*id), "accepted, and did not run"),
+            }
+        }
+        assert_eq!(caller.stats().reserved, 0);
+        drop(worker);
+    }
+}
+
+/// Redeems the permit, by a call or a cast.
+fn redeem(permit: OwnedPermit<Caller>, id: u32) -> Known {
+    let call = permit.send_request(Ask::Yield(id));
+    if thread_rng().gen_range(0..2) == 0 {
+        return Known::Outcome(block_on(call));
+    }
+    call.try_cast().map_or_else(|failure| Known::Outcome(Err(failure)), |()| Known::Accepted)
+}
+
+#[test]
+fn answers_that_are_owed_and_owned_permits_at_a_stop() {
+    Owing::Stop.explore();
+}
+
+#[test]
+fn answers_that_are_owed_and_owned_permits_at_a_restart() {
+    Owing::RestartAndStop.explore();
+}
+
+#[test]
+fn answers_that_are_owed_and_owned_permits_at_an_abort() {
+    Owing::Abort.explore();
 }

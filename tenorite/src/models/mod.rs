@@ -17,8 +17,12 @@ mod many;
 use std::future::poll_fn;
 use std::panic::resume_unwind;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex as Plain, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::yield_now;
 
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason, TenoriteError};
@@ -26,6 +30,7 @@ use crate::home::Home;
 use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
 use crate::mailbox::inline::Inline;
 use crate::method::Method;
+use crate::reply::Reply;
 use crate::restart::{Fall, Pause, Revive, Verdict};
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;
@@ -50,6 +55,41 @@ pub(crate) enum Ask {
     Relay(u32, Caller, Box<Ask>),
     /// Stops a service, and lets go of it.
     Stop(u32, Caller),
+    /// Fires the event.
+    Fire(u32, Arc<Event>),
+    /// Is answered from elsewhere: the reply is put where the test finds it.
+    Post(u32, Arc<Post>),
+    /// Is answered when the next of these comes, if one comes: the worker keeps the reply.
+    Owe(u32),
+    /// Is answered by a task of this runtime, which notes that it ran.
+    Spawn(u32, Arc<Runtime>, Arc<AtomicBool>),
+}
+
+/// Where replies are kept that a test sends.
+pub(crate) struct Post(Mutex<Vec<(u32, Reply<u32>)>>);
+
+impl Post {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Vec::new())))
+    }
+
+    /// Sends the reply that was put here last. Returns whose it was, and whether its caller was told to
+    /// be there. `None` if there is none.
+    pub(crate) fn send(&self) -> Option<(u32, bool)> {
+        let last = self.0.lock().pop();
+        last.map(|(id, reply)| (id, reply.send(id).is_ok()))
+    }
+}
+
+/// A runtime that runs nothing unless it is told to. Both tools run their threads on a single real one,
+/// which nothing may block: so a test polls its tasks by [`run_tasks`] only.
+pub(crate) fn runtime() -> Arc<Runtime> {
+    Arc::new(Builder::new_current_thread().build().expect("it needs nothing of the system"))
+}
+
+/// Polls each task of the runtime that can go on.
+pub(crate) fn run_tasks(runtime: &Runtime) {
+    runtime.block_on(yield_now());
 }
 
 /// Something that happens, and whoever waits for it.
@@ -159,9 +199,14 @@ impl Drop for Running<'_> {
 pub(crate) struct Worker {
     seen: Arc<Seen>,
     witness: Witness,
+    owed: Option<(u32, Reply<u32>)>,
 }
 
 impl Worker {
+    fn new(seen: &Arc<Seen>) -> Self {
+        Self { seen: Arc::clone(seen), witness: Witness::new(), owed: None }
+    }
+
     fn touch(&mut self) {
         self.witness.touch();
     }
@@ -186,13 +231,19 @@ impl Dispatch for Worker {
     type Output = Self;
 
     const NAME: &'static str = "Worker";
+    const ANSWERS_LATER: bool = true;
 
     fn ready(worker: Self) -> Result<Self, Self> {
         Ok(worker)
     }
 
-    fn method(_request: &Ask) -> &'static Method {
-        const { &Method::new("Worker", "ask") }
+    fn method(request: &Ask) -> &'static Method {
+        match request {
+            Ask::Post(..) | Ask::Owe(_) | Ask::Spawn(..) => {
+                const { &Method::answering_later("Worker", "ask_later") }
+            }
+            _ => const { &Method::new("Worker", "ask") },
+        }
     }
 
     fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, Ask, u32>) -> Step<'j> {
@@ -227,6 +278,35 @@ impl Dispatch for Worker {
                 caller.stop();
                 drop(caller);
                 job.reply(id)
+            }
+            Ask::Fire(id, event) => {
+                Running::start(self, id);
+                event.fire();
+                job.reply(id)
+            }
+            Ask::Post(id, post) => {
+                Running::start(self, id);
+                post.0.lock().push((id, job.reply_later(|answer| answer, Some)));
+                job.deferred()
+            }
+            Ask::Owe(id) => {
+                Running::start(self, id);
+                let reply = job.reply_later(|answer| answer, Some);
+                if let Some((id, earlier)) = self.owed.replace((id, reply)) {
+                    // Its caller may have gone.
+                    let _ = earlier.send(id);
+                }
+                job.deferred()
+            }
+            Ask::Spawn(id, runtime, has_run) => {
+                Running::start(self, id);
+                let reply: Reply<u32> = job.reply_later(|answer| answer, Some);
+                let _entered = runtime.enter();
+                drop(reply.spawn(async move {
+                    has_run.store(true, SeqCst);
+                    id
+                }));
+                job.deferred()
             }
             // Without the panic hook: it would write a line for each of a million.
             Ask::Panic(id) => {
@@ -272,7 +352,7 @@ fn opening(backlog: usize, inline: Inline) -> Opening {
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
     let seen = Arc::new(Seen::default());
     let (door, driver) = cell::open(opening(backlog, inline));
-    let worker = Worker { seen: Arc::clone(&seen), witness: Witness::new() };
+    let worker = Worker::new(&seen);
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
 
@@ -290,7 +370,7 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
     let seen = Arc::new(Seen::default());
     let (door, driver) = cell::open(Opening { restarts: true, ..opening(backlog, Inline::Auto) });
     let made = Arc::clone(&seen);
-    let make = move || Worker { seen: Arc::clone(&made), witness: Witness::new() };
+    let make = move || Worker::new(&made);
     let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always)));
     Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }
 }
