@@ -3,10 +3,13 @@
 //! `cargo run --release -p tenorite-tests --bin soak -- --calls 5000000 --seed 1 [--round N]`
 //!
 //! The run is a row of rounds, each of which follows from the seed and its number: two services of one kind, on one kind of
-//! runtime, with a backlog, with or without other workers to follow, called from tasks and from plain threads, and ended in
-//! one of five ways, some of them in the middle. What a round does is in [`round`], what has to be true of it in [`oracle`].
+//! runtime, with a backlog, with or without other workers to follow, called from tasks of their runtime, from tasks of two
+//! others, and from plain threads, and ended in one of five ways, some of them in the middle. What a round does is in
+//! [`round`], what has to be true of it in [`oracle`].
 //!
-//! It ends with a table. The exit code is 0 if all was true, 1 if something was not, and 2 if a round did not end.
+//! Each caller says in a task-local and in a thread-local for whom it works, and no handler may see another caller's.
+//!
+//! It ends with a table of outcomes, rounds and violations. The exit code is 0 if all was true, 1 if something was not, and 2 if a round did not end.
 
 mod oracle;
 mod round;

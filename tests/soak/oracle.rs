@@ -1,12 +1,78 @@
 //! What has to be true of a round: each request has a number, under which the worker notes that it ran, and its caller what he
 //! was told. In the end the two are compared.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::task::{Context, Poll};
 
 use tenorite::prelude::*;
+
+/// What can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    /// A caller, or one who sends an answer, was told what is not so.
+    Lie,
+    /// A handler ran beside another of its service.
+    Overlap,
+    RanTwice,
+    OutOfOrder,
+    /// A cast was accepted, and did not run.
+    LostCast,
+    /// A stop did not wait for a task that answers.
+    LostAnswer,
+    /// A handler saw for whom another caller works.
+    ForeignSurroundings,
+    /// A reply came after its limit, or a call ended long before it.
+    Limit,
+    /// The service's own counts are not right.
+    Count,
+}
+
+impl Wrong {
+    const ALL: [(Self, &'static str); 9] = [
+        (Self::Lie, "lies"),
+        (Self::Overlap, "handlers beside each other"),
+        (Self::RanTwice, "double runs"),
+        (Self::OutOfOrder, "out of order"),
+        (Self::LostCast, "lost casts"),
+        (Self::LostAnswer, "lost answers of tasks"),
+        (Self::ForeignSurroundings, "foreign surroundings"),
+        (Self::Limit, "limits not kept"),
+        (Self::Count, "wrong statistics"),
+    ];
+}
+
+tokio::task_local! {
+    /// For whom a task works.
+    static TASK_OF: u64;
+}
+
+thread_local! {
+    /// For whom a thread works. 0 is nobody.
+    static THREAD_OF: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Says on this thread, for as long as it lives, for whom it works.
+pub fn work_here(who: u64) {
+    THREAD_OF.set(who);
+}
+
+/// Says in a future, and on each thread that polls it, for whom it works.
+pub async fn work<F: Future>(who: u64, future: F) -> F::Output {
+    let mut future = Box::pin(TASK_OF.scope(who, future));
+    std::future::poll_fn(|cx| poll_for(who, future.as_mut(), cx)).await
+}
+
+fn poll_for<F: Future>(who: u64, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let before = THREAD_OF.replace(who);
+    let poll = future.poll(cx);
+    THREAD_OF.set(before);
+    poll
+}
 
 /// What a caller was told, if he was told anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +105,16 @@ struct Fate {
     started: AtomicU8,
     /// Which start of its service it was, from 1 on.
     place: AtomicU64,
+    /// Who sent it. 0 of one whose handler works for nobody.
+    owner: AtomicU64,
+    /// Whether its answer was sent by a thread that has told what it was told.
+    sent: AtomicU8,
+    /// Whether its answer is a task's, which a stop waits for.
+    is_of_task: AtomicBool,
 }
+
+const DELIVERED: u8 = 1;
+const UNDELIVERED: u8 = 2;
 
 /// The requests of a round, to both its services.
 pub struct Oracle {
@@ -47,8 +122,10 @@ pub struct Oracle {
     next: AtomicU64,
     /// For each service: whether a handler runs, and how many have been started.
     services: [(AtomicBool, AtomicU64); 2],
+    /// For each service: how many tasks answer its calls.
+    tasks: [AtomicU64; 2],
     outcomes: Mutex<BTreeMap<String, u64>>,
-    violations: Mutex<Vec<String>>,
+    violations: Mutex<Vec<(Wrong, String)>>,
 }
 
 impl Oracle {
@@ -57,35 +134,91 @@ impl Oracle {
             fates: (0..requests).map(|_| Fate::default()).collect(),
             next: AtomicU64::new(0),
             services: Default::default(),
+            tasks: Default::default(),
             outcomes: Mutex::default(),
             violations: Mutex::default(),
         }
     }
 
-    /// The number of a request to come. `None` when there have been enough.
-    pub fn number(&self) -> Option<u64> {
+    /// The number of a request to come, and whose it is. `None` when there have been enough.
+    pub fn number(&self, owner: u64) -> Option<u64> {
         let number = self.next.fetch_add(1, SeqCst);
-        (number < self.fates.len() as u64).then_some(number)
+        if number >= self.fates.len() as u64 {
+            return None;
+        }
+        self.fate(number).owner.store(owner, SeqCst);
+        Some(number)
+    }
+
+    pub fn owner(&self, number: u64) -> u64 {
+        self.fate(number).owner.load(SeqCst)
+    }
+
+    /// The request is cast: its handler runs for nobody.
+    pub fn casts(&self, number: u64) {
+        self.fate(number).owner.store(0, SeqCst);
     }
 
     fn fate(&self, number: u64) -> &Fate {
         &self.fates[usize::try_from(number).expect("there are not that many")]
     }
 
-    pub fn violated(&self, what: impl Into<String>) {
-        self.violations.lock().unwrap().push(what.into());
+    pub fn violated(&self, wrong: Wrong, what: impl Into<String>) {
+        self.violations.lock().unwrap().push((wrong, what.into()));
+    }
+
+    /// A handler looks around. It may see for whom its own caller works, unless it has waited
+    /// (`is_at_home`), and nothing else.
+    pub fn look_around(&self, number: u64, is_at_home: bool) {
+        let owner = if is_at_home { 0 } else { self.owner(number) };
+        let task = TASK_OF.try_with(|who| *who).unwrap_or(0);
+        let thread = THREAD_OF.get();
+        if [task, thread].iter().any(|who| *who != 0 && *who != owner) {
+            self.violated(
+                Wrong::ForeignSurroundings,
+                format!("request {number} of {owner} ran on task {task}, thread {thread}"),
+            );
+        }
+    }
+
+    /// An answer was sent, and this is what its sender was told.
+    pub fn sent(&self, number: u64, is_delivered: bool) {
+        self.count(if is_delivered { "answer delivered" } else { "answer given back" }.to_owned());
+        self.fate(number).sent.store(if is_delivered { DELIVERED } else { UNDELIVERED }, SeqCst);
+    }
+
+    /// A task is started that will answer.
+    pub fn begin_task(&self, service: usize, number: u64) {
+        self.fate(number).is_of_task.store(true, SeqCst);
+        self.tasks[service].fetch_add(1, SeqCst);
+    }
+
+    pub fn end_task(&self, service: usize) {
+        self.tasks[service].fetch_sub(1, SeqCst);
+    }
+
+    /// The service has stopped gracefully, and has waited for its tasks if it `waits`.
+    pub fn check_tasks(&self, service: usize, waits: bool) {
+        let tasks = self.tasks[service].load(SeqCst);
+        if waits && tasks != 0 {
+            self.violated(
+                Wrong::LostAnswer,
+                format!("service {service} has stopped, and {tasks} of its tasks run"),
+            );
+        }
     }
 
     /// A handler begins. Nobody else's runs until what is returned is dropped.
     pub fn start(&self, service: usize, number: u64) -> Running<'_> {
         let (is_running, starts) = &self.services[service];
         if is_running.swap(true, SeqCst) {
-            self.violated(format!("request {number} runs beside another"));
+            self.violated(Wrong::Overlap, format!("request {number} runs beside another"));
         }
         let fate = self.fate(number);
         if fate.started.fetch_add(1, SeqCst) != 0 {
-            self.violated(format!("request {number} runs again"));
+            self.violated(Wrong::RanTwice, format!("request {number} runs again"));
         }
+        self.look_around(number, false);
         fate.place.store(starts.fetch_add(1, SeqCst) + 1, SeqCst);
         Running(is_running)
     }
@@ -98,7 +231,8 @@ impl Oracle {
     pub fn tell(&self, number: u64, told: Told) {
         let before = self.fate(number).told.swap(told as u8, SeqCst);
         if before != Told::Nothing as u8 {
-            self.violated(format!("request {number} ended twice: {:?}, then {told:?}", Told::from(before)));
+            let before = Told::from(before);
+            self.violated(Wrong::Lie, format!("request {number} ended twice: {before:?}, then {told:?}"));
         }
     }
 
@@ -119,7 +253,7 @@ impl Oracle {
             match outcome {
                 Ok(reply) => {
                     if *reply != number {
-                        self.violated(format!("request {number} got the reply of {reply}"));
+                        self.violated(Wrong::Lie, format!("request {number} got the reply of {reply}"));
                     }
                     Told::Ran
                 }
@@ -129,6 +263,27 @@ impl Oracle {
                 Err(TenoriteError::SendFailure(_)) => Told::NotRun,
             },
         );
+    }
+
+    /// The outcome of a call whose handler takes longer than the call has.
+    pub fn hear_too_late(&self, number: u64, outcome: &Result<u64, TenoriteError>) {
+        if outcome.is_ok() {
+            self.violated(Wrong::Limit, format!("the reply to {number} came after its limit"));
+        }
+        self.hear(number, outcome);
+    }
+
+    /// The outcome of a call that has all the time that there is.
+    pub fn hear_in_time(&self, number: u64, outcome: &Result<u64, TenoriteError>) {
+        use tenorite::FetchReason;
+        if let Err(
+            TenoriteError::SendFailure(SendReason::Expired)
+            | TenoriteError::FetchFailure(FetchReason::Expired),
+        ) = outcome
+        {
+            self.violated(Wrong::Limit, format!("the call {number} ended before its limit"));
+        }
+        self.hear(number, outcome);
     }
 
     /// The outcome of a cast.
@@ -142,7 +297,7 @@ impl Oracle {
                 self.count(format!("SendFailure({reason:?}) (cast)"));
                 self.tell(number, Told::NotRun);
             }
-            Err(error) => self.violated(format!("the cast {number} ended in {error:?}")),
+            Err(error) => self.violated(Wrong::Lie, format!("the cast {number} ended in {error:?}")),
         }
     }
 
@@ -165,7 +320,7 @@ impl Oracle {
         let places = numbers.iter().map(|number| self.fate(*number).place.load(SeqCst));
         let places: Vec<_> = places.filter(|place| *place != 0).collect();
         if !places.is_sorted() {
-            self.violated(format!("requests {numbers:?} ran in the order {places:?}"));
+            self.violated(Wrong::OutOfOrder, format!("requests {numbers:?} ran in the order {places:?}"));
         }
     }
 
@@ -175,25 +330,40 @@ impl Oracle {
             .map_or(self.fates.len(), |next| next.min(self.fates.len()));
         for (number, fate) in self.fates[..sent].iter().enumerate() {
             let (told, started) = (Told::from(fate.told.load(SeqCst)), fate.started.load(SeqCst));
+            let sent = fate.sent.load(SeqCst);
             let is_true = match told {
                 Told::Nothing => false,
-                Told::NotRun => started == 0,
-                Told::Ran | Told::Panicked => started == 1,
-                Told::Accepted => started == 1 || !keeps_accepted,
-                Told::MayHaveRun | Told::Left => true,
+                Told::NotRun => started == 0 && sent == 0,
+                Told::Ran => started == 1 && sent != UNDELIVERED,
+                Told::Panicked => started == 1,
+                Told::MayHaveRun => sent != DELIVERED,
+                Told::Accepted | Told::Left => true,
             };
             if !is_true {
-                self.violated(format!("request {number} was told {told:?} and started {started} times"));
+                let what = format!(
+                    "request {number} was told {told:?}, started {started} times, and its answer is {sent}"
+                );
+                self.violated(Wrong::Lie, what);
+            }
+            if told == Told::Accepted && started == 0 && keeps_accepted {
+                self.violated(Wrong::LostCast, format!("the cast {number} was accepted, and did not run"));
+            }
+            let is_of_task = fate.is_of_task.load(SeqCst) && keeps_accepted;
+            if is_of_task && !matches!(told, Told::Ran | Told::Left | Told::Accepted) {
+                self.violated(Wrong::LostAnswer, format!("request {number} was told {told:?} by its task"));
             }
         }
-        let violations = self.violations.into_inner().unwrap();
-        let violations: Vec<_> =
-            violations.into_iter().map(|violation| format!("{name}: {violation}")).collect();
+        let mut broken = BTreeMap::new();
+        let mut violations = Vec::new();
+        for (wrong, violation) in self.violations.into_inner().unwrap() {
+            *broken.entry(wrong).or_default() += 1;
+            violations.push(format!("{wrong:?} in {name}: {violation}"));
+        }
         Tally {
             outcomes: self.outcomes.into_inner().unwrap(),
             rounds: BTreeMap::new(),
             calls: sent as u64,
-            broken: violations.len(),
+            broken,
             violations,
         }
     }
@@ -226,7 +396,7 @@ pub struct Tally {
     outcomes: BTreeMap<String, u64>,
     pub rounds: BTreeMap<String, u64>,
     calls: u64,
-    broken: usize,
+    broken: BTreeMap<Wrong, u64>,
     /// The first of them.
     violations: Vec<String>,
 }
@@ -240,7 +410,9 @@ impl Tally {
             *self.rounds.entry(kind).or_default() += count;
         }
         self.calls += other.calls;
-        self.broken += other.broken;
+        for (wrong, count) in other.broken {
+            *self.broken.entry(wrong).or_default() += count;
+        }
         self.violations.extend(other.violations);
         self.violations.truncate(10);
     }
@@ -254,7 +426,7 @@ impl Tally {
     }
 
     pub fn is_clean(&self) -> bool {
-        self.broken == 0
+        self.broken.is_empty()
     }
 }
 
@@ -266,6 +438,10 @@ impl fmt::Display for Tally {
                 writeln!(f, "  {name:<30} {count:>12}")?;
             }
         }
-        write!(f, "calls {}, violations {}", self.calls, self.broken)
+        writeln!(f, "{:<32} {:>12}", "violations", "count")?;
+        for (wrong, name) in Wrong::ALL {
+            writeln!(f, "  {name:<30} {:>12}", self.broken.get(&wrong).unwrap_or(&0))?;
+        }
+        write!(f, "calls {}, violations {}", self.calls, self.broken.values().sum::<u64>())
     }
 }

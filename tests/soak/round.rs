@@ -1,22 +1,27 @@
 //! One round: what is started, who calls it how, and how it ends.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::sync::mpsc::{self, Receiver as Errands, RecvTimeoutError, Sender};
+use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
-use tenorite::{Inline, Reply, Restart};
+use tenorite::{FetchReason, Inline, OwnedPermit, Reply, Restart};
 use tenorite_tests::Random;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinHandle, yield_now};
 
-use crate::oracle::{Oracle, Tally};
+use crate::oracle::{self, Oracle, Tally, Wrong};
 
 /// How many requests there are in a round.
-const REQUESTS: u64 = 20_000;
+const REQUESTS: u64 = 5_000;
+
+/// A limit that no call comes near, unless the machine stands still.
+const LONG: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -69,6 +74,13 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether a graceful stop waits for tasks that answer: not of a worker that is written by hand.
+    fn waits_for_tasks(&self) -> bool {
+        matches!(self.kind, Kind::Derived(_))
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("refused")]
 pub struct Refused;
@@ -78,16 +90,112 @@ pub struct Refused;
 struct Config {
     oracle: Arc<Oracle>,
     service: usize,
+    errands: Sender<Errand>,
+}
+
+/// What is left to the thread that does things later: see [`do_errands`].
+enum Errand {
+    Answer(u64, Reply<u64>),
+    Guest(Guest),
+}
+
+/// Casts when it is dropped.
+pub struct Farewell {
+    oracle: Arc<Oracle>,
+    service: WorkerCaller,
+    id: u64,
+}
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Farewell").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let Self { oracle, service, id } = self;
+        let outcome = service.note(*id).try_cast();
+        if outcome == Err(TenoriteError::SendFailure(SendReason::Expired)) {
+            oracle.violated(Wrong::Limit, format!("the cast {id} has no limit, and was too late"));
+        }
+        oracle.count(if outcome.is_ok() { "farewell taken" } else { "farewell refused" }.to_owned());
+        oracle.hear_cast(*id, &outcome);
+    }
+}
+
+/// Redeems its permit when it is dropped.
+struct Guest {
+    oracle: Arc<Oracle>,
+    permit: Option<OwnedPermit<WorkerCaller>>,
+    id: u64,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let Self { oracle, id, .. } = self;
+        if let Some(permit) = self.permit.take() {
+            let outcome = permit.call(|service| service.note(*id)).try_cast();
+            oracle.count(if outcome.is_ok() { "guest seen off" } else { "guest too late" }.to_owned());
+            oracle.hear_cast(*id, &outcome);
+        }
+    }
+}
+
+/// A task that answers a call of a service, until this is dropped.
+struct TaskOf(Arc<Oracle>, usize);
+
+impl TaskOf {
+    fn begin(oracle: &Arc<Oracle>, service: usize, id: u64) -> Self {
+        oracle.begin_task(service, id);
+        Self(Arc::clone(oracle), service)
+    }
+}
+
+impl Drop for TaskOf {
+    fn drop(&mut self) {
+        self.0.end_task(self.1);
+    }
+}
+
+/// Sends answers and sees guests off: a few at a time, in any order, until nobody has any more.
+fn do_errands(oracle: &Oracle, errands: &Errands<Errand>, mut random: Random) {
+    let mut kept: Vec<Errand> = Vec::new();
+    loop {
+        let next = errands.recv_timeout(Duration::from_micros(50));
+        let is_over = matches!(next, Err(RecvTimeoutError::Disconnected));
+        kept.extend(next);
+        while kept.len() > 4 || is_over && !kept.is_empty() || random.below(4) == 0 && !kept.is_empty() {
+            let place = usize::try_from(random.below(kept.len() as u64)).expect("small");
+            match kept.swap_remove(place) {
+                Errand::Answer(id, reply) => oracle.sent(id, reply.send(id).is_ok()),
+                Errand::Guest(guest) => drop(guest),
+            }
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+/// Takes this long, and does not await.
+fn spin(time: Duration) {
+    let began = Instant::now();
+    while began.elapsed() <= time {
+        std::hint::spin_loop();
+    }
 }
 
 struct Worker {
     config: Config,
     owed: Option<(u64, Reply<u64>)>,
+    /// What it will never send.
+    kept: Vec<Reply<u64>>,
 }
 
 impl Config {
     fn make(&self) -> Worker {
-        Worker { config: self.clone(), owed: None }
+        Worker { config: self.clone(), owed: None, kept: Vec::new() }
     }
 }
 
@@ -112,8 +220,57 @@ impl Worker {
         let _running = self.config.oracle.start(self.config.service, id);
         for _ in 0..yields {
             yield_now().await;
+            self.config.oracle.look_around(id, true);
         }
         if fails { fail() } else { id }
+    }
+
+    /// Takes this long, and does not await.
+    pub fn slow(&mut self, id: u64, time: Duration) -> u64 {
+        let _running = self.config.oracle.start(self.config.service, id);
+        spin(time);
+        id
+    }
+
+    /// Drops what casts, before this time has passed and after it.
+    pub async fn part(&mut self, id: u64, time: Duration, early: Farewell, late: Farewell) -> u64 {
+        let _running = self.config.oracle.start(self.config.service, id);
+        drop(early);
+        spin(time);
+        yield_now().await;
+        drop(late);
+        id
+    }
+
+    /// Keeps what it owes.
+    pub fn keep(&mut self, id: u64, reply: Reply<u64>) {
+        let _running = self.config.oracle.start(self.config.service, id);
+        self.kept.push(reply);
+    }
+
+    /// Answers by way of another thread.
+    pub fn elsewhere(&mut self, id: u64, reply: Reply<u64>) {
+        let _running = self.config.oracle.start(self.config.service, id);
+        // The other end is there until the last worker is gone.
+        let _ = self.config.errands.send(Errand::Answer(id, reply));
+    }
+
+    /// Answers by way of a task.
+    pub fn spawned(&mut self, id: u64, yields: u64, reply: Reply<u64>) {
+        let oracle = Arc::clone(&self.config.oracle);
+        let _running = oracle.start(self.config.service, id);
+        let task = TaskOf::begin(&oracle, self.config.service, id);
+        drop(reply.spawn(async move {
+            let _task = task;
+            // Also beyond the end of all that is queued.
+            if yields == 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..yields {
+                yield_now().await;
+            }
+            id
+        }));
     }
 
     /// Answers from elsewhere, or with the next of these, or not at all.
@@ -138,7 +295,7 @@ impl Worker {
     pub async fn relay(&mut self, id: u64, other: WorkerCaller, back: Option<WorkerCaller>) -> u64 {
         let oracle = Arc::clone(&self.config.oracle);
         let _running = oracle.start(self.config.service, id);
-        if let Some(next) = oracle.number() {
+        if let Some(next) = oracle.number(oracle.owner(id)) {
             let _asking = oracle.asking(next);
             match back {
                 Some(back) => oracle.hear(next, &other.relay(next, back, None).await),
@@ -196,12 +353,14 @@ fn start(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller) {
 }
 
 /// Polls once, for somebody who does not come back.
-fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
-    Pin::new(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// A caller: one request after the other, by chance of every kind.
 struct Visitor {
+    /// Not 0.
+    who: u64,
     random: Random,
     oracle: Arc<Oracle>,
     service: WorkerCaller,
@@ -209,12 +368,19 @@ struct Visitor {
     restarts: bool,
     /// Whether a circle is seen: otherwise it would wait for itself.
     sees_circles: bool,
+    /// Whether the runtime of its task lets it block.
+    may_block: bool,
+    errands: Sender<Errand>,
 }
 
 impl Visitor {
-    async fn run(mut self) {
+    async fn run(self) {
+        oracle::work(self.who, self.visit()).await;
+    }
+
+    async fn visit(mut self) {
         let mut sent = Vec::new();
-        while let Some(id) = self.oracle.number() {
+        while let Some(id) = self.oracle.number(self.who) {
             sent.push(id);
             let more = self.ask(id).await;
             sent.extend(more);
@@ -229,7 +395,7 @@ impl Visitor {
     async fn ask(&mut self, id: u64) -> Vec<u64> {
         let Self { random, oracle, service, other, .. } = self;
         let limit = Duration::from_micros(random.below(100));
-        match random.below(1_000) {
+        match random.below(1_200) {
             0 => {
                 service.restart();
                 oracle.hear(id, &service.note(id).await);
@@ -237,10 +403,16 @@ impl Visitor {
             1..11 if self.restarts => oracle.hear(id, &service.fail(id).await),
             11..21 if self.restarts => oracle.hear(id, &service.work(id, 2, true).await),
             21..71 => {
-                let mut call = service.work(id, random.below(3), false);
-                poll_once(&mut call);
+                let mut call = match random.below(2) {
+                    0 => service.work(id, random.below(3), false),
+                    _ => service.note(id),
+                };
+                let poll = poll_once(&mut call);
                 drop(call);
-                oracle.leave(id);
+                match poll {
+                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
+                    Poll::Pending => oracle.leave(id),
+                }
             }
             71..121 => oracle.hear(id, &service.work(id, 1, false).timeout(limit).await),
             121..131 => oracle.hear(id, &service.note(id).timeout(Duration::ZERO).await),
@@ -250,8 +422,14 @@ impl Visitor {
                 oracle.hear(id, &service.relay(id, other.clone(), back).await);
             }
             191..221 => oracle.hear(id, &service.refuse(id).await),
-            221..271 => oracle.hear_cast(id, &service.note(id).cast().await),
-            271..301 => oracle.hear_cast(id, &service.note(id).try_cast()),
+            221..271 => {
+                oracle.casts(id);
+                oracle.hear_cast(id, &service.note(id).cast().await);
+            }
+            271..301 => {
+                oracle.casts(id);
+                oracle.hear_cast(id, &service.note(id).try_cast());
+            }
             301..331 => oracle.hear(id, &service.note(id).no_wait().await),
             331..361 => match service.reserve().await {
                 Ok(permit) if !id.is_multiple_of(8) => {
@@ -274,13 +452,80 @@ impl Visitor {
                         _ => false,
                     };
                     if !is_right {
-                        oracle.violated(format!("request {id} came back as {:?}", returned.request));
+                        oracle.violated(
+                            Wrong::Lie,
+                            format!("request {id} came back as {:?}", returned.request),
+                        );
                     }
                 }
                 oracle.hear(id, &outcome.map_err(|returned| returned.error));
             }
             391..441 => return self.burst(id).await.split_off(1),
             441..541 => oracle.hear(id, &service.work(id, 1, false).await),
+            1_000..1_020 => {
+                let limit = limit / 4;
+                let outcome = service.slow(id, limit + Duration::from_micros(1)).timeout(limit).await;
+                oracle.hear_too_late(id, &outcome);
+            }
+            1_020..1_060 => {
+                let outcome = service.work(id, random.below(2), false).timeout(LONG).await;
+                oracle.hear_in_time(id, &outcome);
+            }
+            1_060..1_085 => {
+                let [early, late] = [oracle.number(0), oracle.number(0)].map(|id| {
+                    id.map(|id| Farewell { oracle: Arc::clone(oracle), service: other.clone(), id })
+                });
+                match (early, late) {
+                    (Some(early), Some(late)) => {
+                        let outcome = service.part(id, limit / 4, early, late).timeout(limit / 8).await;
+                        oracle.hear_too_late(id, &outcome);
+                    }
+                    _ => oracle.hear(id, &service.note(id).await),
+                }
+            }
+            1_085..1_115 => oracle.hear(id, &service.elsewhere(id).await),
+            1_115..1_120 => oracle.hear(id, &service.elsewhere(id).timeout(limit).await),
+            1_120..1_125 => {
+                let mut call = service.elsewhere(id);
+                let poll = poll_once(&mut call);
+                yield_now().await;
+                drop(call);
+                match poll {
+                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
+                    Poll::Pending => oracle.leave(id),
+                }
+            }
+            1_125..1_155 => oracle.hear(id, &service.spawned(id, random.below(4)).await),
+            1_155..1_160 => {
+                oracle.casts(id);
+                oracle.hear_cast(id, &service.spawned(id, random.below(4)).cast().await);
+            }
+            1_160..1_185 => match (oracle.number(0), service.reserve_owned().await) {
+                (Some(guest), Ok(permit)) => {
+                    let guest = Guest { oracle: Arc::clone(oracle), permit: Some(permit), id: guest };
+                    // It is there as long as those who call.
+                    let _ = self.errands.send(Errand::Guest(guest));
+                    oracle.hear(id, &service.note(id).await);
+                }
+                (guest, permit) => {
+                    if let Some(guest) = guest {
+                        oracle.leave(guest);
+                    }
+                    match permit {
+                        Ok(_) => oracle.leave(id),
+                        Err(error) => oracle.hear(id, &Err::<u64, _>(error)),
+                    }
+                }
+            },
+            1_185..1_200 if self.may_block => {
+                let outcome = tokio::task::block_in_place(|| match random.below(3) {
+                    0 => service.work(id, 1, false).timeout(limit).blocking(),
+                    1 => service.work(id, 1, false).blocking(),
+                    _ => service.note(id).blocking(),
+                });
+                oracle.hear(id, &outcome);
+                oracle.look_around(id, false);
+            }
             _ => oracle.hear(id, &service.note(id).await),
         }
         Vec::new()
@@ -288,10 +533,11 @@ impl Visitor {
 
     /// Several at once, sent in order.
     async fn burst(&mut self, first: u64) -> Vec<u64> {
+        let who = self.who;
         let Self { oracle, service, .. } = self;
         let mut numbers = vec![first];
         while numbers.len() < 4 {
-            match oracle.number() {
+            match oracle.number(who) {
                 Some(number) => numbers.push(number),
                 None => {
                     oracle.hear(first, &service.note(first).await);
@@ -311,17 +557,37 @@ impl Visitor {
 
     /// As `run`, from a thread without a runtime.
     fn run_blocking(mut self) {
-        while let Some(id) = self.oracle.number() {
+        oracle::work_here(self.who);
+        while let Some(id) = self.oracle.number(self.who) {
             let Self { random, oracle, service, .. } = &mut self;
-            match random.below(10) {
+            match random.below(12) {
+                10 => oracle.hear(id, &service.elsewhere(id).blocking()),
+                11 => oracle.hear(id, &service.spawned(id, 1).blocking()),
                 0 => {
                     let limit = Duration::from_micros(random.below(100));
                     oracle.hear(id, &service.work(id, 1, false).timeout(limit).blocking());
                 }
-                1 => oracle.hear_cast(id, &service.note(id).cast().blocking()),
+                1 => {
+                    oracle.casts(id);
+                    oracle.hear_cast(id, &service.note(id).cast().blocking());
+                }
                 2 => oracle.hear(id, &service.work(id, 2, false).blocking()),
                 _ => oracle.hear(id, &service.note(id).blocking()),
             }
+        }
+    }
+}
+
+/// Waits for what the worker never sends, one worker after the other: the end of each is all that ends
+/// such a call.
+async fn wait_for_the_end(oracle: Arc<Oracle>, service: WorkerCaller) {
+    while let Some(id) = oracle.number(0) {
+        let outcome = service.keep(id).await;
+        oracle.hear(id, &outcome);
+        match outcome {
+            Err(TenoriteError::FetchFailure(FetchReason::Stopped)) => {}
+            Err(TenoriteError::SendFailure(_)) => return,
+            outcome => oracle.violated(Wrong::Lie, format!("request {id} is owed, and got {outcome:?}")),
         }
     }
 }
@@ -342,34 +608,62 @@ pub fn run(seed: u64, number: u64) -> Tally {
     let plan = Plan::new(&mut random);
     let oracle = Arc::new(Oracle::new(usize::try_from(REQUESTS).expect("small")));
     let services = runtime(plan.is_multi_thread);
-    // Those who call outlive the services, and so hear what becomes of them.
-    let apart = (plan.end == End::Shutdown).then(|| runtime(true));
+    // Also outlives the services: those who call from there hear what becomes of them.
+    let abroad = runtime(true);
+    let (errands, to_do) = mpsc::channel();
+    let doing = {
+        let (oracle, random) = (Arc::clone(&oracle), Random(random.below(u64::MAX) | 1));
+        thread::spawn(move || do_errands(&oracle, &to_do, random))
+    };
 
     let entered = services.enter();
-    let [(first, a), (second, b)] =
-        [0, 1].map(|service| start(&plan, &Config { oracle: Arc::clone(&oracle), service }));
+    let [(first, a), (second, b)] = [0, 1].map(|service| {
+        let config = Config { oracle: Arc::clone(&oracle), service, errands: errands.clone() };
+        start(&plan, &config)
+    });
     drop(entered);
-    let caller = |service: &WorkerCaller, other: &WorkerCaller, seed| Visitor {
-        random: Random(seed | 1),
-        oracle: Arc::clone(&oracle),
-        service: service.clone(),
-        other: other.clone(),
-        restarts: plan.restarts,
-        sees_circles: matches!(plan.kind, Kind::Derived(_)),
+    let mut who = 0;
+    let mut caller = |service: &WorkerCaller, other: &WorkerCaller, may_block| {
+        who += 1;
+        Visitor {
+            who,
+            random: Random(random.below(u64::MAX) | 1),
+            oracle: Arc::clone(&oracle),
+            service: service.clone(),
+            other: other.clone(),
+            restarts: plan.restarts,
+            sees_circles: matches!(plan.kind, Kind::Derived(_)),
+            may_block,
+            errands: errands.clone(),
+        }
     };
-    let threads: Vec<_> = (0..2)
+    let mut threads: Vec<_> = (0..2)
         .map(|_| {
-            let caller = caller(&a, &b, random.below(u64::MAX));
+            let caller = caller(&a, &b, false);
             thread::spawn(|| caller.run_blocking())
         })
         .collect();
-    let mut callers: Vec<_> = (0..6).map(|_| caller(&a, &b, random.below(u64::MAX))).collect();
+    let caller_of_another = caller(&a, &b, false);
+    threads.push(thread::spawn(|| runtime(false).block_on(caller_of_another.run())));
+    // When the services' runtime is to be shut down, all of them call from abroad.
+    let (on, may_block) = match plan.end {
+        End::Shutdown => (&abroad, true),
+        _ => (&services, plan.is_multi_thread),
+    };
+    let mut callers: Vec<_> = (0..5).map(|_| on.spawn(caller(&a, &b, may_block).run())).collect();
+    callers.extend((0..2).map(|_| abroad.spawn(caller(&a, &b, true).run())));
     if matches!(plan.kind, Kind::Derived(_)) {
         // From the other side as well.
-        callers.extend((0..2).map(|_| caller(&b, &a, random.below(u64::MAX))));
+        callers.extend((0..2).map(|_| on.spawn(caller(&b, &a, may_block).run())));
     }
-    let on = apart.as_ref().unwrap_or(&services);
-    let callers: Vec<_> = callers.into_iter().map(|caller| on.spawn(caller.run())).collect();
+    drop(errands);
+    let waiting: Vec<_> = match plan.kind {
+        // Of another kind the worker may be handed back with what it owes.
+        Kind::Derived(_) if plan.is_early => [&a, &b, &a]
+            .map(|service| abroad.spawn(wait_for_the_end(Arc::clone(&oracle), service.clone())))
+            .into(),
+        _ => Vec::new(),
+    };
 
     let until = if plan.is_early { random.below(REQUESTS / 2) } else { u64::MAX };
     let wait = async {
@@ -381,15 +675,17 @@ pub fn run(seed: u64, number: u64) -> Tally {
     };
     services.block_on(wait);
     if plan.is_early {
+        callers.extend(waiting);
         end(&plan, services, [(first, a), (second, b)], &oracle, |services| {
-            join(apart.as_ref().or(services), callers, threads);
+            join(services.or(Some(&abroad)), callers, threads);
         });
     } else {
         // Driven by those who wait, if it has no threads of its own.
         join(Some(&services), callers, threads);
         end(&plan, services, [(first, a), (second, b)], &oracle, |_| {});
     }
-    drop(apart);
+    drop(abroad);
+    doing.join().expect("nor does this");
     let keeps_accepted = matches!(plan.end, End::CallersGone | End::Stop);
     let oracle = Arc::into_inner(oracle).expect("nobody else is left");
     let mut tally = oracle.verdict(&format!("seed {seed}, round {number}"), keeps_accepted);
@@ -428,7 +724,7 @@ fn end(
     plan: &Plan,
     services: Runtime,
     running: [(JoinHandle<Worker>, WorkerCaller); 2],
-    oracle: &Oracle,
+    oracle: &Arc<Oracle>,
     others: impl FnOnce(Option<&Runtime>),
 ) {
     let [(first, a), (second, b)] = running;
@@ -437,25 +733,41 @@ fn end(
             others(Some(&services));
             drop((a, b));
             services.block_on(async {
-                drop((first.await.expect("it drains"), second.await.expect("it drains")));
+                drop(first.await.expect("it drains"));
+                oracle.check_tasks(0, plan.waits_for_tasks());
+                drop(second.await.expect("it drains"));
+                oracle.check_tasks(1, plan.waits_for_tasks());
             });
         }
         End::Stop => {
+            let watching = [&a, &b].into_iter().enumerate().map(|(number, service)| {
+                let (service, oracle, waits) = (service.clone(), Arc::clone(oracle), plan.waits_for_tasks());
+                // Looks at once, and not when all who call have been heard.
+                services.spawn(async move {
+                    service.stopped().await;
+                    oracle.check_tasks(number, waits);
+                })
+            });
+            let watching: Vec<_> = watching.collect();
             a.stop();
             b.stop();
             others(Some(&services));
-            services.block_on(async { drop((a.stopped().await, b.stopped().await)) });
+            services.block_on(async {
+                for watching in watching {
+                    watching.await.expect("nor does this");
+                }
+            });
             for (service, caller) in [&a, &b].into_iter().enumerate() {
                 let stats = caller.stats();
                 let is_counted_at_the_end = matches!(plan.kind, Kind::Derived(_));
                 if is_counted_at_the_end && stats.replied + stats.panicked != oracle.starts(service) {
-                    oracle.violated(format!(
-                        "{} handlers started, and it says {stats:?}",
-                        oracle.starts(service)
-                    ));
+                    oracle.violated(
+                        Wrong::Count,
+                        format!("{} handlers started, and it says {stats:?}", oracle.starts(service)),
+                    );
                 }
                 if stats.queued + stats.waiting_for_room + stats.reserved != 0 {
-                    oracle.violated(format!("something is left of it: {stats:?}"));
+                    oracle.violated(Wrong::Count, format!("something is left of it: {stats:?}"));
                 }
             }
         }
@@ -474,7 +786,7 @@ fn end(
             drop(services);
             others(None);
             if !a.is_stopped() || !b.is_stopped() {
-                oracle.violated("a service has outlived its runtime");
+                oracle.violated(Wrong::Lie, "a service has outlived its runtime");
             }
         }
     }
