@@ -834,6 +834,24 @@ fn an_owned_permit_is_redeemed_while_the_task_is_aborted() {
     });
 }
 
+#[test]
+fn an_owned_permit_is_redeemed_while_a_restart_turns_into_a_stop() {
+    model(2, || {
+        let Model { caller, driver, seen } = start_restarting(2);
+        let permit = block_on(caller.reserve_owned()).unwrap();
+        let task = drive(driver);
+        assert_eq!(call(&caller, Ask::Ready(1)), Ok(1));
+        let redeeming = thread::spawn(move || permit.send_request(Ask::Ready(2)).try_cast());
+        caller.restart();
+        caller.stop();
+        let accepted = redeeming.join().unwrap();
+        assert!(accepted.is_ok() || accepted == Err(stopped()));
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(accepted.is_ok(), seen.has_started(2));
+        assert_eq!(caller.stats().queued, 0);
+    });
+}
+
 /// The worker is not handed back before the task that answers has ended.
 #[test]
 fn a_stop_and_a_task_that_answers() {
