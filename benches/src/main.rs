@@ -1,6 +1,6 @@
 //! The contestants side by side, in one process, in interleaved rounds.
 //!
-//! `cargo run --release --manifest-path benches/Cargo.toml [-- [--quick] [--only WORKLOAD] [--among NAME,NAME]]`
+//! `cargo run --release --manifest-path benches/Cargo.toml [-- [--quick] [--only WORKLOAD]… [--among NAME,NAME]]`
 //!
 //! Writes `target/bench/results.json`, `results.md` and `results.svg`. Read ratios within one run, not nanoseconds:
 //! whatever disturbs the machine disturbs a round of everybody's.
@@ -65,20 +65,24 @@ const CONTESTANTS: &[Entry] = &[
 
 struct Options {
     quick: bool,
-    /// Workloads whose name contains this.
-    only: Option<String>,
+    /// Workloads whose name contains one of these; all, if there are none.
+    only: Vec<String>,
     /// Contestants with these names.
     among: Option<Vec<String>>,
 }
 
 impl Options {
+    fn includes(&self, workload: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| workload.contains(part.as_str()))
+    }
+
     fn is_among(&self, contestant: &str) -> bool {
         self.among.as_ref().is_none_or(|names| names.iter().any(|name| name == contestant))
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut options = Options { quick: false, only: None, among: None };
+    let mut options = Options { quick: false, only: Vec::new(), among: None };
     let mut args = std::env::args().skip(1).peekable();
     if args.next_if(|arg| arg == "--only-calls").is_some() {
         let (name, calls) = (args.next().unwrap_or_default(), args.next().unwrap_or_default());
@@ -89,7 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
-            "--only" => options.only = Some(args.next().ok_or("`--only` needs a workload")?),
+            "--only" => options.only.push(args.next().ok_or("`--only` needs a workload")?),
             "--among" => {
                 let names = args.next().ok_or("`--among` needs contestants, with commas between them")?;
                 options.among = Some(names.split(',').map(|name| name.trim().to_owned()).collect());
@@ -102,12 +106,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut rows = Vec::new();
     for workload in WORKLOADS {
-        if options.only.as_ref().is_none_or(|only| workload.name.contains(only.as_str())) {
+        if options.includes(workload.name) {
             eprintln!("{}", workload.name);
             rows.extend(measure(workload, &options));
         }
     }
-    if options.only.as_ref().is_none_or(|only| INSTRUCTIONS.contains(only.as_str())) {
+    if options.includes(INSTRUCTIONS) {
         eprintln!("{INSTRUCTIONS}");
         rows.extend(count_instructions(&options));
     }
