@@ -591,6 +591,8 @@ struct Ticket<'a, Rq, Rs, Er> {
     polled: bool,
     /// It waited when its task had no budget for its other branches.
     owes_turn: bool,
+    /// It has its outcome, and has given its turn away for it.
+    has_given_way: bool,
     /// It may outlive the deadline that it would inherit.
     ignores_inherited: bool,
 }
@@ -634,6 +636,7 @@ impl<'a, Rq, Rs, Er> Ticket<'a, Rq, Rs, Er> {
             timer: None,
             polled: false,
             owes_turn: false,
+            has_given_way: false,
             ignores_inherited: false,
         }
     }
@@ -659,8 +662,14 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             // If the task's turn is over: what the call did is done, and its outcome is kept; it only
             // says "later". To say so before it does anything would lose its place in the order.
             return match clock {
-                Clock::Timer => budget::charge(began, std::mem::take(&mut self.owes_turn), cx),
-                Clock::None => Poll::Ready(()),
+                // Once for each outcome: a neighbour that spends the budget at every turn must not keep
+                // it back for ever.
+                Clock::Timer if !self.has_given_way => {
+                    let poll = budget::charge(began, std::mem::take(&mut self.owes_turn), cx);
+                    self.has_given_way = poll.is_pending();
+                    poll
+                }
+                _ => Poll::Ready(()),
             };
         }
         self.owes_turn |= budget::is_budget_spent();
@@ -788,7 +797,15 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         let mailbox = hold(&self.mailbox);
         let state = CallState { phase: self.state.take(), ..self.state };
         let ignores_inherited = self.ignores_inherited;
-        Ticket { mailbox, state, timer: None, polled: false, owes_turn: false, ignores_inherited }
+        Ticket {
+            mailbox,
+            state,
+            timer: None,
+            polled: false,
+            owes_turn: false,
+            has_given_way: false,
+            ignores_inherited,
+        }
     }
 
     /// What is under way is not waited for any more.

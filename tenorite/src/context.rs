@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::method::Served;
+use crate::method::{Method, Served};
 use crate::nesting;
 
 /// What a handler can know of the call that it serves: see [`context`].
@@ -49,6 +49,14 @@ pub fn context() -> Option<Context> {
 }
 
 impl Context {
+    /// Returns what a future is run in that answers a call with this deadline.
+    pub(crate) fn answering(deadline: Option<Instant>) -> Option<Self> {
+        const ANSWER: &Method = &Method::new("Reply", "spawn");
+        let method = nesting::served().map(|served| served.method);
+        let is_known = method.is_some() || deadline.is_some();
+        is_known.then(|| Self(Served { method: method.unwrap_or(ANSWER), deadline }))
+    }
+
     /// The name of the service, as `#[tenorite::service]` uses it for what it derives.
     #[must_use]
     pub fn service(&self) -> &'static str {

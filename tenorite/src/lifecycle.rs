@@ -134,7 +134,14 @@ impl StatusWatch {
     ///
     /// May be dropped at any time.
     pub async fn wait_for(&mut self, mut is_one: impl FnMut(&Status) -> bool) -> Option<Status> {
-        self.0.wait_for(|(status, _)| is_one(status)).await.ok().map(|news| news.0)
+        loop {
+            // Not under the lock of the channel: the closure may stop the service, which tells of it.
+            let status = self.0.borrow_and_update().0;
+            if is_one(&status) {
+                return Some(status);
+            }
+            self.0.changed().await.ok()?;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
-use crate::context::context;
+use crate::context::Context;
 use crate::error::{FetchReason, TenoriteError};
 use crate::panics::{self, Payload};
 use crate::trace::Span;
@@ -346,7 +346,8 @@ impl<T> Reply<T> {
     {
         let span = Span::current();
         self.0.if_dropped(FetchReason::Stopped);
-        let context = context();
+        // The call that it answers need not be the one that the current handler serves.
+        let context = Context::answering(self.0.deadline());
         let (service, guard) = match self.0.begin_task() {
             Some((service, number)) => (Some(Arc::clone(&service)), Some(TaskOf(service, number))),
             None => (None, None),

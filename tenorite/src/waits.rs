@@ -171,9 +171,9 @@ pub(crate) fn clear(node: Node) {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OwnEnd {
     NotAwaited,
-    Awaited,
+    Awaited(Node),
     /// Nothing else could wake it.
-    Refused,
+    Refused(Node),
 }
 
 thread_local! {
@@ -189,7 +189,7 @@ pub(crate) fn awaits_own_end(node: Node) -> bool {
     let top =
         nesting::above_the_cut().into_iter().rev().find_map(|(_, frame)| Some((frame.node?, frame.method?)));
     let Some((_, method)) = top.filter(|(top, _)| top.get() == node) else { return false };
-    if OWN_END.replace(OwnEnd::Awaited) == OwnEnd::Refused {
+    if OWN_END.replace(OwnEnd::Awaited(node)) == OwnEnd::Refused(node) {
         OWN_END.set(OwnEnd::NotAwaited);
         let (service, name) = (method.service(), method.name());
         panic!("a handler would wait for itself: {service}::{name} → {service}::stopped");
@@ -197,14 +197,23 @@ pub(crate) fn awaits_own_end(node: Node) -> bool {
     true
 }
 
-/// Returns whether the handler that was polled last on this thread awaits its own service's end.
-pub(crate) fn take_own_end() -> bool {
-    OWN_END.replace(OwnEnd::NotAwaited) == OwnEnd::Awaited
+/// Returns whether the handler of `node` that was polled last on this thread awaits its service's end.
+pub(crate) fn take_own_end(node: Node) -> bool {
+    let is_awaited = OWN_END.get() == OwnEnd::Awaited(node);
+    if is_awaited {
+        forget_own_end();
+    }
+    is_awaited
 }
 
-/// The handler that is polled next on this thread awaits its own service's end, and nothing else.
-pub(crate) fn refuse_own_end() {
-    OWN_END.set(OwnEnd::Refused);
+/// The handler of `node` that is polled next on this thread awaits its service's end, and nothing else.
+pub(crate) fn refuse_own_end(node: Node) {
+    OWN_END.set(OwnEnd::Refused(node));
+}
+
+/// That handler has been polled, and has asked or not.
+pub(crate) fn forget_own_end() {
+    OWN_END.set(OwnEnd::NotAwaited);
 }
 
 /// The handler on top of this thread's stack will wait for a call of this method. `None` if there is no handler.

@@ -161,8 +161,9 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
 impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
     fn drop(&mut self) {
         if let Held::Callers(function) = &mut self.function {
-            self.shared.close(StopReason::CallersGone);
+            // What the closure holds is gone when the service is.
             self.shared.slots.drop_quietly(function.take());
+            self.shared.close(StopReason::CallersGone);
         }
     }
 }
@@ -411,7 +412,9 @@ where
     }
 
     fn stop(&self) {
-        self.shared.close(StopReason::Requested);
+        if let Held::Callers(_) = self.function {
+            self.shared.close(StopReason::Requested);
+        }
     }
 
     fn is_closed(&self) -> bool {

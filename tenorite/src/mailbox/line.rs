@@ -349,7 +349,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Seals the line if there is nothing left to do. Returns whether it is sealed.
     pub(super) fn seal_if_done(&mut self) -> bool {
-        let is_done = self.closed.is_some() && self.len == 0 && !self.has_tasks();
+        let is_done = self.is_sealed || self.closed.is_some() && self.len == 0 && !self.has_tasks();
         if is_done {
             self.seal();
         }
@@ -411,7 +411,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 slot.end_wait();
             }
         }
-        let Some(rare) = self.rare.as_mut().filter(|_| ends_tasks) else { return Vec::new() };
+        if !ends_tasks {
+            return Vec::new();
+        }
+        // Also those that are spawned from here on.
+        let rare = self.rare.get_or_insert_default();
         rare.ends_tasks = true;
         rare.tasks.values_mut().filter_map(Option::take).collect()
     }

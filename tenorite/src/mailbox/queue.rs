@@ -113,7 +113,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ) -> Entered<Rq, Rs, Er, T> {
         let Terms { limit, cast, no_wait, wanted_back, permit, .. } = terms;
         let mut after = After::new();
-        let span = Span::current();
+        let span = current_span();
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
             line.count().refused += 1;
@@ -187,7 +187,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         join: impl FnOnce() -> T,
     ) -> Result<T, Rq> {
-        let span = Span::current();
+        let span = current_span();
         let mut line = self.line.lock();
         if line.closed.is_some() || !line.has_room() {
             return Err(request);
@@ -703,6 +703,15 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             self.drop_quietly(request);
         }
     }
+}
+
+/// A subscriber that panics is its owner's problem: the request is in hand, and a permit may be.
+#[inline]
+fn current_span() -> Span {
+    panics::catch(Span::current).unwrap_or_else(|payload| {
+        panics::discard(payload);
+        Span::none()
+    })
 }
 
 impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {

@@ -107,7 +107,9 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
     }
 
     fn unreserve(&self) {
-        self.queue.used(|| home::now_in(Some(&self.runtime)));
+        if self.permit == PermitKind::Borrowed {
+            self.queue.used(|| home::now_in(Some(&self.runtime)));
+        }
         self.queue.unreserve(self.permit);
     }
 
@@ -129,7 +131,10 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
     }
 
     fn stop(&self) {
-        self.queue.close(StopReason::Requested);
+        // A permit takes its request, and nothing else.
+        if self.permit == PermitKind::Borrowed {
+            self.queue.close(StopReason::Requested);
+        }
     }
 
     fn is_closed(&self) -> bool {

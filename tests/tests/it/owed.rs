@@ -413,3 +413,52 @@ async fn a_stop_while_a_service_is_down_waits_for_tasks() {
         }
     }
 }
+
+/// A task that answers has the time of the call that it answers, and not of the one that spawned it.
+#[tokio::test(start_paused = true)]
+async fn a_task_has_the_time_of_the_call_that_it_answers() {
+    #[derive(Default)]
+    struct Relay(Option<Reply<Option<Duration>>>);
+    #[tenorite::service]
+    impl Relay {
+        pub fn ask(&mut self, reply: Reply<Option<Duration>>) {
+            self.0 = Some(reply);
+        }
+        pub fn spawn(&mut self) {
+            let reply = self.0.take().unwrap();
+            reply.spawn(async { tenorite::context().and_then(|context| context.remaining()) });
+        }
+    }
+    for inline in MODES {
+        let relay = RelayService.builder().inline(inline).start(8, Relay::default());
+        let mut call = relay.ask();
+        assert!(poll_once(&mut call).is_pending());
+        relay.spawn().timeout(SECOND).await.unwrap();
+        assert_eq!(call.await, Ok(None), "{inline:?}");
+        let mut call = relay.ask().timeout(SECOND);
+        assert!(poll_once(&mut call).is_pending());
+        relay.spawn().await.unwrap();
+        assert_eq!(call.await, Ok(Some(SECOND)), "{inline:?}");
+    }
+}
+
+/// An abort that comes first ends a task that is spawned after it.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_spawned_after_an_abort_does_not_run() {
+    for inline in MODES {
+        let desk = Desk::new();
+        let (task, caller) = DeskService.builder().inline(inline).start_task(8, desk.clone());
+        let mut call = caller.ask();
+        assert!(poll_once(&mut call).is_pending());
+        until_owed(&desk, 1).await;
+        task.abort();
+        caller.stopped().await;
+        assert_eq!(call.await, Err(STOPPED), "{inline:?}");
+        let reply = desk.owed.lock().unwrap().pop().unwrap();
+        let spawned = reply.spawn(async {
+            tokio::time::sleep(SECOND).await;
+            1
+        });
+        assert!(spawned.await.unwrap_err().is_cancelled(), "{inline:?}");
+    }
+}

@@ -279,6 +279,15 @@ async fn an_owned_permit_is_no_use_of_an_idle_service() {
         drop(borrowed);
         let owned = caller.reserve_owned().await.unwrap();
         assert_eq!(caller.stopped().await, tenorite::StopReason::Idle, "{kind:?}");
+        // What is made with it can end nothing either.
+        let (_task, other, _watch) = kind.start(4);
+        let permit = other.reserve_owned().await.unwrap();
+        let call = permit.call(|caller| {
+            caller.stop();
+            caller.note(1)
+        });
+        assert_eq!(call.await, Ok(1), "{kind:?}");
+        assert!(!other.is_closed());
         assert_eq!(owned.call(|caller| caller.note(1)).await, Err(STOPPED));
     }
 }

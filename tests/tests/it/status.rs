@@ -456,3 +456,19 @@ async fn stats_name_the_service() {
     let closure = TenoriteCaller::<(), ()>::from_fn(|()| async { Ok(()) });
     assert_eq!(named(&closure), ("closure", None));
 }
+
+/// The closure is the user's, and runs under no lock.
+#[tokio::test]
+async fn a_closure_that_watches_may_stop_the_service() {
+    let (caller, _watch) = Kind::Derived.caller();
+    let theirs = caller.clone();
+    let mut watch = caller.watch();
+    let mut asked = 0;
+    let stopped = watch.wait_for(|status| {
+        asked += 1;
+        theirs.stop();
+        *status == Status::Stopped
+    });
+    assert_eq!(stopped.await, Some(Status::Stopped));
+    assert!(asked > 1);
+}

@@ -331,6 +331,14 @@ impl Quick {
         self.step()
     }
 
+    /// As `tokio_step`, and finds the budget spent in the middle now and then: then it has to wait.
+    pub async fn tokio_steps(&mut self) -> u32 {
+        for _ in 0..3 {
+            tokio::task::coop::consume_budget().await;
+        }
+        self.step()
+    }
+
     /// Takes its time, without awaiting.
     pub fn slow_step(&mut self, micros: u64) -> u32 {
         let began = Instant::now();
@@ -361,7 +369,7 @@ async fn turns_until_heard(
 
 #[test]
 fn a_loop_of_calls_lets_the_other_branches_of_its_task_run() {
-    async fn check(caller: &QuickCaller) {
+    async fn check(caller: &QuickCaller, has_budget: bool) {
         // One that asks for budget, which is tokio's own; and one that does not.
         for _ in 0..3 {
             let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -377,6 +385,11 @@ fn a_loop_of_calls_lets_the_other_branches_of_its_task_run() {
             assert!(turns <= 2_200, "{turns}");
             let (sender, receiver) = tokio::sync::oneshot::channel();
             sender.send(()).unwrap();
+            let turns = turns_until_heard(caller, async |caller| caller.tokio_steps().await, receiver).await;
+            // As soon as a turn's budget was spent, where there is one.
+            assert!(turns <= if has_budget { 400 } else { 2_200 }, "{turns}");
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            sender.send(()).unwrap();
             let turns = turns_until_heard(caller, async |caller| caller.slow_step(50).await, receiver).await;
             assert!(turns <= 100, "{turns} slow ones");
         }
@@ -388,11 +401,36 @@ fn a_loop_of_calls_lets_the_other_branches_of_its_task_run() {
     };
     // As a task, as the root, exempt from tokio's budget, and under an executor that has none.
     let theirs = caller.clone();
-    runtime.block_on(async { tokio::spawn(async move { check(&theirs).await }).await.unwrap() });
-    runtime.block_on(check(&caller));
-    runtime.block_on(tokio::task::unconstrained(check(&caller)));
-    current_thread().block_on(check(&caller));
-    futures::executor::block_on(check(&caller));
+    runtime.block_on(async { tokio::spawn(async move { check(&theirs, true).await }).await.unwrap() });
+    runtime.block_on(check(&caller, true));
+    runtime.block_on(tokio::task::unconstrained(check(&caller, false)));
+    current_thread().block_on(check(&caller, true));
+    futures::executor::block_on(check(&caller, false));
+}
+
+/// A neighbour that comes first, and spends the budget at every turn, keeps no answer back.
+#[tokio::test]
+async fn a_loop_of_calls_gets_on_beside_a_neighbour_that_spends_the_budget() {
+    let caller = QuickService.start(8, Quick::default());
+    let calls = async {
+        for _ in 0..5_000 {
+            caller.step().await.unwrap();
+        }
+    };
+    let neighbour = async {
+        loop {
+            tokio::task::coop::consume_budget().await;
+        }
+    };
+    let (mut neighbour, mut calls) = (std::pin::pin!(neighbour), std::pin::pin!(calls));
+    let mut turns = 0;
+    std::future::poll_fn(|cx| {
+        turns += 1;
+        assert!(turns < 100_000, "the calls do not get on");
+        let _: std::task::Poll<()> = neighbour.as_mut().poll(cx);
+        calls.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// The service's task gives way as well, and comes back for what is left.

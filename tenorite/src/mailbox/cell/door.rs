@@ -419,7 +419,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn unreserve(&self) {
-        self.core.queue.used(|| home::now_in(self.core.home.runtime()));
+        if self.permit == PermitKind::Borrowed {
+            self.core.queue.used(|| home::now_in(self.core.home.runtime()));
+        }
         self.core.queue.unreserve(self.permit);
     }
 
@@ -442,7 +444,10 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 
     fn stop(&self) {
-        self.core.close(StopReason::Requested);
+        // A permit takes its request, and nothing else.
+        if self.permit == PermitKind::Borrowed {
+            self.core.close(StopReason::Requested);
+        }
     }
 
     fn is_closed(&self) -> bool {

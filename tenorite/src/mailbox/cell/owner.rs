@@ -1,7 +1,7 @@
 //! What the one who has the worker does with it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
@@ -214,15 +214,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// leaves one; the wait for the own end leaves none.
     #[cold]
     fn await_own_end(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
-        let counted = Arc::new(Counted(Arc::clone(self.core)));
+        let counted = Arc::new(Counted { core: Arc::clone(self.core), has_fired: AtomicBool::new(false) });
         let waker = Waker::from(Arc::clone(&counted));
         let poll = self.resume_with(&waker, served, span);
-        waits::take_own_end();
+        waits::take_own_end(self.core.node());
         drop(waker);
         let clones = Arc::strong_count(&counted) - 1;
-        if clones == 0 && poll.is_pending() {
-            waits::refuse_own_end();
-            return self.resume(served, span);
+        // A clone may have fired before it was dropped, on another thread: its drop releases what it did.
+        fence(Ordering::Acquire);
+        let has_fired = counted.has_fired.load(Ordering::Relaxed);
+        if clones == 0 && !has_fired && poll.is_pending() {
+            waits::refuse_own_end(self.core.node());
+            let poll = self.resume(served, span);
+            waits::forget_own_end();
+            return poll;
         }
         poll
     }
@@ -240,7 +245,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     fn park_again(mut self, serving: Serving, stance: Stance) -> Left<W> {
         let core = self.core;
-        let awaits_own_end = waits::take_own_end();
+        let awaits_own_end = waits::take_own_end(core.node());
         if awaits_own_end {
             core.awaits_own_end.store(true, Ordering::Release);
         }
@@ -437,7 +442,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let Serving { slot, served, since, .. } = serving;
         self.hand = slot;
         let mut poll = self.resume(served, &serving.span);
-        if poll.is_pending() && waits::take_own_end() {
+        if poll.is_pending() && waits::take_own_end(self.core.node()) {
             self.core.awaits_own_end.store(true, Ordering::Release);
             if self.core.word.is_closing() {
                 poll = self.await_own_end(served, &serving.span);
@@ -527,18 +532,26 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
 }
 
 /// What wakes a handler while its clones are counted.
-struct Counted<W: Dispatch>(Arc<Core<W>>);
+struct Counted<W: Dispatch> {
+    core: Arc<Core<W>>,
+    has_fired: AtomicBool,
+}
 
 impl<W: Dispatch> Wake for Counted<W> {
     fn wake(self: Arc<Self>) {
-        self.0.notify();
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_fired.store(true, Ordering::Relaxed);
+        self.core.notify();
     }
 }
 
 impl<W: Dispatch> Drop for Counted<W> {
     /// The last clone may be gone without a wake: see [`waker`].
     fn drop(&mut self) {
-        self.0.notify_if_parked();
+        self.core.notify_if_parked();
     }
 }
 
