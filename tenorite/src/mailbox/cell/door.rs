@@ -169,6 +169,9 @@ impl<W: Dispatch> Door<W> {
             core.queue.drop_quietly(unwanted);
             return Poll::Ready(());
         }
+        if state.terms.cast && self.cast(state) {
+            return Poll::Ready(());
+        }
         let next = match state.phase {
             Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
@@ -206,6 +209,8 @@ impl<W: Dispatch> Door<W> {
 
     /// T6, of a cast that nothing keeps from being accepted: it leaves neither a waker nor an edge.
     /// Returns whether it was.
+    //
+    // Not where calls are polled that run at once: there it made each of them slower by a quarter.
     fn cast(&self, state: &mut State<W>) -> bool {
         let core = &self.core;
         if state.terms.limit.is_expired() {
@@ -393,9 +398,6 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
             && self.core.word.claim_idle()
         {
             return self.run(Owner::claimed(&self.core), served, state, cx, stance);
-        }
-        if state.terms.cast && self.permit == PermitKind::Borrowed && self.cast(state) {
-            return Poll::Ready(());
         }
         self.poll_slowly(state, cx)
     }
