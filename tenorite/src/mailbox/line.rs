@@ -32,7 +32,7 @@
 //! - L1: While the door is open, the accepted entries are the first of the line, as many as there are, or as `backlog` has room
 //!   for beside the permits. Whoever makes room admits the next in the same step.
 //! - L2: `first_waiting` is the first entry that is not accepted, or `None` if all are.
-//! - L3: Once the door is shut nobody waits for room: shutting it fails those who did. Permits that were
+//! - L3: Once the service is closed no entry waits for capacity: closing fails those. Permits that were
 //!   granted before are good until the line is sealed, and void then. It is sealed in the step that finds
 //!   it empty for the last time.
 //! - L4: A slot is freed by exactly one party: by the call that awaits it, or, if that has gone, by the worker's

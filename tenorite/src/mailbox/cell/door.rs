@@ -90,7 +90,7 @@ impl<W: Dispatch> Door<W> {
                 }
                 Poll::Ready(())
             }
-            Run::Deferred => unreachable!("a method that answers later runs on the task"),
+            Run::Deferred => unreachable!("a method that answers later is run with a slot of its own"),
             Run::Waits => self.wait(owner, served, stance, state, cx),
             Run::Panicked(payload) => {
                 let reason = self.core.why_panicked(&payload);

@@ -135,7 +135,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                 Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.seal_if_done()) {
                     // First, so that the reason of the end does not depend on whether there was anything left to do.
                     (Poll::Ready(None), _) => Some(self.give_up(core, true)),
-                    // Nobody would have anything of it.
+                    // Nothing is left for another worker to do.
                     (_, true) => Some(self.give_up(core, false)),
                     (Poll::Ready(Some(pause)), false) => {
                         if let Some((fall, _)) = &self.fallen {
