@@ -443,6 +443,7 @@ impl Remote {
             return Ok(None);
         }
         let (entry, mut outcome) = self.register(&letter.subject, until, self.settings.max_pending)?;
+        let deadline = letter.deadline;
         let letter = letter.addressed(Some(self.inbox_of(entry.id)));
         let mut ended = None;
         if let Some(place) = self.door.send(letter, &self.runtime)? {
@@ -452,7 +453,7 @@ impl Remote {
             Some(ended) => ended,
             None => reply(outcome.await),
         };
-        read(&ended?, &codec).map(Some)
+        read(&ended?, &codec, deadline).map(Some)
     }
 
     pub(crate) fn write<Rq: WireRequest, K: Codec>(
@@ -489,7 +490,7 @@ impl Remote {
                 "`{signature}` is none of its service's methods"
             )))
         })?;
-        Ok(Letter { subject, headers, payload: payload.into(), until })
+        Ok(Letter { subject, headers, payload: payload.into(), deadline, until })
     }
 
     /// Unless there are as many already.
@@ -536,6 +537,8 @@ pub(crate) struct Letter {
     pub(crate) subject: Subject,
     pub(crate) headers: Option<HeaderMap>,
     payload: Bytes,
+    /// When its call is too late.
+    pub(crate) deadline: Instant,
     /// When the listener ends its call.
     pub(crate) until: Instant,
 }
@@ -556,9 +559,11 @@ pub(crate) fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outc
 pub(crate) fn read<Rs: DeserializeOwned, K: Codec>(
     message: &Message,
     codec: &K,
+    deadline: Instant,
 ) -> Result<Rs, TenoriteError> {
     if let Some(failure) = wire::read_failure(message) {
-        return Err(failure);
+        let left = deadline.saturating_duration_since(Instant::now());
+        return Err(wire::blame_clocks(failure, message, left));
     }
     codec.decode(&message.payload).map_err(|error| {
         TenoriteError::FetchFailure(FetchReason::Undecodable(Explanation::from(error.to_string())))

@@ -16,6 +16,9 @@ use tenorite::TenoriteError;
 use tenorite::wire::Signature;
 use tokio::task::JoinHandle;
 
+#[cfg(feature = "durable")]
+use crate::shards::Board;
+
 /// What has become of the requests, method by method.
 pub(crate) struct Figures {
     methods: Vec<(&'static Signature, Figure)>,
@@ -71,6 +74,8 @@ pub(crate) struct Discovery {
     queue_group: String,
     started: SystemTime,
     figures: Arc<Figures>,
+    #[cfg(feature = "durable")]
+    board: Option<Arc<Board>>,
 }
 
 /// What is asked.
@@ -102,7 +107,15 @@ impl Discovery {
             queue_group: queue_group.unwrap_or_default().to_owned(),
             started: SystemTime::now(),
             figures,
+            #[cfg(feature = "durable")]
+            board: None,
         }
+    }
+
+    /// Tells of these shards as well.
+    #[cfg(feature = "durable")]
+    pub(crate) fn with_shards(self, board: Arc<Board>) -> Self {
+        Self { board: Some(board), ..self }
     }
 
     /// Answers until the task is ended. If it is not permitted to hear the questions, it hears none.
@@ -158,11 +171,46 @@ impl Discovery {
                 ("stats", json!({ "started": rfc3339(self.started), "endpoints": endpoints }))
             }
         };
+        #[cfg(feature = "durable")]
+        if let Some(board) = &self.board {
+            self.tell_of_shards(board, verb, &mut answer);
+        }
         answer["type"] = json!(format!("io.nats.micro.v1.{kind}_response"));
         if let (Value::Object(answer), Value::Object(more)) = (&mut answer, more) {
             answer.extend(more);
         }
         answer
+    }
+
+    /// The protocol has a place for a service's own figures: an endpoint's `data`. Shards are not those of an
+    /// endpoint, and stand beside them, under the same name. Metadata are texts.
+    #[cfg(feature = "durable")]
+    fn tell_of_shards(&self, board: &Board, verb: Verb, answer: &mut Value) {
+        use crate::shards::ShardState;
+        let shards = board.shards();
+        let owned = shards.iter().filter(|shard| shard.state == ShardState::Owned);
+        let owned: Vec<_> = owned.map(|shard| shard.shard.to_string()).collect();
+        answer["metadata"]["shards"] = json!(shards.len().to_string());
+        answer["metadata"]["owned"] = json!(owned.join(","));
+        if matches!(verb, Verb::Stats) {
+            answer["data"] = shards
+                .into_iter()
+                .map(|shard| {
+                    json!({
+                        "shard": shard.shard,
+                        "state": format!("{:?}", shard.state).to_lowercase(),
+                        "owner": shard.owner,
+                        "revision": shard.revision,
+                        "size": shard.size,
+                        "last_error": shard.last_error,
+                        "requests": shard.requests,
+                        "errors": shard.errors,
+                        "nanoseconds": u64::try_from(shard.time.as_nanos()).unwrap_or(u64::MAX),
+                        "taken": shard.taken,
+                    })
+                })
+                .collect();
+        }
     }
 
     fn endpoint(&self, method: &Signature) -> Value {

@@ -21,15 +21,31 @@ pub enum Error {
     #[cfg(feature = "durable")]
     #[error("JetStream does not do it: {0}")]
     JetStream(String),
-    /// The service has another number of shards already.
+    /// The service has another number of shards already, or there is no telling how many: what is there under its
+    /// name is not its own. Two prefixes that differ in a `.` and a `_` come to the same name, and only one of
+    /// them can have shards.
     #[cfg(feature = "durable")]
-    #[error("there are to be {asked} shards, and there are {} already", .there.map_or_else(|| "others".to_owned(), |there| there.to_string()))]
+    #[error("{}", Self::of_shards(*asked, *there))]
     Shards {
         /// How many were asked for.
         asked: u32,
         /// How many there are, if that is known: the stream of that name may be another's.
         there: Option<u32>,
     },
+    /// What there is already differs from what is needed or asked for, and the server does not change it. The
+    /// text names each difference.
+    #[cfg(feature = "durable")]
+    #[error("JetStream has something else: {0}")]
+    Differs(String),
+    /// The shards are in another account than this connection. A request would reach them, and its reply would
+    /// not come back: owners reply in their own account.
+    #[cfg(feature = "durable")]
+    #[error(
+        "the shards are in another account{}, where replies do not come from: connect to that account, or serve the \
+         shards by `serve` across accounts",
+        .0.as_ref().map_or_else(String::new, |account| format!(", `{account}`"))
+    )]
+    Account(Option<String>),
     /// The client is closed, or the server does not answer.
     #[error("NATS does not answer: {0}")]
     Unreachable(String),
@@ -55,6 +71,16 @@ impl fmt::Display for Refusal {
 
 #[cfg(feature = "durable")]
 impl Error {
+    fn of_shards(asked: u32, there: Option<u32>) -> String {
+        match (asked, there) {
+            (asked, Some(there)) => format!("there are to be {asked} shards, and there are {there} already"),
+            (0, None) => "the number of shards is 0, or not known".to_owned(),
+            (_, None) => "the stream of that name holds something else: another prefix, which differs in a `.`, a `_` or \
+                          another such sign, comes to the same name"
+                .to_owned(),
+        }
+    }
+
     pub(crate) fn jetstream(error: impl fmt::Display) -> Self {
         Self::JetStream(error.to_string())
     }

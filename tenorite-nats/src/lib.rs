@@ -70,7 +70,7 @@ mod connect;
 mod discovery;
 mod door;
 #[cfg(feature = "durable")]
-mod durable;
+mod shards;
 mod error;
 mod nats;
 mod serve;
@@ -81,8 +81,11 @@ mod wire;
 pub use codec::Postcard;
 pub use codec::{Codec, CodecError, Json};
 pub use connect::{Connect, connect};
-#[cfg(feature = "durable")]
-pub use durable::{ConnectShards, ServeShards, ServingShards, connect_shards, serve_shards};
 pub use error::{Error, Refusal};
 pub use nats::{Nats, Options};
 pub use serve::{Serve, Serving, serve};
+#[cfg(feature = "durable")]
+pub use shards::{
+    ConnectShards, ServeShards, ServingShards, ShardInfo, ShardState, ShardsWatch, connect_shards,
+    serve_shards,
+};

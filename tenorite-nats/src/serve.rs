@@ -345,7 +345,7 @@ where
     async fn handle(&self, message: Message) {
         let began = Instant::now();
         let (request, method, left) =
-            match read_request::<C::Request, K>(&message, &self.codec, self.tolerance) {
+            match read_request::<C::Request, K>(&message, &self.codec, Some(self.tolerance)) {
                 Ok(read) => read,
                 Err((error, method)) => {
                     if let Some(method) = method {
@@ -356,7 +356,8 @@ where
                         .await;
                 }
             };
-        let call = self.caller.as_ref().send_request(request).no_wait().timeout(left);
+        let call = self.caller.as_ref().send_request(request).no_wait();
+        let call = call.timeout(left.unwrap_or(Duration::MAX));
         let headers = message.headers.as_ref();
         let span = Span::of(headers, C::Request::SERVICE, method);
         let Some(reply) = message.reply else {
@@ -410,7 +411,12 @@ where
     }
 }
 
-/// What a message asks, and for how long that is of use.
+/// A request, its method, and how much time is left for it.
+pub(crate) type Read<Rq> = (Rq, &'static Signature, Option<Duration>);
+/// What the sender of something else is told; with the method, if it names one.
+pub(crate) type Unread = (TenoriteError, Option<&'static Signature>);
+
+/// Reads what a message asks, and for how long that is of use: for ever without a tolerance.
 ///
 /// # Errors
 ///
@@ -418,8 +424,8 @@ where
 pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     message: &Message,
     codec: &K,
-    tolerance: Duration,
-) -> Result<(Rq, &'static Signature, Duration), (TenoriteError, Option<&'static Signature>)> {
+    tolerance: Option<Duration>,
+) -> Result<Read<Rq>, Unread> {
     let name = message.subject.rsplit('.').next().unwrap_or_default();
     let method = Rq::METHODS.iter().find(|method| method.name() == name);
     let refuse =
@@ -445,8 +451,8 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     if asked != name {
         return Err(refuse(format!("a request of `{asked}` came to the subject of `{name}`")));
     }
-    let left = received.left(SystemTime::now(), tolerance);
-    if left.is_zero() {
+    let left = tolerance.map(|tolerance| received.left(SystemTime::now(), tolerance));
+    if left.is_some_and(|left| left.is_zero()) {
         return Err((TenoriteError::SendFailure(SendReason::Expired), Some(method)));
     }
     Ok((request, method, left))

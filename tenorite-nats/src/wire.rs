@@ -19,7 +19,8 @@
 //! | header of a request that is stored | is |
 //! |---|---|
 //! | `Tenorite-Reply` | where the reply goes |
-//! | `Tenorite-Call` | who sends it, and the how manieth of his to its shard it is |
+//! | `Tenorite-Call` | the id of its caller, and its sequence number in its shard |
+//! | `Tenorite-Keep` | it has no limit: once it is stored it runs, however late |
 //!
 //! # A reply
 //!
@@ -35,14 +36,16 @@ use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message};
 use tenorite::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
 
-#[cfg(feature = "durable")]
-use crate::durable::Call;
 use crate::error::Error;
+#[cfg(feature = "durable")]
+use crate::shards::Call;
 
 #[cfg(feature = "durable")]
 const REPLY: HeaderName = HeaderName::from_static("Tenorite-Reply");
 #[cfg(feature = "durable")]
 const CALL: HeaderName = HeaderName::from_static("Tenorite-Call");
+#[cfg(feature = "durable")]
+const KEEP: HeaderName = HeaderName::from_static("Tenorite-Keep");
 const FAILURE: HeaderName = HeaderName::from_static("Tenorite-Failure");
 
 const PROTOCOL: &str = "tenorite/";
@@ -70,8 +73,7 @@ pub(crate) struct Received<'a> {
 impl Head {
     pub(crate) fn write(self, payload: &mut Vec<u8>) {
         let budget = u64::try_from(self.budget.as_millis()).unwrap_or(u64::MAX);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let expires = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(budget);
+        let expires = u64::try_from(now().as_millis()).unwrap_or(u64::MAX).saturating_add(budget);
         let Self { codec, fingerprint, .. } = self;
         writeln!(payload, "{OURS} {codec} {fingerprint:016x} {budget} {expires}").expect("there is room");
     }
@@ -119,6 +121,27 @@ impl<'a> Received<'a> {
     }
 }
 
+/// Returns the time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Returns how a refusal as too late is told to a call that still has so much time `left`: its clock and the
+/// one that judged it differ, and nothing else helps than to set them right.
+pub(crate) fn blame_clocks(error: TenoriteError, message: &Message, left: Duration) -> TenoriteError {
+    if error != TenoriteError::SendFailure(SendReason::Expired) || left.is_zero() {
+        return error;
+    }
+    let theirs = str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
+    let ahead = theirs.map(Duration::from_millis).map(|theirs| theirs.saturating_sub(now()));
+    let by = ahead.map_or_else(String::new, |ahead| format!(" by {:.1} s", ahead.as_secs_f64()));
+    TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(format!(
+        "the clocks differ: the service's is ahead of the caller's{by}, so it took the request for late with {:.1} s left; \
+         synchronize them, or set `clock_tolerance` where it is served",
+        left.as_secs_f64()
+    ))))
+}
+
 /// How much is said of a failure, in bytes: a panic may have said more than a message can hold.
 const LONGEST: usize = 8 * 1024;
 
@@ -155,7 +178,8 @@ fn failure_in_full(error: &TenoriteError) -> (&'static str, String) {
     match error {
         TenoriteError::SendFailure(reason) => match reason {
             SendReason::Full => plain("rejected-full"),
-            SendReason::Expired => plain("rejected-expired"),
+            // With the clock that it was judged by.
+            SendReason::Expired => ("rejected-expired", now().as_millis().to_string()),
             SendReason::StartFailed(why) => ("rejected-start-failed", why.to_string()),
             SendReason::WouldDeadlock(cycle) => {
                 let hops: Vec<_> = cycle.hops().collect();
@@ -214,10 +238,23 @@ pub(crate) fn number(headers: &mut HeaderMap, call: Call) {
     headers.insert(CALL, format!("{:016x} {}", call.caller, call.number));
 }
 
+/// Says that the request runs however late, once it is stored.
+#[cfg(feature = "durable")]
+pub(crate) fn keep(headers: &mut HeaderMap) {
+    headers.insert(KEEP, "1");
+}
+
+#[cfg(feature = "durable")]
+pub(crate) fn is_kept(headers: Option<&HeaderMap>) -> bool {
+    headers.is_some_and(|headers| headers.get(KEEP).is_some())
+}
+
 #[cfg(feature = "durable")]
 pub(crate) fn number_of(headers: Option<&HeaderMap>) -> Option<Call> {
     let (caller, number) = headers?.get(CALL)?.as_str().split_once(' ')?;
-    Some(Call { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? })
+    let call = Call { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? };
+    // Neither is a caller's: both stand for something else in a record.
+    (call.caller != 0 && call.number != 0).then_some(call)
 }
 
 /// What the server says of a message that it was to store.

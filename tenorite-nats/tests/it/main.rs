@@ -9,6 +9,8 @@ mod processes;
 mod promises;
 #[cfg(feature = "durable")]
 mod proxy;
+#[cfg(feature = "durable")]
+mod rollback;
 mod server;
 #[cfg(feature = "durable")]
 mod shards;

@@ -107,6 +107,12 @@ impl Server {
         signal(self.child.id(), name);
     }
 
+    /// The folder in which it stores a stream.
+    #[cfg(feature = "durable")]
+    pub fn stream_folder(&self, stream: &str) -> PathBuf {
+        self.folder.path().join("store/jetstream/$G/streams").join(stream)
+    }
+
     fn until_it_listens(&self) {
         let began = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {

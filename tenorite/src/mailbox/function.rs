@@ -38,6 +38,9 @@ pub struct Outgoing<Rq> {
     /// When the call will have failed as too late, if it has a deadline: its own, its caller's default, or that of the call
     /// which the handler serves that makes it.
     pub deadline: Option<Instant>,
+    /// When the request is too late to be started, if that is the case at all: not for a cast without a
+    /// limit of its own, whose `deadline` bounds only how long its sender waits.
+    pub expires: Option<Instant>,
     /// No reply is wanted.
     pub is_cast: bool,
 }
@@ -198,8 +201,12 @@ where
             return refused;
         }
 
-        let outgoing =
-            Outgoing { request, deadline: state.terms.limit.deadline(), is_cast: state.terms.cast };
+        let outgoing = Outgoing {
+            request,
+            deadline: state.terms.limit.deadline(),
+            expires: state.terms.deadline(),
+            is_cast: state.terms.cast,
+        };
         let future = match panics::catch(|| function(outgoing)) {
             Ok(future) => future,
             Err(payload) => return self.ended(state.terms, self.shared.panicked(payload)),

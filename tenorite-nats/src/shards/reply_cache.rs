@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::known::Call;
+use super::dedup::Call;
 use super::record::Answer;
 
 /// How many there are, and how large they are together, in bytes.

@@ -4,7 +4,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::known::{Call, Known};
+use super::dedup::{Call, Known};
 
 /// Of this way to write it down.
 const VERSION: u8 = 1;

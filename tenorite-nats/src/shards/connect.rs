@@ -18,7 +18,8 @@ use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteC
 use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 
-use super::{Call, Place, WINDOW};
+use super::streams::{Place, ShardsError, account};
+use super::{Call, WINDOW};
 use crate::codec::{Codec, Json, has_a_name};
 use crate::connect::{Entry, Letter, MAX_PENDING, Outcome, Remote, Settings, TIMEOUT, read, reply};
 use crate::door;
@@ -49,6 +50,7 @@ pub fn connect_shards<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> Co
         nats: nats.into(),
         prefix: prefix.into(),
         shards: None,
+        domain: None,
         settings: Settings { timeout: TIMEOUT, max_pending: MAX_PENDING, grace: Duration::MAX, inject: None },
         codec: Json,
         caller: PhantomData,
@@ -61,6 +63,7 @@ pub struct ConnectShards<C, K = Json> {
     nats: Nats,
     prefix: String,
     shards: Option<u32>,
+    domain: Option<String>,
     settings: Settings,
     codec: K,
     caller: PhantomData<fn() -> C>,
@@ -70,6 +73,13 @@ impl<C, K> ConnectShards<C, K> {
     /// How many shards there are, so that the server need not be asked: then the shards need not be there yet.
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = Some(shards);
+        self
+    }
+
+    /// Sets the JetStream domain of the shards. Defaults to that of the server. See
+    /// [`ServeShards::domain`](super::ServeShards::domain).
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.domain = Some(domain.into());
         self
     }
 
@@ -99,8 +109,8 @@ impl<C, K> ConnectShards<C, K> {
 
     /// Another encoding than JSON. The owners have to have the same.
     pub fn codec<L: Codec>(self, codec: L) -> ConnectShards<C, L> {
-        let Self { nats, prefix, shards, settings, caller, .. } = self;
-        ConnectShards { nats, prefix, shards, settings, codec, caller }
+        let Self { nats, prefix, shards, domain, settings, caller, .. } = self;
+        ConnectShards { nats, prefix, shards, domain, settings, codec, caller }
     }
 }
 
@@ -122,17 +132,19 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         const { has_a_name::<K>() };
-        let Self { nats, prefix, shards, settings, codec, .. } = self;
+        let Self { nats, prefix, shards, domain, settings, codec, .. } = self;
         Box::pin(async move {
-            let place = Place::new(&nats, &prefix, C::Request::SERVICE)?;
-            let shards = match shards {
-                Some(0) | None => place.shards().await?,
-                Some(shards) => shards,
+            let place = Place::new(&nats, domain.as_deref(), &prefix, C::Request::SERVICE)?;
+            let shards = shards.filter(|shards| *shards > 0);
+            let shards = match find::<C::Request>(&nats, &place, shards).await {
+                Ok(there) => there,
+                Err(ShardsError::Other(error)) => return Err(error),
+                Err(ShardsError::Missing(why)) => shards.ok_or(Error::JetStream(why))?,
             };
             let remote = Remote::open::<C::Request>(nats, place.subject.clone(), settings).await?;
             let callers = Arc::new(Shards {
                 // As unique as its inbox.
-                id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox),
+                id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox).max(1),
                 remote,
                 subject: place.subject,
                 numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
@@ -143,6 +155,35 @@ where
                 Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, place, codec.clone())
             })))
         })
+    }
+}
+
+/// Returns the number of shards that there are, or that was given.
+///
+/// A request may get to shards in another account, by an export of theirs, but no reply comes back from
+/// there. That is found out here.
+async fn find<Rq: WireRequest>(nats: &Nats, place: &Place, given: Option<u32>) -> Result<u32, ShardsError> {
+    match place.shards().await {
+        Ok((there, theirs)) => {
+            let ours = if theirs.is_some() { account(nats).await } else { None };
+            match (theirs, ours) {
+                (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Account(Some(theirs)).into()),
+                _ => Ok(given.unwrap_or(there)),
+            }
+        }
+        Err(ShardsError::Missing(why)) => {
+            // There is none in this account. So what takes requests is in another one.
+            let is_elsewhere = match Rq::METHODS.first() {
+                Some(method) => place.takes(method.name()).await,
+                None => false,
+            };
+            Err(if is_elsewhere { Error::Account(None).into() } else { ShardsError::Missing(why) })
+        }
+        // That it may not be asked is no matter to those who need not ask.
+        Err(ShardsError::Other(error)) => match given {
+            Some(given) if matches!(error, Error::JetStream(_)) => Ok(given),
+            _ => Err(error.into()),
+        },
     }
 }
 
@@ -195,6 +236,7 @@ impl Shards {
         let remote = &self.remote;
         let mut letter = remote.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
         let is_cast = outgoing.is_cast;
+        let is_kept = is_cast && outgoing.expires.is_none();
         let method = outgoing.request.signature().name();
         letter.subject = Subject::from(format!("{}.{shard}.{method}", self.subject));
         drop(outgoing);
@@ -205,13 +247,17 @@ impl Shards {
         let headers = letter.headers.get_or_insert_default();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
         wire::number(headers, Call { caller: self.id, number });
+        if is_kept {
+            wire::keep(headers);
+        }
         if !is_cast {
             wire::reply_to(headers, &inbox);
         }
         let mut connections = remote.pending.connections.subscribe();
         let attempts = AtomicU32::new(0);
+        let deadline = letter.deadline;
         let read = |outcome| {
-            let outcome = reply(outcome).and_then(|message| read(&message, &codec));
+            let outcome = reply(outcome).and_then(|message| read(&message, &codec, deadline));
             // Of two that are sent one may run, whatever is said of the other.
             let is_certain = attempts.load(Ordering::Relaxed) <= 1;
             if is_certain { outcome } else { outcome.map_err(wire::uncertain) }.map(Some)

@@ -1,0 +1,353 @@
+//! Who owns shards, and which of them each is to own.
+//!
+//! Every process that owns shards says each second that it is there, and what it does about each shard, on
+//! a subject of core NATS. All of them compute from that, by the same [rule](super::assign), who the first
+//! and the second owner of each shard is. Nothing is decided by it but who *asks* for a shard's requests:
+//! which of those gets them is the server's decision (it pins one), and whose work counts is the record's
+//! (see [`super`]). So two processes that differ about the members do no harm. They ask for the same
+//! shard, or neither does until they agree.
+//!
+//! # How a shard moves
+//!
+//! After an unpin the server pins whichever process asks next. So exactly one has to ask then:
+//!
+//! ```text
+//!   old owner               new first                 second
+//!   Owned                   Elsewhere                 Ready
+//!     │   a member joins; all agree after a second
+//!     │                     asks: Ready ──────┐       asks no more: Elsewhere ─┐
+//!     ◄──────────────────────────────────────┴─────────────────────────────────┘
+//!   unpins: Elsewhere ─────► the next request: Owned ─► asks: Ready
+//! ```
+//!
+//! - M1: The first asks for its shard's requests, always.
+//! - M2: The second asks only while the first is known to be pinned (`Owned`). Then what it asks for comes
+//!   to it when the first is gone, and not before.
+//! - M3: An owner that is not the first keeps the shard until the first asks for it and no third does. It
+//!   does not wait longer than [`GRACE`] for a third: that may be of an older version.
+//! - M4: A shard moves for balance at most once in [`KEPT`].
+//! - M5: A shard whose first cannot read its state belongs to whichever member can. Each of them asks,
+//!   until one of them owns it.
+//!
+//! # What happens when a member leaves
+//!
+//! | what | then |
+//! |---|---|
+//! | it stops | it says so; the others compute anew at once, and it unpins its shards |
+//! | it is killed, or suspended | the server pins the second, which asks already, after the pin's time. After [`SILENCE`] the others compute anew |
+//! | it comes back from being suspended | it has heard nothing meanwhile, and does not take the others for gone |
+//! | its connection | it takes nobody for gone while it hears nothing |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, Message, Subscriber};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::assign::{LARGEST_WEIGHT, Member, Owners, assign};
+use super::status::{Board, ShardState};
+
+/// How often a member says that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a member may be silent until it is taken for gone.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long the members have to be the same until the shards are shared out anew, when one has joined.
+const SETTLED: Duration = Duration::from_secs(1);
+/// The longest that is waited for that.
+const UNSETTLED: Duration = Duration::from_secs(2);
+/// How long a new member waits for others to answer it.
+const HELLO: Duration = Duration::from_millis(50);
+/// See M4.
+const KEPT: Duration = Duration::from_secs(3);
+/// See M3.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often what depends on time is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long it is waited for more news before the others are told.
+const MORE_NEWS: Duration = Duration::from_millis(5);
+
+/// What the owner of a shard in this process is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Directive {
+    /// Ask for its requests, or hand it over.
+    pub(super) asks: bool,
+    /// Raised when another says that it owns the shard as well: look which of both is pinned.
+    pub(super) doubts: u64,
+}
+
+impl Directive {
+    pub(super) const REST: Self = Self { asks: false, doubts: 0 };
+}
+
+/// What a member says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Word {
+    id: u64,
+    name: String,
+    weight: u32,
+    /// A digit for each shard.
+    states: String,
+    #[serde(default)]
+    kind: Kind,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    #[default]
+    Here,
+    /// It is new, and the others are to answer.
+    Hello,
+    Bye,
+}
+
+/// Another member.
+struct Other {
+    name: String,
+    weight: u32,
+    states: Vec<ShardState>,
+    heard: Instant,
+}
+
+/// This process among the owners.
+pub(super) struct Membership {
+    pub(super) client: Client,
+    pub(super) subject: String,
+    pub(super) name: String,
+    pub(super) me: Member,
+    pub(super) board: Arc<Board>,
+    /// One for each shard.
+    pub(super) directives: Vec<watch::Sender<Directive>>,
+    others: BTreeMap<u64, Other>,
+    /// Empty until the members are known.
+    plan: Vec<Owners>,
+    /// When a member joined that the plan does not have yet: the first and the last of them.
+    joined: Option<(Instant, Instant)>,
+    /// Since when each shard could be handed over, but for a third that asks as well.
+    ready: BTreeMap<usize, Instant>,
+    looked: Instant,
+    said: Instant,
+    doubted: Instant,
+}
+
+impl Membership {
+    pub(super) fn new(
+        client: Client,
+        subject: String,
+        name: String,
+        weight: u32,
+        board: Arc<Board>,
+        directives: Vec<watch::Sender<Directive>>,
+    ) -> Self {
+        // As unique as an inbox. By FNV-1a.
+        let inbox = client.new_inbox();
+        let id = inbox.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        let now = Instant::now();
+        Self {
+            client,
+            subject,
+            name,
+            me: Member { id, weight: weight.clamp(1, LARGEST_WEIGHT) },
+            board,
+            directives,
+            others: BTreeMap::new(),
+            plan: Vec::new(),
+            joined: None,
+            ready: BTreeMap::new(),
+            looked: now,
+            said: now,
+            doubted: now,
+        }
+    }
+
+    /// Says that this member is new.
+    pub(super) async fn say_hello(&self) {
+        self.say(Kind::Hello).await;
+    }
+
+    /// Takes part until it is to stop, and says so then.
+    pub(super) async fn take_part(mut self, mut words: Subscriber, stop: CancellationToken) {
+        let news = Arc::clone(&self.board);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut hello = std::pin::pin!(sleep(HELLO));
+        let mut is_greeted = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                // Before the clock is looked at: what was said may have waited while this process did not run.
+                word = words.next() => match word {
+                    Some(word) => self.hear(&word).await,
+                    // The client is closed.
+                    None => return,
+                },
+                () = &mut hello, if !is_greeted => {
+                    is_greeted = true;
+                    // If there are others, all wait until the members are settled.
+                    if self.others.is_empty() {
+                        self.share_out();
+                    }
+                }
+                () = news.has_news.notified() => {
+                    sleep(MORE_NEWS).await;
+                    self.say(Kind::Here).await;
+                    self.said = Instant::now();
+                    self.direct();
+                }
+                _ = looks.tick() => self.look().await,
+            }
+        }
+        self.say(Kind::Bye).await;
+    }
+
+    async fn say(&self, kind: Kind) {
+        let states = self.board.states();
+        let word = Word {
+            id: self.me.id,
+            name: self.name.clone(),
+            weight: self.me.weight,
+            states: states.iter().map(|(state, _)| char::from(state.to_digit())).collect(),
+            kind,
+        };
+        let word = serde_json::to_vec(&word).expect("numbers and texts can be written");
+        // An error is that of a client that is closed.
+        let _ = self.client.publish(self.subject.clone(), word.into()).await;
+    }
+
+    async fn hear(&mut self, message: &Message) {
+        let Ok(word) = serde_json::from_slice::<Word>(&message.payload) else { return };
+        if word.id == self.me.id || word.states.len() != self.directives.len() {
+            return;
+        }
+        if word.kind == Kind::Bye {
+            if self.others.remove(&word.id).is_some() && !self.plan.is_empty() {
+                self.share_out();
+            }
+            return;
+        }
+        let now = Instant::now();
+        let other = Other {
+            name: word.name,
+            weight: word.weight.clamp(1, LARGEST_WEIGHT),
+            states: word.states.bytes().map(ShardState::from_digit).collect(),
+            heard: now,
+        };
+        if self.others.insert(word.id, other).is_none() {
+            let first = self.joined.map_or(now, |(first, _)| first);
+            self.joined = Some((first, now));
+        }
+        if word.kind == Kind::Hello {
+            self.say(Kind::Here).await;
+        }
+        self.direct();
+    }
+
+    async fn look(&mut self) {
+        let now = Instant::now();
+        let was_away = now - self.looked > 4 * LOOK;
+        self.looked = now;
+        if now - self.said >= HEARTBEAT {
+            self.said = now;
+            self.say(Kind::Here).await;
+        }
+        // Whoever was suspended, or has no connection, has heard nothing and knows nothing.
+        if was_away || self.client.connection_state() != State::Connected {
+            self.others.values_mut().for_each(|other| other.heard = now);
+        }
+        let before = self.others.len();
+        self.others.retain(|_, other| now - other.heard < SILENCE);
+        let is_settled =
+            self.joined.is_some_and(|(first, last)| now - last >= SETTLED || now - first >= UNSETTLED);
+        if is_settled || self.others.len() < before && !self.plan.is_empty() {
+            self.share_out();
+        }
+        self.direct();
+    }
+
+    /// Computes anew who is to own what.
+    fn share_out(&mut self) {
+        self.joined = None;
+        let mut members = vec![self.me];
+        members.extend(self.others.iter().map(|(id, other)| Member { id: *id, weight: other.weight }));
+        self.plan = assign(&members, u32::try_from(self.directives.len()).unwrap_or(u32::MAX));
+        self.direct();
+    }
+
+    fn state_of(&self, member: u64, shard: usize) -> ShardState {
+        self.others.get(&member).map_or(ShardState::Elsewhere, |other| other.states[shard])
+    }
+
+    /// Tells each owner in this process what to do.
+    fn direct(&mut self) {
+        let now = Instant::now();
+        let states = self.board.states();
+        let raises_doubts = now - self.doubted >= HEARTBEAT;
+        let mut has_doubts = false;
+        for (shard, state) in states.iter().enumerate().take(self.plan.len()) {
+            let asks = self.asks_for(shard, *state, now);
+            let another_owns = || self.others.values().any(|other| other.states[shard] == ShardState::Owned);
+            let doubts = raises_doubts && state.0 == ShardState::Owned && another_owns();
+            has_doubts |= doubts;
+            self.directives[shard].send_if_modified(|directive| {
+                let before = *directive;
+                directive.asks = asks;
+                directive.doubts += u64::from(doubts);
+                *directive != before
+            });
+        }
+        if has_doubts {
+            self.doubted = now;
+        }
+        let owners = (0..states.len()).map(|shard| {
+            let other = self.others.values().find(|other| other.states[shard] == ShardState::Owned);
+            match states[shard].0 {
+                ShardState::Owned => Some(self.name.clone()),
+                _ => other.map(|other| other.name.clone()),
+            }
+        });
+        let owners: Vec<_> = owners.collect();
+        self.board.set_owners(owners.into_iter());
+    }
+
+    fn asks_for(&mut self, shard: usize, (state, since): (ShardState, Instant), now: Instant) -> bool {
+        let Owners { first, second } = self.plan[shard];
+        let me = self.me.id;
+        let another_owns = self.others.values().any(|other| other.states[shard] == ShardState::Owned);
+        let first_is = if first == me { state } else { self.state_of(first, shard) };
+        if first_is == ShardState::Failing {
+            // M5
+            self.ready.remove(&shard);
+            return state == ShardState::Owned || !another_owns;
+        }
+        if first == me {
+            // M1
+            self.ready.remove(&shard);
+            return true;
+        }
+        if state != ShardState::Owned {
+            // M2
+            self.ready.remove(&shard);
+            return second == Some(me) && first_is == ShardState::Owned;
+        }
+        // M3
+        if first_is == ShardState::Elsewhere {
+            self.ready.remove(&shard);
+            return true;
+        }
+        let ready = *self.ready.entry(shard).or_insert(now);
+        let third_asks = self
+            .others
+            .iter()
+            .any(|(id, other)| *id != first && other.states[shard] != ShardState::Elsewhere);
+        // M4
+        now - since < KEPT || third_asks && now - ready < GRACE
+    }
+}

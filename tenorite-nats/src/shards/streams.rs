@@ -1,0 +1,365 @@
+//! What a sharded service has in the server: a stream of requests with a consumer for each shard, and a
+//! bucket of states.
+//!
+//! Whatever is there already is compared with what is needed. What the server can change is changed; what
+//! it cannot is an error that names each difference. Nothing is taken as it happens to be: a consumer
+//! without a pin, or a stream that forgets, looks like one that works until something fails.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{self, AckPolicy, PriorityPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::kv::{self, Store};
+use async_nats::jetstream::stream::{
+    self, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use bytes::Bytes;
+
+use super::{ACK_WAIT, DUPLICATES, GROUP, PIN};
+use crate::error::Error;
+use crate::nats::Nats;
+use crate::wire;
+
+/// Where the number of shards is written down, in the stream's metadata.
+const SHARDS: &str = "tenorite-shards";
+/// Where the account of the owners is written down, in the stream's metadata.
+const ACCOUNT: &str = "tenorite-account";
+/// How many requests of one method may wait for a shard, unless it is said.
+const BACKLOG: u32 = 1024;
+/// The longest name of a stream that a server takes, in bytes.
+const LONGEST_NAME: usize = 255;
+/// How many consumers are asked for at the same time.
+pub(super) const AT_ONCE: usize = 16;
+
+/// The names of a service's stream and bucket, and how to reach them.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(super) context: Context,
+    /// `<prefix>.<service>.shard`
+    pub(super) subject: String,
+    /// The name of the stream and of the bucket.
+    pub(super) name: String,
+}
+
+/// What is asked for. `None` is to leave what is there, or to take the default.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) shards: u32,
+    pub(super) backlog: Option<u32>,
+    pub(super) replicas: Option<usize>,
+    /// The account of the owners, if the server tells it.
+    pub(super) account: Option<String>,
+}
+
+/// What the leader has of a key.
+pub(super) struct Stored {
+    pub(super) revision: u64,
+    /// `None` if it was deleted.
+    pub(super) value: Option<Bytes>,
+}
+
+impl Place {
+    pub(super) fn new(nats: &Nats, domain: Option<&str>, prefix: &str, service: &str) -> Result<Self, Error> {
+        let subject = wire::subject(prefix, service)?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        let name: String = subject.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+        let name = format!("TENORITE_{name}");
+        // That of the bucket is longer.
+        if name.len() + "KV_".len() > LONGEST_NAME {
+            return Err(Error::Subject(subject));
+        }
+        let client = nats.client().clone();
+        let context = match domain {
+            Some(domain) => jetstream::with_domain(client, domain),
+            None => jetstream::new(client),
+        };
+        Ok(Self { context, subject: format!("{subject}.shard"), name })
+    }
+
+    /// Where owners tell each other that they are there.
+    pub(super) fn owners(&self) -> String {
+        format!("{}.owners", self.subject)
+    }
+
+    fn subjects(&self) -> String {
+        format!("{}.*.*", self.subject)
+    }
+
+    /// Returns the stream, made or changed to what is wanted.
+    pub(super) async fn stream(&self, wanted: &Wanted) -> Result<Stream, Error> {
+        let mut metadata = std::collections::HashMap::from([(SHARDS.to_owned(), wanted.shards.to_string())]);
+        metadata.extend(wanted.account.clone().map(|account| (ACCOUNT.to_owned(), account)));
+        let new = stream::Config {
+            name: self.name.clone(),
+            subjects: vec![self.subjects()],
+            retention: RetentionPolicy::WorkQueue,
+            storage: StorageType::File,
+            num_replicas: wanted.replicas.unwrap_or(1),
+            // One more is refused, and its caller is told.
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_messages_per_subject: wanted.backlog.unwrap_or(BACKLOG).into(),
+            duplicate_window: DUPLICATES,
+            metadata,
+            ..Default::default()
+        };
+        let stream = self.context.get_or_create_stream(new).await.map_err(Error::jetstream)?;
+        let there = &stream.cached_info().config;
+        self.is_ours(there, wanted.shards)?;
+        let shards = shards_of(there);
+        if shards != Some(wanted.shards) {
+            return Err(Error::Shards { asked: wanted.shards, there: shards });
+        }
+        let mut differences = Differences::of("stream", &self.name);
+        differences.compare("retention", &there.retention, &RetentionPolicy::WorkQueue);
+        differences.compare("storage", &there.storage, &StorageType::File);
+        differences.compare("max_age", &there.max_age, &Duration::ZERO);
+        differences.compare("max_msgs", &there.max_messages.max(0), &0);
+        differences.compare("no_ack", &there.no_ack, &false);
+        differences.compare("sealed", &there.sealed, &false);
+        differences.refuse()?;
+        let mut better = there.clone();
+        better.discard = DiscardPolicy::New;
+        better.discard_new_per_subject = true;
+        better.duplicate_window = better.duplicate_window.max(DUPLICATES);
+        if let Some(backlog) = wanted.backlog {
+            better.max_messages_per_subject = backlog.into();
+        }
+        if let Some(replicas) = wanted.replicas {
+            better.num_replicas = replicas;
+        }
+        if let Some(account) = &wanted.account {
+            better.metadata.insert(ACCOUNT.to_owned(), account.clone());
+        }
+        if better != *there {
+            self.update(&better, there).await?;
+        }
+        Ok(stream)
+    }
+
+    async fn update(&self, better: &stream::Config, there: &stream::Config) -> Result<(), Error> {
+        self.context.update_stream(better).await.map(drop).map_err(|error| {
+            let mut differences = Differences::of("stream", &there.name);
+            differences.compare("num_replicas", &there.num_replicas, &better.num_replicas);
+            differences.compare("discard", &there.discard, &better.discard);
+            differences.compare(
+                "max_msgs_per_subject",
+                &there.max_messages_per_subject,
+                &better.max_messages_per_subject,
+            );
+            differences.compare("duplicate_window", &there.duplicate_window, &better.duplicate_window);
+            Error::Differs(format!("{differences}; the server does not change it: {error}"))
+        })
+    }
+
+    /// Returns the number of shards, and the account of their owners if they have told it.
+    pub(super) async fn shards(&self) -> Result<(u32, Option<String>), ShardsError> {
+        let stream = self.context.get_stream(&self.name).await.map_err(|error| {
+            let is_missing = matches!(
+                error.kind(),
+                GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND
+            );
+            if is_missing { ShardsError::Missing(error.to_string()) } else { Error::jetstream(error).into() }
+        })?;
+        let there = &stream.cached_info().config;
+        self.is_ours(there, 0)?;
+        let shards = shards_of(there).ok_or(Error::Shards { asked: 0, there: None })?;
+        Ok((shards, there.metadata.get(ACCOUNT).cloned()))
+    }
+
+    /// Two subjects may come to the same name, and only one of them can have it.
+    pub(super) fn is_ours(&self, there: &stream::Config, asked: u32) -> Result<(), Error> {
+        if there.subjects == [self.subjects()] {
+            return Ok(());
+        }
+        Err(Error::Shards { asked, there: None })
+    }
+
+    /// Returns the bucket of states, made or changed to what is wanted.
+    pub(super) async fn states(&self, replicas: Option<usize>) -> Result<Store, Error> {
+        let new = kv::Config {
+            bucket: self.name.clone(),
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: replicas.unwrap_or(1),
+            ..Default::default()
+        };
+        let store = match self.context.get_key_value(&self.name).await {
+            Ok(store) => store,
+            Err(missing) => match self.context.create_key_value(new).await {
+                Ok(store) => store,
+                // Another was faster, or this is not what is missing.
+                Err(error) => match self.context.get_key_value(&self.name).await {
+                    Ok(store) => store,
+                    Err(_) => return Err(Error::JetStream(format!("{error}; {missing}"))),
+                },
+            },
+        };
+        let there = &store.stream.cached_info().config;
+        let mut differences = Differences::of("bucket", &self.name);
+        differences.compare("storage", &there.storage, &StorageType::File);
+        differences.compare("ttl", &there.max_age, &Duration::ZERO);
+        differences.compare("sealed", &there.sealed, &false);
+        differences.compare("discard", &there.discard, &DiscardPolicy::New);
+        differences.refuse()?;
+        if let Some(replicas) = replicas.filter(|replicas| *replicas != there.num_replicas) {
+            self.update(&stream::Config { num_replicas: replicas, ..there.clone() }, there).await?;
+        }
+        Ok(store)
+    }
+
+    /// Returns a shard's consumer, made or changed to what is needed.
+    pub(super) async fn consumer(&self, stream: &Stream, shard: u32) -> Result<PullConsumer, Error> {
+        let name = name_of(shard);
+        let wanted = pull::Config {
+            durable_name: Some(name.clone()),
+            filter_subject: format!("{}.{shard}.*", self.subject),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            // One at a time, in order.
+            max_ack_pending: 1,
+            priority_policy: PriorityPolicy::PinnedClient,
+            priority_groups: vec![GROUP.to_owned()],
+            priority_timeout: PIN,
+            ..Default::default()
+        };
+        let consumer: PullConsumer =
+            stream.get_or_create_consumer(&name, wanted.clone()).await.map_err(Error::jetstream)?;
+        if differences_of(&name, &consumer.cached_info().config, &wanted).is_empty() {
+            return Ok(consumer);
+        }
+        let differences = differences_of(&name, &consumer.cached_info().config, &wanted);
+        let changed = stream.update_consumer(wanted.clone()).await;
+        let changed = changed.map_err(|error| {
+            Error::Differs(format!("{differences}; the server does not change it: {error}"))
+        })?;
+        // A server that does not know of pins says nothing, and leaves them out.
+        let differences = differences_of(&name, &changed.cached_info().config, &wanted);
+        differences.refuse()?;
+        Ok(changed)
+    }
+
+    /// Reads a key of the bucket from the leader. A direct get, which is a bucket's usual way, may be answered
+    /// by a follower that lags behind.
+    pub(super) async fn read(&self, states: &Store, key: &str) -> Result<Option<Stored>, String> {
+        let subject = format!("{}{key}", states.prefix);
+        match states.stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => {
+                // A bucket marks what is deleted by a header.
+                let is_there = message.headers.get("KV-Operation").is_none();
+                Ok(Some(Stored { revision: message.sequence, value: is_there.then_some(message.payload) }))
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Returns whether the stream takes what is published to it, from this account. Nothing is stored: the
+    /// message names a stream that there cannot be.
+    pub(super) async fn takes(&self, method: &str) -> bool {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, "-");
+        let subject = format!("{}.0.{method}", self.subject);
+        let client = self.context.client();
+        let answer = client.request_with_headers(subject, headers, Bytes::new());
+        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), answer).await else { return false };
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+        answer["error"].is_object()
+    }
+}
+
+/// What a shard's consumer and its record are called.
+pub(super) fn name_of(shard: u32) -> String {
+    format!("shard-{shard}")
+}
+
+/// Why the number of shards is not known.
+pub(super) enum ShardsError {
+    /// There is no such stream in this account.
+    Missing(String),
+    Other(Error),
+}
+
+impl From<Error> for ShardsError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn shards_of(config: &stream::Config) -> Option<u32> {
+    config.metadata.get(SHARDS)?.parse().ok().filter(|shards| *shards > 0)
+}
+
+fn differences_of(name: &str, there: &consumer::Config, wanted: &pull::Config) -> Differences {
+    let mut differences = Differences::of("consumer", name);
+    differences.compare("filter_subject", &there.filter_subject, &wanted.filter_subject);
+    differences.compare("ack_policy", &there.ack_policy, &wanted.ack_policy);
+    differences.compare("ack_wait", &there.ack_wait, &wanted.ack_wait);
+    differences.compare("max_ack_pending", &there.max_ack_pending, &wanted.max_ack_pending);
+    differences.compare("priority_policy", &there.priority_policy, &wanted.priority_policy);
+    differences.compare("priority_groups", &there.priority_groups, &wanted.priority_groups);
+    differences.compare("priority_timeout", &there.priority_timeout, &wanted.priority_timeout);
+    // A limit of deliveries on the server would drop a request, and tell nobody.
+    differences.compare("max_deliver", &there.max_deliver.max(-1), &-1);
+    differences
+}
+
+/// What differs between what is there and what is needed.
+struct Differences {
+    what: String,
+    lines: Vec<String>,
+}
+
+impl Differences {
+    fn of(kind: &str, name: &str) -> Self {
+        Self { what: format!("the {kind} `{name}`"), lines: Vec::new() }
+    }
+
+    fn compare<T: PartialEq + fmt::Debug>(&mut self, field: &str, there: &T, wanted: &T) {
+        if there != wanted {
+            self.lines.push(format!("{field} {there:?} instead of {wanted:?}"));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    fn refuse(self) -> Result<(), Error> {
+        if self.is_empty() { Ok(()) } else { Err(Error::Differs(self.to_string())) }
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} has {}", self.what, self.lines.join(", "))
+    }
+}
+
+/// The oldest server that pins consumers.
+const OLDEST: (u64, u64) = (2, 11);
+
+/// Refuses a server that does not know of pins. Such a server takes the configuration, and leaves it out.
+pub(super) fn is_new_enough(nats: &Nats) -> Result<(), Error> {
+    let version = nats.client().server_info().version;
+    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u64>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => {
+            let (needed, part) = OLDEST;
+            Err(Error::JetStream(format!(
+                "the server is {version}, and shards need {needed}.{part} or newer"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the account of this connection, if the server tells it.
+pub(super) async fn account(nats: &Nats) -> Option<String> {
+    let asked = nats.client().request("$SYS.REQ.USER.INFO", Bytes::new());
+    let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
+    let answer: serde_json::Value = serde_json::from_slice(&answer.payload).ok()?;
+    Some(answer["data"]["account"].as_str()?.to_owned())
+}

@@ -1,0 +1,136 @@
+//! Streams that go back in their sequence: a power cut that empties files, a directory that is restored.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tenorite::prelude::*;
+use tenorite_nats::{Nats, connect_shards, serve_shards};
+
+use crate::server::Server;
+use crate::shards::{Ledger, LedgerCaller};
+
+const STREAM: &str = "TENORITE_test_Ledger";
+/// No call takes longer, though its server was away for a moment.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Empties the files that hold a stream's messages, as a power cut does before they are synced.
+fn empty_messages(stream: &Path) {
+    let mut emptied = 0;
+    for file in fs::read_dir(stream.join("msgs")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "blk") {
+            fs::File::create(path).unwrap();
+            emptied += 1;
+        } else {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(emptied > 0, "no messages at {}", stream.display());
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+/// What the stream's sequence is at.
+async fn last_sequence(nats: &Nats) -> u64 {
+    let context = async_nats::jetstream::new(nats.client().clone());
+    let mut stream = context.get_stream(STREAM).await.unwrap();
+    stream.info().await.unwrap().state.last_sequence
+}
+
+async fn until_connected(nats: &Nats) {
+    let began = Instant::now();
+    let context = async_nats::jetstream::new(nats.client().clone());
+    while context.get_stream(STREAM).await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20), "the server does not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn write(ledger: &LedgerCaller, entry: u32) {
+    let began = Instant::now();
+    let entries = loop {
+        match ledger.write("a", entry).timeout(LIMIT).await {
+            // It was refused before it was sent.
+            Err(TenoriteError::SendFailure(SendReason::Disconnected)) if began.elapsed() < LIMIT => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            outcome => break outcome,
+        }
+    };
+    // Its own answer, and no other's.
+    assert_eq!(entries, Ok(entry as usize + 1), "entry {entry}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_after_a_power_cut_run_once_and_get_their_own_answer() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..40 {
+        write(&ledger, entry).await;
+    }
+    let before = last_sequence(&nats).await;
+    server.kill();
+    empty_messages(&server.stream_folder(STREAM));
+    server.restart();
+    until_connected(&nats).await;
+    let after = last_sequence(&nats).await;
+    assert!(after < before, "the sequence did not go back: {before}, {after}");
+    // Beyond the sequence that the record has.
+    for entry in 40..100 {
+        write(&ledger, entry).await;
+    }
+    assert_eq!(ledger.read("a").await, Ok((0..100).collect::<Vec<_>>()));
+}
+
+/// It holds requests that have run since.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_after_a_restored_directory_run_once() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..20 {
+        write(&ledger, entry).await;
+    }
+    owning.stop().await;
+    // Stored, and to be run when there is an owner.
+    let held: Vec<_> = (20..25)
+        .map(|entry| {
+            let mut call = ledger.write("a", entry).owned();
+            assert!(futures_util::FutureExt::now_or_never(&mut call).is_none());
+            tokio::spawn(call)
+        })
+        .collect();
+    for entry in 25..30 {
+        ledger.write("a", entry).cast().await.unwrap();
+    }
+    while last_sequence(&nats).await < 30 {}
+    server.kill();
+    let older = tempfile::tempdir().unwrap();
+    copy(&server.stream_folder(STREAM), older.path());
+    server.restart();
+    until_connected(&nats).await;
+    let _owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    for (entry, call) in (20..).zip(held) {
+        assert_eq!(call.await.unwrap(), Ok(entry + 1));
+    }
+    for entry in 30..60 {
+        write(&ledger, entry).await;
+    }
+    server.kill();
+    fs::remove_dir_all(server.stream_folder(STREAM)).unwrap();
+    copy(&older.path().join(STREAM), &server.stream_folder(STREAM));
+    server.restart();
+    until_connected(&nats).await;
+    for entry in 60..120 {
+        write(&ledger, entry).await;
+    }
+    assert_eq!(ledger.read("a").await, Ok((0..120).collect::<Vec<_>>()));
+}
