@@ -5,6 +5,8 @@ mod cluster;
 mod crowds;
 mod faults;
 mod limits;
+#[cfg(feature = "durable")]
+mod linear;
 mod processes;
 mod promises;
 #[cfg(feature = "durable")]
