@@ -86,10 +86,8 @@ async fn what_is_read_is_what_was_written_though_a_follower_lags() {
     let Some(nodes) = Server::cluster() else { return };
     let nats = connect(&nodes).await;
     own(&nats).await.stop().await;
-    let leaders = [
-        leader_of(&nats, "TENORITE_test_Ledger").await,
-        leader_of(&nats, "KV_TENORITE_test_Ledger").await,
-    ];
+    let leaders =
+        [leader_of(&nats, "TENORITE_test_Ledger").await, leader_of(&nats, "KV_TENORITE_test_Ledger").await];
     let follower = (0..3).find(|node| !leaders.contains(node)).unwrap();
     let near = nodes[leaders[1]].connect().await;
     let far = nodes[follower].connect().await;

@@ -1,6 +1,8 @@
 //! What is promised over NATS, on servers of our own.
 
 #[cfg(feature = "durable")]
+mod balance;
+#[cfg(feature = "durable")]
 mod cluster;
 mod crowds;
 mod faults;
