@@ -74,6 +74,12 @@ const FORGOTTEN: Duration = Duration::from_secs(1);
 const PRECISION: Duration = Duration::from_millis(10);
 /// How often it is looked whether the connection is still there, of a client that does not tell.
 const LOOK: Duration = Duration::from_millis(50);
+/// How many denials at once may be more than the client tells: it keeps 128 events.
+const MANY_DENIALS: u32 = 64;
+/// How long it is waited for more of them.
+const DENIALS: Duration = Duration::from_millis(20);
+/// Denials that are closer together may be of one burst: what tells of them may have had to wait.
+const BURST: Duration = Duration::from_secs(1);
 /// And of one that does: for what an event has not told.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -199,6 +205,7 @@ where
 
 /// The callers' end of a service that is elsewhere. With the last of them the listener goes.
 pub(crate) struct Remote {
+    nats: Nats,
     client: Client,
     pub(crate) door: Arc<Door>,
     /// Of each method, in their order.
@@ -235,6 +242,15 @@ struct Calls {
     answered: HashSet<String>,
     /// The last of them.
     last_answered: Option<Subject>,
+    /// By the subject.
+    denials: HashMap<String, Denials>,
+}
+
+/// What was heard of requests to one subject that were not permitted.
+struct Denials {
+    /// How many, of one burst.
+    heard: u32,
+    last: Instant,
 }
 
 struct Waiting {
@@ -292,6 +308,10 @@ impl Pending {
     fn denied(&self, subject: &str, why: Explanation) {
         let mut calls = self.lock();
         let connection = calls.connection;
+        let now = Instant::now();
+        let denials = calls.denials.entry(subject.to_owned()).or_insert(Denials { heard: 0, last: now });
+        denials.heard = if now - denials.last < BURST { denials.heard + 1 } else { 1 };
+        denials.last = now;
         let sent = calls
             .waiting
             .iter()
@@ -308,6 +328,29 @@ impl Pending {
         };
         if let Some(waiting) = waiting {
             let _ = waiting.outcome.send(Err(error));
+        }
+    }
+
+    /// No more has been heard of denials for a while. If there were so many at once that the client may have
+    /// dropped some, the calls before those that were heard of end as well: their denials are not to come.
+    /// Whether they were denied is not certain.
+    fn settle_denials(&self) {
+        let mut calls = self.lock();
+        let calls = &mut *calls;
+        let connection = calls.connection;
+        let mut over = Vec::new();
+        for (subject, denials) in &calls.denials {
+            if denials.heard < MANY_DENIALS || calls.answered.contains(subject) {
+                continue;
+            }
+            over.extend(
+                calls.waiting.extract_if(|_, waiting| {
+                    &*waiting.subject == subject && waiting.connection == connection
+                }),
+            );
+        }
+        for (_, waiting) in over {
+            let _ = waiting.outcome.send(Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
         }
     }
 
@@ -367,9 +410,8 @@ impl Remote {
         subject: String,
         settings: Settings,
     ) -> Result<Arc<Self>, Error> {
-        let subjects =
-            Rq::METHODS.iter().map(|method| wire::subject(&subject, method.name()).map(Subject::from));
-        let subjects = subjects.collect::<Result<_, _>>()?;
+        let subjects = Rq::METHODS.iter().map(|method| wire::method_subject(&subject, method.name()));
+        let subjects = subjects.map(|subject| subject.map(Subject::from)).collect::<Result<_, _>>()?;
         let client = nats.client().clone();
         let inbox = client.new_inbox();
         let all = format!("{inbox}.*");
@@ -386,6 +428,7 @@ impl Remote {
             is_deaf: false,
             answered: HashSet::new(),
             last_answered: None,
+            denials: HashMap::new(),
         };
         let pending = Arc::new(Pending {
             calls: Mutex::new(calls),
@@ -394,6 +437,7 @@ impl Remote {
             connections: watch::Sender::new(()),
         });
         let remote = Arc::new(Self {
+            nats,
             client: client.clone(),
             door: Door::new(client.clone(), settings.max_pending),
             subjects,
@@ -462,7 +506,8 @@ impl Remote {
         codec: &K,
     ) -> Result<Letter, SendReason> {
         if self.client.connection_state() != State::Connected {
-            return Err(SendReason::Disconnected);
+            let refusal = self.nats.refusal();
+            return Err(refusal.map_or(SendReason::Disconnected, |why| SendReason::Denied(why.into())));
         }
         let signature = outgoing.request.signature();
         let now = Instant::now();
@@ -588,6 +633,8 @@ impl Listener {
         let mut looks = interval(if events.is_some() { LOOK_AGAIN } else { LOOK });
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut alarm = pin!(sleep_until(Instant::now()));
+        let mut denials = pin!(sleep_until(Instant::now()));
+        let mut has_denials = false;
         let mut set_to = None;
         loop {
             if self.remote.strong_count() == 0 {
@@ -619,7 +666,17 @@ impl Listener {
                         self.pending.reply(message);
                     }
                 }
-                event = next(&mut events) => self.hear(&event),
+                event = next(&mut events) => {
+                    self.hear(&event);
+                    if violation(&event).is_some() {
+                        denials.as_mut().reset(Instant::now() + DENIALS);
+                        has_denials = true;
+                    }
+                }
+                () = &mut denials, if has_denials => {
+                    has_denials = false;
+                    self.pending.settle_denials();
+                }
                 () = self.pending.is_earlier.notified() => {}
                 () = &mut alarm, if look.is_some() => set_to = None,
                 _ = looks.tick() => self.look(),
@@ -649,6 +706,7 @@ impl Listener {
         calls.connection += 1;
         calls.answered.clear();
         calls.last_answered = None;
+        calls.denials.clear();
         drop(calls);
         #[cfg(feature = "durable")]
         let _ = self.pending.connections.send(());

@@ -96,7 +96,7 @@ impl Discovery {
         name: &'static str,
         version: &str,
         subject: &str,
-        queue_group: Option<&str>,
+        queue_group: &str,
         figures: Arc<Figures>,
     ) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Discovery {
             id: String::new(),
             version: version.to_owned(),
             subject: subject.to_owned(),
-            queue_group: queue_group.unwrap_or_default().to_owned(),
+            queue_group: queue_group.to_owned(),
             started: SystemTime::now(),
             figures,
             #[cfg(feature = "durable")]

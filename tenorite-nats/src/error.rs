@@ -14,8 +14,11 @@ pub enum Error {
     /// The connection is there, but not what has to be listened to: the account has no permission for it.
     #[error("NATS does not allow it: {0}")]
     Denied(String),
-    /// Prefix and service make no subject: each part must be there, without spaces, `*` and `>`.
-    #[error("`{0}` is not a subject: its parts must be there, without spaces, `*` and `>`")]
+    /// Prefix and service make no subject: each part must be there, without spaces, `*` and `>`, and both have
+    /// at most 199 bytes together.
+    #[error(
+        "`{0}` is not a subject: its parts must be there, without spaces, `*` and `>`, and have at most 199 bytes together"
+    )]
     Subject(String),
     /// JetStream is not there, is too old, or does not do what it was asked for.
     #[cfg(feature = "durable")]
@@ -41,8 +44,7 @@ pub enum Error {
     /// not come back: owners reply in their own account.
     #[cfg(feature = "durable")]
     #[error(
-        "the shards are in another account{}, where replies do not come from: connect to that account, or serve the \
-         shards by `serve` across accounts",
+        "the shards are in another account{}: their owners' replies do not reach this one, so connect to that account",
         .0.as_ref().map_or_else(String::new, |account| format!(", `{account}`"))
     )]
     Account(Option<String>),

@@ -1,16 +1,18 @@
 //! The connection.
 
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, ServerError, ToServerAddrs};
+use async_nats::{Client, ClientError, ConnectOptions, Event, RequestErrorKind, ServerError, ToServerAddrs};
 use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 
 use crate::error::Error;
 
-/// How many events may wait to be looked at. What is more is missed, and found out a little later.
-const EVENTS: usize = 64;
+/// How many events may wait to be looked at. What is more is missed, and found out a little later. The client
+/// keeps 128 for its callback, and drops what comes beyond that: so this is never what is short.
+const EVENTS: usize = 1024;
 /// How long a server may take to answer at all, where that is asked.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,11 +25,40 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Nats {
     client: Client,
     events: Option<broadcast::Sender<Event>>,
+    refusal: Arc<Refused>,
+}
+
+/// Why the server refuses the connection, since it was lost.
+#[derive(Debug, Default)]
+struct Refused(Mutex<Option<String>>);
+
+impl Refused {
+    fn hear(&self, event: &Event) {
+        let refusal = match event {
+            Event::Connected => None,
+            Event::ServerError(ServerError::AuthorizationViolation) => {
+                Some("authorization violation".to_owned())
+            }
+            Event::ServerError(ServerError::Other(text)) | Event::ClientError(ClientError::Other(text))
+                if is_refusal(text) =>
+            {
+                Some(text.clone())
+            }
+            _ => return,
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+    }
+}
+
+/// Whether it says that who this is is not known, or not any more.
+fn is_refusal(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["authorization", "authentication", "credentials"].iter().any(|word| text.contains(word))
 }
 
 impl From<Client> for Nats {
     fn from(client: Client) -> Self {
-        Self { client, events: None }
+        Self { client, events: None, refusal: Arc::default() }
     }
 }
 
@@ -49,6 +80,26 @@ impl Nats {
     ///
     /// Three of them are set here: how soon it is tried again when the connection is lost (20 to 500 ms, with some chance), how
     /// often a server is asked whether it is there (every 2 s), and who hears of events.
+    ///
+    /// Credentials from a file are read once, and are refused when they have expired: calls end as
+    /// [`SendFailure(Denied)`](tenorite::SendReason::Denied) then. A callback is asked at each new connection:
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use async_nats::{Auth, AuthError, ConnectOptions};
+    ///
+    /// let options = ConnectOptions::with_auth_callback(|_nonce| async {
+    ///     let mut auth = Auth::new();
+    ///     let token = std::fs::read_to_string("/run/secrets/nats-token").map_err(AuthError::new)?;
+    ///     auth.token = Some(token.trim().to_owned());
+    ///     Ok(auth)
+    /// });
+    /// let nats = tenorite_nats::Nats::options(options).connect("nats://127.0.0.1:4222").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// A file of credentials holds a JWT and a seed: `auth.jwt` is the one, and `auth.signature` is the nonce signed
+    /// by a key pair of the other (`nkeys::KeyPair::from_seed(seed)?.sign(&nonce)?`).
     #[must_use]
     pub fn options(options: ConnectOptions) -> Options {
         Options(options)
@@ -58,6 +109,12 @@ impl Nats {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Returns why there is no connection, if the server refuses it: a password that was changed, credentials
+    /// that have expired.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.refusal.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn events(&self) -> Option<broadcast::Receiver<Event>> {
@@ -139,18 +196,21 @@ impl Options {
     pub async fn connect(self, servers: impl ToServerAddrs) -> Result<Nats, Error> {
         let (sender, _) = broadcast::channel(EVENTS);
         let events = sender.clone();
+        let refusal = Arc::<Refused>::default();
+        let refused = Arc::clone(&refusal);
         let client = self
             .0
             .reconnect_delay_callback(delay)
             .ping_interval(Duration::from_secs(2))
             .event_callback(move |event| {
+                refused.hear(&event);
                 // Nobody has to listen.
                 let _ = events.send(event);
                 std::future::ready(())
             })
             .connect(servers)
             .await?;
-        Ok(Nats { client, events: Some(sender) })
+        Ok(Nats { client, events: Some(sender), refusal })
     }
 }
 

@@ -54,6 +54,9 @@ use crate::nats::Nats;
 use crate::trace::Span;
 use crate::wire::{self, Received};
 
+/// The group of all that are served without another.
+const QUEUE_GROUP: &str = "tenorite";
+
 /// Clocks of different machines may differ by so much.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 
@@ -86,8 +89,12 @@ pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 /// [`Error::Subject`] if prefix and service make no subject, [`Error::Denied`] if they may not be listened to,
 /// [`Error::Unreachable`] if the client is closed.
 pub fn serve<C>(nats: impl Into<Nats>, prefix: impl Into<String>, caller: C) -> Serve<C> {
-    let settings =
-        Settings { queue_group: None, tolerance: TOLERANCE, version: "0.0.0".to_owned(), scope: None };
+    let settings = Settings {
+        queue_group: QUEUE_GROUP.to_owned(),
+        tolerance: TOLERANCE,
+        version: "0.0.0".to_owned(),
+        scope: None,
+    };
     Serve { nats: nats.into(), prefix: prefix.into(), settings, codec: Json, caller }
 }
 
@@ -105,16 +112,21 @@ pub struct Serve<C, K = Json> {
 type Scope = Arc<dyn Fn(Option<&HeaderMap>, &'static Signature, &mut dyn FnMut()) + Send + Sync>;
 
 struct Settings {
-    queue_group: Option<String>,
+    queue_group: String,
     tolerance: Duration,
     version: String,
     scope: Option<Scope>,
 }
 
 impl<C, K> Serve<C, K> {
-    /// Shares the requests with all others of this group: each goes to one of them. Then there is no order among them.
+    /// Sets the group that this shares its requests with: each request goes to one of its members. Defaults to
+    /// `tenorite`, the same for all that are served without another. So while a new version of a process takes
+    /// over from an old one, each request runs once.
+    ///
+    /// Within one process requests run in the order in which they are sent; among several there is no order. Two
+    /// groups behind one prefix both run each request.
     pub fn queue_group(mut self, group: impl Into<String>) -> Self {
-        self.settings.queue_group = Some(group.into());
+        self.settings.queue_group = group.into();
         self
     }
 
@@ -189,17 +201,14 @@ where
             let all = format!("{subject}.*");
             let client = nats.client().clone();
             let events = nats.events();
-            let messages = match &settings.queue_group {
-                Some(group) => client.queue_subscribe(all.clone(), group.clone()).await,
-                None => client.subscribe(all.clone()).await,
-            };
+            let messages = client.queue_subscribe(all.clone(), settings.queue_group.clone()).await;
             let messages = messages.map_err(|error| Error::Unreachable(error.to_string()))?;
             let figures = Arc::new(Figures::new(C::Request::METHODS));
             let discovery = Discovery::new(
                 C::Request::SERVICE,
                 &settings.version,
                 &subject,
-                settings.queue_group.as_deref(),
+                &settings.queue_group,
                 Arc::clone(&figures),
             );
             nats.settle(events, &[&all]).await?;

@@ -325,20 +325,36 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
     })
 }
 
+/// The longest subject of a service, in bytes: with a method and a reply it still fits into a line of the
+/// protocol, and as a name into a file's. A longer one would have the server end the connection.
+const LONGEST_SUBJECT: usize = 200;
+
 /// The subject of a service, without its method: `<prefix>.<service>`.
 ///
 /// # Errors
 ///
 /// If that is none.
 pub(crate) fn subject(prefix: &str, service: &str) -> Result<String, Error> {
-    let is_token = |token: &str| {
-        !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || matches!(c, '*' | '>'))
-    };
-    if prefix.split('.').all(is_token) && is_token(service) && !service.contains('.') {
+    let is_short = prefix.len() + service.len() < LONGEST_SUBJECT;
+    if prefix.split('.').all(is_token) && is_token(service) && is_short {
         Ok(format!("{prefix}.{service}"))
     } else {
         Err(Error::Subject(format!("{prefix}.{service}")))
     }
+}
+
+/// The subject of a method: `<subject>.<method>`.
+///
+/// # Errors
+///
+/// If that is none.
+pub(crate) fn method_subject(subject: &str, method: &str) -> Result<String, Error> {
+    let all = format!("{subject}.{method}");
+    if is_token(method) { Ok(all) } else { Err(Error::Subject(all)) }
+}
+
+fn is_token(token: &str) -> bool {
+    !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || matches!(c, '.' | '*' | '>'))
 }
 
 #[cfg(test)]
@@ -355,6 +371,30 @@ mod tests {
             status: None,
             description: None,
         }
+    }
+
+    #[test]
+    fn a_request_that_is_too_late_for_one_clock_and_not_for_another_names_clocks() {
+        let (word, text) = failure(&TenoriteError::SendFailure(SendReason::Expired));
+        let headers = failure_headers(word);
+        let ahead = text.parse::<u64>().unwrap() + 61_000;
+        let reply = message(Some(headers), ahead.to_string());
+        let expired = read_failure(&reply).unwrap();
+        assert_eq!(expired, TenoriteError::SendFailure(SendReason::Expired));
+        // It was late by the caller's clock as well.
+        assert_eq!(blame_clocks(expired.clone(), &reply, Duration::ZERO), expired);
+        let blamed = blame_clocks(expired.clone(), &reply, Duration::from_secs(29)).to_string();
+        assert!(
+            blamed.contains("clocks differ") && blamed.contains("ahead of the caller's by 6"),
+            "{blamed}"
+        );
+        // Of a service of before.
+        let silent = message(reply.headers.clone(), String::new());
+        assert!(
+            blame_clocks(expired, &silent, Duration::from_secs(29)).to_string().contains("clocks differ")
+        );
+        let full = TenoriteError::SendFailure(SendReason::Full);
+        assert_eq!(blame_clocks(full.clone(), &reply, Duration::from_secs(29)), full);
     }
 
     #[test]

@@ -118,7 +118,6 @@ struct Other {
 pub(super) struct Membership {
     pub(super) client: Client,
     pub(super) subject: String,
-    pub(super) name: String,
     pub(super) me: Member,
     pub(super) board: Arc<Board>,
     /// One for each shard.
@@ -139,7 +138,6 @@ impl Membership {
     pub(super) fn new(
         client: Client,
         subject: String,
-        name: String,
         weight: u32,
         board: Arc<Board>,
         directives: Vec<watch::Sender<Directive>>,
@@ -153,7 +151,6 @@ impl Membership {
         Self {
             client,
             subject,
-            name,
             me: Member { id, weight: weight.clamp(1, LARGEST_WEIGHT) },
             board,
             directives,
@@ -212,7 +209,7 @@ impl Membership {
         let states = self.board.states();
         let word = Word {
             id: self.me.id,
-            name: self.name.clone(),
+            name: self.board.name.clone(),
             weight: self.me.weight,
             states: states.iter().map(|(state, _)| char::from(state.to_digit())).collect(),
             kind,
@@ -309,7 +306,7 @@ impl Membership {
         let owners = (0..states.len()).map(|shard| {
             let other = self.others.values().find(|other| other.states[shard] == ShardState::Owned);
             match states[shard].0 {
-                ShardState::Owned => Some(self.name.clone()),
+                ShardState::Owned => Some(self.board.name.clone()),
                 _ => other.map(|other| other.name.clone()),
             }
         });

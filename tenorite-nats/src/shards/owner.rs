@@ -236,8 +236,10 @@ where
     }
 
     fn failed(&self, state: ShardState, why: String) {
+        // First the reason: a state that is seen is seen with it.
+        let is_news = self.shared.board.failed(self.shard, why.clone());
         let had = self.shared.board.set_state(self.shard, state) == ShardState::Owned;
-        if self.shared.board.failed(self.shard, why.clone()) || had {
+        if is_news || had {
             events::lost(&self.shared.place.subject, self.shard, &why);
         }
     }

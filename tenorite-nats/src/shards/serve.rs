@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use super::GROUP;
 use super::members::{Directive, Membership};
 use super::owner::{Owner, Shared};
 use super::status::{Board, ShardInfo, ShardsWatch};
@@ -278,25 +279,19 @@ where
     consumers.buffer_unordered(AT_ONCE).try_for_each(|_| std::future::ready(Ok(()))).await?;
 
     let client = nats.client().clone();
-    let board = Board::new(shards);
     let name = settings.name.unwrap_or_else(|| std::process::id().to_string());
+    let board = Board::new(name, shards);
     let (directives, told): (Vec<_>, Vec<_>) = (0..shards).map(|_| watch::channel(Directive::REST)).unzip();
     let owners = place.owners();
     let events = nats.events();
     let words = client.subscribe(owners.clone()).await;
     let words = words.map_err(|error| Error::Unreachable(error.to_string()))?;
-    let membership = Membership::new(
-        client.clone(),
-        owners.clone(),
-        name,
-        settings.weight,
-        Arc::clone(&board),
-        directives,
-    );
+    let membership =
+        Membership::new(client.clone(), owners.clone(), settings.weight, Arc::clone(&board), directives);
     membership.say_hello().await;
     nats.settle(events, &[&owners]).await?;
     let figures = Arc::new(Figures::new(W::Request::METHODS));
-    let discovery = Discovery::new(service, &settings.version, &place.subject, None, Arc::clone(&figures))
+    let discovery = Discovery::new(service, &settings.version, &place.subject, GROUP, Arc::clone(&figures))
         .with_shards(Arc::clone(&board));
     let discovery = AbortOnDropHandle::new(discovery.listen(&client).await);
 

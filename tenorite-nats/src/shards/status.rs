@@ -112,6 +112,8 @@ impl ShardsWatch {
 /// The shards of this process.
 #[derive(Debug)]
 pub(crate) struct Board {
+    /// What this process is called.
+    pub(super) name: String,
     entries: Mutex<Vec<Entry>>,
     changes: Mutex<Option<watch::Sender<u64>>>,
     /// The state of a shard has changed: the other owners are to hear of it.
@@ -126,7 +128,7 @@ struct Entry {
 }
 
 impl Board {
-    pub(super) fn new(shards: u32) -> Arc<Self> {
+    pub(super) fn new(name: String, shards: u32) -> Arc<Self> {
         let entries = (0..shards).map(|shard| Entry {
             info: ShardInfo {
                 shard,
@@ -143,6 +145,7 @@ impl Board {
             since: Instant::now(),
         });
         Arc::new(Self {
+            name,
             entries: Mutex::new(entries.collect()),
             changes: Mutex::new(Some(watch::Sender::new(0))),
             has_news: Notify::new(),
@@ -194,7 +197,10 @@ impl Board {
             return before;
         }
         entry.since = Instant::now();
-        entry.info.taken += u64::from(state == ShardState::Owned);
+        if state == ShardState::Owned {
+            entry.info.taken += 1;
+            entry.info.owner = Some(self.name.clone());
+        }
         drop(entries);
         self.changed();
         self.has_news.notify_one();

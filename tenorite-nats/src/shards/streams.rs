@@ -28,8 +28,6 @@ const SHARDS: &str = "tenorite-shards";
 const ACCOUNT: &str = "tenorite-account";
 /// How many requests of one method may wait for a shard, unless it is said.
 const BACKLOG: u32 = 1024;
-/// The longest name of a stream that a server takes, in bytes.
-const LONGEST_NAME: usize = 255;
 /// How many consumers are asked for at the same time.
 pub(super) const AT_ONCE: usize = 16;
 
@@ -66,10 +64,6 @@ impl Place {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
         let name: String = subject.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
         let name = format!("TENORITE_{name}");
-        // That of the bucket is longer.
-        if name.len() + "KV_".len() > LONGEST_NAME {
-            return Err(Error::Subject(subject));
-        }
         let client = nats.client().clone();
         let context = match domain {
             Some(domain) => jetstream::with_domain(client, domain),
@@ -157,10 +151,11 @@ impl Place {
     /// Returns the number of shards, and the account of their owners if they have told it.
     pub(super) async fn shards(&self) -> Result<(u32, Option<String>), ShardsError> {
         let stream = self.context.get_stream(&self.name).await.map_err(|error| {
-            let is_missing = matches!(
-                error.kind(),
-                GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND
-            );
+            let is_missing = matches!(error.kind(), GetStreamErrorKind::JetStream(error) if [
+                ErrorCode::STREAM_NOT_FOUND,
+                ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+                ErrorCode::JETSTREAM_NOT_ENABLED,
+            ].contains(&error.error_code()));
             if is_missing { ShardsError::Missing(error.to_string()) } else { Error::jetstream(error).into() }
         })?;
         let there = &stream.cached_info().config;

@@ -198,7 +198,7 @@ async fn owners_that_start_together_share_from_the_start() {
     let states =
         |shards: &[tenorite_nats::ShardInfo]| shards.iter().map(|shard| shard.state).collect::<Vec<_>>();
     assert_eq!(states(&before), states(&first.shards()));
-    let stats: Vec<_> = [&first, &second, &third].map(|serving| serving.shards()).concat();
+    let stats: Vec<_> = [&first, &second, &third].map(ServingShards::shards).concat();
     assert!(stats.iter().filter(|shard| shard.state == ShardState::Owned).all(|shard| {
         shard.requests > 0 && shard.errors == 0 && shard.taken == 1 && shard.size > 0 && shard.revision > 0
     }));

@@ -106,6 +106,28 @@ async fn what_is_not_permitted_ends_no_other_call() {
     assert_eq!(call.await.unwrap(), Ok(1));
 }
 
+/// Also when they are more than the client tells of.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_that_are_not_permitted_is_told_at_once() {
+    let Some(server) = Server::start_with(USERS) else { return };
+    let remote: ProbeCaller = tenorite_nats::connect(user(&server, "reader").await, "test").await.unwrap();
+    let began = Instant::now();
+    let calls = (0..1000).map(|id| remote.refuse(id).owned());
+    let outcomes = futures_util::future::join_all(calls).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let denied = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome, Err(TenoriteError::SendFailure(SendReason::Denied(_)))))
+        .count();
+    let unknown = outcomes
+        .iter()
+        .filter(|outcome| **outcome == Err(TenoriteError::FetchFailure(FetchReason::Unanswered)))
+        .count();
+    println!("{denied} denied, {unknown} not known");
+    assert_eq!(denied + unknown, 1000);
+    assert!(denied >= 64, "{denied}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_told_as_that() {
     let Some(server) = Server::start_with(USERS) else { return };
@@ -387,4 +409,22 @@ async fn tools_find_the_service() {
     assert_eq!((of("note")["num_requests"].as_u64(), of("note")["num_errors"].as_u64()), (Some(2), Some(1)));
     assert!(of("note")["last_error"].as_str().unwrap().contains("note(id: u32) -> u32"));
     assert_eq!(of("echo")["num_requests"], 0);
+}
+
+/// Two of one prefix, as in a rolling deployment: each request runs once.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_serve_one_prefix_share_its_requests() {
+    let Some(scene) = Scene::new(64).await else { return };
+    let watch = crate::support::Watch::new();
+    let probe = crate::support::Probe { watch: watch.clone(), notes: Vec::new() };
+    let (_task, other) = crate::support::ProbeService.start_task(64, probe);
+    let _serving = tenorite_nats::serve(scene.server.connect().await, "test", other).await.unwrap();
+    for id in 0..100 {
+        assert_eq!(scene.remote.note(id).await, Ok(id));
+    }
+    let (ours, theirs) = (scene.watch.started(), watch.started());
+    assert!(!ours.is_empty() && !theirs.is_empty(), "{ours:?} {theirs:?}");
+    let mut all = [ours, theirs].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..100).collect::<Vec<_>>());
 }

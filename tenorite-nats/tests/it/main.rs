@@ -5,6 +5,8 @@ mod balance;
 #[cfg(feature = "durable")]
 mod cluster;
 mod crowds;
+#[cfg(feature = "durable")]
+mod edges;
 mod faults;
 mod limits;
 #[cfg(feature = "durable")]

@@ -17,10 +17,10 @@ const URL: &str = "TENORITE_TEST_URL";
 const SLACK: Duration = Duration::from_millis(100);
 
 /// Another process, ended with this.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    fn start(role: &str, server: &Server) -> Self {
+    pub fn start(role: &str, server: &Server) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "processes::another_process", "--nocapture"])
             .env(ROLE, role)
@@ -34,6 +34,11 @@ impl Process {
 
     fn signal(&self, name: &str) {
         signal(self.0.id(), name);
+    }
+
+    #[cfg(feature = "durable")]
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     fn kill(&mut self) {

@@ -72,13 +72,7 @@ impl Server {
     fn launch(port: u16, config: &str) -> Option<Self> {
         let binary = binary()?;
         let folder = tempfile::tempdir().expect("there is room for a folder");
-        let store = folder.path().join("store");
-        let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{config}\n",
-            store.display()
-        );
-        let path = folder.path().join("server.conf");
-        fs::write(&path, text).unwrap();
+        write_config(&folder, port, config);
         let child = spawn(&binary, &folder);
         Some(Self { child, folder, port })
     }
@@ -103,6 +97,13 @@ impl Server {
         self.until_it_listens();
     }
 
+    /// As [`restart`](Self::restart), with another configuration.
+    #[cfg(feature = "durable")]
+    pub fn restart_with(&mut self, config: &str) {
+        write_config(&self.folder, self.port, config);
+        self.restart();
+    }
+
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
@@ -120,6 +121,20 @@ impl Server {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// A `domain: name` in the configuration is that of JetStream.
+fn write_config(folder: &TempDir, port: u16, config: &str) {
+    let store = folder.path().join("store");
+    let (domain, config) = match config.strip_prefix("domain: ") {
+        Some(name) => (format!(", domain: {name}"), ""),
+        None => (String::new(), config),
+    };
+    let text = format!(
+        "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"{domain} }}\n{config}\n",
+        store.display()
+    );
+    fs::write(folder.path().join("server.conf"), text).unwrap();
 }
 
 /// Taken and given back: a server that is to be started again has to have the same.
