@@ -4,16 +4,20 @@
 
 #[cfg(feature = "durable")]
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
+use tenorite_nats::Nats;
 
 use crate::server::{Server, signal};
 use crate::support::{Probe, ProbeCaller, ProbeService, Watch};
 
 const ROLE: &str = "TENORITE_TEST_ROLE";
 const URL: &str = "TENORITE_TEST_URL";
+#[cfg(feature = "durable")]
+const REPLICAS: &str = "TENORITE_TEST_REPLICAS";
 const SLACK: Duration = Duration::from_millis(100);
 
 /// Another process, ended with this.
@@ -21,15 +25,17 @@ pub struct Process(Child);
 
 impl Process {
     pub fn start(role: &str, server: &Server) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "processes::another_process", "--nocapture"])
-            .env(ROLE, role)
-            .env(URL, server.url())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
+        Self::start_at(&std::env::current_exe().unwrap(), role, &server.url(), 1)
+    }
+
+    fn start_at(program: &Path, role: &str, urls: &str, replicas: usize) -> Self {
+        let mut command = Command::new(program);
+        command.args(["--exact", "processes::another_process", "--nocapture"]).env(ROLE, role).env(URL, urls);
+        #[cfg(feature = "durable")]
+        command.env(REPLICAS, replicas.to_string());
+        #[cfg(not(feature = "durable"))]
+        let _ = replicas;
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     fn signal(&self, name: &str) {
@@ -54,11 +60,24 @@ impl Drop for Process {
     }
 }
 
+/// A server that has just been started again may not be there yet.
+async fn connect(urls: Vec<async_nats::ServerAddr>) -> Nats {
+    let began = Instant::now();
+    loop {
+        match Nats::connect(urls.clone()).await {
+            Ok(nats) => return nats,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What the other processes do. Without a role: nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process() {
     let (Ok(role), Ok(url)) = (std::env::var(ROLE), std::env::var(URL)) else { return };
-    let nats = tenorite_nats::Nats::connect(url).await.unwrap();
+    let urls: Vec<async_nats::ServerAddr> = url.split(',').map(|url| url.parse().unwrap()).collect();
+    let nats = connect(urls).await;
     match role.as_str() {
         "probe" => {
             let watch = Watch::new();
@@ -68,9 +87,20 @@ async fn another_process() {
         }
         #[cfg(feature = "durable")]
         "ledger" => {
-            let initial = |_| crate::shards::Ledger::default();
-            let _owning = tenorite_nats::serve_shards(nats, "test", initial).shards(4).await.unwrap();
-            std::future::pending::<()>().await;
+            let replicas =
+                std::env::var(REPLICAS).ok().and_then(|replicas| replicas.parse().ok()).unwrap_or(1);
+            // While a cluster has no leader, nothing can be started.
+            let owning = loop {
+                let initial = |_| crate::shards::Ledger::default();
+                let start = tenorite_nats::serve_shards(nats.clone(), "test", initial);
+                match start.shards(4).replicas(replicas).await {
+                    Ok(owning) => break owning,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            };
+            let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            term.recv().await;
+            owning.stop().await;
         }
         other => panic!("nobody is a {other}"),
     }
@@ -150,28 +180,81 @@ async fn entries(ledger: &crate::shards::LedgerCaller, accounts: u32) -> BTreeMa
     all
 }
 
-/// Who is shot at.
+/// What goes wrong, about once a second.
 #[cfg(feature = "durable")]
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Targets {
-    Owners,
-    /// And the server, which is away for up to a second and a half.
-    All,
+enum Fault {
+    /// An owner is killed, and another started.
+    Kill,
+    /// An owner is suspended for up to six seconds.
+    Suspend,
+    /// An owner stops, or one more joins.
+    ComeAndGo,
+    /// A server is killed, and is away for up to a second and a half.
+    Outage,
+    /// And the stream of requests goes back: it is emptied, or an older one is put back.
+    Rollback,
 }
 
-/// Writers to so many accounts, while owners are killed and suspended, one a second. Whatever was acknowledged is there, once,
-/// and in its order; what was said not to have run is not there.
+/// The servers of a storm: one, or a cluster of three.
 #[cfg(feature = "durable")]
-async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
+struct Servers(Vec<Server>);
+
+#[cfg(feature = "durable")]
+impl Servers {
+    fn start(count: usize) -> Option<Self> {
+        match count {
+            1 => Some(Self(vec![Server::start()?])),
+            _ => Some(Self(Server::cluster()?.into())),
+        }
+    }
+
+    fn urls(&self) -> String {
+        self.0.iter().map(Server::url).collect::<Vec<_>>().join(",")
+    }
+
+    fn owner(&self, program: &Path) -> Process {
+        Process::start_at(program, "ledger", &self.urls(), self.0.len())
+    }
+
+    async fn connect(&self) -> Nats {
+        connect(self.0.iter().map(|server| server.url().parse().unwrap()).collect()).await
+    }
+}
+
+#[cfg(feature = "durable")]
+struct Random(u64);
+
+#[cfg(feature = "durable")]
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// Writers to so many accounts, while something goes wrong about once a second. Whatever was acknowledged is
+/// there, once, in its order, and with its own answer; what was said not to have run is not there.
+#[cfg(feature = "durable")]
+async fn shards_under_fire(faults: &[Fault], servers: usize, seconds: u64, seed: u64) {
+    let program = std::env::current_exe().unwrap();
+    storm(faults, servers, seconds, seed, &[&program]).await;
+}
+
+#[cfg(feature = "durable")]
+async fn storm(faults: &[Fault], servers: usize, seconds: u64, seed: u64, programs: &[&Path]) {
     use crate::shards::LedgerCaller;
     const ACCOUNTS: u32 = 16;
-    let Some(mut server) = Server::start() else { return };
-    let mut owners: Vec<_> = (0..3).map(|_| Process::start("ledger", &server)).collect();
+    let Some(mut servers) = Servers::start(servers) else { return };
+    let mut random = Random(seed);
+    let mut owners: Vec<_> = (0..3).map(|at| servers.owner(programs[at % programs.len()])).collect();
     let ledger: LedgerCaller =
-        tenorite_nats::connect_shards(server.connect().await, "test").shards(4).await.unwrap();
+        tenorite_nats::connect_shards(servers.connect().await, "test").shards(4).await.unwrap();
     let began = Instant::now();
     while ledger.write("warm", 0).timeout(Duration::from_secs(1)).await.is_err() {
-        assert!(began.elapsed() < Duration::from_secs(30), "nobody owns the shards");
+        assert!(began.elapsed() < Duration::from_secs(60), "nobody owns the shards");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -190,7 +273,7 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
                     let took = began.elapsed();
                     assert!(took < limit + SLACK, "{took:?}");
                     slowest = slowest.max(took);
-                    if outcome == Err(TenoriteError::SendFailure(SendReason::Disconnected)) {
+                    if matches!(outcome, Err(TenoriteError::SendFailure(_))) {
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                     outcomes.push((entry, outcome));
@@ -201,36 +284,69 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
         })
         .collect();
 
-    let mut random = seed;
-    let mut below = |limit: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % limit
-    };
-    let (mut kills, mut suspended, mut outages) = (0, 0, 0);
+    let mut counts = BTreeMap::<&str, u32>::new();
+    let older = tempfile::tempdir().unwrap();
     while Instant::now() + Duration::from_secs(1) < ends {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let victim = below(3) as usize;
-        if targets == Targets::All && below(3) == 0 {
-            server.kill();
-            tokio::time::sleep(Duration::from_millis(below(1500))).await;
-            server.restart();
-            outages += 1;
-        } else if below(4) == 0 {
-            owners[victim].signal("STOP");
-            tokio::time::sleep(Duration::from_millis(below(6000))).await;
-            owners[victim].signal("CONT");
-            suspended += 1;
-        } else {
-            owners[victim].kill();
-            owners[victim] = Process::start("ledger", &server);
-            kills += 1;
-        }
+        let fault = faults[random.below(faults.len() as u64) as usize];
+        let victim = random.below(owners.len() as u64) as usize;
+        let program = programs[random.below(programs.len() as u64) as usize];
+        let what = match fault {
+            Fault::Kill => {
+                owners[victim].kill();
+                owners[victim] = servers.owner(program);
+                "kills"
+            }
+            Fault::Suspend => {
+                owners[victim].signal("STOP");
+                tokio::time::sleep(Duration::from_millis(random.below(6000))).await;
+                owners[victim].signal("CONT");
+                "suspensions"
+            }
+            Fault::ComeAndGo if owners.len() < 2 || owners.len() < 6 && random.below(2) == 0 => {
+                owners.push(servers.owner(program));
+                "joins"
+            }
+            Fault::ComeAndGo => {
+                let mut leaver = owners.swap_remove(victim);
+                leaver.signal("TERM");
+                // It hands over within moments. Not killed by its drop, unless it hangs.
+                let began = Instant::now();
+                while !leaver.has_ended() && began.elapsed() < Duration::from_secs(10) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                assert!(leaver.has_ended(), "an owner does not stop");
+                "leaves"
+            }
+            Fault::Outage | Fault::Rollback => {
+                let node = random.below(servers.0.len() as u64) as usize;
+                let server = &mut servers.0[node];
+                server.kill();
+                let stream = server.stream_folder("TENORITE_test_Ledger");
+                let what = match (fault, random.below(3)) {
+                    (Fault::Rollback, 0) => {
+                        crate::server::empty_messages(&stream);
+                        "streams emptied"
+                    }
+                    (Fault::Rollback, 1) if older.path().join("TENORITE_test_Ledger").exists() => {
+                        let copied = older.path().join("TENORITE_test_Ledger");
+                        crate::server::copy(&copied, stream.parent().unwrap());
+                        "streams put back"
+                    }
+                    (Fault::Rollback, _) => {
+                        crate::server::copy(&stream, older.path());
+                        "outages"
+                    }
+                    _ => "outages",
+                };
+                tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
+                server.restart();
+                what
+            }
+        };
+        *counts.entry(what).or_default() += 1;
     }
 
-    let mut counts = (0, 0, 0);
-    let mut refusals = BTreeMap::<String, u32>::new();
     let mut slowest = Duration::ZERO;
     let mut written = Vec::new();
     for writer in writers {
@@ -239,6 +355,7 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
         written.push((account, outcomes));
     }
     let there = entries(&ledger, ACCOUNTS).await;
+    let (mut acknowledged, mut refused, mut unknown) = (0, BTreeMap::<String, u32>::new(), 0);
     for (account, outcomes) in written {
         let entries = &there[&account];
         // In order, and none of them twice.
@@ -246,37 +363,66 @@ async fn shards_under_fire(targets: Targets, seconds: u64, seed: u64) {
         for (entry, outcome) in outcomes {
             let is_there = entries.contains(&entry);
             match outcome {
-                Ok(_) => {
-                    assert!(is_there, "account {account}: {entry} was acknowledged, and is lost");
-                    counts.0 += 1;
+                Ok(count) => {
+                    assert!(is_there, "account {account}: {entry} was acknowledged, and did not run");
+                    assert_eq!(entries.get(count - 1), Some(&entry), "account {account}: another's answer");
+                    acknowledged += 1;
                 }
                 Err(TenoriteError::SendFailure(reason)) => {
                     assert!(!is_there, "account {account}: {entry} ran, and was said not to: {reason}");
-                    *refusals.entry(reason.to_string()).or_default() += 1;
-                    counts.1 += 1;
+                    *refused.entry(reason.to_string()).or_default() += 1;
                 }
-                Err(TenoriteError::FetchFailure(_)) => counts.2 += 1,
+                Err(TenoriteError::FetchFailure(_)) => unknown += 1,
             }
         }
     }
-    let (replied, not_run, lost) = counts;
     println!(
-        "seed {seed}, {seconds} s: {replied} acknowledged, {not_run} not run {refusals:?}, {lost} unknown; {kills} kills, {suspended} \
-         suspensions, {outages} outages; the slowest call took {slowest:?}"
+        "seed {seed}, {seconds} s, {} servers: {acknowledged} acknowledged, 0 lost, 0 doubled, 0 of another; not run \
+         {refused:?}, {unknown} unknown; {counts:?}; the slowest call took {slowest:?}",
+        servers.0.len()
     );
-    assert!(replied > 100, "{replied}");
+    assert!(acknowledged > 100, "{acknowledged}");
 }
+
+#[cfg(feature = "durable")]
+const KILLS: &[Fault] = &[Fault::Kill, Fault::Kill, Fault::Kill, Fault::Suspend];
+#[cfg(feature = "durable")]
+const OUTAGES: &[Fault] = &[Fault::Outage, Fault::Kill, Fault::Suspend];
+#[cfg(feature = "durable")]
+const COMING_AND_GOING: &[Fault] = &[Fault::ComeAndGo, Fault::ComeAndGo, Fault::Kill];
+#[cfg(feature = "durable")]
+const ROLLBACKS: &[Fault] = &[Fault::Rollback, Fault::Rollback, Fault::Kill];
+#[cfg(feature = "durable")]
+const CLUSTER: &[Fault] = &[Fault::Outage, Fault::Kill, Fault::ComeAndGo];
 
 #[cfg(feature = "durable")]
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_or_doubled() {
-    shards_under_fire(Targets::Owners, 12, 7).await;
+    shards_under_fire(KILLS, 1, 12, 7).await;
 }
 
 #[cfg(feature = "durable")]
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_goes() {
-    shards_under_fire(Targets::All, 12, 3).await;
+    shards_under_fire(OUTAGES, 1, 12, 3).await;
+}
+
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_or_doubled_as_owners_come_and_go() {
+    shards_under_fire(COMING_AND_GOING, 1, 12, 5).await;
+}
+
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_or_doubled_when_the_stream_goes_back() {
+    shards_under_fire(ROLLBACKS, 1, 12, 11).await;
+}
+
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_or_doubled_in_a_cluster() {
+    shards_under_fire(CLUSTER, 3, 12, 13).await;
 }
 
 #[cfg(feature = "durable")]
@@ -284,12 +430,12 @@ fn seed() -> u64 {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
-/// Five minutes: `cargo test -p tenorite-nats --release --all-features -- --ignored --nocapture five_minutes_of_kills`
+/// Five minutes each: `cargo test -p tenorite-nats --release --all-features -- --ignored --nocapture five_minutes`
 #[cfg(feature = "durable")]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it takes five minutes"]
 async fn five_minutes_of_kills() {
-    shards_under_fire(Targets::Owners, 300, seed()).await;
+    shards_under_fire(KILLS, 1, 300, seed()).await;
 }
 
 /// As [`five_minutes_of_kills`].
@@ -297,5 +443,40 @@ async fn five_minutes_of_kills() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it takes five minutes"]
 async fn five_minutes_of_outages() {
-    shards_under_fire(Targets::All, 300, seed()).await;
+    shards_under_fire(OUTAGES, 1, 300, seed()).await;
+}
+
+/// As [`five_minutes_of_kills`].
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes five minutes"]
+async fn five_minutes_of_owners_that_come_and_go() {
+    shards_under_fire(COMING_AND_GOING, 1, 300, seed()).await;
+}
+
+/// As [`five_minutes_of_kills`].
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes five minutes"]
+async fn five_minutes_of_rollbacks() {
+    shards_under_fire(ROLLBACKS, 1, 300, seed()).await;
+}
+
+/// As [`five_minutes_of_kills`].
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes five minutes"]
+async fn five_minutes_of_a_cluster() {
+    shards_under_fire(CLUSTER, 3, 300, seed()).await;
+}
+
+/// Owners of an older version serve beside those of this one. `TENORITE_OLDER` is the test program of that version
+/// (`tests/upgrade/run` builds it).
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs the test program of an older version"]
+async fn an_upgrade_under_load() {
+    let older = std::env::var_os("TENORITE_OLDER").expect("`TENORITE_OLDER` says where the older program is");
+    let (older, program) = (Path::new(&older), std::env::current_exe().unwrap());
+    storm(&[Fault::Kill], 1, 60, seed(), &[older, &program]).await;
 }

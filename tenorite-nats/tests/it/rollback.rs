@@ -1,39 +1,16 @@
 //! Streams that go back in their sequence: a power cut that empties files, a directory that is restored.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
 use tenorite_nats::{Nats, connect_shards, serve_shards};
 
-use crate::server::Server;
+use crate::server::{Server, copy, empty_messages};
 use crate::shards::{Ledger, LedgerCaller};
 
 const STREAM: &str = "TENORITE_test_Ledger";
 /// No call takes longer, though its server was away for a moment.
 const LIMIT: Duration = Duration::from_secs(15);
-
-/// Empties the files that hold a stream's messages, as a power cut does before they are synced.
-fn empty_messages(stream: &Path) {
-    let mut emptied = 0;
-    for file in fs::read_dir(stream.join("msgs")).unwrap() {
-        let path = file.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "blk") {
-            fs::File::create(path).unwrap();
-            emptied += 1;
-        } else {
-            fs::remove_file(path).unwrap();
-        }
-    }
-    assert!(emptied > 0, "no messages at {}", stream.display());
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
-}
 
 /// What the stream's sequence is at.
 async fn last_sequence(nats: &Nats) -> u64 {
@@ -125,8 +102,7 @@ async fn requests_after_a_restored_directory_run_once() {
         write(&ledger, entry).await;
     }
     server.kill();
-    fs::remove_dir_all(server.stream_folder(STREAM)).unwrap();
-    copy(&older.path().join(STREAM), &server.stream_folder(STREAM));
+    copy(&older.path().join(STREAM), server.stream_folder(STREAM).parent().unwrap());
     server.restart();
     until_connected(&nats).await;
     for entry in 60..120 {

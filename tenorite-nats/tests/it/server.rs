@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::TcpListener;
+#[cfg(feature = "durable")]
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,6 +137,33 @@ fn write_config(folder: &TempDir, port: u16, config: &str) {
         store.display()
     );
     fs::write(folder.path().join("server.conf"), text).unwrap();
+}
+
+/// Empties the files that hold a stream's messages, as a power cut does before they are synced.
+#[cfg(feature = "durable")]
+pub fn empty_messages(stream: &Path) {
+    let mut emptied = 0;
+    for file in fs::read_dir(stream.join("msgs")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "blk") {
+            fs::File::create(path).unwrap();
+            emptied += 1;
+        } else {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(emptied > 0, "no messages at {}", stream.display());
+}
+
+/// Copies a folder into another, in the place of what is there under its name.
+#[cfg(feature = "durable")]
+pub fn copy(from: &Path, to: &Path) {
+    let there = to.join(from.file_name().unwrap());
+    if there.exists() {
+        fs::remove_dir_all(there).unwrap();
+    }
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
 }
 
 /// Taken and given back: a server that is to be started again has to have the same.
