@@ -10,19 +10,29 @@
 //!
 //! What calls the store is the same as in one process: only how it is started, and how a caller is come by, differs.
 //!
-//! With `--durable` the store is in shards (`--shards N`, 4 unless it is said), each with one owner among all processes that
-//! serve: start two, kill one, and go on calling. What was set is still there.
+//! With `--shards N` the store is in shards, each with one owner among all processes that serve, and what was set
+//! outlives them:
 //!
-//! Options: `--url URL` (or `NATS_URL`; `nats://127.0.0.1:4222` without either), `--timeout-ms N`, and for `bench` `--calls N` and
+//! ```sh
+//! cargo run -p tenorite-example --example nats -- serve --shards 16 --name a     # in one terminal
+//! cargo run -p tenorite-example --example nats -- serve --shards 16 --name b     # in another
+//! cargo run -p tenorite-example --example nats -- bench --shards 16              # in a third
+//! ```
+//!
+//! Each that serves shows who owns which shard, as processes come and go: start another, stop one (Ctrl-C or
+//! `SIGTERM`), kill one, and go on calling.
+//!
+//! Options: `--durable` (shards, 4 of them unless `--shards` says how many), `--url URL` (or `NATS_URL`; `nats://127.0.0.1:4222` without either), `--timeout-ms N`, and for `bench` `--calls N` and
 //! `--at-once N`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tenorite::prelude::*;
-use tenorite_nats::Nats;
+use tenorite_nats::{Nats, ShardInfo, ShardsWatch};
 
 #[derive(Default, Serialize, Deserialize)]
 struct Store(HashMap<String, String>);
@@ -60,7 +70,7 @@ async fn main() {
 async fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = Options::read() else {
         eprintln!(
-            "usage: nats serve | get KEY | set KEY VALUE | delete KEY | bench  [--durable] [--shards N] [--url URL]"
+            "usage: nats serve | get KEY | set KEY VALUE | delete KEY | bench  [--shards N] [--name NAME] [--url URL]"
         );
         std::process::exit(2);
     };
@@ -99,20 +109,82 @@ async fn run() -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(nats: Nats, options: &Options) -> Result<(), Box<dyn Error>> {
-    println!("serving; ctrl-c stops it");
+    println!("serving; Ctrl-C or SIGTERM stops it");
     if options.durable {
-        let owning =
-            tenorite_nats::serve_shards(nats, PREFIX, |_| Store::default()).shards(options.shards).await?;
-        tokio::signal::ctrl_c().await?;
+        let owning = tenorite_nats::serve_shards(nats, PREFIX, |_| Store::default()).shards(options.shards);
+        let owning = owning.name(&options.name).await?;
+        tokio::select! {
+            () = show(owning.watch()) => {}
+            stop = asked_to_stop() => stop?,
+        }
         owning.stop().await;
+        println!("handed over");
     } else {
         let (task, store) = StoreService.start_task(1024, Store::default());
         let serving = tenorite_nats::serve(nats, PREFIX, store).await?;
-        tokio::signal::ctrl_c().await?;
+        asked_to_stop().await?;
         serving.stop().await;
         println!("{} keys in the end", task.await?.0.len());
     }
     Ok(())
+}
+
+async fn asked_to_stop() -> std::io::Result<()> {
+    #[cfg(unix)]
+    let terminate = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate())?.recv().await;
+        Ok(())
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending();
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        terminated = terminate => terminated,
+    }
+}
+
+/// Shows who owns which shard: a table that is drawn again in a terminal, and lines of what has changed elsewhere.
+async fn show(mut watch: ShardsWatch) {
+    let is_terminal = std::io::stdout().is_terminal();
+    let (mut owners, mut lines) = (BTreeMap::new(), 0);
+    let mut shards = watch.shards();
+    loop {
+        if is_terminal {
+            // Up to where the table begins, and away with it.
+            if lines > 0 {
+                print!("\x1b[{lines}A\x1b[J");
+            }
+            let table = table(&shards);
+            println!("{table}");
+            lines = table.lines().count();
+        } else {
+            for ShardInfo { shard, owner, .. } in &shards {
+                let now = owner.clone().unwrap_or_else(|| "nobody".to_owned());
+                let before = owners.insert(*shard, now.clone());
+                if before.as_ref().is_some_and(|before| *before != now) {
+                    println!("shard {shard}: {} to {now}", before.unwrap_or_default());
+                }
+            }
+        }
+        match watch.changed().await {
+            Some(changed) => shards = changed,
+            None => return,
+        }
+    }
+}
+
+fn table(shards: &[ShardInfo]) -> String {
+    let mut owners: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for shard in shards {
+        let owner = shard.owner.as_deref().unwrap_or("nobody");
+        owners.entry(owner).or_default().push(shard.shard.to_string());
+    }
+    let requests: u64 = shards.iter().map(|shard| shard.requests).sum();
+    let rows = owners
+        .iter()
+        .map(|(owner, shards)| format!("  {owner:<18}{:>4}: {}\n", shards.len(), shards.join(" ")));
+    format!("{} shards, {requests} requests here\n{}", shards.len(), rows.collect::<String>())
 }
 
 async fn bench(store: &StoreCaller, options: &Options) -> Result<(), Box<dyn Error>> {
@@ -149,6 +221,7 @@ struct Options {
     url: String,
     durable: bool,
     shards: u32,
+    name: String,
     timeout: Duration,
     calls: u32,
     at_once: u32,
@@ -163,6 +236,7 @@ impl Options {
             url,
             durable: false,
             shards: 4,
+            name: std::process::id().to_string(),
             timeout: Duration::from_secs(10),
             calls: 10_000,
             at_once: 64,
@@ -172,7 +246,11 @@ impl Options {
             let mut number = || args.next()?.parse().ok().filter(|number| *number > 0);
             match arg.as_str() {
                 "--durable" => options.durable = true,
-                "--shards" => options.shards = number()?,
+                "--shards" => {
+                    options.shards = number()?;
+                    options.durable = true;
+                }
+                "--name" => options.name = args.next()?,
                 "--timeout-ms" => options.timeout = Duration::from_millis(number()?.into()),
                 "--calls" => options.calls = number()?,
                 "--at-once" => options.at_once = number()?,

@@ -303,15 +303,17 @@ impl Membership {
         if has_doubts {
             self.doubted = now;
         }
-        let owners = (0..states.len()).map(|shard| {
-            let other = self.others.values().find(|other| other.states[shard] == ShardState::Owned);
-            match states[shard].0 {
-                ShardState::Owned => Some(self.board.name.clone()),
-                _ => other.map(|other| other.name.clone()),
-            }
-        });
-        let owners: Vec<_> = owners.collect();
+        let owners: Vec<_> =
+            states.iter().enumerate().map(|(shard, state)| self.owner_of(shard, state.0)).collect();
         self.board.set_owners(owners.into_iter());
+    }
+
+    /// Returns what the process is called that owns a shard, or that has its next request.
+    fn owner_of(&self, shard: usize, state: ShardState) -> Option<String> {
+        let mine = |wanted| (state == wanted).then_some(&self.board.name);
+        let theirs = |wanted| self.others.values().find(|other| other.states[shard] == wanted);
+        let of = |wanted| mine(wanted).or_else(|| theirs(wanted).map(|other| &other.name));
+        of(ShardState::Owned).or_else(|| of(ShardState::Ready)).cloned()
     }
 
     fn asks_for(&mut self, shard: usize, (state, since): (ShardState, Instant), now: Instant) -> bool {

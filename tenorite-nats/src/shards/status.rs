@@ -62,8 +62,8 @@ pub struct ShardInfo {
     pub shard: u32,
     /// What this process does about it.
     pub state: ShardState,
-    /// The [name](super::ServeShards::name) of the process that owns it, as far as is known: `None` if no
-    /// process has had a request of it since it was started.
+    /// The [name](super::ServeShards::name) of the process that owns it, or that has its next request if none
+    /// has had one yet. `None` while no process asks for its requests, as far as is known.
     pub owner: Option<String>,
     /// The revision of its record when this process last wrote or read it.
     pub revision: u64,
