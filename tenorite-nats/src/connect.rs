@@ -686,10 +686,7 @@ impl Listener {
 
     fn hear(&mut self, event: &Event) {
         match event {
-            Event::Connected => {
-                self.lost = None;
-                self.reconnected();
-            }
+            Event::Connected => self.notice_connection(),
             Event::Disconnected => self.lose(),
             Event::Closed => self.pending.disconnected(),
             event => {
@@ -700,8 +697,17 @@ impl Listener {
         }
     }
 
+    /// There is a connection. The client counts them before it tells of one, and may tell late: also of the
+    /// one that was there when this began to listen.
+    fn notice_connection(&mut self) {
+        self.lost = None;
+        let connects = connects(&self.client);
+        if mem::replace(&mut self.connects, connects) != connects {
+            self.reconnected();
+        }
+    }
+
     fn reconnected(&mut self) {
-        self.connects = connects(&self.client);
         let mut calls = self.pending.lock();
         calls.connection += 1;
         calls.answered.clear();
@@ -725,11 +731,7 @@ impl Listener {
             self.lose();
             return;
         }
-        self.lost = None;
-        let connects = connects(&self.client);
-        if mem::replace(&mut self.connects, connects) != connects {
-            self.reconnected();
-        }
+        self.notice_connection();
     }
 }
 

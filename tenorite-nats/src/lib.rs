@@ -51,15 +51,17 @@
 //! | 6 isolation | panic → error reply | same; do not ack before the answer is decided |
 //! | 7 graceful stop | `drain()` as above | stop pulling, finish, ack, `unpin_consumer`: the standby has the next message within milliseconds (without it: after `priority_timeout`) |
 //! | 8 deadlines travel | budget header: each hop subtracts its own elapsed time | same |
-//! | runs at most once | yes (core NATS never redelivers) | **at least once**: redelivery after `ack_wait`; exactly once on *state* by the fence below; outside effects are the user's |
+//! | runs at most once | yes (core NATS never redelivers; those that serve one prefix share one queue group) | **at least once**: redelivery after `ack_wait`; exactly once on *state* by the fence below; outside effects are the user's |
+//! | reads see what was written | one service, one state | yes, linearizable: an owner writes the record once before it serves |
 //! | 10 cancel-safe | dropping the call cannot take it back once handed over | same |
 //!
 //! The header with the budget is the first line of a request's payload, `tenorite/1 json 5f0c8d… 30000 1764115200000`, and none of
 //! NATS' own: a message that has a single one of those takes a sixth off the throughput. Those are for a trace context: with the
 //! feature `opentelemetry` it travels by itself, otherwise by [`Connect::inject`] and [`Serve::scope`]. `drain()` as above:
-//! [`Serving::stop`]. The fence below: a shard's state is written with the number of the request that changed it, and only over the
+//! [`Serving::stop`]. The fence below: a shard's state is written with its caller's number of the request that changed it, and only over the
 //! state that it goes out from. Besides the cases of the table, `SendFailure(Denied)` is a request that the server did not permit.
-//! Each row has its tests: in `promises`, `limits`, `crowds`, `faults`, `shards` and `processes` of this crate's `it`.
+//! Each row has its tests: in `promises`, `limits`, `crowds`, `faults`, `shards`, `balance`,
+//! `edges`, `rollback`, `cluster` and `processes` of this crate's `it`.
 //!
 //! Not over NATS: `reserve()` gives a permit at once, which promises nothing of the service's room; `stats`, `status` and `stop` of
 //! a caller are those of this side; a request that did not run comes back by `returning()` only if it was refused before its call was

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Subject};
+use async_nats::{Event, HeaderMap, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Sharded, WireRequest};
 use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Sleep;
 
 use super::streams::{Place, ShardsError, account};
@@ -24,7 +24,7 @@ use crate::codec::{Codec, Json, has_a_name};
 use crate::connect::{Entry, Letter, MAX_PENDING, Outcome, Remote, Settings, TIMEOUT, read, reply};
 use crate::door;
 use crate::error::Error;
-use crate::nats::Nats;
+use crate::nats::{Nats, Verb, next, violation};
 use crate::wire;
 
 /// After which time a request is sent again that is not known to be stored.
@@ -163,7 +163,13 @@ where
 /// A request may get to shards in another account, by an export of theirs, but no reply comes back from
 /// there. That is found out here.
 async fn find<Rq: WireRequest>(nats: &Nats, place: &Place, given: Option<u32>) -> Result<u32, ShardsError> {
-    match place.shards().await {
+    let mut events = nats.events();
+    let asked = tokio::select! {
+        asked = place.shards() => asked,
+        // It would be waited for in vain.
+        why = denied(&mut events, &place.name) => Err(Error::Denied(why).into()),
+    };
+    match asked {
         Ok((there, theirs)) => {
             let ours = if theirs.is_some() { account(nats).await } else { None };
             match (theirs, ours) {
@@ -177,13 +183,28 @@ async fn find<Rq: WireRequest>(nats: &Nats, place: &Place, given: Option<u32>) -
                 Some(method) => place.takes(method.name()).await,
                 None => false,
             };
-            Err(if is_elsewhere { Error::Account(None).into() } else { ShardsError::Missing(why) })
+            // Unless it was made in between.
+            if is_elsewhere && matches!(place.shards().await, Err(ShardsError::Missing(_))) {
+                return Err(Error::Account(None).into());
+            }
+            given.ok_or(ShardsError::Missing(why))
         }
         // That it may not be asked is no matter to those who need not ask.
         Err(ShardsError::Other(error)) => match given {
-            Some(given) if matches!(error, Error::JetStream(_)) => Ok(given),
+            Some(given) if matches!(error, Error::JetStream(_) | Error::Denied(_)) => Ok(given),
             _ => Err(error.into()),
         },
+    }
+}
+
+/// Waits until the server says that this connection may not ask for the stream.
+async fn denied(events: &mut Option<broadcast::Receiver<Event>>, stream: &str) -> String {
+    loop {
+        let event = next(events).await;
+        let is_it = |(_, subject): (Verb, &str)| subject.ends_with(&format!(".STREAM.INFO.{stream}"));
+        if violation(&event).is_some_and(is_it) {
+            return event.to_string();
+        }
     }
 }
 

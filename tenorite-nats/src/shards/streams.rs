@@ -259,7 +259,7 @@ impl Place {
         let subject = format!("{}.0.{method}", self.subject);
         let client = self.context.client();
         let answer = client.request_with_headers(subject, headers, Bytes::new());
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), answer).await else { return false };
+        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(1), answer).await else { return false };
         let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
         answer["error"].is_object()
     }

@@ -439,6 +439,73 @@ async fn discovery_tells_of_shards() {
     assert_eq!(stats["data"][1]["state"], "ready");
 }
 
+/// What is told through `tracing`, on the threads of one runtime.
+#[cfg(feature = "tracing")]
+mod told {
+    use std::fmt::Write;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    #[derive(Clone, Default)]
+    struct Events(Arc<Mutex<Vec<String>>>);
+
+    struct Text<'a>(&'a mut String);
+
+    impl Visit for Text<'_> {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            let _ = write!(self.0, "{}={value:?} ", field.name());
+        }
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Events {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            if event.metadata().target().starts_with("tenorite_nats") {
+                let mut text = format!("{} ", event.metadata().level());
+                event.record(&mut Text(&mut text));
+                self.0.lock().unwrap().push(text);
+            }
+        }
+    }
+
+    /// On one thread, whose subscriber it is.
+    #[test]
+    fn what_becomes_of_a_shard_is_told() {
+        let events = Events::default();
+        let subscriber = tracing_subscriber::registry().with(events.clone());
+        let _told = tracing::subscriber::set_default(subscriber);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ran = runtime.block_on(async {
+            let server = super::Server::start()?;
+            let nats = server.connect().await;
+            let owning = super::own(&nats, 1).await;
+            let ledger: super::LedgerCaller = super::connect_shards(nats.clone(), "test").await.unwrap();
+            ledger.swell("a", 10).await.unwrap();
+            owning.stop().await;
+            let older = super::serve_shards(nats, "test", |_| super::older::Ledger::default()).await.unwrap();
+            ledger.write("a", 1).await.unwrap_err();
+            older.stop().await;
+            Some(())
+        });
+        if ran.is_none() {
+            return;
+        }
+        let events = events.0.lock().unwrap().clone();
+        let has = |level: &str, text: &str| {
+            events.iter().any(|event| {
+                event.starts_with(level)
+                    && event.contains(text)
+                    && event.contains("subject=\"test.Ledger.shard\" shard=0")
+            })
+        };
+        assert!(has("INFO", "message=shard owned"), "{events:#?}");
+        assert!(has("INFO", "message=shard handed over"), "{events:#?}");
+        assert!(has("ERROR", "message=the state of a shard cannot be read"), "{events:#?}");
+        assert!(has("WARN", "message=request refused"), "{events:#?}");
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Unwritable {
     #[serde(serialize_with = "refuse")]
