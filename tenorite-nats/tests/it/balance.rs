@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tenorite_nats::{Nats, ServingShards, ShardState, connect_shards, serve_shards};
+use tenorite_nats::{Nats, ServingShards, ShardInfo, ShardState, connect_shards, serve_shards};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +106,7 @@ impl Load {
         let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
         while let Some(caller) = self.callers.join_next().await {
             let (account, entries) = caller.unwrap();
-            assert!(entries > 2, "{account} has only {entries} entries");
+            assert!(entries > 0, "{account} has only {entries} entries");
             assert_eq!(ledger.read(account).await, Ok((0..entries).collect::<Vec<_>>()));
         }
     }
@@ -141,9 +141,11 @@ async fn owners_that_come_and_go_have_their_share_and_no_call_waits_for_it() {
     note_moves("first", &first, &moves);
     let load = Load::start(server.connect().await, SHARDS).await;
     until(&[&first], &[16]).await;
-    // A shard that has just been taken is kept for a while.
-    tokio::time::sleep(APART).await;
     load.slowest();
+    // A shard that has just been taken is kept for a while. What a call takes meanwhile is what it takes on this
+    // machine, and not because shards move.
+    tokio::time::sleep(APART).await;
+    let usual = load.slowest();
 
     let second = own(&server, "second", SHARDS).await;
     note_moves("second", &second, &moves);
@@ -153,7 +155,7 @@ async fn owners_that_come_and_go_have_their_share_and_no_call_waits_for_it() {
     note_moves("third", &third, &moves);
     println!("the third after {:?}", until(&[&first, &second, &third], &[5, 5, 6]).await);
     let slowest = load.slowest();
-    assert!(slowest < SLACK, "a call took {slowest:?}");
+    assert!(slowest < usual + SLACK, "a call took {slowest:?}, and {usual:?} before");
 
     let owner_of = |serving: &ServingShards| {
         serving.shards().into_iter().map(|shard| shard.owner.unwrap()).collect::<Vec<_>>()
@@ -165,7 +167,7 @@ async fn owners_that_come_and_go_have_their_share_and_no_call_waits_for_it() {
     second.stop().await;
     println!("two have all after {:?}", until(&[&first, &third], &[8, 8]).await);
     let slowest = load.slowest();
-    assert!(slowest < 2 * SLACK, "a call took {slowest:?}");
+    assert!(slowest < usual + SLACK, "a call took {slowest:?}, and {usual:?} before");
     load.end(server.connect().await).await;
 
     let moves = moves.lock().unwrap().clone();
@@ -195,9 +197,10 @@ async fn owners_that_start_together_share_from_the_start() {
     // And it stays as it is.
     let before = first.shards();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let states =
-        |shards: &[tenorite_nats::ShardInfo]| shards.iter().map(|shard| shard.state).collect::<Vec<_>>();
-    assert_eq!(states(&before), states(&first.shards()));
+    let owned = |shards: &[ShardInfo]| {
+        shards.iter().map(|shard| shard.state == ShardState::Owned).collect::<Vec<_>>()
+    };
+    assert_eq!(owned(&before), owned(&first.shards()));
     let stats: Vec<_> = [&first, &second, &third].map(ServingShards::shards).concat();
     assert!(stats.iter().filter(|shard| shard.state == ShardState::Owned).all(|shard| {
         shard.requests > 0 && shard.errors == 0 && shard.taken == 1 && shard.size > 0 && shard.revision > 0
@@ -215,23 +218,26 @@ async fn no_more_pulls_wait_than_shards_and_one_to_stand_by() {
     for name in 0..4 {
         owners.push(own(&server, &name.to_string(), SHARDS).await);
     }
-    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
     // So that each shard is owned.
-    let calls = accounts(SHARDS).into_values().map(|account| ledger.write(account, 1).owned());
-    futures_util::future::try_join_all(calls.map(tokio::spawn)).await.unwrap();
+    let load = Load::start(nats.clone(), SHARDS).await;
     until(&owners.iter().collect::<Vec<_>>(), &[8, 8, 8, 8]).await;
+    load.end(nats.clone()).await;
     // Pulls that were given up last as long as a pull does.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let stream =
         async_nats::jetstream::new(nats.client().clone()).get_stream("TENORITE_test_Ledger").await.unwrap();
-    let mut waiting = 0;
-    for shard in 0..SHARDS {
-        let pulls = stream.consumer_info(format!("shard-{shard}")).await.unwrap().num_waiting;
-        assert!(pulls <= 3, "{pulls} pulls for shard {shard}");
-        waiting += pulls;
+    let began = Instant::now();
+    loop {
+        let mut waiting = 0;
+        for shard in 0..SHARDS {
+            waiting += stream.consumer_info(format!("shard-{shard}")).await.unwrap().num_waiting;
+        }
+        if waiting <= 2 * SHARDS as usize {
+            break;
+        }
+        // A pull may have been renewed while this looked.
+        assert!(began.elapsed() < WITHIN, "{waiting} pulls for {SHARDS} shards");
     }
-    // A pull may be renewed while this looks.
-    assert!(waiting <= 2 * SHARDS as usize + 4, "{waiting}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
