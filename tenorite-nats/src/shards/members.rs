@@ -1,6 +1,6 @@
 //! Who owns shards, and which of them each is to own.
 //!
-//! Every process that owns shards says each second that it is there, and what it does about each shard, on
+//! Every process that owns shards says twice a second that it is there, and what it does about each shard, on
 //! a subject of core NATS. All of them compute from that, by the same [rule](super::assign), who the first
 //! and the second owner of each shard is. Nothing is decided by it but who *asks* for a shard's requests:
 //! which of those gets them is the server's decision (it pins one), and whose work counts is the record's
@@ -54,9 +54,10 @@ use super::assign::{LARGEST_WEIGHT, Member, Owners, assign};
 use super::status::{Board, ShardState};
 
 /// How often a member says that it is there.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long a member may be silent until it is taken for gone.
-const SILENCE: Duration = Duration::from_secs(3);
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long a member may be silent until it is taken for gone. About as long as a pin lasts: where none stands
+/// by, another asks as soon as the server lets it.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long the members have to be the same until the shards are shared out anew, when one has joined.
 const SETTLED: Duration = Duration::from_secs(1);
 /// The longest that is waited for that.
