@@ -285,7 +285,7 @@ where
     /// Serves as long as it can, and as it is asked to.
     async fn serve(&mut self, held: &mut Option<Held<W>>, has_failed: bool) -> Result<End, Lost> {
         let shared = Arc::clone(&self.shared);
-        let connects = self.connects();
+        let mut connects = self.connects();
         if has_failed {
             self.restore().await?;
         }
@@ -321,8 +321,11 @@ where
                     }
                     message = messages.next() => message.ok_or_else(|| Lost("the client is closed".to_owned()))?,
                     _ = looks.tick() => {
-                        if self.connects() != connects {
-                            return Err(Lost("the connection was lost for a while".to_owned()));
+                        // It may be another server, or have lost something. The pulls come back by themselves, and what
+                        // has come by them is not to wait until it counts as lost.
+                        let now = self.connects();
+                        if std::mem::replace(&mut connects, now) != now {
+                            self.look_at_the_stream(&consumer).await?;
                         }
                         continue;
                     }
