@@ -195,7 +195,9 @@ impl Membership {
                     }
                 }
                 () = news.has_news.notified() => {
-                    sleep(MORE_NEWS).await;
+                    // As much longer as there are more shards: each word tells of all of them.
+                    let hundreds = u32::try_from(self.directives.len() / 100).unwrap_or(u32::MAX);
+                    sleep(MORE_NEWS.saturating_mul(1 + hundreds.min(20))).await;
                     self.say(Kind::Here).await;
                     self.said = Instant::now();
                     self.direct();
@@ -238,6 +240,7 @@ impl Membership {
             states: word.states.bytes().map(ShardState::from_digit).collect(),
             heard: now,
         };
+        let has_news = self.others.get(&word.id).is_none_or(|before| before.states != other.states);
         if self.others.insert(word.id, other).is_none() {
             let first = self.joined.map_or(now, |(first, _)| first);
             self.joined = Some((first, now));
@@ -245,7 +248,9 @@ impl Membership {
         if word.kind == Kind::Hello {
             self.say(Kind::Here).await;
         }
-        self.direct();
+        if has_news {
+            self.direct();
+        }
     }
 
     async fn look(&mut self) {
@@ -306,15 +311,15 @@ impl Membership {
         }
         let owners: Vec<_> =
             states.iter().enumerate().map(|(shard, state)| self.owner_of(shard, state.0)).collect();
-        self.board.set_owners(owners.into_iter());
+        self.board.set_owners(&owners);
     }
 
     /// Returns what the process is called that owns a shard, or that has its next request.
-    fn owner_of(&self, shard: usize, state: ShardState) -> Option<String> {
-        let mine = |wanted| (state == wanted).then_some(&self.board.name);
+    fn owner_of(&self, shard: usize, state: ShardState) -> Option<&str> {
+        let mine = |wanted| (state == wanted).then_some(&*self.board.name);
         let theirs = |wanted| self.others.values().find(|other| other.states[shard] == wanted);
-        let of = |wanted| mine(wanted).or_else(|| theirs(wanted).map(|other| &other.name));
-        of(ShardState::Owned).or_else(|| of(ShardState::Ready)).cloned()
+        let of = |wanted| mine(wanted).or_else(|| theirs(wanted).map(|other| &*other.name));
+        of(ShardState::Owned).or_else(|| of(ShardState::Ready))
     }
 
     fn asks_for(&mut self, shard: usize, (state, since): (ShardState, Instant), now: Instant) -> bool {

@@ -241,12 +241,12 @@ impl Board {
     }
 
     /// These own the shards now.
-    pub(super) fn set_owners(&self, owners: impl Iterator<Item = Option<String>>) {
+    pub(super) fn set_owners(&self, owners: &[Option<&str>]) {
         let mut entries = self.entries();
         let mut has_changed = false;
         for (entry, owner) in entries.iter_mut().zip(owners) {
-            if entry.info.owner != owner {
-                entry.info.owner = owner;
+            if entry.info.owner.as_deref() != *owner {
+                entry.info.owner = owner.map(str::to_owned);
                 has_changed = true;
             }
         }

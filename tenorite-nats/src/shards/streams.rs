@@ -339,16 +339,17 @@ const OLDEST: (u64, u64) = (2, 11);
 /// Refuses a server that does not know of pins. Such a server takes the configuration, and leaves it out.
 pub(super) fn is_new_enough(nats: &Nats) -> Result<(), Error> {
     let version = nats.client().server_info().version;
-    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u64>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST => {
-            let (needed, part) = OLDEST;
-            Err(Error::JetStream(format!(
-                "the server is {version}, and shards need {needed}.{part} or newer"
-            )))
-        }
-        _ => Ok(()),
+    if !is_too_old(&version) {
+        return Ok(());
     }
+    let (major, minor) = OLDEST;
+    Err(Error::JetStream(format!("the server is {version}, and shards need {major}.{minor} or newer")))
+}
+
+/// What is not to be understood is taken for new: a consumer without a pin is noticed later.
+fn is_too_old(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u64>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < OLDEST)
 }
 
 /// Returns the account of this connection, if the server tells it.
@@ -357,4 +358,41 @@ pub(super) async fn account(nats: &Nats) -> Option<String> {
     let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
     let answer: serde_json::Value = serde_json::from_slice(&answer.payload).ok()?;
     Some(answer["data"]["account"].as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_without_pins_are_too_old() {
+        for (version, is_old) in [
+            ("2.9.10", true),
+            ("2.10.26", true),
+            ("2.11.0", false),
+            ("2.11.0-RC.1", false),
+            ("2.15.1", false),
+            ("3.0.0", false),
+            ("", false),
+            ("main", false),
+        ] {
+            assert_eq!(is_too_old(version), is_old, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_differs_is_told_by_what() {
+        let wanted = pull::Config {
+            ack_policy: AckPolicy::Explicit,
+            max_ack_pending: 1,
+            priority_policy: PriorityPolicy::PinnedClient,
+            ..Default::default()
+        };
+        // As a server of before pins would answer.
+        let there = consumer::Config { max_ack_pending: 1000, max_deliver: -1, ..Default::default() };
+        let differences = differences_of("shard-0", &there, &wanted);
+        let error = differences.refuse().unwrap_err().to_string();
+        assert!(error.contains("the consumer `shard-0` has max_ack_pending 1000 instead of 1"), "{error}");
+        assert!(error.contains("priority_policy None instead of PinnedClient"), "{error}");
+    }
 }
