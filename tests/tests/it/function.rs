@@ -155,6 +155,36 @@ async fn calls_that_are_elsewhere_are_counted_as_others_are() {
     assert_eq!(strict.stats().expired, 1);
 }
 
+/// A default limit bounds how long a cast's sender waits, and not when its request starts.
+#[tokio::test]
+async fn what_is_sent_elsewhere_says_when_it_is_too_late_to_start() {
+    let sent = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&sent);
+    let caller = TenoriteCaller::<u32, u32>::over(move |outgoing| {
+        seen.lock().unwrap().push((outgoing.deadline.is_some(), outgoing.expires.is_some()));
+        async move { Ok(Some(outgoing.request)) }
+    });
+    let limit = std::time::Duration::from_secs(10);
+    caller.send_request(1).await.unwrap();
+    caller.send_request(1).timeout(limit).await.unwrap();
+    caller.send_request(1).cast().await.unwrap();
+    caller.send_request(1).timeout(limit).cast().await.unwrap();
+    let limited = caller.with_timeout(limit);
+    limited.send_request(1).await.unwrap();
+    limited.send_request(1).cast().await.unwrap();
+    limited.send_request(1).timeout(limit).cast().await.unwrap();
+    let each = [
+        (false, false),
+        (true, true),
+        (false, false),
+        (true, true),
+        (true, true),
+        (true, false),
+        (true, true),
+    ];
+    assert_eq!(*sent.lock().unwrap(), each);
+}
+
 #[tokio::test]
 async fn what_is_sent_elsewhere_goes_with_its_call() {
     struct Dropped(Arc<AtomicUsize>);
