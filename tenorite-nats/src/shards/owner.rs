@@ -191,11 +191,8 @@ where
                 // Without a connection it may wait for one, and there is nothing to be handed over.
                 () = shared.stopped_without_a_connection() => break,
             };
-            if let Some(mut held) = held.take()
-                && let Some(worker) = held.hand.worker()
-            {
-                worker.close(StopReason::Requested).await;
-            }
+            // And what panics in its hook, or when it is dropped: the shard goes on without it.
+            let _ = AssertUnwindSafe(close(held.take())).catch_unwind().await;
             has_failed = true;
             match served {
                 Ok(Ok(End::HandedOver)) => {
@@ -769,6 +766,15 @@ where
 
     async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
         message.ack().await.map_err(Lost::because)
+    }
+}
+
+/// Ends a worker that is let go.
+async fn close<W: Dispatch>(held: Option<Held<W>>) {
+    if let Some(mut held) = held
+        && let Some(worker) = held.hand.worker()
+    {
+        worker.close(StopReason::Requested).await;
     }
 }
 

@@ -135,6 +135,40 @@ async fn what_is_removed_under_an_owner_comes_back() {
     assert_eq!(owning.shards()[0].state, ShardState::Owned);
 }
 
+mod sulking {
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    pub struct Sulk {
+        entries: u32,
+    }
+
+    #[tenorite::service(serde)]
+    impl Sulk {
+        pub fn add(&mut self, #[service(key)] _key: u32) -> u32 {
+            self.entries += 1;
+            self.entries
+        }
+
+        #[service(on_stop)]
+        fn end(&mut self) {
+            panic!("it does not want to go");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_panics_does_not_end_its_shard() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = serve_shards(nats.clone(), "test", |_| sulking::Sulk::default()).await.unwrap();
+    let sulk: sulking::SulkCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    assert_eq!(sulk.add(1).await, Ok(1));
+    let context = async_nats::jetstream::new(nats.client().clone());
+    let stream = context.get_stream("TENORITE_test_Sulk").await.unwrap();
+    stream.delete_consumer("shard-0").await.unwrap();
+    assert_eq!(sulk.add(1).timeout(Duration::from_secs(20)).await, Ok(2));
+    owning.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_is_another_is_changed_or_refused() {
     let Some(server) = Server::start() else { return };
