@@ -339,6 +339,24 @@ impl Quick {
         self.step()
     }
 
+    /// Spends all of its caller's budget when it runs there.
+    pub async fn spend(&mut self) -> u32 {
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        self.step()
+    }
+
+    /// As `spend`, and has to wait then.
+    pub async fn spend_and_wait(&mut self) -> u32 {
+        self.spend().await;
+        let done = Arc::new(Notify::new());
+        let theirs = Arc::clone(&done);
+        tokio::spawn(async move { theirs.notify_one() });
+        done.notified().await;
+        self.step()
+    }
+
     /// Takes its time, without awaiting.
     pub fn slow_step(&mut self, micros: u64) -> u32 {
         let began = Instant::now();
@@ -406,6 +424,17 @@ fn a_loop_of_calls_lets_the_other_branches_of_its_task_run() {
     runtime.block_on(tokio::task::unconstrained(check(&caller, false)));
     current_thread().block_on(check(&caller, true));
     futures::executor::block_on(check(&caller, false));
+}
+
+/// Where the budget is spent when a call has to wait, its task's other branches find some before the call is answered.
+#[tokio::test]
+async fn a_call_that_waited_without_budget_lets_the_other_branches_of_its_task_find_some() {
+    let caller = QuickService.start(8, Quick::default());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    sender.send(()).unwrap();
+    // What it waits for is done before its task is polled again.
+    let turns = turns_until_heard(&caller, async |caller| caller.spend_and_wait().await, receiver).await;
+    assert_eq!(turns, 0);
 }
 
 /// A neighbour that comes first, and spends the budget at every turn, keeps no answer back.
