@@ -589,7 +589,7 @@ struct Ticket<'a, Rq, Rs, Er> {
     /// Boxed: few calls have one, and all are moved about.
     timer: Option<Box<Timer>>,
     polled: bool,
-    /// It waited when its task had no budget for its other branches.
+    /// It waited, or gave way, when its task had no budget for its other branches.
     owes_turn: bool,
     /// It has its outcome, and has given its turn away for it.
     has_given_way: bool,
@@ -662,12 +662,20 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             // If the task's turn is over: what the call did is done, and its outcome is kept; it only
             // says "later". To say so before it does anything would lose its place in the order.
             return match clock {
-                // Once for each outcome: a neighbour that spends the budget at every turn must not keep
-                // it back for ever.
+                // Not again and again: a neighbour that spends the budget at every turn must not keep the
+                // outcome back for ever.
                 Clock::Timer if !self.has_given_way => {
                     let poll = budget::charge(began, std::mem::take(&mut self.owes_turn), cx);
-                    self.has_given_way = poll.is_pending();
+                    if poll.is_pending() {
+                        self.has_given_way = true;
+                        // A turn without budget is of no use to branches that need some, and where each
+                        // handler spends all of it, every turn is such a one. So another is owed.
+                        self.owes_turn = budget::is_budget_spent();
+                    }
                     poll
+                }
+                Clock::Timer if std::mem::take(&mut self.owes_turn) && !budget::is_budget_spent() => {
+                    budget::charge(began, true, cx)
                 }
                 _ => Poll::Ready(()),
             };

@@ -437,6 +437,16 @@ async fn a_call_that_waited_without_budget_lets_the_other_branches_of_its_task_f
     assert_eq!(turns, 0);
 }
 
+/// A call whose handler has spent the whole budget gives its turn away for nothing. So it gives away the next one too.
+#[tokio::test]
+async fn a_loop_of_calls_that_spend_the_budget_lets_the_other_branches_of_its_task_run() {
+    let caller = QuickService.start(8, Quick::default());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    sender.send(()).unwrap();
+    let turns = turns_until_heard(&caller, async |caller| caller.spend().await, receiver).await;
+    assert_eq!(turns, 0);
+}
+
 /// A neighbour that comes first, and spends the budget at every turn, keeps no answer back.
 #[tokio::test]
 async fn a_loop_of_calls_gets_on_beside_a_neighbour_that_spends_the_budget() {
