@@ -39,7 +39,8 @@ impl Plain {
     }
 }
 
-/// `calls::a_loop_of_ready_calls_lets_its_neighbours_run`, and: a call whose task has had its turn has run all the same.
+/// `calls::a_loop_of_ready_calls_lets_its_neighbours_run`, and: a call whose task has had its turn, or has no budget left, has
+/// run all the same.
 #[tokio::test]
 async fn s1_a_spent_budget_delays_the_answer_and_not_the_request() {
     let ran = Arc::default();
@@ -60,6 +61,14 @@ async fn s1_a_spent_budget_delays_the_answer_and_not_the_request() {
             }
         }
         assert!(delayed > 0, "it never had to yield");
+        // And as tokio's budget is spent.
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        let mut bump = caller.bump();
+        assert!(poll_once(&mut bump).is_pending());
+        assert_eq!(ran.load(Ordering::SeqCst), 5_001, "it ran at its first poll");
+        assert_eq!(bump.await, Ok(5_001));
     })
     .await
     .unwrap();
