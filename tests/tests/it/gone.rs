@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use tenorite::prelude::*;
-use tenorite::{Inline, Reply, Restart, StopReason, Supervisor, testing};
+use tenorite::{Inline, Reply, Restart, Status, StatusWatch, StopReason, Supervisor, testing};
 
 use crate::support::{ByHandService, Kind, Probe, ProbeService, Watch, current_thread, multi_thread};
 
@@ -26,11 +26,26 @@ impl Drop for LockFile {
     }
 }
 
+/// Tells what the status of its service is as it is dropped, if it knows the service.
+struct LastLook {
+    watch: Arc<OnceLock<StatusWatch>>,
+    tells: mpsc::Sender<Status>,
+}
+
+impl Drop for LastLook {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.get() {
+            self.tells.send(watch.get()).unwrap();
+        }
+    }
+}
+
 /// Holds a port, a lock file, and a sender.
 struct Holder {
     listener: TcpListener,
     _file: LockFile,
     _sender: mpsc::Sender<()>,
+    _last_look: LastLook,
     owed: Vec<Reply<()>>,
 }
 
@@ -39,6 +54,9 @@ struct Held {
     address: SocketAddr,
     path: PathBuf,
     receiver: mpsc::Receiver<()>,
+    /// What the worker is to look at as it is dropped, and what it saw.
+    watch: Arc<OnceLock<StatusWatch>>,
+    seen: mpsc::Receiver<Status>,
 }
 
 impl Held {
@@ -48,8 +66,12 @@ impl Held {
         let path = std::env::temp_dir().join(format!("tenorite-{}-{}", std::process::id(), address.port()));
         let file = LockFile::take(path.clone()).unwrap();
         let (sender, receiver) = mpsc::channel();
-        let holder = Holder { listener, _file: file, _sender: sender, owed: Vec::new() };
-        (holder, Self { address, path, receiver })
+        let watch = Arc::default();
+        let (tells, seen) = mpsc::channel();
+        let last_look = LastLook { watch: Arc::clone(&watch), tells };
+        let holder =
+            Holder { listener, _file: file, _sender: sender, _last_look: last_look, owed: Vec::new() };
+        (holder, Self { address, path, receiver, watch, seen })
     }
 
     fn is_held(&self) -> bool {
@@ -125,9 +147,12 @@ async fn what_a_worker_held_is_free_when_stopped_resolves() {
         let caller = start(way, holder);
         assert_eq!(caller.address().await, Ok(held.address));
         assert!(held.is_held());
+        held.watch.set(caller.watch()).unwrap();
         caller.stop();
         assert_eq!(caller.stopped().await, StopReason::Requested);
         assert!(!held.is_held(), "{way}");
+        // On one thread this task comes too late to see the order of the two. The worker saw it.
+        assert_eq!(held.seen.try_recv(), Ok(Status::Draining), "{way}");
     }
 }
 
@@ -154,7 +179,7 @@ async fn it_is_free_however_the_service_ends() {
         let caller = start(way, holder);
         let mut watch = caller.watch();
         drop(caller);
-        watch.wait_for(|status| *status == tenorite::Status::Stopped).await;
+        watch.wait_for(|status| *status == Status::Stopped).await;
         assert!(!held.is_held(), "{way}: no callers");
         // With its runtime.
         for runtime in [current_thread(), multi_thread()] {
