@@ -4,9 +4,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
+use tenorite::prelude::*;
 use tenorite_tests::poll_once;
 
-use crate::support::{Kind, QUEUED};
+use crate::support::QUEUED;
 
 /// Counts the bytes that this thread has in use.
 struct Counting;
@@ -120,17 +121,26 @@ async fn memory_comes_back_while_something_is_outstanding() {
 
 #[tokio::test]
 async fn at_most_the_backlog_is_accepted() {
-    let (_task, caller, watch) = Kind::Derived.start(3);
-    caller.hold(0).cast().await.unwrap();
-    watch.until_started(0).await;
-    let mut calls: Vec<_> = (1..10).map(|id| caller.note(id)).collect();
-    for call in &mut calls {
-        assert!(poll_once(call).is_pending());
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start_busy(3).await;
+        let mut calls: Vec<_> = (1..10).map(|id| caller.note(id)).collect();
+        for call in &mut calls {
+            assert!(poll_once(call).is_pending());
+        }
+        assert_eq!((caller.stats().queued, caller.stats().waiting_for_room), (3, 6), "{kind:?}");
+        // A cast waits behind those that wait.
+        let mut cast = caller.note(10).cast();
+        assert!(poll_once(&mut cast).is_pending(), "{kind:?}");
+        let full = Err(TenoriteError::SendFailure(SendReason::Full));
+        assert_eq!(caller.note(11).try_cast(), full, "{kind:?}");
+        assert_eq!((caller.stats().queued, caller.stats().waiting_for_room), (3, 7), "{kind:?}");
+        watch.release(1);
+        for (call, id) in calls.into_iter().zip(1..) {
+            assert_eq!(call.await, Ok(id), "{kind:?}");
+        }
+        assert_eq!(cast.await, Ok(()), "{kind:?}");
+        watch.until_finished(10).await;
+        assert!(watch.started().into_iter().eq(0..=10), "{kind:?}: {:?}", watch.started());
+        assert_eq!((caller.stats().queued, caller.stats().waiting_for_room), (0, 0), "{kind:?}");
     }
-    assert_eq!((caller.stats().queued, caller.stats().waiting_for_room), (3, 6));
-    watch.release(1);
-    for (call, id) in calls.into_iter().zip(1..) {
-        assert_eq!(call.await, Ok(id));
-    }
-    assert_eq!((caller.stats().queued, caller.stats().waiting_for_room), (0, 0));
 }
