@@ -245,6 +245,28 @@ async fn an_owned_permit_does_not_keep_its_service_alive() {
     }
 }
 
+/// The service is open, and has other callers. The caller that a permit has made is none of them.
+#[tokio::test]
+async fn an_owned_permit_lets_its_request_in_and_nothing_else() {
+    for kind in QUEUED {
+        let (_task, caller, watch) = kind.start(4);
+        let permit = caller.reserve_owned().await.unwrap();
+        let mut kept = None;
+        let call = permit.call(|caller| {
+            kept = Some(caller.clone());
+            caller.note(1)
+        });
+        assert_eq!(call.await, Ok(1), "{kind:?}");
+        let kept = kept.unwrap();
+        assert_eq!(kept.note(2).await, Err(STOPPED), "{kind:?}");
+        assert_eq!(kept.note(3).try_cast(), Err(STOPPED), "{kind:?}");
+        assert_eq!(kept.reserve().await.err(), Some(STOPPED), "{kind:?}");
+        assert_eq!(caller.note(4).await, Ok(4), "{kind:?}");
+        assert_eq!(watch.started(), [1, 4], "{kind:?}");
+        assert_eq!(caller.stats().reserved, 0, "{kind:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_owned_permit_that_is_not_used_is_given_back() {
     for kind in QUEUED {
