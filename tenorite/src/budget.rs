@@ -8,9 +8,9 @@
 //! The count is our own and not tokio's cooperative budget. That ends for all branches of a task at
 //! once: a neighbour that is polled when it is spent is told to come again, so that it would never get
 //! on. (And there is none under other executors, nor under `unconstrained`.) A handler that runs on its
-//! caller's thread may spend the budget all the same. Then its call says `Pending` once more when there
-//! is some again. If there is none at its next poll either, the next call that completes while there is
-//! some left says `Pending`.
+//! caller's thread may spend the budget all the same. Then its call says `Pending` once more when
+//! there is some again. If there is none at its next poll either, the next call that completes
+//! while there is some left says `Pending`.
 //!
 //! # By count and by time
 //!
@@ -96,8 +96,8 @@ pub(crate) fn is_turn_over(began: Began) -> bool {
 
 /// As [`is_turn_over`], of a call: `Pending` if it is to give way, and its task is woken.
 ///
-/// `owes`: when this call had to wait or gave way, its task had [no budget](is_budget_spent) for its
-/// other branches.
+/// `owes`: when this call had to wait or gave way, its task had [no budget](is_budget_spent) for
+/// its other branches.
 #[inline]
 pub(crate) fn charge(began: Began, owes: bool, cx: &mut Context<'_>) -> Poll<()> {
     if is_turn_over(began) || owes && coop::has_budget_remaining() {

@@ -662,13 +662,13 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             // If the task's turn is over: what the call did is done, and its outcome is kept; it only
             // says "later". To say so before it does anything would lose its place in the order.
             return match clock {
-                // Not again and again: a neighbour that spends the budget at every turn must not keep the
-                // outcome back for ever.
+                // Not again and again: a neighbour that spends the budget at every turn must not
+                // keep the outcome back for ever.
                 Clock::Timer if !self.has_given_way => {
                     let poll = budget::charge(began, std::mem::take(&mut self.owes_turn), cx);
                     if poll.is_pending() {
                         self.has_given_way = true;
-                        // A turn without budget is of no use to branches that need some, and where each
+                        // A turn without budget is of no use to branches that need some. Where each
                         // handler spends all of it, every turn is such a one. So another is owed.
                         self.owes_turn = budget::is_budget_spent();
                     }

@@ -39,8 +39,8 @@ impl Plain {
     }
 }
 
-/// `calls::a_loop_of_ready_calls_lets_its_neighbours_run`, and: a call whose task has had its turn, or has no budget left, has
-/// run all the same.
+/// `calls::a_loop_of_ready_calls_lets_its_neighbours_run`, and: a call whose task has had its turn,
+/// or has no budget left, has run all the same.
 #[tokio::test]
 async fn s1_a_spent_budget_delays_the_answer_and_not_the_request() {
     let ran = Arc::default();

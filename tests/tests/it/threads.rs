@@ -426,7 +426,8 @@ fn a_loop_of_calls_lets_the_other_branches_of_its_task_run() {
     futures::executor::block_on(check(&caller, false));
 }
 
-/// Where the budget is spent when a call has to wait, its task's other branches find some before the call is answered.
+/// Where the budget is spent when a call has to wait, its task's other branches find some before
+/// the call is answered.
 #[tokio::test]
 async fn a_call_that_waited_without_budget_lets_the_other_branches_of_its_task_find_some() {
     let caller = QuickService.start(8, Quick::default());
@@ -437,7 +438,8 @@ async fn a_call_that_waited_without_budget_lets_the_other_branches_of_its_task_f
     assert_eq!(turns, 0);
 }
 
-/// A call whose handler has spent the whole budget gives its turn away for nothing. So it gives away the next one too.
+/// A call whose handler has spent the whole budget gives its turn away for nothing. So it gives
+/// away the next one too.
 #[tokio::test]
 async fn a_loop_of_calls_that_spend_the_budget_lets_the_other_branches_of_its_task_run() {
     let caller = QuickService.start(8, Quick::default());
