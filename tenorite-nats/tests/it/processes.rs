@@ -443,6 +443,13 @@ async fn nothing_acknowledged_is_lost_or_doubled_in_a_cluster() {
     shards_under_fire(CLUSTER, 3, 12, 13).await;
 }
 
+/// One server of three has an emptied or an older stream, and the others have not.
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_or_doubled_when_a_stream_goes_back_in_a_cluster() {
+    shards_under_fire(ROLLBACKS, 3, 12, 17).await;
+}
+
 #[cfg(feature = "durable")]
 fn seed() -> u64 {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
@@ -486,6 +493,15 @@ async fn five_minutes_of_rollbacks() {
 #[ignore = "it takes five minutes"]
 async fn five_minutes_of_a_cluster() {
     shards_under_fire(CLUSTER, 3, 300, seed()).await;
+}
+
+/// As [`five_minutes_of_kills`].
+#[cfg(feature = "durable")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes five minutes"]
+async fn five_minutes_of_rollbacks_in_a_cluster() {
+    let seconds = std::env::var("SECONDS_OF_STORM").ok().and_then(|seconds| seconds.parse().ok());
+    shards_under_fire(ROLLBACKS, 3, seconds.unwrap_or(300), seed()).await;
 }
 
 /// Owners of an older version serve beside those of this one. `TENORITE_OLDER` is the test program of that version
