@@ -500,8 +500,7 @@ async fn five_minutes_of_a_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it takes five minutes"]
 async fn five_minutes_of_rollbacks_in_a_cluster() {
-    let seconds = std::env::var("SECONDS_OF_STORM").ok().and_then(|seconds| seconds.parse().ok());
-    shards_under_fire(ROLLBACKS, 3, seconds.unwrap_or(300), seed()).await;
+    shards_under_fire(ROLLBACKS, 3, 300, seed()).await;
 }
 
 /// Owners of an older version serve beside those of this one. `TENORITE_OLDER` is the test program of that version
