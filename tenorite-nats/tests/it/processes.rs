@@ -167,14 +167,21 @@ async fn a_worker_that_is_suspended_runs_nothing_that_is_late() {
 
 /// What the server has of the shards' states.
 #[cfg(feature = "durable")]
-async fn entries(ledger: &crate::shards::LedgerCaller, accounts: u32) -> BTreeMap<u32, Vec<u32>> {
+async fn entries(
+    ledger: &crate::shards::LedgerCaller,
+    servers: &Servers,
+    accounts: u32,
+) -> BTreeMap<u32, Vec<u32>> {
     let mut all = BTreeMap::new();
     for account in 0..accounts {
         let began = Instant::now();
         let entries = loop {
             match ledger.read(account.to_string()).await {
                 Ok(entries) => break entries,
-                Err(error) => assert!(began.elapsed() < Duration::from_secs(60), "{error}"),
+                Err(error) if began.elapsed() > Duration::from_secs(60) => {
+                    panic!("{error}; the stream: {}", servers.stream().await)
+                }
+                Err(_) => {}
             }
         };
         all.insert(account, entries);
@@ -219,8 +226,22 @@ impl Servers {
         Process::start_at(program, "ledger", &self.urls(), self.0.len())
     }
 
+    /// Returns what the servers say of the stream of requests: whether it has a leader, above all.
+    async fn stream(&self) -> String {
+        let client = async_nats::connect(self.addresses()).await.unwrap();
+        let answer = client.request("$JS.API.STREAM.INFO.TENORITE_test_Ledger", "".into()).await;
+        answer.map_or_else(
+            |error| error.to_string(),
+            |info| String::from_utf8_lossy(&info.payload).into_owned(),
+        )
+    }
+
     async fn connect(&self) -> Nats {
-        connect(self.0.iter().map(|server| server.url().parse().unwrap()).collect()).await
+        connect(self.addresses()).await
+    }
+
+    fn addresses(&self) -> Vec<async_nats::ServerAddr> {
+        self.0.iter().map(|server| server.url().parse().unwrap()).collect()
     }
 }
 
@@ -371,7 +392,7 @@ async fn storm(faults: &[Fault], servers: usize, seconds: u64, seed: u64, progra
         written.push((account, outcomes));
     }
     watching.abort();
-    let there = entries(&ledger, ACCOUNTS).await;
+    let there = entries(&ledger, &servers, ACCOUNTS).await;
     let (mut acknowledged, mut refused, mut unknown) = (0, BTreeMap::<String, u32>::new(), 0);
     for (account, outcomes) in written {
         let entries = &there[&account];
