@@ -9,14 +9,12 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
 use crate::lifecycle::{Status, StatusWatch, StopReason};
-use crate::mailbox::abort::abort_after;
+use crate::mailbox::abort;
 use crate::mailbox::function::{Function, Outgoing};
-use crate::mailbox::{Mailbox, Stats};
+use crate::mailbox::{Control, Mailbox, Stats};
 use crate::waits;
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
@@ -184,11 +182,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Rs: 'static,
         Er: 'static,
     {
-        self.mailbox.stop();
-        let runtime = self.mailbox.runtime().cloned().or_else(|| Handle::try_current().ok());
-        if !self.is_stopped() {
-            abort_after(Arc::clone(&self.mailbox), limit, runtime);
-        }
+        abort::stop_within(&self.control(), limit);
         // It ends at the limit, also in a handler of the same service.
         Stopping(Box::pin(self.mailbox.lifecycle().ended()))
     }
@@ -210,9 +204,14 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.lifecycle().status()
     }
 
-    /// Whether a worker serves: see [`Lifecycle::is_up`](crate::lifecycle::Lifecycle::is_up).
-    pub(crate) fn is_up(&self) -> bool {
-        self.mailbox.lifecycle().is_up()
+    /// Returns control of the service, which keeps it alive as this caller does.
+    pub(crate) fn control(&self) -> Arc<dyn Control>
+    where
+        Rq: 'static,
+        Rs: 'static,
+        Er: 'static,
+    {
+        Arc::clone(&self.mailbox) as _
     }
 
     /// How the service is doing, from now on.

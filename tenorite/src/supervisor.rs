@@ -31,9 +31,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+use crate::caller::{Caller, WeakCaller};
 use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
-use crate::mailbox::{BoxFuture, Stats};
+use crate::mailbox::{Control, Stats, abort};
 use crate::names;
 use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
 use crate::service::Builder;
@@ -146,7 +146,7 @@ struct Child {
     name: String,
     /// How long it may take to stop. A group takes what its children take.
     grace: Option<Duration>,
-    hold: Box<dyn Hold>,
+    control: ChildControl,
     /// While it is down.
     down: Option<Down>,
     ended: Option<StopReason>,
@@ -154,14 +154,10 @@ struct Child {
     asks: bool,
 }
 
-/// A group's hold on a child, whatever that is.
-trait Hold: Send + Sync {
-    fn restart(&self) -> bool;
-    fn stop(&self, grace: Option<Duration>);
-    /// Whether it has a worker that serves.
-    fn is_up(&self) -> bool;
-    /// What there is to report, once it has ended.
-    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>>;
+/// Control of a child.
+enum ChildControl {
+    Service(Arc<dyn Control>),
+    Group(Group),
 }
 
 /// A child's question.
@@ -272,30 +268,22 @@ impl Supervisor {
         let grace = service.grace();
         let ask = Ask { child: self.children.len(), events: self.events.clone() };
         let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
-        self.hold(name, grace, true, caller.as_ref());
+        self.look_after(name, grace, true, caller.as_ref().control());
         caller
     }
 
     /// Looks after a service that runs already. It cannot be restarted: when it ends other than as it should, so does the group.
     pub fn add<C: Caller>(&mut self, name: &str, grace: Duration, caller: &C) {
-        self.hold(name, grace, false, caller.as_ref());
+        self.look_after(name, grace, false, caller.as_ref().control());
     }
 
-    fn hold<Rq, Rs, Er>(
-        &mut self,
-        name: &str,
-        grace: Duration,
-        asks: bool,
-        caller: &TenoriteCaller<Rq, Rs, Er>,
-    ) where
-        Rq: 'static,
-        Rs: 'static,
-        Er: 'static,
-    {
-        let watched = caller.clone();
-        let ended = async move { watched.stopped().await };
-        tokio::spawn(look_after(self.children.len(), caller.watch(), ended, self.events.clone()));
-        self.children.push(Child::new(name, Some(grace), asks, Box::new(caller.clone())));
+    /// Keeps the service alive, and hears how it is doing.
+    fn look_after(&mut self, name: &str, grace: Duration, asks: bool, service: Arc<dyn Control>) {
+        let (child, watch) = (self.children.len(), service.lifecycle().watch());
+        let watched = Arc::clone(&service);
+        let ended = async move { watched.lifecycle().ended().await };
+        tokio::spawn(look_after(child, watch, ended, self.events.clone()));
+        self.children.push(Child::new(name, Some(grace), asks, ChildControl::Service(service)));
     }
 
     /// Looks after another group, as one of this one's services.
@@ -325,8 +313,8 @@ impl Supervisor {
             async move { watched.ended().await }
         };
         tokio::spawn(look_after(child, watched.watch(), ended, self.events.clone()));
-        let hold = Group { commands, status: watched, report: Some(report) };
-        self.children.push(Child::new(&name, None, true, Box::new(hold)));
+        let control = ChildControl::Group(Group { commands, status: watched, report: Some(report) });
+        self.children.push(Child::new(&name, None, true, control));
     }
 
     /// Looks after the services until the future is ready, until all have ended, or until it gives up; then stops what is left.
@@ -369,8 +357,8 @@ impl Supervisor {
             self.refuse(culprit);
         }
         for child in (0..self.children.len()).rev() {
-            let Child { hold, grace, .. } = &self.children[child];
-            hold.stop(*grace);
+            let Child { control, grace, .. } = &self.children[child];
+            control.stop(*grace);
             // One that is down gets one worker more, to serve what it has accepted, unless that is the one for whom there are no
             // more.
             let mut has_more = self.culprit != Some(child);
@@ -387,8 +375,8 @@ impl Supervisor {
             }
         }
         let mut ended = Vec::new();
-        for Child { name, hold, ended: reason, .. } in &mut self.children {
-            ended.extend(hold.report(name, reason.take().unwrap_or(StopReason::Aborted)).await);
+        for Child { name, control, ended: reason, .. } in &mut self.children {
+            ended.extend(control.report(name, reason.take().unwrap_or(StopReason::Aborted)).await);
         }
         Report { name: std::mem::take(&mut self.name), ended }
     }
@@ -516,8 +504,8 @@ impl Supervisor {
                 return true;
             }
             // One that is just being made is asked when it is there.
-            if !is_asked && it.hold.is_up() {
-                is_asked = it.hold.restart();
+            if !is_asked && it.control.status().is_up() {
+                is_asked = it.control.restart();
             }
             if self.asked == Some(Command::Stop) {
                 return false;
@@ -534,7 +522,7 @@ impl Supervisor {
             }
             loop {
                 let it = &self.children[child];
-                if it.ended.is_some() || it.hold.is_up() {
+                if it.ended.is_some() || it.control.status().is_up() {
                     break;
                 }
                 if it.down.is_some() || self.asked.is_some() {
@@ -583,8 +571,8 @@ impl Down {
 }
 
 impl Child {
-    fn new(name: &str, grace: Option<Duration>, asks: bool, hold: Box<dyn Hold>) -> Self {
-        Self { name: name.to_owned(), grace, hold, down: None, ended: None, asks }
+    fn new(name: &str, grace: Option<Duration>, asks: bool, control: ChildControl) -> Self {
+        Self { name: name.to_owned(), grace, control, down: None, ended: None, asks }
     }
 }
 
@@ -607,64 +595,56 @@ async fn look_after(
     let _ = events.send(Event::Ended(child, ended.await));
 }
 
-impl<Rq: 'static, Rs: 'static, Er: 'static> Hold for TenoriteCaller<Rq, Rs, Er> {
-    fn restart(&self) -> bool {
-        Self::restart(self)
-    }
-
-    fn stop(&self, grace: Option<Duration>) {
-        match grace {
-            Some(grace) => drop(self.stop_within(grace)),
-            None => Self::stop(self),
-        }
-    }
-
-    fn is_up(&self) -> bool {
-        Self::is_up(self)
-    }
-
-    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
-        let Stats { service, name: own, restarts, .. } = self.stats();
-        let service = names::in_full(service, own.as_deref());
-        let ended = Ended { name: name.to_owned(), service, reason, restarts };
-        Box::pin(std::future::ready(vec![ended]))
-    }
-}
-
-/// A group's hold on another.
+/// Control of a group within a group.
 struct Group {
     commands: mpsc::UnboundedSender<Event>,
     status: Arc<Lifecycle>,
     report: Option<JoinHandle<Report>>,
 }
 
-impl Hold for Group {
+impl ChildControl {
     fn restart(&self) -> bool {
-        self.commands.send(Event::Command(Command::Restart)).is_ok()
+        match self {
+            Self::Service(service) => service.restart(),
+            Self::Group(group) => group.commands.send(Event::Command(Command::Restart)).is_ok(),
+        }
     }
 
-    fn stop(&self, _grace: Option<Duration>) {
-        let _ = self.commands.send(Event::Command(Command::Stop));
+    fn stop(&self, grace: Option<Duration>) {
+        match (self, grace) {
+            (Self::Service(service), Some(grace)) => abort::stop_within(service, grace),
+            (Self::Service(service), None) => service.stop(),
+            // Its children take the time that each of them has.
+            (Self::Group(group), _) => drop(group.commands.send(Event::Command(Command::Stop))),
+        }
     }
 
-    fn is_up(&self) -> bool {
-        self.status.is_up()
+    fn status(&self) -> &Lifecycle {
+        match self {
+            Self::Service(service) => service.lifecycle(),
+            Self::Group(group) => &group.status,
+        }
     }
 
-    fn report<'a>(&'a mut self, name: &'a str, reason: StopReason) -> BoxFuture<Vec<Ended>> {
-        let (name, report, restarts) = (name.to_owned(), self.report.take(), self.status.restarts());
-        Box::pin(async move {
-            let inner = match report {
-                Some(report) => report.await.map_or_else(|_| Vec::new(), |report| report.ended),
-                None => Vec::new(),
-            };
-            let within =
-                inner.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended });
-            let service = names::in_full("Supervisor", Some(&name));
-            let mut all = vec![Ended { name: name.clone(), service, reason, restarts }];
-            all.extend(within);
-            all
-        })
+    /// Returns what became of the child, which has ended, and of those within it.
+    async fn report(&mut self, name: &str, reason: StopReason) -> Vec<Ended> {
+        let restarts = self.status().restarts();
+        let (service, within) = match self {
+            Self::Service(service) => {
+                let Stats { service, name, .. } = service.stats();
+                (names::in_full(service, name.as_deref()), Vec::new())
+            }
+            Self::Group(group) => {
+                let within = match group.report.take() {
+                    Some(report) => report.await.map_or_else(|_| Vec::new(), |report| report.ended),
+                    None => Vec::new(),
+                };
+                (names::in_full("Supervisor", Some(name)), within)
+            }
+        };
+        let mut all = vec![Ended { name: name.to_owned(), service, reason, restarts }];
+        all.extend(within.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended }));
+        all
     }
 }
 

@@ -11,18 +11,23 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::sleep;
 
-use super::Mailbox;
+use super::Control;
 use crate::{panics, park};
+
+/// Stops a service, and aborts it if it has not ended within the limit.
+pub(crate) fn stop_within(service: &Arc<dyn Control>, limit: Duration) {
+    service.stop();
+    if !service.lifecycle().has_ended() {
+        let runtime = service.runtime().cloned().or_else(|| Handle::try_current().ok());
+        abort_after(Arc::clone(service), limit, runtime);
+    }
+}
 
 /// Aborts a service that has not ended when the limit is over. It accepts no more calls, so it does not
 /// matter that this holds it.
 ///
 /// The time is that of `runtime`, if it has timers, and the machine's otherwise.
-pub(crate) fn abort_after<Rq: 'static, Rs: 'static, Er: 'static>(
-    mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>,
-    limit: Duration,
-    runtime: Option<Handle>,
-) {
+pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: Option<Handle>) {
     let by_runtime = runtime.and_then(|runtime| {
         let _entered = runtime.enter();
         // Panics where there is no clock.
@@ -31,23 +36,23 @@ pub(crate) fn abort_after<Rq: 'static, Rs: 'static, Er: 'static>(
     });
     match by_runtime {
         Some((runtime, mut timer)) => drop(runtime.spawn(async move {
-            let mut ended = pin!(mailbox.lifecycle().ended());
+            let mut ended = pin!(service.lifecycle().ended());
             let is_late = poll_fn(|cx| match ended.as_mut().poll(cx) {
                 Poll::Ready(_) => Poll::Ready(false),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
             });
             // The thread that spawns the service may not have told yet what it has spawned.
             if is_late.await {
-                while !mailbox.abort() {
+                while !service.abort() {
                     yield_now().await;
                 }
             }
         })),
         None => drop(thread::spawn(move || {
-            let mut ended = pin!(mailbox.lifecycle().ended());
+            let mut ended = pin!(service.lifecycle().ended());
             let limit = std::time::Instant::now().checked_add(limit);
             if park::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
-                while !mailbox.abort() {
+                while !service.abort() {
                     thread::yield_now();
                 }
             }

@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::queue::Queue;
-use super::{BoxFuture, CallState, Mailbox, PermitKind, Phase, Stats, Terms};
+use super::{BoxFuture, CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics::{self, Payload};
@@ -399,7 +399,16 @@ where
             shared: Arc::clone(&self.shared),
         })
     }
+}
 
+impl<F, Fut, Rq, Rs, Er> Control for Function<F, Rq, Rs, Er>
+where
+    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
+    Rq: Send + 'static,
+    Rs: Send + 'static,
+    Er: Send + 'static,
+{
     fn abort(&self) -> bool {
         let mut gate = self.shared.gate.lock();
         gate.is_aborted = true;

@@ -50,12 +50,42 @@ use crate::lifecycle::Lifecycle;
 use crate::nesting::Node;
 use crate::reply::Ended;
 
-/// Anything that a caller can send requests to.
+/// Controls a service, whatever it is asked and answers.
+pub(crate) trait Control: Send + Sync {
+    /// Stops accepting new calls. What was accepted is still handled.
+    fn stop(&self);
+
+    /// Ends whatever the service is doing. Returns `false` if it has not started yet.
+    fn abort(&self) -> bool;
+
+    /// Asks for another worker. Returns whether there can be one.
+    fn restart(&self) -> bool;
+
+    /// Returns whether the service accepts no more calls.
+    fn is_closed(&self) -> bool;
+
+    /// Returns where the service tells its status.
+    fn lifecycle(&self) -> &Lifecycle;
+
+    /// Returns the service's node in the graph of waiting handlers, if its handlers are part of it.
+    fn node(&self) -> Option<Node> {
+        None
+    }
+
+    /// Returns the runtime that the service lives on. Its clock judges deadlines, and it serves callers
+    /// that have none.
+    fn runtime(&self) -> Option<&Handle>;
+
+    /// Returns the service's figures.
+    fn stats(&self) -> Stats;
+}
+
+/// Takes a caller's requests.
 ///
-/// The value behind the `Arc` is the callers' side of the service, its door: the reference count of that `Arc` *is*
-/// the number of callers, a `Weak` is a weak caller, and the door's `Drop` is the event "the last caller is gone".
-/// Workers hold what lies behind the door, never the door.
-pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
+/// The value behind the `Arc` is the callers' side of the service. The strong count of that `Arc` *is*
+/// the number of callers, a `Weak` is a weak caller, and its `Drop` is the event "the last caller is
+/// gone". Workers hold what is behind it, never the value itself.
+pub(crate) trait Mailbox<Rq, Rs, Er>: Control {
     /// Drives a call. The first poll takes its place in the order; `Ready` leaves the outcome in the state.
     ///
     /// A call with `no_wait` that is a cast is always ready at its first poll.
@@ -73,30 +103,6 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Send + Sync {
     /// Makes a permit that was granted an owned one: returns what takes its request. That does not
     /// count as a caller, and takes nothing else.
     fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
-
-    /// Shuts the door. What was accepted is still handled.
-    fn stop(&self);
-
-    /// Ends whatever the service is doing. `false` if it is not that far yet.
-    fn abort(&self) -> bool;
-
-    /// Asks for another worker. Returns whether there can be one.
-    fn restart(&self) -> bool;
-
-    /// Whether the door is shut.
-    fn is_closed(&self) -> bool;
-
-    fn lifecycle(&self) -> &Lifecycle;
-
-    /// Returns which service this is to those that look for deadlocks, if its handlers are seen there.
-    fn node(&self) -> Option<Node> {
-        None
-    }
-
-    /// The runtime that the service lives on: its clock judges deadlines, and serves callers that have none.
-    fn runtime(&self) -> Option<&Handle>;
-
-    fn stats(&self) -> Stats;
 }
 
 /// One call as its mailbox sees it.

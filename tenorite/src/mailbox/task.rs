@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::abort::abort_after;
 use super::queue::Queue;
-use super::{CallState, Mailbox, PermitKind, Phase, Stats};
+use super::{CallState, Control, Mailbox, PermitKind, Phase, Stats};
 use crate::home;
 use crate::lifecycle::{Lifecycle, StopReason};
 
@@ -117,7 +117,9 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
         self.queue.own_permit();
         Arc::new(self.for_permit())
     }
+}
 
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Door<Rq, Rs, Er> {
     fn abort(&self) -> bool {
         self.spawned.get().map(AbortHandle::abort).is_some()
     }

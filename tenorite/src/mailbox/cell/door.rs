@@ -19,7 +19,7 @@ use crate::home::{self, Stance};
 use crate::lifecycle::{Lifecycle, StopReason};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
-use crate::mailbox::{CallState, Mailbox, PermitKind, Phase, Stats, Terms};
+use crate::mailbox::{CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
 use crate::method::{Method, Served};
 use crate::nesting::{self, Node};
 use crate::panics::{self, Payload};
@@ -431,7 +431,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
         self.core.queue.own_permit();
         Arc::new(Self { core: Arc::clone(&self.core), permit: PermitKind::Owned })
     }
+}
 
+impl<W: Dispatch> Control for Door<W> {
     fn abort(&self) -> bool {
         let task = self.core.spawned.get();
         task.map(AbortHandle::abort).is_some()
