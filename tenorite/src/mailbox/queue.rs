@@ -16,6 +16,7 @@
 //! - Q3: Everything that must be decided together is decided in one critical section: that a request leaves the line, and
 //!   who is admitted in its place; that the door shuts, and who fails; that a call has ended, and how.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -42,21 +43,21 @@ pub(crate) struct Queue<Rq, Rs, Er> {
 }
 
 /// What a request does that comes to the line.
-pub(crate) enum Join<T> {
+pub(crate) enum Join<T, C> {
     /// It is appended.
     Append(T),
-    /// It does not: the worker was idle, and is the caller's now.
-    Run,
+    /// It is not: the worker was idle, and the caller has claimed it.
+    Run(C),
 }
 
 /// What has become of a request that came to the line.
-pub(crate) enum Entered<Rq, Rs, Er, T> {
+pub(crate) enum Entered<Rq, Rs, Er, T, C> {
     /// It was refused, and this is why.
     Refused(Phase<Rq, Rs, Er>),
     /// It stands in the line.
     Line(Phase<Rq, Rs, Er>, T),
-    /// The caller is to run it.
-    Own(Rq),
+    /// The caller is to run it, with its claim.
+    Own(Rq, C),
 }
 
 /// What the worker's side finds in the line.
@@ -86,7 +87,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ) -> Phase<Rq, Rs, Er> {
         let entered = self.enter(request, terms, Some(waker), None, now, |line| {
             // Also for one who has to wait for room: if that is all kept for others, the worker serves him all the same.
-            Join::Append(line.worker.take())
+            Join::<_, Infallible>::Append(line.worker.take())
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -94,7 +95,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 phase
             }
             Entered::Refused(phase) => phase,
-            Entered::Own(_) => unreachable!("nobody runs it here"),
+            Entered::Own(_, never) => match never {},
         }
     }
 
@@ -102,15 +103,15 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// the caller may run it itself.
     ///
     /// `now` is the service's clock.
-    pub(super) fn enter<T>(
+    pub(super) fn enter<T, C>(
         &self,
         request: Rq,
         terms: Terms,
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
         now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T>,
-    ) -> Entered<Rq, Rs, Er, T> {
+        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T, C>,
+    ) -> Entered<Rq, Rs, Er, T, C> {
         let Terms { limit, cast, no_wait, wanted_back, permit, .. } = terms;
         let mut after = After::new();
         let span = current_span();
@@ -145,14 +146,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let accepted = permit.is_some() || line.has_room();
         let found = match join(&mut line) {
             Join::Append(found) => found,
-            Join::Run => {
+            Join::Run(claim) => {
                 if let Some(permit) = permit {
                     line.unreserve(permit, &mut after);
                 }
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(after);
-                return Entered::Own(request);
+                return Entered::Own(request, claim);
             }
         };
         if let Some(permit) = permit {

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::owner::{Owner, Run};
-use super::word::Join;
+use super::word::{Claim, Join};
 use super::{Aftermath, Core, Dispatch, Space, answers_later};
 use crate::budget;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
@@ -179,9 +179,9 @@ impl<W: Dispatch> Door<W> {
                 if let (Some(stance), Phase::New(request)) = (stance, &state.phase)
                     && !state.terms.limit.is_expired()
                     && !answers_later::<W>(W::method(request))
-                    && self.spin()
+                    && let Some(claim) = self.spin()
                 {
-                    return self.run_later(Owner::claimed(core), state, cx, stance);
+                    return self.run_later(Owner::new(core, claim), state, cx, stance);
                 }
                 return self.enter(state, cx, stance);
             }
@@ -255,22 +255,22 @@ impl<W: Dispatch> Door<W> {
         let now = || core.home.now(stance.unwrap_or(Stance::Foreign));
         let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |_| {
             match core.word.join(stance.is_some()) {
-                Join::Claimed => queue::Join::Run,
+                Join::Claimed(claim) => queue::Join::Run(claim),
                 join => queue::Join::Append(join == Join::Wake),
             }
         });
-        if let (Some(edge), Entered::Refused(_) | Entered::Own(_)) = (&edge, &entered) {
+        if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
             edge.end();
         }
         match entered {
             Entered::Refused(phase) => state.phase = phase,
-            Entered::Own(request) => {
+            Entered::Own(request, claim) => {
                 let stance = stance.expect("the worker is claimed only by a thread that may run");
                 if answers_later::<W>(method) {
-                    return self.run_deferring(Owner::claimed(core), request, state, cx, stance);
+                    return self.run_deferring(Owner::new(core, claim), request, state, cx, stance);
                 }
                 state.phase = Phase::New(request);
-                return self.run_later(Owner::claimed(core), state, cx, stance);
+                return self.run_later(Owner::new(core, claim), state, cx, stance);
             }
             Entered::Line(phase, wake) => {
                 state.phase = phase;
@@ -365,13 +365,13 @@ impl<W: Dispatch> Door<W> {
         }
     }
 
-    /// Waits a moment for a handler that runs on another thread. Returns whether the worker was claimed.
-    fn spin(&self) -> bool {
+    /// Waits a moment for a handler that runs on another thread, and claims the worker if it is idle then.
+    fn spin(&self) -> Option<Claim> {
         const LOOKS: u32 = 10;
         const PAUSES: u32 = 10;
         if cfg!(any(loom, shuttle)) {
             // To the models it is only one more call that comes at another time.
-            return false;
+            return None;
         }
         for _ in 0..LOOKS {
             if !self.core.word.is_only_running() {
@@ -395,9 +395,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
             && let Some(stance) = self.core.home.look()
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)
-            && self.core.word.claim_idle()
+            && let Some(claim) = self.core.word.claim_idle()
         {
-            return self.run(Owner::claimed(&self.core), served, state, cx, stance);
+            return self.run(Owner::new(&self.core, claim), served, state, cx, stance);
         }
         self.poll_slowly(state, cx)
     }

@@ -106,8 +106,8 @@ pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Left<W> {
         TaskClaim::Nothing => Left::Alive,
         TaskClaim::Held => Left::Held,
         TaskClaim::Dead => Left::Dead,
-        TaskClaim::Claimed(Found::Parked) => Owner::claimed(core).go_on(),
-        TaskClaim::Claimed(Found::Ready) => Owner::claimed(core).drain(None),
+        TaskClaim::Claimed(Found::Parked, claim) => Owner::new(core, claim).go_on(),
+        TaskClaim::Claimed(Found::Ready, claim) => Owner::new(core, claim).drain(None),
     }
 }
 
@@ -177,8 +177,8 @@ impl<W: Dispatch> Drop for Driver<W> {
         core.queue.close(StopReason::Aborted);
         // What a hook has under way, and the worker with it, is gone before anybody is told so.
         panics::drop_quietly(self.life.take());
-        if core.word.abort() == Abort::Claimed {
-            Owner::claimed(&core).end(StopReason::Aborted, None);
+        if let Abort::Claimed(claim) = core.word.abort() {
+            Owner::new(&core, claim).end(StopReason::Aborted, None);
         }
     }
 }

@@ -176,8 +176,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
 
     /// The worker has been left to the task. It is the one that closes it.
     fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
-        core.word.claim_held();
-        let (worker, payload) = Owner::claimed(core).take_held();
+        let (worker, payload) = Owner::new(core, core.word.claim_held()).take_held();
         let (reason, fall) = match payload {
             Some(payload) => {
                 let message = panics::message(&payload);
@@ -298,8 +297,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
 
     fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> Over<W> {
         self.go(Stage::Over);
-        core.word.claim_held();
-        Owner::claimed(core).finish();
+        Owner::new(core, core.word.claim_held()).finish();
         (end, Some(reason))
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::seat::{Progress, response_of};
 use super::waker;
-use super::word::{Leave, Park, Release};
+use super::word::{Claim, Leave, Park, Release};
 use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving, answers_later};
 use crate::budget;
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
@@ -70,9 +70,9 @@ enum Next<Rq> {
 }
 
 impl<'a, W: Dispatch> Owner<'a, W> {
-    /// To be made by who has just changed the word to `RUN`, and by nobody else.
+    /// Uses up the claim, which a transition of this core's word has returned.
     #[inline]
-    pub(super) fn claimed(core: &'a Arc<Core<W>>) -> Self {
+    pub(super) fn new(core: &'a Arc<Core<W>>, _claim: Claim) -> Self {
         Self { core, hand: None, has_left: false }
     }
 

@@ -70,6 +70,13 @@ const RESTART: u32 = 1 << 8;
 
 pub(super) struct Word(AtomicU32);
 
+/// The right to the worker: what a transition to `RUN` returns, and nothing else makes (I1).
+///
+/// It can neither be copied nor made by hand, so that there is one owner at a time.
+#[must_use = "the worker stays claimed"]
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Claim(());
+
 /// What the task's claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -80,10 +87,10 @@ pub(super) enum Found {
 }
 
 /// What a request finds that did not find an idle worker at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Join {
     /// The worker is claimed, for this very request.
-    Claimed,
+    Claimed(Claim),
     /// The request is to be appended, and will get its turn.
     Wait,
     /// As `Wait`, and the task is to be woken for it.
@@ -102,9 +109,9 @@ pub(super) enum Release {
 }
 
 /// What the task finds when it is polled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum TaskClaim {
-    Claimed(Found),
+    Claimed(Found, Claim),
     /// Somebody else has the worker, or there is nothing to do. It will be woken.
     Nothing,
     /// T11: whoever had the worker has left it to the task, to be taken out.
@@ -132,9 +139,9 @@ pub(super) enum Park {
 }
 
 /// What the end of the task found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Abort {
-    Claimed,
+    Claimed(Claim),
     /// Somebody else runs a handler, and will see it.
     Left,
     /// It was over.
@@ -162,8 +169,9 @@ impl Word {
 
     /// T1. Any flag makes it fail, which is what keeps the order (I2).
     #[inline]
-    pub(super) fn claim_idle(&self) -> bool {
-        self.0.compare_exchange(0, RUN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    pub(super) fn claim_idle(&self) -> Option<Claim> {
+        let claimed = self.0.compare_exchange(0, RUN, Ordering::Acquire, Ordering::Relaxed);
+        claimed.is_ok().then_some(Claim(()))
     }
 
     /// T2. Fails if there is anything to look at first.
@@ -238,7 +246,7 @@ impl Word {
             None => word,
         });
         match (found_waiting(was), was & OWNER) {
-            (Some(found), _) => TaskClaim::Claimed(found),
+            (Some(found), _) => TaskClaim::Claimed(found, Claim(())),
             (None, DEAD) => TaskClaim::Dead,
             (None, HELD) => TaskClaim::Held,
             (None, _) => TaskClaim::Nothing,
@@ -258,7 +266,7 @@ impl Word {
         });
         debug_assert_ne!(was & OWNER, DEAD, "a dead service accepts no calls");
         match was & OWNER {
-            IDLE if may_run => Join::Claimed,
+            IDLE if may_run => Join::Claimed(Claim(())),
             IDLE => Join::Wake,
             _ => Join::Wait,
         }
@@ -298,9 +306,10 @@ impl Word {
     }
 
     /// The task takes what it was left. Only the task comes there, and so it is there.
-    pub(super) fn claim_held(&self) {
+    pub(super) fn claim_held(&self) -> Claim {
         let was = self.update(|word| word & !OWNER | RUN);
         debug_assert_eq!(was & OWNER, HELD);
+        Claim(())
     }
 
     /// T9. Claims the worker in order to drop it, or leaves that to its owner.
@@ -313,7 +322,7 @@ impl Word {
         match was & OWNER {
             DEAD => Abort::Dead,
             RUN => Abort::Left,
-            _ => Abort::Claimed,
+            _ => Abort::Claimed(Claim(())),
         }
     }
 
