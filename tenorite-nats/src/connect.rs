@@ -46,7 +46,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::WireRequest;
-use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
+use tenorite::{Caller, FetchReason, OutgoingRequest, Reason, SendReason, TenoriteCaller, TenoriteError};
 use tokio::runtime::Handle;
 #[cfg(feature = "durable")]
 use tokio::sync::watch;
@@ -196,7 +196,7 @@ where
             let subject = wire::subject(&prefix, C::Request::SERVICE)?;
             let remote = Remote::open::<C::Request>(nats, subject, settings).await?;
             // Without a limit of its own: the listener keeps that, with one timer for all calls.
-            Ok(C::from(TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
+            Ok(C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
                 Arc::clone(&remote).call::<C::Request, C::Response, K>(outgoing, codec.clone())
             })))
         })
@@ -305,7 +305,7 @@ impl Pending {
     }
 
     /// The server did not permit a request to this subject: the one that was sent last, as far as it is known.
-    fn denied(&self, subject: &str, why: Explanation) {
+    fn denied(&self, subject: &str, why: Reason) {
         let mut calls = self.lock();
         let connection = calls.connection;
         let now = Instant::now();
@@ -465,7 +465,7 @@ impl Remote {
     /// All that is refused here was not handed to the client: it certainly does not run. What was is another matter.
     async fn call<Rq, Rs, K>(
         self: Arc<Self>,
-        outgoing: Outgoing<Rq>,
+        outgoing: OutgoingRequest<Rq>,
         codec: K,
     ) -> Result<Option<Rs>, TenoriteError>
     where
@@ -502,7 +502,7 @@ impl Remote {
 
     pub(crate) fn write<Rq: WireRequest, K: Codec>(
         &self,
-        outgoing: &Outgoing<Rq>,
+        outgoing: &OutgoingRequest<Rq>,
         codec: &K,
     ) -> Result<Letter, SendReason> {
         if self.client.connection_state() != State::Connected {
@@ -520,7 +520,7 @@ impl Remote {
         let mut payload = self.room.take();
         Head { codec: K::NAME, fingerprint: signature.fingerprint(), budget }.write(&mut payload);
         codec.encode(&outgoing.request, &mut payload).map_err(|error| {
-            SendReason::Incompatible(Explanation::from(format!("`{signature}` cannot be encoded: {error}")))
+            SendReason::Incompatible(Reason::from(format!("`{signature}` cannot be encoded: {error}")))
         })?;
         self.room.learn(&payload);
         let mut headers = None;
@@ -531,9 +531,7 @@ impl Remote {
         let place = Rq::METHODS.iter().position(|method| method.fingerprint() == signature.fingerprint());
         let subject = place.and_then(|place| self.subjects.get(place)).cloned();
         let subject = subject.ok_or_else(|| {
-            SendReason::Incompatible(Explanation::from(format!(
-                "`{signature}` is none of its service's methods"
-            )))
+            SendReason::Incompatible(Reason::from(format!("`{signature}` is none of its service's methods")))
         })?;
         Ok(Letter { subject, headers, payload: payload.into(), deadline, until })
     }
@@ -611,7 +609,7 @@ pub(crate) fn read<Rs: DeserializeOwned, K: Codec>(
         return Err(wire::blame_clocks(failure, message, left));
     }
     codec.decode(&message.payload).map_err(|error| {
-        TenoriteError::FetchFailure(FetchReason::Undecodable(Explanation::from(error.to_string())))
+        TenoriteError::FetchFailure(FetchReason::Undecodable(Reason::from(error.to_string())))
     })
 }
 
@@ -691,7 +689,7 @@ impl Listener {
             Event::Closed => self.pending.disconnected(),
             event => {
                 if let Some((Verb::Publish, subject)) = violation(event) {
-                    self.pending.denied(subject, Explanation::from(event.to_string()));
+                    self.pending.denied(subject, Reason::from(event.to_string()));
                 }
             }
         }

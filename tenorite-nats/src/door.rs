@@ -35,7 +35,7 @@ use std::task::{Context, Waker};
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, PublishErrorKind};
 use futures_util::SinkExt;
-use tenorite::{Explanation, FetchReason, SendReason, TenoriteError, TooLarge};
+use tenorite::{FetchReason, Reason, SendReason, TenoriteError, TooLarge};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
@@ -211,7 +211,7 @@ impl Door {
                 PublishErrorKind::MaxPayloadExceeded => {
                     SendReason::TooLarge(TooLarge { size, limit: self.client.max_payload() })
                 }
-                PublishErrorKind::InvalidSubject => SendReason::Denied(Explanation::from(error.to_string())),
+                PublishErrorKind::InvalidSubject => SendReason::Denied(Reason::from(error.to_string())),
                 // The client is closed.
                 PublishErrorKind::Send => SendReason::Disconnected,
             })

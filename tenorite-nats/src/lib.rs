@@ -64,7 +64,7 @@
 //! `edges`, `rollback`, `cluster` and `processes` of this crate's `it`.
 //!
 //! Not over NATS: `reserve()` gives a permit at once, which promises nothing of the service's room; `stats`, `status` and `stop` of
-//! a caller are those of this side; a request that did not run comes back by `returning()` only if it was refused before its call was
+//! a caller are those of this side; a request that did not run comes back by `recover()` only if it was refused before its call was
 //! polled first.
 
 mod codec;

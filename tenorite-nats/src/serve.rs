@@ -41,7 +41,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Signature, WireRequest};
-use tenorite::{Call, Caller, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
+use tenorite::{Call, Caller, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -438,7 +438,7 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     let name = message.subject.rsplit('.').next().unwrap_or_default();
     let method = Rq::METHODS.iter().find(|method| method.name() == name);
     let refuse =
-        |why: String| (TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(why))), method);
+        |why: String| (TenoriteError::SendFailure(SendReason::Incompatible(Reason::from(why))), method);
     let service = Rq::SERVICE;
     let method = method.ok_or_else(|| refuse(format!("`{service}` has no method `{name}` here")))?;
     let (received, request) = Received::read(&message.payload).map_err(refuse)?;
@@ -500,7 +500,7 @@ pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
         }
         Err(error) => {
             let why = format!("the reply cannot be encoded: {error}");
-            lost(FetchReason::Undecodable(Explanation::from(why)))
+            lost(FetchReason::Undecodable(Reason::from(why)))
         }
     }
 }

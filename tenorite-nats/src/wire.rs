@@ -34,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::Subject;
 use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message};
-use tenorite::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
+use tenorite::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 
 use crate::error::Error;
 #[cfg(feature = "durable")]
@@ -135,7 +135,7 @@ pub(crate) fn blame_clocks(error: TenoriteError, message: &Message, left: Durati
     let theirs = str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
     let ahead = theirs.map(Duration::from_millis).map(|theirs| theirs.saturating_sub(now()));
     let by = ahead.map_or_else(String::new, |ahead| format!(" by {:.1} s", ahead.as_secs_f64()));
-    TenoriteError::SendFailure(SendReason::Incompatible(Explanation::from(format!(
+    TenoriteError::SendFailure(SendReason::Incompatible(Reason::from(format!(
         "the clocks differ: the service's is ahead of the caller's{by}, so it took the request for late with {:.1} s left; \
          synchronize them, or set `clock_tolerance` where it is served",
         left.as_secs_f64()
@@ -299,7 +299,7 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
         "rejected-stopped" => sent(SendReason::Stopped),
         "rejected-full" => sent(SendReason::Full),
         "rejected-expired" => sent(SendReason::Expired),
-        "rejected-start-failed" => sent(SendReason::StartFailed(Explanation::from(text()))),
+        "rejected-start-failed" => sent(SendReason::StartFailed(Reason::from(text()))),
         "rejected-deadlock" => {
             let hops: Vec<(String, String)> = serde_json::from_slice(&message.payload).unwrap_or_default();
             sent(SendReason::WouldDeadlock(hops.into_iter().collect::<Cycle>()))
@@ -307,8 +307,8 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
         "rejected-no-service" => sent(SendReason::NoService),
         "rejected-disconnected" => sent(SendReason::Disconnected),
         "rejected-too-large" => sent(SendReason::TooLarge(size())),
-        "rejected-incompatible" => sent(SendReason::Incompatible(Explanation::from(text()))),
-        "rejected-denied" => sent(SendReason::Denied(Explanation::from(text()))),
+        "rejected-incompatible" => sent(SendReason::Incompatible(Reason::from(text()))),
+        "rejected-denied" => sent(SendReason::Denied(Reason::from(text()))),
         "failed-panicked" => lost(FetchReason::Panicked(PanicMessage::from(text()))),
         "failed-stopped" => lost(FetchReason::Stopped),
         "failed-expired" => lost(FetchReason::Expired),
@@ -316,12 +316,12 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
         "failed-mismatched" => lost(FetchReason::Mismatched),
         "failed-disconnected" => lost(FetchReason::Disconnected),
         "failed-too-large" => lost(FetchReason::TooLarge(size())),
-        "failed-undecodable" => lost(FetchReason::Undecodable(Explanation::from(text()))),
+        "failed-undecodable" => lost(FetchReason::Undecodable(Reason::from(text()))),
         // Of a later version. Whether the request ran is all that has to be known.
         other if other.starts_with("rejected-") => {
-            sent(SendReason::Incompatible(Explanation::from(format!("{other}: {}", text()))))
+            sent(SendReason::Incompatible(Reason::from(format!("{other}: {}", text()))))
         }
-        other => lost(FetchReason::Undecodable(Explanation::from(format!("{other}: {}", text())))),
+        other => lost(FetchReason::Undecodable(Reason::from(format!("{other}: {}", text())))),
     })
 }
 

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::blocking;
 use crate::budget;
-use crate::context::context;
 use crate::error::TenoriteError;
-use crate::home;
+use crate::handler::context::context;
+use crate::handler::runtime;
+use crate::handler::stack;
 use crate::mailbox::{CallState, Limit, Mailbox, Phase};
-use crate::nesting;
-use crate::park;
 use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
@@ -50,7 +50,7 @@ use crate::timer::Timer;
 /// that the handler runs to its end and its reply is dropped. Other calls notice nothing. A call that is forgotten
 /// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn. (Only a closure of
 /// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime is driven by its call, and what waits
-/// for a service that is [elsewhere](crate::TenoriteCaller::over).)
+/// for a service that is [elsewhere](crate::TenoriteCaller::remote).)
 ///
 /// # Panics
 ///
@@ -205,9 +205,9 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// If the call has been polled.
     #[track_caller]
-    pub fn raced(mut self) -> Self {
-        self.ticket.assert_not_polled("raced");
-        self.ticket.state.raced = true;
+    pub fn allow_cycle(mut self) -> Self {
+        self.ticket.assert_not_polled("allows_cycle");
+        self.ticket.state.allows_cycle = true;
         self
     }
 
@@ -216,7 +216,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     /// ```
     /// # use tenorite::prelude::*;
     /// # async fn example(mail: TenoriteCaller<String, ()>, other: TenoriteCaller<String, ()>) -> Result<(), TenoriteError> {
-    /// if let Err(returned) = mail.send_request("a long letter".to_owned()).no_wait().returning().await {
+    /// if let Err(returned) = mail.send_request("a long letter".to_owned()).no_wait().recover().await {
     ///     // A `SendFailure`: it was not sent, and here it is.
     ///     let letter = returned.request.ok_or(returned.error)?;
     ///     other.send_request(letter).await?;
@@ -228,10 +228,10 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// If the call has been polled.
     #[track_caller]
-    pub fn returning(mut self) -> Returning<Self> {
+    pub fn recover(mut self) -> Recover<Self> {
         self.ticket.assert_not_polled("returning");
-        self.ticket.state.terms.wanted_back = true;
-        Returning(self)
+        self.ticket.state.terms.return_on_failure = true;
+        Recover(self)
     }
 
     /// Clones the caller into the call, for `tokio::spawn`, a `JoinSet`, or a field of a struct.
@@ -340,7 +340,7 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 /// # Errors
 ///
 /// Always a `SendFailure`, of a service that is in this process. Whatever happens to the request once it is accepted, nobody is told.
-/// Of one that is [elsewhere](crate::TenoriteCaller::over) also a `FetchFailure`, if it is not known whether it was accepted.
+/// Of one that is [elsewhere](crate::TenoriteCaller::remote) also a `FetchFailure`, if it is not known whether it was accepted.
 ///
 /// # Panics
 ///
@@ -395,37 +395,37 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
     }
 }
 
-/// A call, or a cast, whose error carries the request, if that certainly did not run. Made by [`Call::returning`].
+/// A call, or a cast, whose error carries the request, if that certainly did not run. Made by [`Call::recover`].
 ///
 /// # Errors
 ///
-/// [`Returned`], with the request in all cases of [`SendFailure`](TenoriteError::SendFailure). (Only a closure of
+/// [`Recovered`], with the request in all cases of [`SendFailure`](TenoriteError::SendFailure). (Only a closure of
 /// [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request in its service's name has used it up by then.)
 ///
 /// # Cancel safety
 ///
 /// As of [`Call`]: dropped, it drops the request.
 #[must_use = "a call does nothing unless it is awaited"]
-pub struct Returning<F>(F);
+pub struct Recover<F>(F);
 
 /// Why a call did not end in a plain reply, with its request, if that certainly did not run.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Returned<Rq, E = Infallible> {
+pub struct Recovered<Rq, E = Infallible> {
     /// Why.
     pub error: TenoriteError<E>,
     /// What was to be sent.
     pub request: Option<Rq>,
 }
 
-impl<'a, Rq, Rs, Er, T, E> Returning<Call<'a, Rq, Rs, Er, T, E>> {
+impl<'a, Rq, Rs, Er, T, E> Recover<Call<'a, Rq, Rs, Er, T, E>> {
     /// As [`Call::cast`].
     ///
     /// # Panics
     ///
     /// If the call has been polled.
     #[track_caller]
-    pub fn cast(self) -> Returning<Cast<'a, Rq, Rs, Er>> {
-        Returning(self.0.cast())
+    pub fn cast(self) -> Recover<Cast<'a, Rq, Rs, Er>> {
+        Recover(self.0.cast())
     }
 
     /// As [`Call::try_cast`].
@@ -438,9 +438,9 @@ impl<'a, Rq, Rs, Er, T, E> Returning<Call<'a, Rq, Rs, Er, T, E>> {
     ///
     /// If the call has been polled.
     #[track_caller]
-    pub fn try_cast(mut self) -> Result<(), Returned<Rq>> {
+    pub fn try_cast(mut self) -> Result<(), Recovered<Rq>> {
         self.0.ticket.try_cast();
-        self.0.ticket.returning(Ticket::accepted)
+        self.0.ticket.recover(Ticket::accepted)
     }
 
     /// As [`Call::blocking`].
@@ -453,15 +453,15 @@ impl<'a, Rq, Rs, Er, T, E> Returning<Call<'a, Rq, Rs, Er, T, E>> {
     ///
     /// As [`Call::blocking`].
     #[track_caller]
-    pub fn blocking(mut self) -> Result<T, Returned<Rq, E>> {
+    pub fn blocking(mut self) -> Result<T, Recovered<Rq, E>> {
         self.0.ticket.assert_not_polled("blocking");
         self.0.ticket.block();
         let map = self.0.map;
-        self.0.ticket.returning(|ticket| map(Answer(&mut ticket.state.phase)))
+        self.0.ticket.recover(|ticket| map(Answer(&mut ticket.state.phase)))
     }
 }
 
-impl<Rq, Rs, Er> Returning<Cast<'_, Rq, Rs, Er>> {
+impl<Rq, Rs, Er> Recover<Cast<'_, Rq, Rs, Er>> {
     /// As [`Cast::blocking`].
     ///
     /// # Errors
@@ -472,63 +472,61 @@ impl<Rq, Rs, Er> Returning<Cast<'_, Rq, Rs, Er>> {
     ///
     /// As [`Call::blocking`].
     #[track_caller]
-    pub fn blocking(mut self) -> Result<(), Returned<Rq>> {
+    pub fn blocking(mut self) -> Result<(), Recovered<Rq>> {
         self.0.ticket.assert_not_polled("blocking");
         self.0.ticket.block();
-        self.0.ticket.returning(Ticket::accepted)
+        self.0.ticket.recover(Ticket::accepted)
     }
 }
 
-impl<Rq, Rs, Er, T, E> Future for Returning<Call<'_, Rq, Rs, Er, T, E>> {
-    type Output = Result<T, Returned<Rq, E>>;
+impl<Rq, Rs, Er, T, E> Future for Recover<Call<'_, Rq, Rs, Er, T, E>> {
+    type Output = Result<T, Recovered<Rq, E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Call { ticket, map } = &mut self.0;
-        ticket
-            .poll(cx, Clock::Timer)
-            .map(|()| ticket.returning(|ticket| map(Answer(&mut ticket.state.phase))))
+        ticket.poll(cx, Clock::Timer).map(|()| ticket.recover(|ticket| map(Answer(&mut ticket.state.phase))))
     }
 }
 
-impl<Rq, Rs, Er> Future for Returning<Cast<'_, Rq, Rs, Er>> {
-    type Output = Result<(), Returned<Rq>>;
+impl<Rq, Rs, Er> Future for Recover<Cast<'_, Rq, Rs, Er>> {
+    type Output = Result<(), Recovered<Rq>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ticket = &mut self.0.ticket;
-        ticket.poll(cx, Clock::Timer).map(|()| ticket.returning(Ticket::accepted))
+        ticket.poll(cx, Clock::Timer).map(|()| ticket.recover(Ticket::accepted))
     }
 }
 
-impl<F: fmt::Debug> fmt::Debug for Returning<F> {
+impl<F: fmt::Debug> fmt::Debug for Recover<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Returning").field(&self.0).finish()
+        f.debug_tuple("Recover").field(&self.0).finish()
     }
 }
 
 // By hand: whatever the request is, the error can be shown.
-impl<Rq, E: fmt::Debug> fmt::Debug for Returned<Rq, E> {
+impl<Rq, E: fmt::Debug> fmt::Debug for Recovered<Rq, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Returned")
+        f.debug_struct("Recovered")
             .field("error", &self.error)
             .field("has_request", &self.request.is_some())
             .finish()
     }
 }
 
-impl<Rq, E: std::error::Error> fmt::Display for Returned<Rq, E> {
+impl<Rq, E: std::error::Error> fmt::Display for Recovered<Rq, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl<Rq, E: std::error::Error> std::error::Error for Returned<Rq, E> {
+impl<Rq, E: std::error::Error> std::error::Error for Recovered<Rq, E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.error.source()
     }
 }
 
-impl<Rq, E> From<Returned<Rq, E>> for TenoriteError<E> {
-    fn from(returned: Returned<Rq, E>) -> Self {
+impl<Rq, E> From<Recovered<Rq, E>> for TenoriteError<E> {
+    fn from(returned: Recovered<Rq, E>) -> Self {
         returned.error
     }
 }
@@ -556,9 +554,9 @@ impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
     }
 
     #[track_caller]
-    pub(crate) fn raced(&mut self) {
-        self.0.assert_not_polled("raced");
-        self.0.state.raced = true;
+    pub(crate) fn allow_cycle(&mut self) {
+        self.0.assert_not_polled("allows_cycle");
+        self.0.state.allows_cycle = true;
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TenoriteError>> {
@@ -650,7 +648,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             if let Limit::For(limit) = self.state.terms.limit {
                 self.state.terms.limit = self.start_clock(limit);
             }
-            if let Some(deadline) = nesting::deadline()
+            if let Some(deadline) = stack::deadline()
                 && self.inherits()
             {
                 self.inherit(deadline);
@@ -717,7 +715,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 
     /// By the service's clock.
     fn now(&self) -> Instant {
-        home::now_in(self.mailbox.get().runtime())
+        runtime::now_in(self.mailbox.get().runtime())
     }
 
     /// Ends the call if it is too late.
@@ -744,7 +742,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 
     #[track_caller]
     fn block(&mut self) {
-        park::assert_may_block("blocking()");
+        blocking::assert_may_block("blocking()");
         // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
         let own = match self.state.terms.limit {
             Limit::For(limit) => Some(limit),
@@ -753,7 +751,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         let inherited = context().filter(|_| self.inherits()).and_then(|context| context.remaining());
         let limit = own.into_iter().chain(inherited).min();
         let limit = limit.and_then(|limit| std::time::Instant::now().checked_add(limit));
-        if park::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
+        if blocking::block_until(limit, |cx| self.poll(cx, Clock::None)).is_none() {
             self.mailbox.get().expire(&mut self.state);
         }
     }
@@ -768,10 +766,10 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     }
 
     /// The outcome, with the request if it has come back.
-    fn returning<T, E>(
+    fn recover<T, E>(
         &mut self,
         outcome: impl FnOnce(&mut Self) -> Result<T, TenoriteError<E>>,
-    ) -> Result<T, Returned<Rq, E>> {
+    ) -> Result<T, Recovered<Rq, E>> {
         let request = match self.state.take() {
             Phase::Returned(returned) => {
                 let (failure, request) = *returned;
@@ -783,7 +781,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
                 None
             }
         };
-        outcome(self).map_err(|error| Returned { error, request })
+        outcome(self).map_err(|error| Recovered { error, request })
     }
 
     /// The outcome of a cast that is ready.

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
-use crate::lifecycle::{Status, StatusWatch, StopReason};
+use crate::handler::deadlock;
 use crate::mailbox::abort;
-use crate::mailbox::function::{Function, Outgoing};
+use crate::mailbox::function::{FnMailbox, OutgoingRequest};
 use crate::mailbox::{Control, Mailbox, Stats};
-use crate::waits;
+use crate::status::{Status, StatusWatch, StopReason};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
@@ -65,11 +65,11 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        let answer = move |outgoing: Outgoing<Rq>| {
+        let answer = move |outgoing: OutgoingRequest<Rq>| {
             let reply = function(outgoing.request);
             async move { reply.await.map(Some) }
         };
-        Self::new(Arc::new(Function::new(answer, false)), None)
+        Self::new(Arc::new(FnMailbox::new(answer, false)), None)
     }
 
     /// A caller of a service that is elsewhere: `send` sends a request there and waits for its reply.
@@ -78,7 +78,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// whoever leaves a call lets go of the waiting alone: the future is driven by its call, and dropped with it, or at its
     /// deadline. So it must be of no harm to drop it, and what it has to do first must be done by the time that it first waits.
     ///
-    /// The future ends in the reply; in `None`, for a request that is [cast](Outgoing::is_cast), once that is on its way; or in the
+    /// The future ends in the reply; in `None`, for a request that is [cast](OutgoingRequest::is_cast), once that is on its way; or in the
     /// error that says whether the request may have run. It is only `SendFailure` if it certainly did not.
     ///
     /// [`stop`](Self::stop), and what goes with it, is of this side alone: later calls fail, and those that wait for a reply go on
@@ -97,21 +97,21 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
-    /// let shout = TenoriteCaller::<String, String>::over(|outgoing| async move {
+    /// let shout = TenoriteCaller::<String, String>::remote(|outgoing| async move {
     ///     over_the_sea(outgoing.request).await.map(Some)
     /// });
     /// assert_eq!(shout.send_request("hello".to_owned()).await?, "HELLO");
     /// # Ok(()) }
     /// ```
-    pub fn over<F, Fut>(send: F) -> Self
+    pub fn remote<F, Fut>(send: F) -> Self
     where
-        F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
+        F: Fn(OutgoingRequest<Rq>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
         Rq: Send + 'static,
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        Self::new(Arc::new(Function::new(send, true)), None)
+        Self::new(Arc::new(FnMailbox::new(send, true)), None)
     }
 
     /// Sends a request as data. The call is lazy: nothing happens until it is polled.
@@ -184,7 +184,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     {
         abort::stop_within(&self.control(), limit);
         // It ends at the limit, also in a handler of the same service.
-        Stopping(Box::pin(self.mailbox.lifecycle().ended()))
+        Stopping(Box::pin(self.mailbox.status().ended()))
     }
 
     /// Asks the service to replace its worker: the handler in hand comes to its end, the stop hook of the old worker is run,
@@ -192,7 +192,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     ///
     /// Returns whether it will: only a service that was started with a [restart policy](crate::Builder::restart) can, and not
     /// while it stops. It counts like any restart. A worker asks for its own restart the same way, through a caller of its own
-    /// ([`start_cyclic`](crate::TenoriteService::start_cyclic)).
+    /// ([`start_with_self`](crate::TenoriteService::start_with_self)).
     #[expect(clippy::must_use_candidate, reason = "as above")]
     pub fn restart(&self) -> bool {
         self.mailbox.restart()
@@ -201,7 +201,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// How the service is doing.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.mailbox.lifecycle().status()
+        self.mailbox.status().get()
     }
 
     /// Returns control of the service, which keeps it alive as this caller does.
@@ -217,7 +217,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// How the service is doing, from now on.
     #[must_use]
     pub fn watch(&self) -> StatusWatch {
-        self.mailbox.lifecycle().watch()
+        self.mailbox.status().watch()
     }
 
     /// Whether the door is shut: a new call would fail.
@@ -229,7 +229,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// Whether the worker is gone.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.mailbox.lifecycle().has_ended()
+        self.mailbox.status().has_ended()
     }
 
     /// Waits until the worker is gone, and says why. Also tells those who ask later.
@@ -247,11 +247,11 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     ///
     /// May be dropped and asked again at any time.
     pub async fn stopped(&self) -> StopReason {
-        let mut ended = pin!(self.mailbox.lifecycle().ended());
+        let mut ended = pin!(self.mailbox.status().ended());
         poll_fn(|cx| {
             let node = self.mailbox.node().filter(|_| !self.is_stopped());
             // It comes after the handler's own end, so that there is no use in waking the handler for it.
-            if node.is_some_and(waits::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
+            if node.is_some_and(deadlock::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
         })
         .await
     }
@@ -460,14 +460,14 @@ impl<'a, C: Caller> Reserve<'a, C> {
         self
     }
 
-    /// Says that whoever waits for it does not depend on it, as [`Call::raced`] does.
+    /// Says that whoever waits for it does not depend on it, as [`Call::allow_cycle`] does.
     ///
     /// # Panics
     ///
     /// If it has been polled.
     #[track_caller]
-    pub fn raced(mut self) -> Self {
-        self.reservation.raced();
+    pub fn allow_cycle(mut self) -> Self {
+        self.reservation.allow_cycle();
         self
     }
 
@@ -540,14 +540,14 @@ impl<C: Caller> ReserveOwned<'_, C> {
         Self(self.0.no_wait())
     }
 
-    /// Exempts this wait from deadlock detection, as [`Call::raced`] does.
+    /// Exempts this wait from deadlock detection, as [`Call::allow_cycle`] does.
     ///
     /// # Panics
     ///
     /// If it has been polled.
     #[track_caller]
-    pub fn raced(self) -> Self {
-        Self(self.0.raced())
+    pub fn allow_cycle(self) -> Self {
+        Self(self.0.allow_cycle())
     }
 
     /// Waits in synchronous code, and blocks the thread.
@@ -689,7 +689,7 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Caller for TenoriteCaller<Rq, Rs, Er
 
 /// A handle that does not keep its service alive, of the same type as the caller it gives back.
 ///
-/// For a worker that holds its own caller ([`start_cyclic`](crate::TenoriteService::start_cyclic)), for timers and
+/// For a worker that holds its own caller ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and
 /// registries: whatever should not be the reason why a service goes on.
 pub struct WeakCaller<C: Caller> {
     mailbox: Weak<dyn Mailbox<C::Request, C::Response, C::Error>>,

@@ -65,19 +65,19 @@ pub enum SendReason {
     /// The deadline passed before the request's turn came.
     Expired,
     /// The service could not be started, and this is why: the error of its `init`, or the text of the panic.
-    StartFailed(Explanation),
+    StartFailed(Reason),
     /// The call would have waited for itself: the service is, through this chain of calls, waiting for its caller.
     WouldDeadlock(Cycle),
-    /// Nobody serves it where it was sent. Only a service that is called [over something](crate::TenoriteCaller::over).
+    /// Nobody serves it where it was sent. Only a service that is called [over something](crate::TenoriteCaller::remote).
     NoService,
     /// There is no connection to the service.
     Disconnected,
     /// The request is larger than may be sent.
     TooLarge(TooLarge),
     /// The service does not know the request as this caller says it: they are of different versions, or encode differently.
-    Incompatible(Explanation),
+    Incompatible(Reason),
     /// The caller is not allowed to ask for this.
-    Denied(Explanation),
+    Denied(Reason),
 }
 
 /// Why the reply of an accepted request will not come.
@@ -99,7 +99,7 @@ pub enum FetchReason {
     /// The reply is larger than may be sent.
     TooLarge(TooLarge),
     /// The reply came, and is not what this caller understands.
-    Undecodable(Explanation),
+    Undecodable(Reason),
 }
 
 impl<E> TenoriteError<E> {
@@ -325,9 +325,9 @@ impl fmt::Display for TooLarge {
 
 /// A reason in words, for a person to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation(Arc<str>);
+pub struct Reason(Arc<str>);
 
-impl Explanation {
+impl Reason {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -335,25 +335,25 @@ impl Explanation {
     }
 }
 
-impl From<PanicMessage> for Explanation {
+impl From<PanicMessage> for Reason {
     fn from(message: PanicMessage) -> Self {
         Self(message.0)
     }
 }
 
-impl fmt::Display for Explanation {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<&str> for Explanation {
+impl From<&str> for Reason {
     fn from(text: &str) -> Self {
         Self(text.into())
     }
 }
 
-impl From<String> for Explanation {
+impl From<String> for Reason {
     fn from(text: String) -> Self {
         Self(text.into())
     }

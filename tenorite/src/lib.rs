@@ -54,23 +54,17 @@
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
 // Modules in reading order: each uses only those before it.
-#[cfg(all(test, not(any(loom, shuttle))))]
-mod random;
+mod rng;
 mod sync;
-mod chance;
 mod error;
 mod panics;
 mod names;
 mod trace;
-mod park;
-mod lifecycle;
+mod blocking;
+mod status;
 mod restart;
-mod method;
-mod nesting;
-mod home;
-mod context;
+mod handler;
 mod budget;
-mod waits;
 mod reply;
 mod mailbox;
 mod timer;
@@ -92,19 +86,17 @@ pub mod prelude;
 pub mod __private;
 
 #[doc(inline)]
-pub use call::{Call, Cast, Returned, Returning};
+pub use call::{Call, Cast, Recover, Recovered};
 #[doc(inline)]
 pub use caller::{Caller, OwnedPermit, Permit, Reserve, ReserveOwned, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
-pub use context::{Context, context};
+pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 #[doc(inline)]
-pub use error::{Cycle, Explanation, FetchReason, PanicMessage, SendReason, TenoriteError, TooLarge};
-#[doc(inline)]
-pub use lifecycle::{Status, StatusWatch, StopReason};
+pub use handler::context::{Context, context};
 #[doc(inline)]
 pub use mailbox::Stats;
 #[doc(inline)]
-pub use mailbox::function::Outgoing;
+pub use mailbox::function::OutgoingRequest;
 #[doc(inline)]
 pub use mailbox::inline::Inline;
 #[doc(inline)]
@@ -116,7 +108,9 @@ pub use restart::Restart;
 #[doc(inline)]
 pub use service::{Builder, Restarting, TenoriteService};
 #[doc(inline)]
-pub use supervisor::{Ended, Report, Strategy, Supervisor};
+pub use status::{Status, StatusWatch, StopReason};
+#[doc(inline)]
+pub use supervisor::{Report, ServiceReport, Strategy, Supervisor};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
 

@@ -12,15 +12,15 @@ use crate::call::Call;
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::mailbox::Phase;
-use crate::mailbox::cell::Solo;
+use crate::mailbox::cell::Standalone;
 use crate::mailbox::queue::Queue;
 use crate::panics;
 use crate::receiver::Receiver;
 use crate::reply::{Client, TenoriteRequest};
 
 pub use crate::call::Answer;
-pub use crate::mailbox::cell::{Dispatch, Job, NoSpace, Opened, SomeSpace, Space, Step};
-pub use crate::method::Method;
+pub use crate::handler::method::Method;
+pub use crate::mailbox::cell::{Dispatch, InlineSpace, Job, NoInlineSpace, Opened, Space, Step};
 pub use crate::worker::{Configs, Start};
 pub use tokio::task::JoinHandle;
 
@@ -54,7 +54,7 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
         };
         let mut worker = worker;
         worker.begin().await;
-        let mut worker = Solo::new(worker);
+        let mut worker = Standalone::new(worker);
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             if !W::method(&request).answers_later() {
                 // If this future is dropped here, the service was aborted while the request ran.
@@ -73,21 +73,21 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
 }
 
 /// A worker that runs one request after the other in the hands of whoever keeps it, and can be looked at in between.
-pub struct Hand<W: Dispatch> {
+pub struct Runner<W: Dispatch> {
     /// `None` once a handler has panicked, or was dropped on its way: its state may be torn.
-    solo: Option<Solo<W>>,
+    solo: Option<Standalone<W>>,
     /// Only its slots are used.
     slots: Arc<Queue<W::Request, W::Response, Infallible>>,
 }
 
-impl<W: Dispatch> Hand<W> {
+impl<W: Dispatch> Runner<W> {
     pub fn new(worker: W) -> Self {
-        Self { solo: Some(Solo::new(worker)), slots: Arc::new(Queue::new(1, || W::NAME)) }
+        Self { solo: Some(Standalone::new(worker)), slots: Arc::new(Queue::new(1, || W::NAME)) }
     }
 
     /// The worker, if it is whole.
     pub fn worker(&mut self) -> Option<&mut W> {
-        self.solo.as_mut().map(Solo::worker)
+        self.solo.as_mut().map(Standalone::worker)
     }
 
     /// Runs a request to its answer. The handler is dropped with this.
@@ -103,7 +103,7 @@ impl<W: Dispatch> Hand<W> {
     ) -> Result<W::Response, TenoriteError> {
         // Put back if it comes to its end.
         /// Dropped on its way, it is dropped quietly.
-        struct Held<W: Dispatch>(Option<Solo<W>>);
+        struct Held<W: Dispatch>(Option<Standalone<W>>);
         impl<W: Dispatch> Drop for Held<W> {
             fn drop(&mut self) {
                 panics::drop_quietly(self.0.take());
@@ -134,9 +134,9 @@ impl<W: Dispatch> Hand<W> {
     }
 }
 
-impl<W: Dispatch> Debug for Hand<W> {
+impl<W: Dispatch> Debug for Runner<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hand")
+        f.write_str("Runner")
     }
 }
 
@@ -186,14 +186,14 @@ impl<T> Plain for Probe<T> {}
     message = "`{Self}` ends in `Result` but is not a `std::result::Result`",
     label = "not a `Result`"
 )]
-pub trait Reply<const FALLIBLE: bool>: Sized {
+pub trait IntoAnswer<const FALLIBLE: bool>: Sized {
     type Ok;
     type Err;
 
     fn into_reply(self) -> Result<Self::Ok, Self::Err>;
 }
 
-impl<T, E> Reply<true> for Result<T, E> {
+impl<T, E> IntoAnswer<true> for Result<T, E> {
     type Ok = T;
     type Err = E;
 
@@ -202,7 +202,7 @@ impl<T, E> Reply<true> for Result<T, E> {
     }
 }
 
-impl<T> Reply<false> for T {
+impl<T> IntoAnswer<false> for T {
     type Ok = T;
     type Err = Infallible;
 
@@ -212,7 +212,9 @@ impl<T> Reply<false> for T {
 }
 
 /// The answer of a method whose return type is named like a `Result`: one that is known to be, or that was asked.
-pub fn reply<const FALLIBLE: bool, R: Reply<FALLIBLE>>(reply: R) -> Result<R::Ok, TenoriteError<R::Err>> {
+pub fn reply<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(
+    reply: R,
+) -> Result<R::Ok, TenoriteError<R::Err>> {
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }
 

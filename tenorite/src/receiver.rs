@@ -8,13 +8,13 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::coop;
 
+use crate::blocking;
 use crate::error::SendReason;
-use crate::lifecycle::StopReason;
-use crate::mailbox::line::Taken;
+use crate::mailbox::queue::line::Dequeued;
 use crate::mailbox::queue::{Next, Queue};
 use crate::panics;
-use crate::park;
 use crate::reply::{Client, TenoriteRequest};
+use crate::status::StopReason;
 
 /// The worker's end of a service's queue. Names and behaviour are those of tokio's `mpsc::Receiver`.
 ///
@@ -59,7 +59,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
 
     /// Why it has ended.
     pub(crate) fn reason(&self) -> StopReason {
-        if self.queue.is_recess() {
+        if self.queue.is_replacing_worker() {
             return StopReason::Restart;
         }
         self.queue.close_reason().unwrap_or(StopReason::Finished)
@@ -129,8 +129,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     /// In async code, as tokio's own blocking calls.
     #[track_caller]
     pub fn blocking_recv(&mut self) -> Option<TenoriteRequest<Rq, Rs, Er>> {
-        park::assert_may_block("blocking_recv()");
-        park::block_until(None, |cx| self.poll_recv(cx)).flatten()
+        blocking::assert_may_block("blocking_recv()");
+        blocking::block_until(None, |cx| self.poll_recv(cx)).flatten()
     }
 
     /// Shuts the door: calls that wait for room and all later ones fail, what was accepted can still be received.
@@ -156,7 +156,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         self.len() == 0
     }
 
-    fn hand_over(&self, taken: Taken<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
+    fn hand_over(&self, taken: Dequeued<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
         let client = Client::new(Arc::clone(&self.queue) as _, taken.slot, taken.deadline);
         TenoriteRequest { request: taken.request, client }
     }
@@ -166,7 +166,8 @@ impl<M: Message> Drop for Receiver<M> {
     fn drop(&mut self) {
         // Whoever polls the worker knows whether another comes after it.
         let another_may_come = self.is_one_of_many
-            && (self.queue.is_recess() || std::thread::panicking() && panics::defer_here(&*self.queue));
+            && (self.queue.is_replacing_worker()
+                || std::thread::panicking() && panics::defer_here(&*self.queue));
         if !another_may_come && self.queue.is_current(self.generation) {
             self.queue.shut_down(StopReason::Finished, &SendReason::Stopped);
         }

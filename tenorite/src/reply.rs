@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
-use crate::context::Context;
 use crate::error::{FetchReason, TenoriteError};
+use crate::handler::context::Context;
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::chance;
-use crate::error::{Explanation, PanicMessage};
+use crate::error::{PanicMessage, Reason};
+use crate::rng;
 
 /// How often, and how soon, a worker that has fallen is replaced.
 ///
@@ -82,16 +82,16 @@ pub(crate) fn after(then: Instant, limit: Duration) -> Instant {
 
 /// What made a worker go.
 #[derive(Debug, Clone)]
-pub(crate) enum Fall {
+pub(crate) enum Failure {
     Panicked(PanicMessage),
     /// `init` returned an error, and this is its text.
-    StartFailed(Explanation),
+    StartFailed(Reason),
     /// It panicked while it was made.
     StartPanicked(PanicMessage),
     Requested,
 }
 
-impl Fall {
+impl Failure {
     pub(crate) fn message(&self) -> PanicMessage {
         match self {
             Self::Panicked(message) | Self::StartPanicked(message) => message.clone(),
@@ -102,7 +102,7 @@ impl Fall {
 }
 
 /// Whether another worker follows: ready once that is decided. `None` if there is no other.
-pub(crate) type Verdict = Pin<Box<dyn Future<Output = Option<Pause>> + Send>>;
+pub(crate) type RestartDecision = Pin<Box<dyn Future<Output = Option<Pause>> + Send>>;
 
 /// How long another worker that is decided on is waited for: ready when it is to be made. `false` if it is not to be made after
 /// all, because who decided is gone.
@@ -131,8 +131,8 @@ impl Future for Pause {
 }
 
 /// Who decides whether there is another worker after one that is gone.
-pub(crate) trait Revive: Send {
-    fn revive(&mut self, fall: &Fall) -> Verdict;
+pub(crate) trait RestartDecider: Send {
+    fn decide(&mut self, failure: &Failure) -> RestartDecision;
 }
 
 /// The restarts of one service, by its policy.
@@ -152,9 +152,9 @@ impl Restarts {
 
     /// How long to wait before the next. `None` if there have been too many; but one that was asked for only waits until there
     /// may be one.
-    pub(crate) fn after(&mut self, fall: &Fall, now: Instant) -> Option<Duration> {
+    pub(crate) fn after(&mut self, failure: &Failure, now: Instant) -> Option<Duration> {
         let next = self.next(now);
-        if next.is_some() || !matches!(fall, Fall::Requested) {
+        if next.is_some() || !matches!(failure, Failure::Requested) {
             return next;
         }
         let Restart { restarts, period, .. } = self.policy;
@@ -194,7 +194,7 @@ impl Restarts {
         let Restart { first, cap, .. } = self.policy;
         let whole =
             2_u32.checked_pow(recent).and_then(|factor| first.checked_mul(factor)).unwrap_or(cap).min(cap);
-        let chance = chance::nth(self.seed, self.total) >> 40;
+        let chance = rng::nth(self.seed, self.total) >> 40;
         self.total += 1;
         #[expect(clippy::cast_precision_loss, reason = "24 bits fit")]
         let share = chance as f64 / f64::from(1_u32 << 24);
@@ -203,9 +203,9 @@ impl Restarts {
     }
 }
 
-impl Revive for Restarts {
-    fn revive(&mut self, fall: &Fall) -> Verdict {
-        let pause = self.after(fall, Instant::now()).map(|delay| {
+impl RestartDecider for Restarts {
+    fn decide(&mut self, failure: &Failure) -> RestartDecision {
+        let pause = self.after(failure, Instant::now()).map(|delay| {
             // A timer counts in milliseconds, and none of nothing.
             if delay.is_zero() {
                 Pause::new(Some(delay), ready(true))
@@ -225,7 +225,7 @@ async fn slept(delay: Duration) -> bool {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::rng::Random;
 
     #[test]
     fn delays_double_up_to_the_cap_and_differ_by_chance() {

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
-use crate::restart::{Restart, Restarts, Revive};
+use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
 use crate::trace::WARN_AFTER;
 use crate::worker::{Configs, Start, TenoriteWorker};
@@ -117,7 +117,7 @@ pub trait TenoriteService<
     /// As [`start_task`](Self::start_task), and if `make` does.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
-    fn start_cyclic(
+    fn start_with_self(
         self,
         backlog: usize,
         make: impl FnOnce(WeakCaller<C>) -> W::Config,
@@ -126,7 +126,7 @@ pub trait TenoriteService<
         W::Config: Send,
         W::Output: Send,
     {
-        self.builder().start_cyclic(backlog, make)
+        self.builder().start_with_self(backlog, make)
     }
 
     /// For what the service should have besides a backlog and a config.
@@ -319,7 +319,7 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch_detached(backlog, None, |_| Configs { first: config, again: None })
+        self.launch_detached(backlog, None, |_| Configs { first: config, make_config: None })
     }
 
     /// Starts the worker: see [`TenoriteService::start_task`].
@@ -334,17 +334,17 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start_cyclic(backlog, |_| config)
+        self.start_with_self(backlog, |_| config)
     }
 
-    /// Starts a worker that knows its own caller: see [`TenoriteService::start_cyclic`].
+    /// Starts a worker that knows its own caller: see [`TenoriteService::start_with_self`].
     ///
     /// # Panics
     ///
     /// If `backlog` is 0, outside a tokio runtime, and if `make` does.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
-    pub fn start_cyclic(
+    pub fn start_with_self(
         self,
         backlog: usize,
         make: impl FnOnce(WeakCaller<C>) -> W::Config,
@@ -353,14 +353,17 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch(backlog, None, |caller| Configs { first: make(WeakCaller::from(caller)), again: None })
+        self.launch(backlog, None, |caller| Configs {
+            first: make(WeakCaller::from(caller)),
+            make_config: None,
+        })
     }
 
     #[track_caller]
     fn launch(
         self,
         backlog: usize,
-        revive: Option<Box<dyn Revive>>,
+        decider: Option<Box<dyn RestartDecider>>,
         make: impl FnOnce(&C) -> Configs<W::Config>,
     ) -> (JoinHandle<W::Output>, C)
     where
@@ -369,7 +372,7 @@ where
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
         // Here, and not in the first back-off, or when it is first idle.
-        if revive.is_some() {
+        if decider.is_some() {
             timer::assert_enabled(
                 "a service that can be restarted, by a `Restart` policy or by a `Supervisor`,",
             );
@@ -382,7 +385,7 @@ where
         let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, name, .. } = self;
         let mut started = None;
         let start =
-            Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive, name };
+            Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, decider, name };
         let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
             let configs = make(&caller);
@@ -396,14 +399,14 @@ where
     fn launch_detached(
         self,
         backlog: usize,
-        revive: Option<Box<dyn Revive>>,
+        decider: Option<Box<dyn RestartDecider>>,
         make: impl FnOnce(&C) -> Configs<W::Config>,
     ) -> C
     where
         W::Config: Send,
         W::Output: Send,
     {
-        Self { is_detached: true, ..self }.launch(backlog, revive, make).1
+        Self { is_detached: true, ..self }.launch(backlog, decider, make).1
     }
 }
 
@@ -451,17 +454,17 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start_cyclic(backlog, move |_| make())
+        self.start_with_self(backlog, move |_| make())
     }
 
-    /// As [`start_with`](Self::start_with), for workers that know their own caller: see [`TenoriteService::start_cyclic`].
+    /// As [`start_with`](Self::start_with), for workers that know their own caller: see [`TenoriteService::start_with_self`].
     ///
     /// # Panics
     ///
     /// As [`start_with`](Self::start_with).
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
-    pub fn start_cyclic(
+    pub fn start_with_self(
         self,
         backlog: usize,
         make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
@@ -470,8 +473,8 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        let revive = Box::new(Restarts::new(self.policy));
-        self.builder.launch(backlog, Some(revive), again(make))
+        let decider = Box::new(Restarts::new(self.policy));
+        self.builder.launch(backlog, Some(decider), make_config(make))
     }
 
     /// As [`start_task`](Self::start_task), and returns the caller alone: see [`TenoriteService::start`].
@@ -486,8 +489,8 @@ where
         W::Config: Clone + Send,
         W::Output: Send,
     {
-        let revive = Box::new(Restarts::new(self.policy));
-        self.builder.start_again(backlog, revive, move |_| config.clone())
+        let decider = Box::new(Restarts::new(self.policy));
+        self.builder.start_again(backlog, decider, move |_| config.clone())
     }
 }
 
@@ -501,25 +504,25 @@ where
     pub(crate) fn start_again(
         self,
         backlog: usize,
-        revive: Box<dyn Revive>,
+        decider: Box<dyn RestartDecider>,
         make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
     ) -> C
     where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch_detached(backlog, Some(revive), again(make))
+        self.launch_detached(backlog, Some(decider), make_config(make))
     }
 }
 
 /// Makes the config of the first worker, and keeps what makes those of the others.
-fn again<C: Caller, Config>(
+fn make_config<C: Caller, Config>(
     mut make: impl FnMut(WeakCaller<C>) -> Config + Send + 'static,
 ) -> impl FnOnce(&C) -> Configs<Config> {
     |caller| {
         let weak = WeakCaller::from(caller);
         let first = make(weak.clone());
-        Configs { first, again: Some(Box::new(move || make(weak.clone()))) }
+        Configs { first, make_config: Some(Box::new(move || make(weak.clone()))) }
     }
 }
 

@@ -32,11 +32,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Caller, WeakCaller};
-use crate::lifecycle::{Lifecycle, Status, StatusWatch, StopReason};
 use crate::mailbox::{Control, Stats, abort};
 use crate::names;
-use crate::restart::{Fall, Pause, Restart, Restarts, Revive, Verdict};
+use crate::restart::{Failure, Pause, Restart, RestartDecider, RestartDecision, Restarts};
 use crate::service::Builder;
+use crate::status::{Status, StatusCell, StatusWatch, StopReason};
 use crate::timer;
 use crate::trace;
 use crate::worker::TenoriteWorker;
@@ -108,7 +108,7 @@ pub struct Supervisor {
     events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     /// Those that have fallen, and have not been seen to yet.
-    fallen: VecDeque<(usize, Fall)>,
+    fallen: VecDeque<(usize, Failure)>,
     /// The one that has fallen once too often.
     culprit: Option<usize>,
     /// What the parent asks for.
@@ -118,10 +118,10 @@ pub struct Supervisor {
 /// What a group hears.
 enum Event {
     /// A child's worker is gone. Its task waits for the answer: whether there is another.
-    Down(usize, Fall, oneshot::Sender<Option<Turn>>),
+    Down(usize, Failure, oneshot::Sender<Option<Turn>>),
     /// A child has got another worker.
     Up,
-    Ended(usize, StopReason),
+    ServiceReport(usize, StopReason),
     Command(Command),
 }
 
@@ -161,15 +161,15 @@ enum ChildControl {
 }
 
 /// A child's question.
-struct Ask {
+struct ParentLink {
     child: usize,
     events: mpsc::UnboundedSender<Event>,
 }
 
-impl Revive for Ask {
-    fn revive(&mut self, fall: &Fall) -> Verdict {
+impl RestartDecider for ParentLink {
+    fn decide(&mut self, failure: &Failure) -> RestartDecision {
         let (answer, answered) = oneshot::channel();
-        let _ = self.events.send(Event::Down(self.child, fall.clone(), answer));
+        let _ = self.events.send(Event::Down(self.child, failure.clone(), answer));
         Box::pin(async move {
             let turn = answered.await.ok().flatten()?;
             let pause = Pause::new(None, async move {
@@ -245,7 +245,7 @@ impl Supervisor {
         W: TenoriteWorker<Config: Send, Output: Send>,
         C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
     {
-        self.start_cyclic(name, service, backlog, move |_| make())
+        self.start_with_self(name, service, backlog, move |_| make())
     }
 
     /// As [`start_with`](Self::start_with), for workers that know their own caller.
@@ -254,7 +254,7 @@ impl Supervisor {
     ///
     /// As [`start_with`](Self::start_with).
     #[track_caller]
-    pub fn start_cyclic<W, C>(
+    pub fn start_with_self<W, C>(
         &mut self,
         name: &str,
         service: Builder<W, C>,
@@ -266,7 +266,7 @@ impl Supervisor {
         C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
     {
         let grace = service.grace();
-        let ask = Ask { child: self.children.len(), events: self.events.clone() };
+        let ask = ParentLink { child: self.children.len(), events: self.events.clone() };
         let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
         self.look_after(name, grace, true, caller.as_ref().control());
         caller
@@ -279,9 +279,9 @@ impl Supervisor {
 
     /// Keeps the service alive, and hears how it is doing.
     fn look_after(&mut self, name: &str, grace: Duration, asks: bool, service: Arc<dyn Control>) {
-        let (child, watch) = (self.children.len(), service.lifecycle().watch());
+        let (child, watch) = (self.children.len(), service.status().watch());
         let watched = Arc::clone(&service);
-        let ended = async move { watched.lifecycle().ended().await };
+        let ended = async move { watched.status().ended().await };
         tokio::spawn(look_after(child, watch, ended, self.events.clone()));
         self.children.push(Child::new(name, Some(grace), asks, ChildControl::Service(service)));
     }
@@ -295,13 +295,13 @@ impl Supervisor {
     pub fn group(&mut self, mut group: Self) {
         timer::assert_enabled("a group that a `Supervisor` can restart");
         let child = self.children.len();
-        let status = Arc::new(Lifecycle::new(|| "Supervisor"));
+        let status = Arc::new(StatusCell::new(|| "Supervisor"));
         status.set_name(Some(group.name.as_str().into()), Arc::as_ptr(&status).addr());
         status.running();
         let watched = Arc::clone(&status);
         let commands = group.events.clone();
         let name = group.name.clone();
-        let ask = Ask { child, events: self.events.clone() };
+        let ask = ParentLink { child, events: self.events.clone() };
         let report = tokio::spawn(async move {
             let reason = group.run_for(ask, &status).await;
             let report = group.end().await;
@@ -330,7 +330,7 @@ impl Supervisor {
     ///
     /// Dropped, it leaves its services to their callers: they are not restarted any more, and stop when those are gone.
     pub async fn run_until(mut self, until: impl Future) -> Report {
-        let fall = {
+        let failure = {
             let mut supervise = pin!(self.supervise());
             let mut until = pin!(until);
             poll_fn(|cx| match until.as_mut().poll(cx) {
@@ -339,8 +339,8 @@ impl Supervisor {
             })
             .await
         };
-        if let Some(fall) = fall {
-            self.give_up(&fall);
+        if let Some(failure) = failure {
+            self.give_up(&failure);
         }
         self.end().await
     }
@@ -364,14 +364,14 @@ impl Supervisor {
             let mut has_more = self.culprit != Some(child);
             loop {
                 if has_more {
-                    has_more = !self.let_up(child, Duration::ZERO);
+                    has_more = !self.allow_restart(child, Duration::ZERO);
                 } else {
                     self.refuse(child);
                 }
                 if self.children[child].ended.is_some() {
                     break;
                 }
-                self.hear().await;
+                self.next_event().await;
             }
         }
         let mut ended = Vec::new();
@@ -382,13 +382,13 @@ impl Supervisor {
     }
 
     /// Another group's child: asks that one before it gives up. Why it ended, in the end.
-    async fn run_for(&mut self, mut parent: Ask, status: &Lifecycle) -> StopReason {
+    async fn run_for(&mut self, mut parent: ParentLink, status: &StatusCell) -> StopReason {
         loop {
-            let fall = self.supervise().await;
+            let failure = self.supervise().await;
             if self.asked == Some(Command::Stop) {
                 return StopReason::Requested;
             }
-            let Some(fall) = fall.or_else(|| self.asked.take().map(|_| Fall::Requested)) else {
+            let Some(failure) = failure.or_else(|| self.asked.take().map(|_| Failure::Requested)) else {
                 return StopReason::Finished;
             };
             status.fallen();
@@ -398,12 +398,12 @@ impl Supervisor {
                 return StopReason::Requested;
             }
             let can = is_down && self.children.iter().all(|child| child.ended.is_none() && child.asks);
-            let pause = if can { parent.revive(&fall).await } else { None };
-            let Some(pause) = pause else { return self.give_up(&fall) };
-            status.restarting(&fall.message(), pause.delay());
+            let pause = if can { parent.decide(&failure).await } else { None };
+            let Some(pause) = pause else { return self.give_up(&failure) };
+            status.restarting(&failure.message(), pause.delay());
             self.decide(&all);
             if !pause.await {
-                return self.give_up(&fall);
+                return self.give_up(&failure);
             }
             self.restarts.forget();
             status.restarted();
@@ -414,63 +414,63 @@ impl Supervisor {
     }
 
     /// The group stops, because one of its services has fallen once too often.
-    fn give_up(&self, fall: &Fall) -> StopReason {
-        let message = fall.message();
+    fn give_up(&self, failure: &Failure) -> StopReason {
+        let message = failure.message();
         trace::group_gave_up(&self.name, &message);
         StopReason::GaveUp(message)
     }
 
     /// Until all have ended or the parent asks for something; or until it gives up: then it says why.
-    async fn supervise(&mut self) -> Option<Fall> {
+    async fn supervise(&mut self) -> Option<Failure> {
         loop {
-            while let Some((child, fall)) = self.fallen.pop_front() {
+            while let Some((child, failure)) = self.fallen.pop_front() {
                 if self.children[child].down.is_some()
-                    && let Err(fall) = self.heal(child, fall).await
+                    && let Err(failure) = self.restart_group(child, failure).await
                 {
                     self.culprit = Some(child);
-                    return Some(fall);
+                    return Some(failure);
                 }
             }
             let failed = |child: &Child| child.ended.as_ref().is_some_and(|reason| !reason.is_clean());
             if let Some(child) = self.children.iter().find(|child| failed(child)) {
                 let message = child.ended.as_ref().map_or_else(String::new, ToString::to_string);
-                return Some(Fall::Panicked(format!("{}: {message}", child.name).into()));
+                return Some(Failure::Panicked(format!("{}: {message}", child.name).into()));
             }
             if self.asked.is_some() || self.children.iter().all(|child| child.ended.is_some()) {
                 return None;
             }
-            self.hear().await;
+            self.next_event().await;
         }
     }
 
     /// The next event.
-    async fn hear(&mut self) {
+    async fn next_event(&mut self) {
         match self.inbox.recv().await.expect("there is a sender in here") {
-            Event::Down(child, fall, answer) => {
+            Event::Down(child, failure, answer) => {
                 self.children[child].down = Some(Down::Asks(answer));
-                self.fallen.push_back((child, fall));
+                self.fallen.push_back((child, failure));
             }
             // To be looked at: who waits for it asks whether it is up, since this may be old.
             Event::Up => {}
-            Event::Ended(child, reason) => self.children[child].ended = Some(reason),
+            Event::ServiceReport(child, reason) => self.children[child].ended = Some(reason),
             Event::Command(command) => self.asked = Some(command),
         }
     }
 
     /// A child is down: sees to it that it comes up again, and its neighbours with it.
-    async fn heal(&mut self, child: usize, fall: Fall) -> Result<(), Fall> {
-        let Some(delay) = self.restarts.after(&fall, Instant::now()) else { return Err(fall) };
+    async fn restart_group(&mut self, child: usize, failure: Failure) -> Result<(), Failure> {
+        let Some(delay) = self.restarts.after(&failure, Instant::now()) else { return Err(failure) };
         let affected: Vec<usize> = match self.strategy {
             Strategy::OneForOne => {
                 // Nobody waits for it, so nobody's restart is held up by its start.
-                self.let_up(child, delay);
+                self.allow_restart(child, delay);
                 return Ok(());
             }
             Strategy::OneForAll => (0..self.children.len()).collect(),
             Strategy::RestForOne => (child..self.children.len()).collect(),
         };
         if !self.bring_down(&affected).await {
-            return Err(fall);
+            return Err(failure);
         }
         // They are down because they were brought down.
         self.fallen.retain(|(fallen, _)| !affected.contains(fallen));
@@ -510,14 +510,14 @@ impl Supervisor {
             if self.asked == Some(Command::Stop) {
                 return false;
             }
-            self.hear().await;
+            self.next_event().await;
         }
     }
 
     /// Lets children up, in order, each once the one before it is up. Until one falls again.
     async fn bring_up(&mut self, affected: &[usize], mut delay: Duration) {
         for &child in affected {
-            if !self.let_up(child, std::mem::take(&mut delay)) {
+            if !self.allow_restart(child, std::mem::take(&mut delay)) {
                 continue;
             }
             loop {
@@ -529,7 +529,7 @@ impl Supervisor {
                     // Those after it stay down until it has been seen to.
                     return;
                 }
-                self.hear().await;
+                self.next_event().await;
             }
         }
     }
@@ -542,7 +542,7 @@ impl Supervisor {
         }
     }
 
-    fn let_up(&mut self, child: usize, delay: Duration) -> bool {
+    fn allow_restart(&mut self, child: usize, delay: Duration) -> bool {
         match self.children[child].down.take().and_then(Down::decided) {
             Some(Down::Waits(turn)) => turn.send(delay).is_ok(),
             _ => false,
@@ -592,13 +592,13 @@ async fn look_after(
         }
         now = status.changed().await;
     }
-    let _ = events.send(Event::Ended(child, ended.await));
+    let _ = events.send(Event::ServiceReport(child, ended.await));
 }
 
 /// Control of a group within a group.
 struct Group {
     commands: mpsc::UnboundedSender<Event>,
-    status: Arc<Lifecycle>,
+    status: Arc<StatusCell>,
     report: Option<JoinHandle<Report>>,
 }
 
@@ -619,15 +619,15 @@ impl ChildControl {
         }
     }
 
-    fn status(&self) -> &Lifecycle {
+    fn status(&self) -> &StatusCell {
         match self {
-            Self::Service(service) => service.lifecycle(),
+            Self::Service(service) => service.status(),
             Self::Group(group) => &group.status,
         }
     }
 
     /// Returns what became of the child, which has ended, and of those within it.
-    async fn report(&mut self, name: &str, reason: StopReason) -> Vec<Ended> {
+    async fn report(&mut self, name: &str, reason: StopReason) -> Vec<ServiceReport> {
         let restarts = self.status().restarts();
         let (service, within) = match self {
             Self::Service(service) => {
@@ -642,8 +642,10 @@ impl ChildControl {
                 (names::in_full("Supervisor", Some(name)), within)
             }
         };
-        let mut all = vec![Ended { name: name.to_owned(), service, reason, restarts }];
-        all.extend(within.into_iter().map(|ended| Ended { name: format!("{name}/{}", ended.name), ..ended }));
+        let mut all = vec![ServiceReport { name: name.to_owned(), service, reason, restarts }];
+        all.extend(
+            within.into_iter().map(|ended| ServiceReport { name: format!("{name}/{}", ended.name), ..ended }),
+        );
         all
     }
 }
@@ -652,13 +654,13 @@ impl ChildControl {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     name: String,
-    ended: Vec<Ended>,
+    ended: Vec<ServiceReport>,
 }
 
 /// What became of one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Ended {
+pub struct ServiceReport {
     /// What it was added as; of a group within the group, with that one's name before it.
     pub name: String,
     /// What kind of service it is, with the name that it has itself: `Store[eu]`. A group is a `Supervisor`.
@@ -678,7 +680,7 @@ impl Report {
 
     /// Each service, in the order in which they were started.
     #[must_use]
-    pub fn services(&self) -> &[Ended] {
+    pub fn services(&self) -> &[ServiceReport] {
         &self.ended
     }
 
@@ -695,7 +697,7 @@ impl fmt::Display for Report {
             self.ended.iter().map(|ended| ended.name.len()).chain([self.name.len(), 7]).max().unwrap_or(7);
         let wide = self.ended.iter().map(|ended| ended.service.len()).chain([7]).max().unwrap_or(7);
         writeln!(f, "{:<width$}  {:<wide$}  restarts  ended because", self.name, "service")?;
-        for Ended { name, service, reason, restarts } in &self.ended {
+        for ServiceReport { name, service, reason, restarts } in &self.ended {
             writeln!(f, "{name:<width$}  {service:<wide$}  {restarts:>8}  {reason}")?;
         }
         Ok(())

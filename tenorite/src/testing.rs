@@ -4,8 +4,8 @@ use std::fmt;
 use std::thread;
 
 use crate::caller::{Caller, WeakCaller};
-use crate::lifecycle::{StatusWatch, StopReason};
 use crate::mailbox::inline::Inline;
+use crate::status::{StatusWatch, StopReason};
 
 /// All ways in which a handler may come to run: with its call, on its service's task, and now this way, now that. A suite that
 /// passes in each depends on none of them.

@@ -14,18 +14,18 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason};
-use crate::home::Home;
-use crate::lifecycle::StopReason;
+use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
-use crate::mailbox::cell::{self, Again, Opening};
+use crate::mailbox::cell::{self, MakeConfig, Opening};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::queue::Queue;
-use crate::mailbox::task::Door;
+use crate::mailbox::task::TaskMailbox;
 use crate::names;
 use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
-use crate::restart::{Fall, Revive, Verdict, after};
+use crate::restart::{Failure, RestartDecider, RestartDecision, after};
+use crate::status::StopReason;
 use crate::trace;
 
 /// A worker: what a service does with its requests.
@@ -112,14 +112,14 @@ pub struct Start {
     pub(crate) drain_limit: Option<Duration>,
     /// What the service would hand back is not wanted.
     pub(crate) is_detached: bool,
-    pub(crate) revive: Option<Box<dyn Revive>>,
+    pub(crate) decider: Option<Box<dyn RestartDecider>>,
     pub(crate) name: Option<Arc<str>>,
 }
 
 /// The config of a service's first worker, and how to make those of others.
 pub struct Configs<Config> {
     pub(crate) first: Config,
-    pub(crate) again: Option<Again<Config>>,
+    pub(crate) make_config: Option<MakeConfig<Config>>,
 }
 
 impl fmt::Debug for Start {
@@ -144,16 +144,16 @@ impl Start {
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
-        let Self { backlog, idle, drain_limit, is_detached, revive, name, .. } = self;
+        let Self { backlog, idle, drain_limit, is_detached, decider, name, .. } = self;
         let runtime = Handle::current();
         let queue = Arc::new(Queue::new(backlog, names::of_type::<W>));
-        queue.lifecycle.set_name(name, Arc::as_ptr(&queue).addr());
+        queue.status.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());
-        let door = Door::new(
+        let door = TaskMailbox::new(
             Arc::clone(&queue),
             runtime.clone(),
             Arc::clone(&spawned),
-            revive.is_some(),
+            decider.is_some(),
             drain_limit,
         );
         let caller = TenoriteCaller::new(Arc::new(door), None);
@@ -162,7 +162,7 @@ impl Start {
         let ending = Ending { queue, reason: StopReason::Aborted };
         let configs = make(caller);
         let detached = is_detached.then(|| Arc::clone(&spawned));
-        let task = runtime.spawn(run::<W>(configs, idle, revive, detached, ending));
+        let task = runtime.spawn(run::<W>(configs, idle, decider, detached, ending));
         let _ = spawned.set(task.abort_handle());
         task
     }
@@ -173,14 +173,14 @@ impl Start {
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
-        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, revive, name } =
+        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, decider, name } =
             self;
-        let runtime = Handle::current();
-        let home = Home::of(&runtime);
-        let (stops_idle, restarts) = (idle.is_some(), revive.is_some());
+        let handle = Handle::current();
+        let runtime = ServiceRuntime::of(&handle);
+        let (stops_idle, restarts) = (idle.is_some(), decider.is_some());
         let (door, driver) = cell::open::<W>(Opening {
             backlog,
-            home,
+            runtime,
             inline,
             warn_after,
             is_timed,
@@ -189,10 +189,10 @@ impl Start {
             drain_limit,
             name,
         });
-        let Configs { first, again } = make(TenoriteCaller::new(Arc::new(door), None));
-        let driver = driver.with(first, again, idle, revive);
+        let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
+        let driver = driver.with(first, make_config, idle, decider);
         let spawned = driver.to_be_spawned();
-        let task = runtime.spawn(driver.detached(is_detached));
+        let task = handle.spawn(driver.detached(is_detached));
         spawned.as_task(|| task.abort_handle());
         task
     }
@@ -217,11 +217,11 @@ type EndingOf<W> =
 async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
-    revive: Option<Box<dyn Revive>>,
+    decider: Option<Box<dyn RestartDecider>>,
     detached: Option<Arc<OnceLock<AbortHandle>>>,
     mut ending: EndingOf<W>,
 ) -> W::Output {
-    let end = run_workers::<W>(configs, idle, revive, &mut ending).await;
+    let end = run_workers::<W>(configs, idle, decider, &mut ending).await;
     match (end, detached) {
         (Ok(output), None) => output,
         (Err(payload), None) => {
@@ -243,47 +243,47 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
 async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
-    mut revive: Option<Box<dyn Revive>>,
+    mut decider: Option<Box<dyn RestartDecider>>,
     ending: &mut EndingOf<W>,
 ) -> Result<W::Output, Payload> {
-    let Configs { first, mut again } = configs;
+    let Configs { first, mut make_config } = configs;
     let mut next = Ok(first);
     loop {
         let queue = &*ending.queue;
         let outcome = match next {
             Ok(config) => {
-                let receiver = Receiver::new(Arc::clone(&ending.queue), revive.is_some());
-                queue.lifecycle.running();
+                let receiver = Receiver::new(Arc::clone(&ending.queue), decider.is_some());
+                queue.status.running();
                 work::<W>(receiver, config, idle, queue).await
             }
             Err(payload) => {
-                trace::start_failed(&queue.lifecycle, &panics::message(&payload));
+                trace::start_failed(&queue.status, &panics::message(&payload));
                 Err(payload)
             }
         };
         let asked_to = queue.end_work();
-        let (fall, end) = match outcome {
-            Ok(output) if asked_to => (Fall::Requested, Ok(output)),
+        let (failure, end) = match outcome {
+            Ok(output) if asked_to => (Failure::Requested, Ok(output)),
             Ok(output) => {
                 ending.reason = queue.close_reason().unwrap_or(StopReason::Finished);
                 return Ok(output);
             }
-            Err(payload) => (Fall::Panicked(panics::message(&payload)), Err(payload)),
+            Err(payload) => (Failure::Panicked(panics::message(&payload)), Err(payload)),
         };
-        queue.lifecycle.fallen();
-        let verdict = revive.as_mut().map(|revive| revive.revive(&fall));
+        queue.status.fallen();
+        let verdict = decider.as_mut().map(|decider| decider.decide(&failure));
         let goes_on = match verdict {
-            Some(verdict) => until_decided(queue, verdict, &fall).await,
+            Some(verdict) => until_decided(queue, verdict, &failure).await,
             None => None,
         };
         if goes_on != Some(true) {
-            let message = fall.message();
-            ending.reason = match (&fall, goes_on) {
+            let message = failure.message();
+            ending.reason = match (&failure, goes_on) {
                 (_, Some(_)) => {
-                    trace::gave_up(&queue.lifecycle, &message);
+                    trace::gave_up(&queue.status, &message);
                     StopReason::GaveUp(message)
                 }
-                (Fall::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
+                (Failure::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
                 (_, None) => StopReason::Panicked(message),
             };
             return end;
@@ -292,8 +292,8 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
             Ok(output) => drop(panics::drop_quietly(output)),
             Err(payload) => panics::discard(payload),
         }
-        queue.lifecycle.restarted();
-        next = panics::catch(again.as_mut().expect("a service that can be restarted knows how"));
+        queue.status.restarted();
+        next = panics::catch(make_config.as_mut().expect("a service that can be restarted knows how"));
     }
 }
 
@@ -324,7 +324,7 @@ async fn work<W: TenoriteWorker>(
         }
         if let Poll::Ready(Err(payload)) = &poll {
             queue.panicked();
-            trace::panicked(&queue.lifecycle, None, None, payload);
+            trace::panicked(&queue.status, None, None, payload);
         }
         if let (Poll::Pending, Some((limit, sleep))) = (&poll, &mut idle) {
             while sleep.as_mut().poll(cx).is_ready() {
@@ -343,8 +343,8 @@ async fn work<W: TenoriteWorker>(
 /// Whether there is another worker: ready when it is to be made. `None` if there is nothing left that it would have to do.
 async fn until_decided<Rq, Rs, Er>(
     queue: &Queue<Rq, Rs, Er>,
-    mut verdict: Verdict,
-    fall: &Fall,
+    mut verdict: RestartDecision,
+    failure: &Failure,
 ) -> Option<bool> {
     let pause = poll_fn(|cx| match (verdict.as_mut().poll(cx), queue.poll_done(cx.waker())) {
         // First, so that the reason of the end does not depend on whether there was anything left to do.
@@ -354,7 +354,7 @@ async fn until_decided<Rq, Rs, Er>(
         (Poll::Pending, false) => Poll::Pending,
     });
     let Some(mut pause) = pause.await? else { return Some(false) };
-    queue.lifecycle.restarting(&fall.message(), pause.delay());
+    queue.status.restarting(&failure.message(), pause.delay());
     poll_fn(|cx| {
         if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { Pin::new(&mut pause).poll(cx).map(Some) }
     })
@@ -380,6 +380,6 @@ impl<Rq, Rs, Er> Drop for Ending<Rq, Rs, Er> {
     fn drop(&mut self) {
         // The worker may have moved its receiver elsewhere: nobody would ever answer what comes in.
         self.queue.shut_down(self.reason.clone(), &SendReason::Stopped);
-        self.queue.lifecycle.end(self.reason.clone());
+        self.queue.status.end(self.reason.clone());
     }
 }

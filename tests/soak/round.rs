@@ -442,7 +442,7 @@ impl Visitor {
                 Err(error) => oracle.hear(id, &Err::<u64, _>(error)),
             },
             361..391 => {
-                let outcome = service.note(id).no_wait().returning().await;
+                let outcome = service.note(id).no_wait().recover().await;
                 if let Err(returned) = &outcome {
                     let is_right = match (&returned.error, &returned.request) {
                         (TenoriteError::SendFailure(_), Some(WorkerRequest::Note { id: back })) => {

@@ -226,13 +226,13 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         }
         ReplyKind::GenericResult => {
             let returned = quote_spanned! {ty.span()=>
-                <#ty as #krate::__private::Reply<true>>::Ok, <#ty as #krate::__private::Reply<true>>::Err
+                <#ty as #krate::__private::IntoAnswer<true>>::Ok, <#ty as #krate::__private::IntoAnswer<true>>::Err
             };
             (returned, quote!(#krate::__private::reply::<true, _>(#reply)))
         }
         ReplyKind::MaybeResult => {
             let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });
-            let projected = quote!(#ty as #krate::__private::Reply<#is_one>);
+            let projected = quote!(#ty as #krate::__private::IntoAnswer<#is_one>);
             let answer = quote!(#krate::__private::reply::<#is_one, #ty>(#reply));
             (quote!(<#projected>::Ok, <#projected>::Err), answer)
         }

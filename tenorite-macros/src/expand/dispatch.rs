@@ -69,7 +69,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async);
-    let space = if is_async { quote!(SomeSpace) } else { quote!(NoSpace) };
+    let space = if is_async { quote!(InlineSpace) } else { quote!(NoInlineSpace) };
 
     let (config, output) = config_and_output(service);
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);

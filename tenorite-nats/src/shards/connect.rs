@@ -14,7 +14,7 @@ use async_nats::{Event, HeaderMap, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tenorite::wire::{Sharded, WireRequest};
-use tenorite::{Caller, Explanation, FetchReason, Outgoing, SendReason, TenoriteCaller, TenoriteError};
+use tenorite::{Caller, FetchReason, OutgoingRequest, Reason, SendReason, TenoriteCaller, TenoriteError};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Sleep;
 
@@ -150,7 +150,7 @@ where
                 numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
                 any: AtomicU32::new(0),
             });
-            Ok(C::from(TenoriteCaller::over(move |outgoing: Outgoing<C::Request>| {
+            Ok(C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
                 let place = callers.place(outgoing.request.shard(shards), shards);
                 Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, place, codec.clone())
             })))
@@ -245,7 +245,7 @@ impl Shards {
     /// Sends a request, with the same id, until it is known that it is stored, and waits for its reply.
     async fn call<Rq, Rs, K>(
         self: Arc<Self>,
-        outgoing: Outgoing<Rq>,
+        outgoing: OutgoingRequest<Rq>,
         (shard, number): Numbered,
         codec: K,
     ) -> Result<Option<Rs>, TenoriteError>
@@ -380,11 +380,9 @@ impl Shards {
         Some(match wire::read_stored(&message) {
             wire::Stored::Yes => Ok(()),
             wire::Stored::Full => Err(TenoriteError::SendFailure(SendReason::Full)),
-            wire::Stored::No(why) => {
-                Err(TenoriteError::SendFailure(SendReason::Denied(Explanation::from(why))))
-            }
+            wire::Stored::No(why) => Err(TenoriteError::SendFailure(SendReason::Denied(Reason::from(why)))),
             wire::Stored::Unknown => {
-                let why = Explanation::from("whether it is stored is not to be understood");
+                let why = Reason::from("whether it is stored is not to be understood");
                 Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why)))
             }
         })

@@ -17,9 +17,9 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tenorite::__private::{Dispatch, Hand};
+use tenorite::__private::{Dispatch, Runner};
 use tenorite::wire::{Sharded, WireRequest};
-use tenorite::{Explanation, FetchReason, PanicMessage, SendReason, StopReason, TenoriteError, TooLarge};
+use tenorite::{FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,7 @@ pub(super) struct Owner<W, K> {
 
 /// A shard's state, as its owner has it in hand.
 struct Held<W: Dispatch> {
-    hand: Hand<W>,
+    hand: Runner<W>,
     /// Of the record that this comes from: the fence.
     revision: u64,
     known: Known,
@@ -597,7 +597,7 @@ where
         let shared = &self.shared;
         let Delivery { message, call, .. } = delivery;
         let Unreadable { record, why } = unreadable;
-        let why = Explanation::from(format!("the state of shard {} cannot be read: {why}", self.shard));
+        let why = Reason::from(format!("the state of shard {} cannot be read: {why}", self.shard));
         let tolerance = (!wire::is_kept(message.headers.as_ref())).then_some(shared.tolerance);
         let read = read_request::<W::Request, K>(message, &shared.codec, tolerance);
         let reads = matches!(&read, Ok((_, method, _)) if method.reads());
@@ -685,7 +685,7 @@ where
                 (worker, Known::default(), record.filter(|record| record.len() + HEADERS <= self.most()))
             }
         };
-        let mut held = Held { hand: Hand::new(worker), revision, known, pin };
+        let mut held = Held { hand: Runner::new(worker), revision, known, pin };
         if let Some(record) = record {
             let size = record.len();
             let written = shared.states.update(self.name(), record, revision).await;
@@ -720,7 +720,7 @@ where
         let worker = held.hand.worker().ok_or_else(|| Lost("its worker is gone".to_owned()))?;
         let mut state = Vec::new();
         if let Err(error) = shared.codec.encode(worker, &mut state) {
-            let why = Explanation::from(format!("the state cannot be encoded: {error}"));
+            let why = Reason::from(format!("the state cannot be encoded: {error}"));
             return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
         }
         let mut known = held.known.clone();

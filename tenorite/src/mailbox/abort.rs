@@ -12,12 +12,12 @@ use tokio::task::{AbortHandle, yield_now};
 use tokio::time::sleep;
 
 use super::Control;
-use crate::{panics, park};
+use crate::{blocking, panics};
 
 /// Stops a service, and aborts it if it has not ended within the limit.
 pub(crate) fn stop_within(service: &Arc<dyn Control>, limit: Duration) {
     service.stop();
-    if !service.lifecycle().has_ended() {
+    if !service.status().has_ended() {
         let runtime = service.runtime().cloned().or_else(|| Handle::try_current().ok());
         abort_after(Arc::clone(service), limit, runtime);
     }
@@ -36,7 +36,7 @@ pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: O
     });
     match by_runtime {
         Some((runtime, mut timer)) => drop(runtime.spawn(async move {
-            let mut ended = pin!(service.lifecycle().ended());
+            let mut ended = pin!(service.status().ended());
             let is_late = poll_fn(|cx| match ended.as_mut().poll(cx) {
                 Poll::Ready(_) => Poll::Ready(false),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
@@ -49,9 +49,9 @@ pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: O
             }
         })),
         None => drop(thread::spawn(move || {
-            let mut ended = pin!(service.lifecycle().ended());
+            let mut ended = pin!(service.status().ended());
             let limit = std::time::Instant::now().checked_add(limit);
-            if park::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
+            if blocking::block_until(limit, |cx| ended.as_mut().poll(cx)).is_none() {
                 while !service.abort() {
                     thread::yield_now();
                 }

@@ -20,19 +20,19 @@ use tokio::time::Instant;
 
 use super::queue::Queue;
 use super::{BoxFuture, CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
+use crate::blocking;
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::lifecycle::{Lifecycle, StopReason};
 use crate::panics::{self, Payload};
-use crate::park;
 use crate::reply::{Client, Ended};
+use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;
 use crate::trace;
 
-/// A request on its way to a service that is elsewhere: what [`TenoriteCaller::over`](crate::TenoriteCaller::over) is given to
+/// A request on its way to a service that is elsewhere: what [`TenoriteCaller::remote`](crate::TenoriteCaller::remote) is given to
 /// send.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Outgoing<Rq> {
+pub struct OutgoingRequest<Rq> {
     /// What is asked.
     pub request: Rq,
     /// When the call will have failed as too late, if it has a deadline: its own, its caller's default, or that of the call
@@ -46,7 +46,7 @@ pub struct Outgoing<Rq> {
 }
 
 /// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
-pub(crate) struct Function<F, Rq, Rs, Er> {
+pub(crate) struct FnMailbox<F, Rq, Rs, Er> {
     /// Gone with the last caller.
     function: Held<F>,
     /// It only sends, and is dropped with its call.
@@ -80,13 +80,13 @@ struct Gate {
 /// One request that runs. The last one to end behind a shut door ends the service.
 struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
 
-impl<F, Rq, Rs, Er> Function<F, Rq, Rs, Er> {
+impl<F, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er> {
     /// `sends`: requests run elsewhere.
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
         let slots = Arc::new(Queue::new(1, || "closure"));
         // No worker has to be made first.
-        slots.lifecycle.running();
+        slots.status.running();
         let function = Held::Callers(Some(Arc::new(function)));
         Self { function, sends, shared: Arc::new(Shared { gate, slots }) }
     }
@@ -108,7 +108,7 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
     fn close(&self, reason: StopReason) {
         let mut gate = self.gate.lock();
         gate.closed.get_or_insert(reason);
-        self.slots.lifecycle.draining();
+        self.slots.status.draining();
         self.end_if_last(gate);
     }
 
@@ -116,7 +116,7 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
         let ended = if gate.flights.is_empty() { gate.closed.clone() } else { None };
         drop(gate);
         if let Some(reason) = ended {
-            self.slots.lifecycle.end(reason);
+            self.slots.status.end(reason);
         }
     }
 }
@@ -124,7 +124,7 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
 impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
     fn panicked(&self, payload: Payload) -> Ended<Rs, Er> {
         let message = panics::message(&payload);
-        trace::panicked(&self.slots.lifecycle, None, None, &payload);
+        trace::panicked(&self.slots.status, None, None, &payload);
         panics::discard(payload);
         self.slots.panicked();
         Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
@@ -139,7 +139,7 @@ impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
     }
 }
 
-impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
+impl<F, Rq: 'static, Rs: 'static, Er: 'static> FnMailbox<F, Rq, Rs, Er> {
     fn is_shut(&self) -> bool {
         self.shared.gate.lock().closed.is_some()
     }
@@ -161,7 +161,7 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> Function<F, Rq, Rs, Er> {
     }
 }
 
-impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
+impl<F, Rq, Rs, Er> Drop for FnMailbox<F, Rq, Rs, Er> {
     fn drop(&mut self) {
         if let Held::Callers(function) = &mut self.function {
             // What the closure holds is gone when the service is.
@@ -171,9 +171,9 @@ impl<F, Rq, Rs, Er> Drop for Function<F, Rq, Rs, Er> {
     }
 }
 
-impl<F, Fut, Rq, Rs, Er> Function<F, Rq, Rs, Er>
+impl<F, Fut, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er>
 where
-    F: Fn(Outgoing<Rq>) -> Fut,
+    F: Fn(OutgoingRequest<Rq>) -> Fut,
     Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
@@ -201,7 +201,7 @@ where
             return refused;
         }
 
-        let outgoing = Outgoing {
+        let outgoing = OutgoingRequest {
             request,
             deadline: state.terms.limit.deadline(),
             expires: state.terms.deadline(),
@@ -319,9 +319,9 @@ where
     }
 }
 
-impl<F, Fut, Rq, Rs, Er> Mailbox<Rq, Rs, Er> for Function<F, Rq, Rs, Er>
+impl<F, Fut, Rq, Rs, Er> Mailbox<Rq, Rs, Er> for FnMailbox<F, Rq, Rs, Er>
 where
-    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
+    F: Fn(OutgoingRequest<Rq>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
@@ -401,9 +401,9 @@ where
     }
 }
 
-impl<F, Fut, Rq, Rs, Er> Control for Function<F, Rq, Rs, Er>
+impl<F, Fut, Rq, Rs, Er> Control for FnMailbox<F, Rq, Rs, Er>
 where
-    F: Fn(Outgoing<Rq>) -> Fut + Send + Sync + 'static,
+    F: Fn(OutgoingRequest<Rq>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Option<Rs>, TenoriteError<Er>>> + Send + 'static,
     Rq: Send + 'static,
     Rs: Send + 'static,
@@ -437,8 +437,8 @@ where
         matches!(self.function, Held::Permit(_)) || self.is_shut()
     }
 
-    fn lifecycle(&self) -> &Lifecycle {
-        &self.shared.slots.lifecycle
+    fn status(&self) -> &StatusCell {
+        &self.shared.slots.status
     }
 
     fn runtime(&self) -> Option<&Handle> {
@@ -471,7 +471,7 @@ fn drive_on_thread<T: 'static>(future: BoxFuture<T>) {
     let theirs = Arc::clone(&future);
     let started = thread::Builder::new().spawn(move || {
         let Some(mut future) = theirs.lock().take() else { return };
-        let outcome = park::block_until(None, |cx| panics::poll_caught(future.as_mut(), cx));
+        let outcome = blocking::block_until(None, |cx| panics::poll_caught(future.as_mut(), cx));
         panics::drop_quietly(outcome);
         panics::drop_quietly(future);
     });

@@ -1,6 +1,6 @@
 //! Whether a call may run its handler itself.
 
-use crate::chance;
+use crate::rng;
 use crate::sync::{AtomicU32, Ordering};
 
 /// Where the handlers of a derived service run: see [`Builder::inline`](crate::Builder::inline).
@@ -18,7 +18,7 @@ pub enum Inline {
 }
 
 /// Decides it, call by call.
-pub(crate) struct Dice {
+pub(crate) struct InlinePolicy {
     seed: u64,
     throws: AtomicU32,
     mode: Mode,
@@ -32,7 +32,7 @@ enum Mode {
     Random,
 }
 
-impl Dice {
+impl InlinePolicy {
     pub(crate) fn new(inline: Inline) -> Self {
         let (mode, seed) = match inline {
             Inline::Auto => (Mode::Auto, 0),
@@ -53,7 +53,7 @@ impl Dice {
 
     fn throw(&self) -> u32 {
         let throw = self.throws.fetch_add(1, Ordering::Relaxed);
-        (chance::nth(self.seed, u64::from(throw)) >> 32) as u32
+        (rng::nth(self.seed, u64::from(throw)) >> 32) as u32
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
     #[test]
     fn chance_goes_both_ways_and_the_same_way_again() {
         let throws = |seed| {
-            let dice = Dice::new(Inline::Random(seed));
-            (0..64).map(|_| dice.allows()).collect::<Vec<_>>()
+            let inline = InlinePolicy::new(Inline::Random(seed));
+            (0..64).map(|_| inline.allows()).collect::<Vec<_>>()
         };
         assert_eq!(throws(7), throws(7));
         assert_ne!(throws(7), throws(8));
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn without_chance_it_is_always_the_same() {
-        assert!(Dice::new(Inline::Auto).allows());
-        assert!(!Dice::new(Inline::Never).allows());
+        assert!(InlinePolicy::new(Inline::Auto).allows());
+        assert!(!InlinePolicy::new(Inline::Never).allows());
     }
 }

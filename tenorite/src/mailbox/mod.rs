@@ -29,12 +29,8 @@ pub(crate) mod abort;
 pub(crate) mod cell;
 pub(crate) mod function;
 pub(crate) mod inline;
-pub(crate) mod line;
 pub(crate) mod queue;
 pub(crate) mod task;
-
-#[cfg(all(test, loom))]
-mod models;
 
 use std::mem;
 use std::pin::Pin;
@@ -46,9 +42,9 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::error::{SendReason, TenoriteError};
-use crate::lifecycle::Lifecycle;
-use crate::nesting::Node;
+use crate::handler::stack::Node;
 use crate::reply::Ended;
+use crate::status::StatusCell;
 
 /// Controls a service, whatever it is asked and answers.
 pub(crate) trait Control: Send + Sync {
@@ -65,7 +61,7 @@ pub(crate) trait Control: Send + Sync {
     fn is_closed(&self) -> bool;
 
     /// Returns where the service tells its status.
-    fn lifecycle(&self) -> &Lifecycle;
+    fn status(&self) -> &StatusCell;
 
     /// Returns the service's node in the graph of waiting handlers, if its handlers are part of it.
     fn node(&self) -> Option<Node> {
@@ -110,7 +106,7 @@ pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) phase: Phase<Rq, Rs, Er>,
     pub(crate) terms: Terms,
     /// Its handler may go on without it.
-    pub(crate) raced: bool,
+    pub(crate) allows_cycle: bool,
 }
 
 /// What a request's place in the line depends on.
@@ -124,7 +120,7 @@ pub(crate) struct Terms {
     /// Fail rather than wait for room.
     pub(crate) no_wait: bool,
     /// The request is to come back if it does not run.
-    pub(crate) wanted_back: bool,
+    pub(crate) return_on_failure: bool,
     /// A place in the backlog is kept for it.
     pub(crate) permit: Option<PermitKind>,
 }
@@ -201,10 +197,10 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
             has_default_limit: false,
             cast: false,
             no_wait: false,
-            wanted_back: false,
+            return_on_failure: false,
             permit: None,
         };
-        Self { phase, terms, raced: false }
+        Self { phase, terms, allows_cycle: false }
     }
 
     pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
@@ -291,7 +287,7 @@ impl Terms {
         reason: SendReason,
     ) -> (Phase<Rq, Rs, Er>, Option<Rq>) {
         let failure = TenoriteError::SendFailure(reason);
-        if self.wanted_back {
+        if self.return_on_failure {
             (Phase::Returned(Box::new((failure, request))), None)
         } else {
             (Phase::Failed(failure), Some(request))

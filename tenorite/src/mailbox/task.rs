@@ -10,11 +10,11 @@ use tokio::task::AbortHandle;
 use super::abort::abort_after;
 use super::queue::Queue;
 use super::{CallState, Control, Mailbox, PermitKind, Phase, Stats};
-use crate::home;
-use crate::lifecycle::{Lifecycle, StopReason};
+use crate::handler::runtime;
+use crate::status::{StatusCell, StopReason};
 
 /// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
-pub(crate) struct Door<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
+pub(crate) struct TaskMailbox<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
     queue: Arc<Queue<Rq, Rs, Er>>,
     runtime: Handle,
     spawned: Arc<OnceLock<AbortHandle>>,
@@ -24,7 +24,7 @@ pub(crate) struct Door<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'stati
     permit: PermitKind,
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> TaskMailbox<Rq, Rs, Er> {
     /// `spawned` is the worker's task, once it is there.
     pub(crate) fn new(
         queue: Arc<Queue<Rq, Rs, Er>>,
@@ -49,7 +49,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Door<Rq, Rs, Er
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for TaskMailbox<Rq, Rs, Er> {
     fn drop(&mut self) {
         if self.permit == PermitKind::Borrowed {
             self.queue.close(StopReason::CallersGone);
@@ -62,7 +62,9 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for Door<R
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er> for Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er>
+    for TaskMailbox<Rq, Rs, Er>
+{
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
         if self.permit == PermitKind::Owned
             && let Some(unwanted) = state.refuse_without_permit()
@@ -78,7 +80,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
                 // Before anything is taken: it may panic.
                 let waker = cx.waker().clone();
                 let (request, terms) = state.take_request(self.permit);
-                let now = || home::now_in(Some(&self.runtime));
+                let now = || runtime::now_in(Some(&self.runtime));
                 self.queue.push(request, terms, now, waker)
             }
             Phase::Permit => self.queue.reserve(state.terms, cx.waker()),
@@ -108,7 +110,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
 
     fn unreserve(&self) {
         if self.permit == PermitKind::Borrowed {
-            self.queue.used(|| home::now_in(Some(&self.runtime)));
+            self.queue.used(|| runtime::now_in(Some(&self.runtime)));
         }
         self.queue.unreserve(self.permit);
     }
@@ -119,7 +121,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Door<Rq, Rs, Er> {
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for TaskMailbox<Rq, Rs, Er> {
     fn abort(&self) -> bool {
         self.spawned.get().map(AbortHandle::abort).is_some()
     }
@@ -127,7 +129,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Doo
     fn restart(&self) -> bool {
         let can = self.can_restart && !self.queue.is_closed();
         if can {
-            self.queue.begin_recess();
+            self.queue.begin_replacement();
         }
         can
     }
@@ -143,8 +145,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Doo
         self.permit == PermitKind::Owned || self.queue.is_closed()
     }
 
-    fn lifecycle(&self) -> &Lifecycle {
-        &self.queue.lifecycle
+    fn status(&self) -> &StatusCell {
+        &self.queue.status
     }
 
     fn runtime(&self) -> Option<&Handle> {

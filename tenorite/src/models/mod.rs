@@ -10,9 +10,9 @@
 //! overlap; that what was said not to have run did not run, and what was answered did; and that no slot is left over.
 
 #[cfg(loom)]
-mod every;
+mod loom;
 #[cfg(shuttle)]
-mod many;
+mod shuttle;
 
 use std::future::poll_fn;
 use std::panic::resume_unwind;
@@ -26,12 +26,12 @@ use tokio::task::yield_now;
 
 use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::home::Home;
-use crate::mailbox::cell::{self, Dispatch, Driver, Job, Opening, SomeSpace, Step};
+use crate::handler::method::Method;
+use crate::handler::runtime::ServiceRuntime;
+use crate::mailbox::cell::{self, Dispatch, Driver, InlineSpace, Job, Opening, Step};
 use crate::mailbox::inline::Inline;
-use crate::method::Method;
 use crate::reply::Reply;
-use crate::restart::{Fall, Pause, Revive, Verdict};
+use crate::restart::{Failure, Pause, RestartDecider, RestartDecision};
 use crate::sync::{Mutex, Witness};
 use crate::trace::WARN_AFTER;
 
@@ -226,7 +226,7 @@ impl Drop for Worker {
 impl Dispatch for Worker {
     type Request = Ask;
     type Response = u32;
-    type Space = SomeSpace;
+    type Space = InlineSpace;
     type Config = Self;
     type Output = Self;
 
@@ -337,7 +337,7 @@ pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
 fn opening(backlog: usize, inline: Inline) -> Opening {
     Opening {
         backlog,
-        home: Home,
+        runtime: ServiceRuntime,
         inline,
         warn_after: WARN_AFTER,
         is_timed: false,
@@ -360,8 +360,8 @@ pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Wo
 pub(crate) fn start_restarting(backlog: usize) -> Model {
     struct Always;
 
-    impl Revive for Always {
-        fn revive(&mut self, _fall: &Fall) -> Verdict {
+    impl RestartDecider for Always {
+        fn decide(&mut self, _fall: &Failure) -> RestartDecision {
             let at_once = Pause::new(None, std::future::ready(true));
             Box::pin(std::future::ready(Some(at_once)))
         }

@@ -223,7 +223,7 @@ fn a_token_of_unpark_is_not_left_by_a_wake_too_many() {
     assert_keeps_its_token("a closure", || assert_eq!(caller.send_request(1).blocking(), Ok(1)));
 
     let (leave, left) = mpsc::channel();
-    let caller = TenoriteCaller::<u32, u32>::over(move |_| {
+    let caller = TenoriteCaller::<u32, u32>::remote(move |_| {
         let leave = leave.clone();
         poll_fn(move |cx| {
             // It keeps the waker, and uses it long after the call is over.

@@ -68,7 +68,7 @@ impl Node {
 
     pub async fn raced(&mut self, me: NodeCaller) -> bool {
         tokio::select! {
-            _ = me.ready().raced() => false,
+            _ = me.ready().allow_cycle() => false,
             () = tokio::time::sleep(Duration::from_millis(5)) => true,
         }
     }
@@ -91,7 +91,7 @@ impl Node {
 
     pub async fn races(&mut self, other: NodeCaller, way: Way) -> bool {
         tokio::select! {
-            _ = other.walk(way).raced() => false,
+            _ = other.walk(way).allow_cycle() => false,
             () = tokio::time::sleep(Duration::from_millis(5)) => true,
         }
     }
@@ -459,7 +459,7 @@ async fn a_handler_that_awaits_the_end_of_its_own_service_is_told() {
     }
     for inline in MODES {
         for way in 0..3 {
-            let (_task, own) = OwnService.builder().inline(inline).start_cyclic(4, Own);
+            let (_task, own) = OwnService.builder().inline(inline).start_with_self(4, Own);
             let (call, name) = match way {
                 0 => (own.stop_and_wait(), "stop_and_wait"),
                 1 => (own.wait(), "wait"),
@@ -479,7 +479,7 @@ async fn a_handler_that_awaits_the_end_of_its_own_service_is_told() {
             no_hang(own.stopped()).await;
         }
         // This one ends by itself.
-        let (_task, own) = OwnService.builder().inline(inline).start_cyclic(4, Own);
+        let (_task, own) = OwnService.builder().inline(inline).start_with_self(4, Own);
         assert_eq!(
             no_hang(own.stop_in_time()).await,
             Err(TenoriteError::FetchFailure(FetchReason::Stopped)),
@@ -551,7 +551,7 @@ async fn no_alarm_for_a_handler_that_awaits_its_own_end_beside_something_else() 
             let (task, own) = OwnService
                 .builder()
                 .inline(inline)
-                .start_cyclic(4, |me| Own(me, Arc::clone(&gate), node.clone()));
+                .start_with_self(4, |me| Own(me, Arc::clone(&gate), node.clone()));
             let mut call = match way {
                 0 => own.timer(),
                 1 => own.gate(),

@@ -123,7 +123,7 @@ fn a_runtime_that_shuts_down_answers_what_it_was_running() {
 }
 
 fn silent() -> TenoriteCaller<u32, u32> {
-    TenoriteCaller::over(|_| std::future::pending())
+    TenoriteCaller::remote(|_| std::future::pending())
 }
 
 /// What only waits for somebody else is not the service's to wait for.
@@ -148,7 +148,7 @@ async fn calls_that_are_elsewhere_are_counted_as_others_are() {
     drop(call);
     assert_eq!((caller.stats().expired, caller.stats().cancelled), (1, 1));
     // Whoever sends them may keep their limits as well.
-    let strict = TenoriteCaller::<u32, u32>::over(|_| async {
+    let strict = TenoriteCaller::<u32, u32>::remote(|_| async {
         Err(TenoriteError::FetchFailure(FetchReason::Expired))
     });
     assert!(strict.send_request(1).await.is_err());
@@ -160,7 +160,7 @@ async fn calls_that_are_elsewhere_are_counted_as_others_are() {
 async fn what_is_sent_elsewhere_says_when_it_is_too_late_to_start() {
     let sent = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&sent);
-    let caller = TenoriteCaller::<u32, u32>::over(move |outgoing| {
+    let caller = TenoriteCaller::<u32, u32>::remote(move |outgoing| {
         seen.lock().unwrap().push((outgoing.deadline.is_some(), outgoing.expires.is_some()));
         async move { Ok(Some(outgoing.request)) }
     });
@@ -195,7 +195,7 @@ async fn what_is_sent_elsewhere_goes_with_its_call() {
     }
     let drops = Arc::default();
     let counted = Arc::clone(&drops);
-    let caller = TenoriteCaller::<u32, u32>::over(move |outgoing| {
+    let caller = TenoriteCaller::<u32, u32>::remote(move |outgoing| {
         let dropped = Dropped(Arc::clone(&counted));
         async move {
             if outgoing.request == 0 {
@@ -217,6 +217,6 @@ async fn what_is_sent_elsewhere_goes_with_its_call() {
     caller.send_request(0).try_cast().unwrap();
     assert_eq!(drops.load(Ordering::SeqCst), 4);
     // Nothing was said, and a reply was wanted.
-    let mute = TenoriteCaller::<u32, u32>::over(|_| async { Ok(None) });
+    let mute = TenoriteCaller::<u32, u32>::remote(|_| async { Ok(None) });
     assert_eq!(mute.send_request(1).await, Err(TenoriteError::FetchFailure(FetchReason::Unanswered)));
 }

@@ -102,19 +102,18 @@ fn planted_bugs_are_up_to_date() {
         let source = fs::read_to_string(root.join(&bug.file)).expect(&bug.file);
         assert_eq!(source.matches(&bug.right).count(), 1, "{}: `{}`", bug.title, bug.right);
         let (modules, test) = bug.catcher.test.rsplit_once("::").unwrap_or(("", &bug.catcher.test));
-        // Unit tests stand in a module of their own within the one that they are about.
+        // Unit tests stand in a module of their own, `tests`, within the one that they are about.
         let module = match bug.catcher.tool {
-            Tool::Unit => modules.split("::").next(),
-            _ => modules.rsplit("::").next(),
+            Tool::Unit => modules.split("::tests").next().expect("a name").replace("::", "/"),
+            _ => modules.rsplit("::").next().expect("a name").to_owned(),
         };
-        let module = module.expect("a name");
         let (folder, module) = match bug.catcher.tool {
             Tool::Loom | Tool::Shuttle => ("tenorite/src/models", module),
             Tool::Unit => ("tenorite/src", module),
             Tool::Test => ("tests/tests/it", module),
-            Tool::Cost => ("tests/tests", "cost"),
+            Tool::Cost => ("tests/tests", "cost".to_owned()),
         };
-        let tests = fs::read_to_string(root.join(folder).join(module).with_extension("rs")).expect(module);
+        let tests = fs::read_to_string(root.join(folder).join(&module).with_extension("rs")).expect(&module);
         let is_there = tests.contains(&format!("fn {test}()")) || tests.contains(&format!("    {test}: {{"));
         assert!(is_there, "{}: {module}::{test}", bug.title);
     }

@@ -343,7 +343,7 @@ async fn hooks_see_their_own_service_as_a_circle() {
     }
 
     let told = Arc::new(Mutex::new(Vec::new()));
-    let (_task, caller) = LoopService.start_cyclic(1, |me| Loop(me, Arc::clone(&told)));
+    let (_task, caller) = LoopService.start_with_self(1, |me| Loop(me, Arc::clone(&told)));
     assert_eq!(caller.ask().await, Ok(1));
     let told = told.lock().unwrap();
     assert!(told[0].contains("Loop::init → Loop::ask"), "{told:?}");

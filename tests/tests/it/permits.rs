@@ -353,7 +353,7 @@ async fn a_handler_that_would_wait_for_its_own_place_is_told() {
         }
     }
 
-    let (_task, own) = OwnService.start_cyclic(1, Own);
+    let (_task, own) = OwnService.start_with_self(1, Own);
     let told = own.more().await.unwrap();
     assert!(told.contains("Own::more → Own::reserve"), "{told}");
 }

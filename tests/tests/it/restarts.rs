@@ -129,7 +129,7 @@ async fn a_worker_may_ask_for_its_own_restart() {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (theirs, logged) = (Arc::clone(&made), Arc::clone(&log));
         let (task, leaky) =
-            LeakyService.builder().inline(inline).restart(POLICY).start_cyclic(4, move |me| {
+            LeakyService.builder().inline(inline).restart(POLICY).start_with_self(4, move |me| {
                 let number = theirs.fetch_add(1, Ordering::SeqCst);
                 Leaky { me, number, log: Arc::clone(&logged) }
             });

@@ -132,7 +132,7 @@ async fn a_wait_for_what_will_never_be_ends_with_the_service() {
 
 #[tokio::test]
 async fn a_closure_is_running_from_the_first() {
-    let over = TenoriteCaller::<u32, u32>::over(|outgoing| async move { Ok(Some(outgoing.request)) });
+    let over = TenoriteCaller::<u32, u32>::remote(|outgoing| async move { Ok(Some(outgoing.request)) });
     let mock = TenoriteCaller::<u32, u32>::from_fn(|request| async move { Ok(request) });
     for caller in [over, mock] {
         let mut watch = caller.watch();
@@ -197,7 +197,7 @@ async fn explode_three_times(caller: &ProbeCaller) {
 }
 
 fn of(report: &Report, name: &str) -> (StopReason, u32) {
-    let of = |ended: &&tenorite::Ended| ended.name == name;
+    let of = |ended: &&tenorite::ServiceReport| ended.name == name;
     let ended = report.services().iter().find(of).unwrap_or_else(|| panic!("{name} in {report}"));
     (ended.reason.clone(), ended.restarts)
 }

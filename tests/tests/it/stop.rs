@@ -238,7 +238,7 @@ async fn a_handler_may_stop_its_own_service() {
             "bye"
         }
     }
-    let (task, caller) = QuitterService.start_cyclic(1, Quitter);
+    let (task, caller) = QuitterService.start_with_self(1, Quitter);
     assert_eq!(caller.quit().await, Ok("bye"));
     assert!(task.await.is_ok());
     assert_eq!(caller.quit().await, Err(STOPPED));

@@ -109,7 +109,7 @@ async fn a_worker_that_knows_its_own_caller() {
         }
     }
 
-    let (task, jobs) = JobsService.start_cyclic(32, |me| Jobs { me, done: Vec::new() });
+    let (task, jobs) = JobsService.start_with_self(32, |me| Jobs { me, done: Vec::new() });
     jobs.start(7).await.unwrap();
     while jobs.list().await.unwrap().is_empty() {
         tokio::task::yield_now().await;

@@ -44,7 +44,7 @@ fn a_service_that_would_need_timers_later_is_refused_where_it_is_started() {
             ByHandService.builder().restart(policy()).start_with(4, probe)
         });
         assert_refused("a policy, cyclic", || {
-            ProbeService.builder().restart(policy()).start_cyclic(4, |_| probe())
+            ProbeService.builder().restart(policy()).start_with_self(4, |_| probe())
         });
         assert_refused("idle", || ProbeService.builder().idle_timeout(SOON).start_task(4, probe()));
         assert_refused("idle, by hand", || ByHandService.builder().idle_timeout(SOON).start_task(4, probe()));

@@ -9,22 +9,22 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
-use super::life::{self, Again, End, Life, Over};
-use super::owner::{Left, Owner};
-use super::word::{Abort, Found, TaskClaim};
-use super::{Aftermath, Core, Dispatch, Opened};
-use crate::lifecycle::StopReason;
+use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
+use super::owner::{Owner, Released};
+use super::state::{Abort, Found, TaskClaim};
+use super::{Core, Dispatch, OnWorkerExit, Opened};
+use crate::handler::stack;
 use crate::mailbox::abort;
-use crate::nesting;
 use crate::panics;
-use crate::restart::Revive;
+use crate::restart::RestartDecider;
+use crate::status::StopReason;
 
 /// The service's task: drives on what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {
     /// `None` once it is over.
     core: Option<Arc<Core<W>>>,
     /// What becomes of the worker, besides serving.
-    life: Option<Box<Life<W>>>,
+    lifecycle: Option<Box<WorkerLifecycle<W>>>,
     /// What the service would hand back is not wanted.
     is_detached: bool,
     /// The service is over, and its task is about to be.
@@ -43,7 +43,7 @@ impl<W: Dispatch> Spawned<W> {
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
-        Self { core: Some(core), life: None, is_detached: false, over: None }
+        Self { core: Some(core), lifecycle: None, is_detached: false, over: None }
     }
 
     /// Lets the worker in, or what it is to be made of. Then this is to be spawned.
@@ -52,21 +52,21 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(crate) fn with(
         mut self,
         config: W::Config,
-        again: Option<Again<W::Config>>,
+        make_config: Option<MakeConfig<W::Config>>,
         idle: Option<Duration>,
-        revive: Option<Box<dyn Revive>>,
+        decider: Option<Box<dyn RestartDecider>>,
     ) -> Self {
         let Some(core) = &self.core else { return self };
         let config = match W::ready(config) {
-            Ok(worker) if core.aftermath == Aftermath::End && !W::BEGINS => {
+            Ok(worker) if core.on_worker_exit == OnWorkerExit::End && !W::BEGINS => {
                 core.place(worker);
-                core.queue.lifecycle.running();
+                core.queue.status.running();
                 return self;
             }
             Ok(worker) => Ok(worker),
             Err(config) => Err(config),
         };
-        self.life = Some(Box::new(Life::new(config, again, idle, revive)));
+        self.lifecycle = Some(Box::new(WorkerLifecycle::new(config, make_config, idle, decider)));
         self
     }
 
@@ -88,8 +88,8 @@ impl<W: Dispatch> Core<W> {
         self.witness.touch();
         // SAFETY: while the word says `HELD`, the seat is empty and its task's, and this is it: callers of this function are
         // the task, or come before it.
-        unsafe { (*self.owned.get()).seat.place(worker) };
-        self.word.open();
+        unsafe { (*self.owned.get()).storage.place(worker) };
+        self.state.open();
     }
 
     /// What the service ends in that has handed its worker back, and why.
@@ -100,13 +100,13 @@ impl<W: Dispatch> Core<W> {
 }
 
 /// Does what there is to do for requests.
-pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Left<W> {
-    let _cut = nesting::cut();
-    match core.word.claim_for_task() {
-        TaskClaim::Nothing => Left::Alive,
-        TaskClaim::Held => Left::Held,
-        TaskClaim::Dead => Left::Dead,
-        TaskClaim::Claimed(Found::Parked, claim) => Owner::new(core, claim).go_on(),
+pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
+    let _barrier = stack::barrier();
+    match core.state.claim_for_task() {
+        TaskClaim::Nothing => Released::Alive,
+        TaskClaim::Held => Released::Held,
+        TaskClaim::Dead => Released::Dead,
+        TaskClaim::Claimed(Found::Parked, claim) => Owner::new(core, claim).resume_parked(),
         TaskClaim::Claimed(Found::Ready, claim) => Owner::new(core, claim).drain(None),
     }
 }
@@ -126,13 +126,13 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         let Some(core) = &self.core else { panic!("a service's task was polled after its end") };
         // Where others find it before we look: whoever changes the word after our look wakes us.
         core.task.set_with(|| cx.waker().clone());
-        let poll = match &mut self.life {
-            Some(life) => life.poll(core, cx),
+        let poll = match &mut self.lifecycle {
+            Some(lifecycle) => lifecycle.poll(core, cx),
             None => match serve(core) {
-                Left::Alive => Poll::Pending,
-                Left::Held => unreachable!("a worker without a life is left to nobody"),
-                Left::HandedBack(worker) => Poll::Ready(core.handed_back(worker)),
-                Left::Dead => Poll::Ready((dead(core), None)),
+                Released::Alive => Poll::Pending,
+                Released::Held => unreachable!("a worker without a lifecycle is left to nobody"),
+                Released::HandedBack(worker) => Poll::Ready(core.handed_back(worker)),
+                Released::Dead => Poll::Ready((dead(core), None)),
             },
         };
         let over = ready!(poll);
@@ -143,7 +143,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
 
 fn tell_end<W: Dispatch>(core: &Core<W>, reason: Option<StopReason>) {
     if let Some(reason) = reason {
-        core.queue.lifecycle.end(reason);
+        core.queue.status.end(reason);
     }
 }
 
@@ -157,7 +157,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
         }
         let (core, (end, reason)) = ready!(this.poll_end(cx));
         if this.is_detached {
-            life::discard::<W>(end);
+            lifecycle::discard::<W>(end);
             // After the worker is gone.
             tell_end(&core, reason);
             return abort::end_task(this.over.insert(core).spawned.get(), cx);
@@ -176,8 +176,8 @@ impl<W: Dispatch> Drop for Driver<W> {
         let Some(core) = self.core.take() else { return };
         core.queue.close(StopReason::Aborted);
         // What a hook has under way, and the worker with it, is gone before anybody is told so.
-        panics::drop_quietly(self.life.take());
-        if let Abort::Claimed(claim) = core.word.abort() {
+        panics::drop_quietly(self.lifecycle.take());
+        if let Abort::Claimed(claim) = core.state.abort() {
             Owner::new(&core, claim).end(StopReason::Aborted, None);
         }
     }

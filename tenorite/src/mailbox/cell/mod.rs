@@ -19,7 +19,7 @@
 //!   cast? queue ────────────────►
 //! ```
 //!
-//! - [`word`]: who owns the worker. All transitions (T1 to T10) and the invariants I1 to I4.
+//! - [`state`]: who owns the worker. All transitions (T1 to T10) and the invariants I1 to I4.
 //! - [`seat`]: the worker and its handler's future, as raw memory.
 //! - here: what is done at each transition; [`Owner`] is the right to do it.
 //!
@@ -49,14 +49,14 @@
 //! answers the line, and says last that the service is gone. All of it on the thread that had the worker, which may be a
 //! caller's: waiting for another thread could wait for ever.
 
-mod door;
+mod mailbox;
 mod driver;
-mod life;
+mod lifecycle;
 mod owner;
-mod seat;
-mod solo;
+mod storage;
+mod standalone;
 mod waker;
-mod word;
+mod state;
 
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
@@ -69,23 +69,23 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-pub(crate) use self::door::Door;
 pub(crate) use self::driver::Driver;
-pub(crate) use self::life::Again;
-use self::seat::Seat;
-pub use self::seat::{Job, NoSpace, SomeSpace, Space, Step};
-pub(crate) use self::solo::Solo;
-use self::word::Word;
+pub(crate) use self::lifecycle::MakeConfig;
+pub(crate) use self::mailbox::CellMailbox;
+pub(crate) use self::standalone::Standalone;
+use self::state::State;
+use self::storage::WorkerStorage;
+pub use self::storage::{InlineSpace, Job, NoInlineSpace, Space, Step};
 use super::Phase;
-use super::inline::{Dice, Inline};
+use super::inline::{Inline, InlinePolicy};
 use super::queue::Queue;
 use crate::error::{FetchReason, SendReason};
-use crate::home::{Home, Stance, now_in};
-use crate::lifecycle::StopReason;
-use crate::method::{Method, Served};
-use crate::nesting::Node;
+use crate::handler::method::{CallInfo, Method};
+use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
+use crate::handler::stack::Node;
 use crate::panics::{self, Payload};
 use crate::reply::{Answer, Ended, Tasks};
+use crate::status::StopReason;
 use crate::sync::{Once, Witness};
 use crate::trace::{self, Span, Watch};
 
@@ -99,7 +99,7 @@ use crate::trace::{self, Span, Watch};
 /// impl Dispatch for Store {
 ///     type Request = StoreRequest;
 ///     type Response = StoreResponse;
-///     type Space = SomeSpace;
+///     type Space = InlineSpace;
 ///     type Config = Self;
 ///     type Output = Self;
 ///
@@ -225,7 +225,7 @@ impl<W, E> Opened<W> for Result<W, E> {
 
 /// What follows when a worker's time is over, but for its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Aftermath {
+enum OnWorkerExit {
     /// Nothing: whoever sees it ends the service.
     End,
     /// Its hook. The door is shut.
@@ -239,7 +239,7 @@ type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, In
 
 /// What callers, the task and wakers share.
 pub(crate) struct Core<W: Dispatch> {
-    word: Word,
+    state: State,
     owned: UnsafeCell<Owned<W>>,
     witness: Witness,
     queue: Queue<W::Request, W::Response, Infallible>,
@@ -247,10 +247,10 @@ pub(crate) struct Core<W: Dispatch> {
     task: Once<Waker>,
     /// The task, for those who end it. Set when it has been spawned.
     spawned: Once<AbortHandle>,
-    home: Home,
-    dice: Dice,
+    runtime: ServiceRuntime,
+    inline: InlinePolicy,
     watch: Watch,
-    aftermath: Aftermath,
+    on_worker_exit: OnWorkerExit,
     /// Whether each handler is timed, or only those that wait.
     is_timed: bool,
     /// Whether it stops when it is idle.
@@ -267,7 +267,7 @@ pub(crate) struct Core<W: Dispatch> {
 /// What a service is opened with.
 pub(crate) struct Opening {
     pub(crate) backlog: usize,
-    pub(crate) home: Home,
+    pub(crate) runtime: ServiceRuntime,
     pub(crate) inline: Inline,
     pub(crate) warn_after: Duration,
     pub(crate) is_timed: bool,
@@ -282,18 +282,18 @@ pub(crate) struct Opening {
 
 /// What only the owner may touch.
 struct Owned<W: Dispatch> {
-    seat: Seat<W>,
+    storage: WorkerStorage<W>,
     /// While a handler waits: whom it serves.
-    serving: Option<Serving>,
+    parked: Option<ParkedCall>,
     /// What the `JoinHandle` is to hear.
     panic: Option<Payload>,
 }
 
 /// Whom a handler serves that waits.
-struct Serving {
+struct ParkedCall {
     /// Where its reply belongs. `None` if it was cast.
     slot: Option<usize>,
-    served: Served,
+    served: CallInfo,
     /// Where its call was made.
     span: Span,
     /// When it was first seen to wait.
@@ -307,24 +307,24 @@ struct Serving {
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
 /// A cell that has no worker yet: callers may come, and wait.
-pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) -> (Door<W>, Driver<W>) {
-    let aftermath = match opening.restarts {
-        true => Aftermath::Restart,
-        false if W::CLOSES || opening.stops_idle => Aftermath::Hook,
-        false => Aftermath::End,
+pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) -> (CellMailbox<W>, Driver<W>) {
+    let on_worker_exit = match opening.restarts {
+        true => OnWorkerExit::Restart,
+        false if W::CLOSES || opening.stops_idle => OnWorkerExit::Hook,
+        false => OnWorkerExit::End,
     };
     let core = Arc::new(Core {
         // Whether it is idle is asked under the lock, and so all that makes it busy goes there.
-        word: Word::new(opening.inline != Inline::Auto || opening.stops_idle),
-        owned: UnsafeCell::new(Owned { seat: Seat::new(), serving: None, panic: None }),
+        state: State::new(opening.inline != Inline::Auto || opening.stops_idle),
+        owned: UnsafeCell::new(Owned { storage: WorkerStorage::new(), parked: None, panic: None }),
         witness: Witness::new(),
         queue: Queue::new(opening.backlog, || W::NAME),
         task: Once::new(),
         spawned: Once::new(),
-        home: opening.home,
-        dice: Dice::new(opening.inline),
+        runtime: opening.runtime,
+        inline: InlinePolicy::new(opening.inline),
         watch: Watch::new(opening.warn_after),
-        aftermath,
+        on_worker_exit,
         is_timed: opening.is_timed,
         stops_idle: opening.stops_idle,
         drain_limit: opening.drain_limit,
@@ -332,8 +332,8 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) ->
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });
-    core.queue.lifecycle.set_name(opening.name, core.node());
-    (Door::new(Arc::clone(&core)), Driver::new(core))
+    core.queue.status.set_name(opening.name, core.node());
+    (CellMailbox::new(Arc::clone(&core)), Driver::new(core))
 }
 
 /// Whether this method may answer after it has returned. Of services without any it is not asked.
@@ -354,7 +354,7 @@ impl<W: Dispatch> Core<W> {
     /// panic then, which is no fault of the handler's.
     #[cold]
     fn why_panicked(&self, payload: &Payload) -> FetchReason {
-        if self.word.is_aborted() || self.home.is_shut_down() {
+        if self.state.is_aborted() || self.runtime.is_shut_down() {
             FetchReason::Stopped
         } else {
             FetchReason::Panicked(panics::message(payload))
@@ -370,14 +370,14 @@ impl<W: Dispatch> Core<W> {
 
     /// T4. A handler's waker has fired.
     fn notify(&self) {
-        if self.word.notify() {
+        if self.state.notify() {
             self.wake_task();
         }
     }
 
     /// A clone of a handler's waker is gone: see [`waker`].
     fn notify_if_parked(&self) {
-        if self.word.notify_if_parked() {
+        if self.state.notify_if_parked() {
             self.wake_task();
         }
     }
@@ -386,13 +386,13 @@ impl<W: Dispatch> Core<W> {
     fn close(&self, reason: StopReason) {
         let wake = self.queue.step(None, |line, after| {
             line.close(reason, &SendReason::Stopped, after);
-            self.word.close()
+            self.state.close()
         });
-        self.queue.lifecycle.draining();
+        self.queue.status.draining();
         if wake {
             self.wake_task();
         }
-        // After `CLOSING` was set, by a read-modify-write, as the parking is: one of the two sees the other.
+        // Deferred `CLOSING` was set, by a read-modify-write, as the parking is: one of the two sees the other.
         if self.awaits_own_end.load(Ordering::Acquire) {
             self.notify_if_parked();
         }
@@ -400,16 +400,16 @@ impl<W: Dispatch> Core<W> {
 
     /// Asks for another worker. Not if the door is shut: then what is there is served to the end.
     fn ask_for_restart(&self) {
-        let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.word.ask_for_restart());
+        let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.state.ask_for_restart());
         if wake {
             self.wake_task();
         }
     }
 
     /// A handler panicked that served a call which was made in this span, or in the current one.
-    fn tell_panic(&self, served: Served, span: Option<&Span>, reason: &FetchReason, payload: &Payload) {
+    fn tell_panic(&self, served: CallInfo, span: Option<&Span>, reason: &FetchReason, payload: &Payload) {
         if matches!(reason, FetchReason::Panicked(_)) {
-            trace::panicked(&self.queue.lifecycle, span, Some(served.method.name()), payload);
+            trace::panicked(&self.queue.status, span, Some(served.method.name()), payload);
         }
     }
 
@@ -434,11 +434,11 @@ impl<W: Dispatch> Core<W> {
     fn finished(
         &self,
         slot: Option<usize>,
-        served: Served,
+        served: CallInfo,
         response: W::Response,
     ) -> Option<(usize, Answered<W>)> {
         match slot {
-            Some(slot) if !self.is_late(served, Stance::Native) => Some((slot, Ok(Ok(response)))),
+            Some(slot) if !self.is_late(served, RuntimeContext::Native) => Some((slot, Ok(Ok(response)))),
             late => {
                 if let Some(slot) = late {
                     self.queue.answer_late(slot);
@@ -452,8 +452,8 @@ impl<W: Dispatch> Core<W> {
     /// Returns whether a reply that is there now comes after its call's deadline. The clock is looked
     /// at only if there is one.
     #[inline]
-    fn is_late(&self, served: Served, stance: Stance) -> bool {
-        served.deadline.is_some_and(|deadline| deadline <= self.home.now(stance))
+    fn is_late(&self, served: CallInfo, context: RuntimeContext) -> bool {
+        served.deadline.is_some_and(|deadline| deadline <= self.runtime.now(context))
     }
 
     /// Whose reply it is gets it, if he still wants it.
@@ -469,7 +469,7 @@ impl<W: Dispatch> Core<W> {
 /// For those who answer later.
 impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer(&self, slot: usize, reply: Answered<W>) -> Result<(), Answered<W>> {
-        self.queue.used(|| now_in(self.home.runtime()));
+        self.queue.used(|| now_in(self.runtime.handle()));
         self.queue.answer_slot(slot, reply)
     }
 
@@ -486,11 +486,11 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     }
 
     fn now(&self) -> tokio::time::Instant {
-        now_in(self.home.runtime())
+        now_in(self.runtime.handle())
     }
 
     fn answer_late(&self, slot: usize) {
-        self.queue.used(|| now_in(self.home.runtime()));
+        self.queue.used(|| now_in(self.runtime.handle()));
         self.queue.answer_late(slot);
     }
 
@@ -506,13 +506,13 @@ impl<W: Dispatch> Tasks for Core<W> {
     }
 
     fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload) {
-        trace::panicked(&self.queue.lifecycle, Some(span), method, payload);
+        trace::panicked(&self.queue.status, Some(span), method, payload);
     }
 
     fn ended(&self, number: u64) {
         // As for T7: the service's task may wait for nothing else.
-        let wake = self.queue.step(None, |line, _| line.task_ended(number) && self.word.close());
-        self.queue.used(|| now_in(self.home.runtime()));
+        let wake = self.queue.step(None, |line, _| line.task_ended(number) && self.state.close());
+        self.queue.used(|| now_in(self.runtime.handle()));
         if wake {
             self.wake_task();
         }
@@ -523,7 +523,7 @@ impl<W: Dispatch> Drop for Core<W> {
     fn drop(&mut self) {
         // I7: otherwise a worker that holds callers would drop the next service's from in here, and that one the next's.
         #[cfg(debug_assertions)]
-        debug_assert!(self.word.is_dead() || std::thread::panicking(), "the worker is gone before its cell");
+        debug_assert!(self.state.is_dead() || std::thread::panicking(), "the worker is gone before its cell");
         // That of a panic whose task was never polled again.
         if let Some(payload) = self.owned.get_mut().panic.take() {
             panics::discard(payload);
@@ -534,6 +534,6 @@ impl<W: Dispatch> Drop for Core<W> {
 impl<W: Dispatch> fmt::Debug for Core<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Of what is owned nothing, not even whether it is there.
-        f.debug_struct("Core").field("word", &self.word.describe()).finish_non_exhaustive()
+        f.debug_struct("Core").field("word", &self.state.describe()).finish_non_exhaustive()
     }
 }

@@ -5,32 +5,32 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use super::seat::{Progress, response_of};
+use super::state::{Claim, Leave, Park, Release};
+use super::storage::{Progress, response_of};
 use super::waker;
-use super::word::{Claim, Leave, Park, Release};
-use super::{Aftermath, Answered, Core, Dispatch, Exchange, Owned, Serving, answers_later};
+use super::{Answered, Core, Dispatch, Exchange, OnWorkerExit, Owned, ParkedCall, answers_later};
 use crate::budget;
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
-use crate::home::Stance;
-use crate::lifecycle::StopReason;
+use crate::handler::deadlock;
+use crate::handler::method::CallInfo;
+use crate::handler::runtime::RuntimeContext;
+use crate::handler::stack;
 use crate::mailbox::Phase;
-use crate::mailbox::line::{Spent, Taken};
-use crate::method::Served;
-use crate::nesting;
+use crate::mailbox::queue::line::{Dequeued, TurnOver};
 use crate::panics::{self, Payload};
 use crate::reply::Client;
+use crate::status::StopReason;
 use crate::trace::Span;
-use crate::waits;
 
 /// The right to touch what is owned. There is one at a time, made by a claim and given up by a release.
 ///
 /// If it is dropped otherwise, something unwinds that should not have: then the service ends rather than hang.
 pub(super) struct Owner<'a, W: Dispatch> {
     core: &'a Arc<Core<W>>,
-    /// The call in hand: taken out of the line, and not answered yet.
-    hand: Option<usize>,
+    /// The call in in_flight: taken out of the line, and not answered yet.
+    in_flight: Option<usize>,
     /// The word has changed: this is the right to nothing any more.
-    has_left: bool,
+    is_disarmed: bool,
 }
 
 /// What a run of a handler came to.
@@ -45,7 +45,7 @@ pub(super) enum Run {
 }
 
 /// What came of the worker when its owner let go.
-pub(super) enum Left<W> {
+pub(super) enum Released<W> {
     /// It is idle, parked, or left to the task.
     Alive,
     /// The door is shut and all is done: here it is.
@@ -58,7 +58,7 @@ pub(super) enum Left<W> {
 
 /// What the task does next, as the worker's owner.
 enum Next<Rq> {
-    Serve(Taken<Rq>),
+    Serve(Dequeued<Rq>),
     /// The word was changed: it owns nothing any more.
     Left {
         wake: bool,
@@ -73,7 +73,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Uses up the claim, which a transition of this core's word has returned.
     #[inline]
     pub(super) fn new(core: &'a Arc<Core<W>>, _claim: Claim) -> Self {
-        Self { core, hand: None, has_left: false }
+        Self { core, in_flight: None, is_disarmed: false }
     }
 
     fn owned(&mut self) -> *mut Owned<W> {
@@ -83,30 +83,35 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// The word has been changed.
     #[inline]
-    pub(super) fn left(mut self) {
-        self.has_left = true;
+    pub(super) fn disarm(mut self) {
+        self.is_disarmed = true;
     }
 
     /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
     #[inline(always)]
-    pub(super) fn start(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
-        match stance {
-            Stance::Native if !self.core.is_timed => self.start_within(exchange, served, |_| ()),
-            stance => self.start_apart(exchange, served, stance),
+    pub(super) fn start(
+        &mut self,
+        exchange: &mut Exchange<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+    ) -> Run {
+        match context {
+            RuntimeContext::Native if !self.core.is_timed => self.start_within(exchange, served, |_| ()),
+            context => self.start_slow(exchange, served, context),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn start_apart(&mut self, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
-        self.start_within(exchange, served, |core| (core.home.enter(stance), Timed::of(core)))
+    fn start_slow(&mut self, exchange: &mut Exchange<W>, served: CallInfo, context: RuntimeContext) -> Run {
+        self.start_within(exchange, served, |core| (core.runtime.enter(context), Timed::of(core)))
     }
 
     #[inline(always)]
     fn start_within<G>(
         &mut self,
         exchange: &mut Exchange<W>,
-        served: Served,
+        served: CallInfo,
         surroundings: impl FnOnce(&'a Core<W>) -> G,
     ) -> Run {
         let core = self.core;
@@ -114,11 +119,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _nested = nesting::enter(core.node(), served);
-            let _watched = core.watch.begin(&core.queue.lifecycle, || served.method.name());
+            let _nested = stack::enter(core.node(), served);
+            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
             // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
-            unsafe { (*owned).seat.start(exchange, &waker) }
+            unsafe { (*owned).storage.start(exchange, &waker) }
         });
         match ran {
             Ok(Progress::Replied) => Run::Replied,
@@ -129,8 +134,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// As [`start`](Self::start), in the span that the call was made in.
-    fn start_in(&mut self, span: &Span, exchange: &mut Exchange<W>, served: Served, stance: Stance) -> Run {
-        self.start_within(exchange, served, |core| (core.home.enter(stance), span.enter(), Timed::of(core)))
+    fn start_in(
+        &mut self,
+        span: &Span,
+        exchange: &mut Exchange<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+    ) -> Run {
+        self.start_within(exchange, served, |core| {
+            (core.runtime.enter(context), span.enter(), Timed::of(core))
+        })
     }
 
     /// As [`start_in`](Self::start_in), of a method that may answer later: a client answers for it.
@@ -140,8 +153,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         slot: Option<usize>,
         span: &Span,
         exchange: &mut Exchange<W>,
-        served: Served,
-        stance: Stance,
+        served: CallInfo,
+        context: RuntimeContext,
     ) -> Run {
         let core = self.core;
         if let Some(slot) = slot {
@@ -151,15 +164,15 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
         let owned = self.owned();
         // SAFETY: this is the owner.
-        unsafe { (*owned).seat.lend(client) };
+        unsafe { (*owned).storage.lend(client) };
         let (ran, unwound) =
-            panics::polled_here(&core.queue, || self.start_in(span, exchange, served, stance));
+            panics::polled_here(&core.queue, || self.start_in(span, exchange, served, context));
         let reason = match &ran {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
         // SAFETY: this is the owner.
-        if let (Some(reason), Some(client)) = (&reason, unsafe { (*owned).seat.take_back() }) {
+        if let (Some(reason), Some(client)) = (&reason, unsafe { (*owned).storage.take_back() }) {
             client.fail(reason.clone());
         }
         // Also of a panic that it has caught itself.
@@ -170,7 +183,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Goes on with the handler that waits.
-    fn resume(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
+    fn resume(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
         let waker = waker::borrowed(self.core);
         self.resume_with(&waker, served, span)
     }
@@ -178,17 +191,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     fn resume_with(
         &mut self,
         waker: &Waker,
-        served: Served,
+        served: CallInfo,
         span: &Span,
     ) -> Poll<Result<Option<W::Response>, Payload>> {
         let core = self.core;
         let owned = self.owned();
         let resume = || {
-            let _nested = nesting::enter(core.node(), served);
+            let _nested = stack::enter(core.node(), served);
             let _in_span = span.enter();
-            let _watched = core.watch.begin(&core.queue.lifecycle, || served.method.name());
+            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: this is the owner.
-            unsafe { (*owned).seat.resume(&mut Context::from_waker(waker)) }
+            unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
         };
         if !answers_later::<W>(served.method) {
             return match panics::catch(resume) {
@@ -213,20 +226,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// The handler is polled with a waker that counts its clones. A future that has to wait for anything
     /// leaves one; the wait for the own end leaves none.
     #[cold]
-    fn await_own_end(&mut self, served: Served, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
+    fn await_own_end(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
         let counted = Arc::new(Counted { core: Arc::clone(self.core), has_fired: AtomicBool::new(false) });
         let waker = Waker::from(Arc::clone(&counted));
         let poll = self.resume_with(&waker, served, span);
-        waits::take_own_end(self.core.node());
+        deadlock::take_own_end(self.core.node());
         drop(waker);
         let clones = Arc::strong_count(&counted) - 1;
         // A clone may have fired before it was dropped, on another thread: its drop releases what it did.
         fence(Ordering::Acquire);
         let has_fired = counted.has_fired.load(Ordering::Relaxed);
         if clones == 0 && !has_fired && poll.is_pending() {
-            waits::refuse_own_end(self.core.node());
+            deadlock::refuse_own_end(self.core.node());
             let poll = self.resume(served, span);
-            waits::forget_own_end();
+            deadlock::forget_own_end();
             return poll;
         }
         poll
@@ -237,38 +250,49 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// It was polled in the surroundings of `stance`. In foreign ones it may wait for a scheduler that its service knows nothing
     /// of (who yields is woken by the scheduler that polled him, when that comes to it): so the task polls it once more,
     /// at home.
-    pub(super) fn park(self, slot: Option<usize>, served: Served, span: Span, stance: Stance) -> Left<W> {
+    pub(super) fn park(
+        self,
+        slot: Option<usize>,
+        served: CallInfo,
+        span: Span,
+        context: RuntimeContext,
+    ) -> Released<W> {
         // A handler that comes back at once every time is not timed by this, one that waits long is.
         let since = Instant::now();
-        self.park_again(Serving { slot, served, span, since }, stance)
+        self.park_again(ParkedCall { slot, served, span, since }, context)
     }
 
-    fn park_again(mut self, serving: Serving, stance: Stance) -> Left<W> {
+    fn park_again(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
         let core = self.core;
-        let awaits_own_end = waits::take_own_end(core.node());
+        let awaits_own_end = deadlock::take_own_end(core.node());
         if awaits_own_end {
             core.awaits_own_end.store(true, Ordering::Release);
         }
         // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
-        unsafe { (*self.owned()).serving = Some(serving) };
-        match core.word.park() {
+        unsafe { (*self.owned()).parked = Some(parked) };
+        match core.state.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
             parked => {
-                self.left();
+                self.disarm();
                 if parked == Park::Notified {
                     core.wake_task();
-                } else if stance == Stance::Foreign || awaits_own_end && core.word.is_closing() {
+                } else if context == RuntimeContext::Foreign || awaits_own_end && core.state.is_closing() {
                     core.notify_if_parked();
                 }
-                Left::Alive
+                Released::Alive
             }
         }
     }
 
     /// T10. The handler panicked whose reply belongs into `slot`, for this reason.
     #[cold]
-    pub(super) fn panicked(mut self, slot: Option<usize>, reason: FetchReason, payload: Payload) -> Left<W> {
-        self.hand = None;
+    pub(super) fn panicked(
+        mut self,
+        slot: Option<usize>,
+        reason: FetchReason,
+        payload: Payload,
+    ) -> Released<W> {
+        self.in_flight = None;
         let message = match &reason {
             FetchReason::Panicked(message) => Some(message.clone()),
             _ => None,
@@ -279,60 +303,60 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             return self.end(StopReason::Aborted, None);
         };
         self.core.queue.panicked();
-        match self.core.aftermath {
-            Aftermath::End => self.end(StopReason::Panicked(message), Some(payload)),
-            _ => self.fall(message, payload),
+        match self.core.on_worker_exit {
+            OnWorkerExit::End => self.end(StopReason::Panicked(message), Some(payload)),
+            _ => self.worker_failed(message, payload),
         }
     }
 
     /// T11. The worker is not to be used any more; the task knows what comes after it.
-    fn fall(mut self, message: PanicMessage, payload: Payload) -> Left<W> {
+    fn worker_failed(mut self, message: PanicMessage, payload: Payload) -> Released<W> {
         let core = self.core;
-        if core.aftermath != Aftermath::Restart {
+        if core.on_worker_exit != OnWorkerExit::Restart {
             core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
         }
         self.drop_future();
         // SAFETY: this is the owner. Before the word says that it is the task's: the task looks here then.
         unsafe { (*self.owned()).panic = Some(payload) };
-        self.hold()
+        self.hand_to_task()
     }
 
     /// T11.
-    fn hold(mut self) -> Left<W> {
+    fn hand_to_task(mut self) -> Released<W> {
         let core = self.core;
-        if !core.word.hold() {
+        if !core.state.hold() {
             return self.end(StopReason::Aborted, None);
         }
-        self.has_left = true;
+        self.is_disarmed = true;
         core.wake_task();
-        Left::Held
+        Released::Held
     }
 
     /// The task takes the worker that it was left, and why it panicked, if it did.
     pub(super) fn take_held(mut self) -> (Option<W>, Option<Payload>) {
         let owned = self.owned();
         // SAFETY: this is the owner, and the last one has dropped what was under way.
-        let taken = unsafe { ((*owned).seat.take(), (*owned).panic.take()) };
-        self.core.word.hold();
-        self.left();
+        let taken = unsafe { ((*owned).storage.take(), (*owned).panic.take()) };
+        self.core.state.hold();
+        self.disarm();
         taken
     }
 
     /// The service is over, and the worker was taken out before.
     pub(super) fn finish(self) {
-        self.core.word.die();
-        self.left();
+        self.core.state.die();
+        self.disarm();
     }
 
     /// Drops the future of a handler that is under way, if one is.
     fn drop_future(&mut self) {
         let core = self.core;
         let owned = self.owned();
-        waits::left();
-        waits::clear(core.node());
+        deadlock::handler_suspended();
+        deadlock::clear(core.node());
         // SAFETY: this is the owner.
-        let drop_future = || unsafe { (*owned).seat.drop_future() };
-        if let Err(payload) = panics::catch(|| core.home.within(drop_future)) {
+        let drop_future = || unsafe { (*owned).storage.drop_future() };
+        if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
             panics::discard(payload);
         }
     }
@@ -340,16 +364,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// T2. Lets go of the worker after the caller's own request. What came meanwhile is the task's.
     #[cold]
     #[inline(never)]
-    pub(super) fn release(mut self, stance: Stance) {
+    pub(super) fn release(mut self, context: RuntimeContext) {
         let core = self.core;
         if core.stops_idle {
             // Until here it was in use.
-            core.queue.used(|| core.home.now(stance));
+            core.queue.used(|| core.runtime.now(context));
         }
-        match core.word.release() {
-            Release::Idle => self.left(),
+        match core.state.release() {
+            Release::Idle => self.disarm(),
             Release::Ready => {
-                self.has_left = true;
+                self.is_disarmed = true;
                 core.wake_task();
             }
             Release::Aborted => {
@@ -360,18 +384,18 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// Serves the queue from the front, on the task, and lets go when it is empty, when a handler has
     /// to wait, or when the task's turn is over. `finished` is the last request's slot and its reply.
-    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Left<W> {
+    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Released<W> {
         let core = self.core;
         let mut is_over = false;
         loop {
-            self.hand = None;
-            let has_left = &mut self.has_left;
-            let now = || core.home.now(Stance::Native);
-            let next = core.queue.step(finished.take(), |line, after| {
-                if core.word.wants_restart() && line.closed.is_none() {
+            self.in_flight = None;
+            let is_disarmed = &mut self.is_disarmed;
+            let now = || core.runtime.now(RuntimeContext::Native);
+            let next = core.queue.step(finished.take(), |line, deferred| {
+                if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
-                let leave = match line.take_next(!is_over, now, after) {
+                let leave = match line.take_next(!is_over, now, deferred) {
                     Ok(Some(taken)) => return Next::Serve(taken),
                     Ok(None) if line.closed.is_none() => {
                         line.used(now);
@@ -383,36 +407,39 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         line.seal();
                         return Next::End;
                     }
-                    Err(Spent) => Leave::Ready,
+                    Err(TurnOver) => Leave::Ready,
                 };
-                core.word.leave(leave);
-                *has_left = true;
+                core.state.leave(leave);
+                *is_disarmed = true;
                 Next::Left { wake: leave == Leave::Ready }
             });
             match next {
-                Next::Serve(Taken { request, deadline, span, slot }) => {
-                    let served = Served { method: W::method(&request), deadline };
+                Next::Serve(Dequeued { request, deadline, span, slot }) => {
+                    let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
                     let (slot, ran) = if answers_later::<W>(served.method) {
                         // Its client answers for it.
-                        (None, self.start_deferring(slot, &span, &mut exchange, served, Stance::Native))
+                        (
+                            None,
+                            self.start_deferring(slot, &span, &mut exchange, served, RuntimeContext::Native),
+                        )
                     } else {
-                        self.hand = slot;
-                        (slot, self.start_in(&span, &mut exchange, served, Stance::Native))
+                        self.in_flight = slot;
+                        (slot, self.start_in(&span, &mut exchange, served, RuntimeContext::Native))
                     };
                     match ran {
                         Run::Replied => {
-                            waits::through(core.node());
+                            deadlock::handler_finished(core.node());
                             core.count_reply();
                             finished = core.finished(slot, served, response_of(&mut exchange));
                         }
                         Run::Deferred => {
-                            waits::through(core.node());
+                            deadlock::handler_finished(core.node());
                             core.count_reply();
                         }
                         Run::Waits => {
-                            return self.park(slot, served, span, Stance::Native);
+                            return self.park(slot, served, span, RuntimeContext::Native);
                         }
                         Run::Panicked(payload) => {
                             let reason = core.why_panicked(&payload);
@@ -426,37 +453,37 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     if wake {
                         core.wake_task();
                     }
-                    return Left::Alive;
+                    return Released::Alive;
                 }
-                Next::End if core.aftermath == Aftermath::End => return self.hand_back(),
-                Next::End | Next::Restart => return self.hold(),
+                Next::End if core.on_worker_exit == OnWorkerExit::End => return self.hand_back(),
+                Next::End | Next::Restart => return self.hand_to_task(),
             }
         }
     }
 
     /// Polls the handler that waits, on the task, then serves the queue.
-    pub(super) fn go_on(mut self) -> Left<W> {
+    pub(super) fn resume_parked(mut self) -> Released<W> {
         // SAFETY: this is the owner.
-        let serving = unsafe { (*self.owned()).serving.take() };
-        let serving = serving.expect("a parked handler serves a call");
-        let Serving { slot, served, since, .. } = serving;
-        self.hand = slot;
-        let mut poll = self.resume(served, &serving.span);
-        if poll.is_pending() && waits::take_own_end(self.core.node()) {
+        let parked = unsafe { (*self.owned()).parked.take() };
+        let parked = parked.expect("a parked handler serves a call");
+        let ParkedCall { slot, served, since, .. } = parked;
+        self.in_flight = slot;
+        let mut poll = self.resume(served, &parked.span);
+        if poll.is_pending() && deadlock::take_own_end(self.core.node()) {
             self.core.awaits_own_end.store(true, Ordering::Release);
-            if self.core.word.is_closing() {
-                poll = self.await_own_end(served, &serving.span);
+            if self.core.state.is_closing() {
+                poll = self.await_own_end(served, &parked.span);
             }
         }
-        waits::left();
+        deadlock::handler_suspended();
         if poll.is_ready() {
-            waits::clear(self.core.node());
+            deadlock::clear(self.core.node());
         }
         match poll {
-            Poll::Pending => self.park_again(serving, Stance::Native),
+            Poll::Pending => self.park_again(parked, RuntimeContext::Native),
             Poll::Ready(Err(payload)) => {
                 let reason = self.core.why_panicked(&payload);
-                self.core.tell_panic(served, Some(&serving.span), &reason, &payload);
+                self.core.tell_panic(served, Some(&parked.span), &reason, &payload);
                 self.panicked(slot, reason, payload)
             }
             Poll::Ready(Ok(response)) => {
@@ -469,19 +496,19 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T8. The service accepts no more calls, and the queue is sealed. The task tells that it has ended.
-    fn hand_back(mut self) -> Left<W> {
+    fn hand_back(mut self) -> Released<W> {
         let core = self.core;
         core.queue.cut_owed(false);
         // SAFETY: this is the owner, and no handler is under way.
-        let worker = unsafe { (*self.owned()).seat.take() };
-        core.word.die();
-        self.left();
-        worker.map_or(Left::Dead, Left::HandedBack)
+        let worker = unsafe { (*self.owned()).storage.take() };
+        core.state.die();
+        self.disarm();
+        worker.map_or(Released::Dead, Released::HandedBack)
     }
 
     /// T9, T10. Drops everything, and answers everybody.
     #[cold]
-    pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Left<W> {
+    pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Released<W> {
         let core = self.core;
         // First, so that what is dropped below cannot call in and wait.
         core.queue.close(reason.clone());
@@ -490,13 +517,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.drop_future();
         let owned = self.owned();
         // SAFETY: this is the owner, here and below. There is one if the worker was parked; who panicked has been told.
-        let parked = unsafe { (*owned).serving.take() }.and_then(|serving| serving.slot);
-        if let Some(slot) = parked.or(self.hand.take()) {
+        let parked = unsafe { (*owned).parked.take() }.and_then(|parked| parked.slot);
+        if let Some(slot) = parked.or(self.in_flight.take()) {
             core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
         }
         // SAFETY: as above; the future is gone, though its `Drop` may have panicked.
-        let worker = unsafe { (*owned).seat.take() };
-        if let Err(payload) = panics::catch(|| core.home.within(|| panics::drop_quietly(worker))) {
+        let worker = unsafe { (*owned).storage.take() };
+        if let Err(payload) = panics::catch(|| core.runtime.within(|| panics::drop_quietly(worker))) {
             panics::discard(payload);
         }
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
@@ -505,18 +532,18 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         if let Some(earlier) = earlier {
             panics::discard(earlier);
         }
-        core.word.die();
-        self.left();
-        core.queue.lifecycle.end(reason);
+        core.state.die();
+        self.disarm();
+        core.queue.status.end(reason);
         core.wake_task();
-        Left::Dead
+        Released::Dead
     }
 }
 
 impl<W: Dispatch> Owner<'_, W> {
     #[cold]
-    fn break_down(&mut self) {
-        let owner = Owner { core: self.core, hand: self.hand.take(), has_left: false };
+    fn abort_on_unwind(&mut self) {
+        let owner = Owner { core: self.core, in_flight: self.in_flight.take(), is_disarmed: false };
         let message = "something that is not the service's own panicked while a thread served it";
         owner.end(StopReason::Panicked(message.into()), Some(Box::new(message)));
     }
@@ -525,8 +552,8 @@ impl<W: Dispatch> Owner<'_, W> {
 impl<W: Dispatch> Drop for Owner<'_, W> {
     #[inline]
     fn drop(&mut self) {
-        if !self.has_left {
-            self.break_down();
+        if !self.is_disarmed {
+            self.abort_on_unwind();
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use tenorite::__private::{Dispatch, Job, Method, NoSpace, Step};
+use tenorite::__private::{Dispatch, Job, Method, NoInlineSpace, Step};
 
 // The step of one job cannot be kept and returned for another.
 static SPARE: Mutex<Option<Step<'static>>> = Mutex::new(None);
@@ -10,7 +10,7 @@ struct Forger;
 impl Dispatch for Forger {
     type Request = u8;
     type Response = u8;
-    type Space = NoSpace;
+    type Space = NoInlineSpace;
     type Config = Self;
     type Output = Self;
 

@@ -14,7 +14,7 @@
 //! Calls nest on one stack: a handler of A that called idle B runs B's handler itself, without an edge. If B's handler then has
 //! to wait, so has A's; so whoever adds an edge from the top of a stack first adds those between what lies below. A
 //! thread that serves *others* on top of a handler is different, since the handler does not wait for them: there the stack is
-//! [cut](nesting::cut).
+//! [cut](stack::cut).
 //!
 //! # What is not seen
 //!
@@ -36,9 +36,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Cycle;
-use crate::method::Method;
+use crate::handler::method::Method;
+use crate::handler::stack::{self, Node};
 use crate::names;
-use crate::nesting::{self, Node};
 
 /// A handler that waits, or is about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,16 +124,16 @@ thread_local! {
 
 /// The handler of `node` that has just been left is through. Cheap, if nothing of it waited.
 #[inline]
-pub(crate) fn through(node: Node) {
+pub(crate) fn handler_finished(node: Node) {
     if IS_MARKED.get() {
-        left();
+        handler_suspended();
         clear(node);
     }
 }
 
 /// A handler has been left, for now or for good, that was not run for the one below it on the stack: what that one waits for is
 /// its own call, which has an edge of its own.
-pub(crate) fn left() {
+pub(crate) fn handler_suspended() {
     if let Some(edge) = take_implied() {
         edge.end();
     }
@@ -141,7 +141,7 @@ pub(crate) fn left() {
 
 /// The edge that stands for the call whose handler has just been left, if there is one.
 pub(crate) fn take_implied() -> Option<Arc<Edge>> {
-    let depth = nesting::depth();
+    let depth = stack::depth();
     let take = |implied: &RefCell<Vec<(usize, Arc<Edge>)>>| {
         let mut implied = implied.borrow_mut();
         let edge = if implied.last()?.0 == depth { implied.pop() } else { None };
@@ -155,7 +155,7 @@ pub(crate) fn take_implied() -> Option<Arc<Edge>> {
 pub(crate) fn clear(node: Node) {
     let is_marked = IMPLIED.try_with(|implied| !implied.borrow().is_empty()).unwrap_or(false);
     // A handler below may have waits of its own, which are cleared with it.
-    IS_MARKED.set(is_marked || nesting::depth() > 0);
+    IS_MARKED.set(is_marked || stack::depth() > 0);
     if WAITS.load(Ordering::Relaxed) == 0 {
         return;
     }
@@ -186,8 +186,10 @@ thread_local! {
 ///
 /// If nothing else could wake the handler. The call has no error to return.
 pub(crate) fn awaits_own_end(node: Node) -> bool {
-    let top =
-        nesting::above_the_cut().into_iter().rev().find_map(|(_, frame)| Some((frame.node?, frame.method?)));
+    let top = stack::frames_above_barrier()
+        .into_iter()
+        .rev()
+        .find_map(|(_, frame)| Some((frame.node?, frame.method?)));
     let Some((_, method)) = top.filter(|(top, _)| top.get() == node) else { return false };
     if OWN_END.replace(OwnEnd::Awaited(node)) == OwnEnd::Refused(node) {
         OWN_END.set(OwnEnd::NotAwaited);
@@ -223,10 +225,10 @@ pub(crate) fn forget_own_end() {
 /// If it would wait for itself.
 #[cold]
 pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>>, Cycle> {
-    let frame = |(depth, frame): (usize, nesting::Frame)| {
+    let frame = |(depth, frame): (usize, stack::Frame)| {
         Some((depth, Frame { node: frame.node?.get(), method: frame.method? }))
     };
-    let frames: Vec<_> = nesting::above_the_cut().into_iter().filter_map(frame).collect();
+    let frames: Vec<_> = stack::frames_above_barrier().into_iter().filter_map(frame).collect();
     let Some((_, top)) = frames.last() else { return Ok(None) };
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
 
@@ -358,7 +360,7 @@ impl Graph {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::rng::Random;
 
     const NODES: usize = 6;
 

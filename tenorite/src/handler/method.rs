@@ -49,7 +49,7 @@ impl Method {
 
 /// The call that a handler serves.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Served {
+pub(crate) struct CallInfo {
     pub(crate) method: &'static Method,
     pub(crate) deadline: Option<Instant>,
 }

@@ -324,7 +324,7 @@ impl Selfish {
 
 #[tokio::test]
 async fn a_handler_that_asks_its_own_service_for_a_later_answer() {
-    let (_t, caller) = SelfishService.start_cyclic(4, |me| Selfish { me });
+    let (_t, caller) = SelfishService.start_with_self(4, |me| Selfish { me });
     let out = timeout(LIMIT, caller.go()).await.expect("hangs");
     assert!(out.unwrap_err().to_string().contains("Selfish::go → Selfish::ask"));
 }

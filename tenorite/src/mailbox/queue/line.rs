@@ -40,7 +40,7 @@
 //!   the key, and the one that comes last frees it.
 //!
 //! Plain data, under the [`queue`](super::queue)'s lock: nothing in here wakes, drops or runs anything of the user's. What
-//! is to be done is left in an [`After`].
+//! is to be done is left in an [`Deferred`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,59 +52,59 @@ use tokio::time::Instant;
 
 use super::{PermitKind, Phase};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::lifecycle::StopReason;
+use crate::handler::deadlock::Edge;
 use crate::reply::Ended;
+use crate::status::StopReason;
 use crate::trace::Span;
-use crate::waits::Edge;
 
 /// A slab that has grown beyond this many slots in a burst gives its memory back.
 const KEPT_SLOTS: usize = 64;
 
-pub(super) struct Line<Rq, Rs, Er> {
+pub(in crate::mailbox) struct Line<Rq, Rs, Er> {
     slots: Slab<Slot<Rq, Rs, Er>>,
     first: Link,
     last: Link,
     /// See L2.
     first_waiting: Link,
     /// How many requests stand in it. Those who wait for a permit do not count.
-    pub(super) len: usize,
+    pub(in crate::mailbox) len: usize,
     /// How many of `len` are accepted. See L1.
-    pub(super) accepted: usize,
+    pub(in crate::mailbox) accepted: usize,
     /// How many permits have been granted, and not been used.
-    pub(super) reserved: usize,
+    pub(in crate::mailbox) reserved: usize,
     /// How many of those are owned: they do not count as use of the service.
     reserved_owned: usize,
-    pub(super) backlog: usize,
+    pub(in crate::mailbox) backlog: usize,
     /// Why the door is shut, if it is.
-    pub(super) closed: Option<StopReason>,
+    pub(in crate::mailbox) closed: Option<StopReason>,
     /// See L3.
     is_sealed: bool,
     /// The worker, waiting for a request.
-    pub(super) worker: Option<Waker>,
+    pub(in crate::mailbox) worker: Option<Waker>,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
-    pub(super) unwound: Unwound,
+    pub(in crate::mailbox) unwound: Unwound,
     /// The worker is being dropped, not polled.
-    pub(super) aborted: bool,
+    pub(in crate::mailbox) aborted: bool,
     /// Which worker reads the line itself, counted from the first; whether there is one; whether it is to be replaced by another;
     /// and whether it has taken a request since it last found none.
-    pub(super) generation: u32,
-    pub(super) is_staffed: bool,
-    pub(super) is_recess: bool,
-    pub(super) has_taken: bool,
+    pub(in crate::mailbox) generation: u32,
+    pub(in crate::mailbox) has_worker: bool,
+    pub(in crate::mailbox) is_replacing_worker: bool,
+    pub(in crate::mailbox) has_taken: bool,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
     /// Down to how many occupied slots trimming is not worth another look.
     trim_below: u32,
     /// Boxed, because most services that sleep have none.
-    rare: Option<Box<Rare>>,
+    cold: Option<Box<ColdFields>>,
 }
 
 /// What has to be known of few services.
 #[derive(Default)]
-pub(super) struct Rare {
-    pub(super) counts: Counts,
+pub(in crate::mailbox) struct ColdFields {
+    pub(in crate::mailbox) counts: Counts,
     /// When it was last used, of one that stops if it is not.
-    pub(super) used: Option<Instant>,
+    pub(in crate::mailbox) used: Option<Instant>,
     /// Tasks that answer calls, by their numbers. `None` until what ends them is known.
     tasks: BTreeMap<u64, Option<AbortHandle>>,
     /// The number of the next. No number is used twice: a task may be over before it is told what ends it.
@@ -115,14 +115,14 @@ pub(super) struct Rare {
 
 /// What has become of requests.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Counts {
-    pub(super) replied: u64,
-    pub(super) panicked: u64,
-    pub(super) expired: u64,
-    pub(super) cancelled: u64,
-    pub(super) skipped: u64,
-    pub(super) refused: u64,
-    pub(super) panicked_drops: u64,
+pub(in crate::mailbox) struct Counts {
+    pub(in crate::mailbox) replied: u64,
+    pub(in crate::mailbox) panicked: u64,
+    pub(in crate::mailbox) expired: u64,
+    pub(in crate::mailbox) cancelled: u64,
+    pub(in crate::mailbox) skipped: u64,
+    pub(in crate::mailbox) refused: u64,
+    pub(in crate::mailbox) panicked_drops: u64,
 }
 
 /// A place in the line, or none: an `Option` of half the size.
@@ -144,17 +144,17 @@ impl Link {
 
 /// Calls whose client was dropped by a panic. Boxed, because there are hardly ever any.
 #[derive(Default)]
-pub(super) struct Unwound(Option<Box<Calls>>);
+pub(in crate::mailbox) struct Unwound(Option<Box<Calls>>);
 
 #[derive(Default)]
 struct Calls(Vec<usize>);
 
 impl Unwound {
-    pub(super) fn push(&mut self, slot: usize) {
+    pub(in crate::mailbox) fn push(&mut self, slot: usize) {
         self.0.get_or_insert_default().0.push(slot);
     }
 
-    pub(super) fn take(&mut self) -> Vec<usize> {
+    pub(in crate::mailbox) fn take(&mut self) -> Vec<usize> {
         self.0.take().map_or_else(Vec::new, |calls| calls.0)
     }
 }
@@ -210,7 +210,7 @@ struct Entry<Rq> {
     deadline: Option<Instant>,
     awaited: Awaited,
     /// Whether its caller wants it back if it does not run.
-    wanted_back: bool,
+    return_on_failure: bool,
     accepted: bool,
     previous: Link,
     next: Link,
@@ -218,7 +218,7 @@ struct Entry<Rq> {
 
 /// What the one who sent the request is waiting for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Awaited {
+pub(in crate::mailbox) enum Awaited {
     Reply,
     Acceptance,
     Nothing,
@@ -227,18 +227,18 @@ pub(super) enum Awaited {
 }
 
 /// A request that comes to the line.
-pub(super) struct Arrival<Rq> {
+pub(in crate::mailbox) struct Arrival<Rq> {
     /// `None` of a permit.
-    pub(super) request: Option<Rq>,
-    pub(super) span: Span,
-    pub(super) deadline: Option<Instant>,
-    pub(super) awaited: Awaited,
-    pub(super) wanted_back: bool,
-    pub(super) accepted: bool,
+    pub(in crate::mailbox) request: Option<Rq>,
+    pub(in crate::mailbox) span: Span,
+    pub(in crate::mailbox) deadline: Option<Instant>,
+    pub(in crate::mailbox) awaited: Awaited,
+    pub(in crate::mailbox) return_on_failure: bool,
+    pub(in crate::mailbox) accepted: bool,
 }
 
 /// A request that has left the line for the worker.
-pub(crate) struct Taken<Rq> {
+pub(crate) struct Dequeued<Rq> {
     pub(crate) request: Rq,
     pub(crate) deadline: Option<Instant>,
     /// Where its call was made.
@@ -248,33 +248,33 @@ pub(crate) struct Taken<Rq> {
 }
 
 /// There is work for another.
-pub(super) struct Spent;
+pub(in crate::mailbox) struct TurnOver;
 
 /// What is left to do once the lock is released.
-pub(super) struct After<Rq> {
-    pub(super) to_wake: Vec<Waker>,
-    pub(super) to_drop: (Vec<(Option<Rq>, Span)>, Option<Waker>),
+pub(in crate::mailbox) struct Deferred<Rq> {
+    pub(in crate::mailbox) to_wake: Vec<Waker>,
+    pub(in crate::mailbox) to_drop: (Vec<(Option<Rq>, Span)>, Option<Waker>),
 }
 
-impl<Rq> After<Rq> {
-    pub(super) fn new() -> Self {
+impl<Rq> Deferred<Rq> {
+    pub(in crate::mailbox) fn new() -> Self {
         Self { to_wake: Vec::new(), to_drop: (Vec::new(), None) }
     }
 
-    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+    pub(in crate::mailbox) fn wake(&mut self, waker: Option<Waker>) {
         self.to_wake.extend(waker);
     }
 }
 
 /// How far a request had come when its call ended early.
-pub(super) enum Left<Rq> {
+pub(in crate::mailbox) enum Withdrawn<Rq> {
     /// Here it is.
     BeforeStart(Option<Rq>),
     Running,
 }
 
 impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
-    pub(super) fn new(backlog: usize) -> Self {
+    pub(in crate::mailbox) fn new(backlog: usize) -> Self {
         Self {
             slots: Slab::new(),
             first: Link::NONE,
@@ -291,56 +291,56 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             unwound: Unwound::default(),
             aborted: false,
             generation: 0,
-            is_staffed: false,
-            is_recess: false,
+            has_worker: false,
+            is_replacing_worker: false,
             has_taken: false,
             freed: 0,
             trim_below: u32::MAX,
-            rare: None,
+            cold: None,
         }
     }
 
     /// Whether one more may be accepted, without overtaking anybody.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::mailbox) fn has_room(&self) -> bool {
         self.first_waiting == Link::NONE && self.accepted + self.reserved < self.backlog
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        self.rare.as_ref().map_or_else(Counts::default, |rare| rare.counts)
+    pub(in crate::mailbox) fn counts(&self) -> Counts {
+        self.cold.as_ref().map_or_else(Counts::default, |cold| cold.counts)
     }
 
-    pub(super) fn count(&mut self) -> &mut Counts {
-        &mut self.rare.get_or_insert_default().counts
+    pub(in crate::mailbox) fn count(&mut self) -> &mut Counts {
+        &mut self.cold.get_or_insert_default().counts
     }
 
     /// From now on it is noted when the line is used.
-    pub(super) fn note_use(&mut self, now: Instant) {
-        self.rare.get_or_insert_default().used = Some(now);
+    pub(in crate::mailbox) fn note_use(&mut self, now: Instant) {
+        self.cold.get_or_insert_default().used = Some(now);
     }
 
     /// Somebody has used the service. `now` is its clock.
-    pub(super) fn used(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some(used) = self.rare.as_mut().and_then(|rare| rare.used.as_mut()) {
+    pub(in crate::mailbox) fn used(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(used) = self.cold.as_mut().and_then(|cold| cold.used.as_mut()) {
             *used = now();
         }
     }
 
-    pub(super) fn last_used(&self) -> Option<Instant> {
-        self.rare.as_ref()?.used
+    pub(in crate::mailbox) fn last_used(&self) -> Option<Instant> {
+        self.cold.as_ref()?.used
     }
 
     /// Whether nothing stands in it, waits for it, or runs.
-    pub(super) fn is_unused(&self) -> bool {
+    pub(in crate::mailbox) fn is_unused(&self) -> bool {
         self.reserved == self.reserved_owned && self.slots.is_empty() && !self.has_taken && !self.has_tasks()
     }
 
     /// Returns whether a request may still come, with a permit or without.
-    pub(super) fn accepts(&self, permit: Option<PermitKind>) -> bool {
+    pub(in crate::mailbox) fn accepts(&self, permit: Option<PermitKind>) -> bool {
         if permit.is_some() { !self.is_sealed } else { self.closed.is_none() }
     }
 
     /// The line is empty, and so it stays: permits are void from here on.
-    pub(super) fn seal(&mut self) {
+    pub(in crate::mailbox) fn seal(&mut self) {
         debug_assert!(self.closed.is_some(), "calls may still come");
         self.is_sealed = true;
         self.reserved = 0;
@@ -348,7 +348,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Seals the line if there is nothing left to do. Returns whether it is sealed.
-    pub(super) fn seal_if_done(&mut self) -> bool {
+    pub(in crate::mailbox) fn seal_if_done(&mut self) -> bool {
         let is_done = self.is_sealed || self.closed.is_some() && self.len == 0 && !self.has_tasks();
         if is_done {
             self.seal();
@@ -358,56 +358,60 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// The reply of this slot may come after its method has returned, and from anywhere: what it waits
     /// for is not known.
-    pub(super) fn owe(&mut self, slot: usize) {
+    pub(in crate::mailbox) fn owe(&mut self, slot: usize) {
         self.slots[slot].owed = Owed::Reply;
         self.slots[slot].end_wait();
     }
 
     /// A task is to be spawned that answers this slot's call, or that of a cast. Returns its number.
-    pub(super) fn begin_task(&mut self, slot: Option<usize>) -> u64 {
+    pub(in crate::mailbox) fn begin_task(&mut self, slot: Option<usize>) -> u64 {
         if let Some(slot) = slot {
             self.slots[slot].owed = Owed::Task;
         }
-        let rare = self.rare.get_or_insert_default();
-        let number = rare.next_task;
-        rare.next_task += 1;
-        rare.tasks.insert(number, None);
+        let cold = self.cold.get_or_insert_default();
+        let number = cold.next_task;
+        cold.next_task += 1;
+        cold.tasks.insert(number, None);
         number
     }
 
     /// Keeps what ends the task, or gives it back if it is to be ended now.
-    pub(super) fn task_spawned(&mut self, number: u64, task: AbortHandle) -> Option<AbortHandle> {
-        let rare = self.rare.as_mut()?;
-        if rare.ends_tasks {
+    pub(in crate::mailbox) fn task_spawned(&mut self, number: u64, task: AbortHandle) -> Option<AbortHandle> {
+        let cold = self.cold.as_mut()?;
+        if cold.ends_tasks {
             return Some(task);
         }
         // Unless it is over already.
-        if let Some(place) = rare.tasks.get_mut(&number) {
+        if let Some(place) = cold.tasks.get_mut(&number) {
             *place = Some(task);
         }
         None
     }
 
     /// The task is over. Returns whether that was all that the service waited for.
-    pub(super) fn task_ended(&mut self, number: u64) -> bool {
-        if let Some(rare) = &mut self.rare {
-            rare.tasks.remove(&number);
+    pub(in crate::mailbox) fn task_ended(&mut self, number: u64) -> bool {
+        if let Some(cold) = &mut self.cold {
+            cold.tasks.remove(&number);
         }
         self.closed.is_some() && !self.has_tasks()
     }
 
-    pub(super) fn has_tasks(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| !rare.tasks.is_empty())
+    pub(in crate::mailbox) fn has_tasks(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.tasks.is_empty())
     }
 
     /// Ends the calls whose replies are owed, though their clients are out; those of tasks as well if
     /// the tasks are to be ended, which are returned.
-    pub(super) fn cut_owed(&mut self, ends_tasks: bool, after: &mut After<Rq>) -> Vec<AbortHandle> {
+    pub(in crate::mailbox) fn cut_owed(
+        &mut self,
+        ends_tasks: bool,
+        deferred: &mut Deferred<Rq>,
+    ) -> Vec<AbortHandle> {
         for (_, slot) in &mut self.slots {
             let is_cut = slot.owed == Owed::Reply || ends_tasks && slot.owed == Owed::Task;
             if is_cut && matches!(slot.stage, Stage::Running) {
                 slot.stage = Stage::Cut(Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
-                after.wake(slot.waker.take());
+                deferred.wake(slot.waker.take());
                 slot.end_wait();
             }
         }
@@ -415,32 +419,32 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             return Vec::new();
         }
         // Also those that are spawned from here on.
-        let rare = self.rare.get_or_insert_default();
-        rare.ends_tasks = true;
-        rare.tasks.values_mut().filter_map(Option::take).collect()
+        let cold = self.cold.get_or_insert_default();
+        cold.ends_tasks = true;
+        cold.tasks.values_mut().filter_map(Option::take).collect()
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
-    pub(super) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
+    pub(in crate::mailbox) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
         self.slots.insert(Slot { stage: Stage::Running, waker, edge, owed: Owed::No })
     }
 
-    pub(super) fn waits_for_room(&self, slot: usize) -> bool {
+    pub(in crate::mailbox) fn waits_for_room(&self, slot: usize) -> bool {
         matches!(&self.slots[slot].stage, Stage::Queued(entry) if !entry.accepted)
     }
 
     /// A handler waits for this slot.
-    pub(super) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
+    pub(in crate::mailbox) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
         self.slots[slot].edge = Some(edge);
     }
 
     /// Who is to be woken when the slot changes. Returns who was.
-    pub(super) fn register(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
+    pub(in crate::mailbox) fn register(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
         self.slots[slot].waker.replace(waker)
     }
 
     /// The worker's side has an outcome for a request that runs. Returns whom to wake, or the reply if its caller has gone.
-    pub(super) fn answer(
+    pub(in crate::mailbox) fn answer(
         &mut self,
         slot: usize,
         reply: Ended<Rs, Er>,
@@ -467,21 +471,21 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    pub(super) fn is_granted(&self, slot: usize) -> bool {
+    pub(in crate::mailbox) fn is_granted(&self, slot: usize) -> bool {
         matches!(self.slots[slot].stage, Stage::Granted)
     }
 
-    pub(super) fn is_detached(&self, slot: usize) -> bool {
+    pub(in crate::mailbox) fn is_detached(&self, slot: usize) -> bool {
         matches!(self.slots[slot].stage, Stage::Detached | Stage::Cut(_))
     }
 
     /// What calls that were forgotten have left behind.
-    pub(super) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
+    pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
         std::mem::take(&mut self.slots)
     }
 
     #[cfg(all(test, loom))]
-    pub(super) fn is_empty_of_slots(&self) -> bool {
+    pub(in crate::mailbox) fn is_empty_of_slots(&self) -> bool {
         self.slots.is_empty()
     }
 
@@ -493,7 +497,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// The request whose turn it is.
-    pub(super) fn first(&self) -> Option<usize> {
+    pub(in crate::mailbox) fn first(&self) -> Option<usize> {
         if self.len == 0 {
             return None;
         }
@@ -509,20 +513,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Puts a request, or one who waits for a permit, into its place: behind all others, or behind those that are accepted.
-    pub(super) fn append(
+    pub(in crate::mailbox) fn append(
         &mut self,
         arrival: Arrival<Rq>,
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
     ) -> usize {
-        let Arrival { request, span, deadline, awaited, wanted_back, accepted } = arrival;
+        let Arrival { request, span, deadline, awaited, return_on_failure, accepted } = arrival;
         let next = if accepted { self.first_waiting } else { Link::NONE };
         let previous = match next.get() {
             Some(next) => self.entry(next).previous,
             None => self.last,
         };
         let is_request = request.is_some();
-        let entry = Entry { request, span, deadline, awaited, wanted_back, accepted, previous, next };
+        let entry = Entry { request, span, deadline, awaited, return_on_failure, accepted, previous, next };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
@@ -543,7 +547,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Takes an entry out of the line, whatever its place, and leaves `stage` in its slot. Keeps L1 and L2.
-    fn unlink(&mut self, slot: usize, stage: Stage<Rq, Rs, Er>, after: &mut After<Rq>) -> Entry<Rq> {
+    fn unlink(&mut self, slot: usize, stage: Stage<Rq, Rs, Er>, deferred: &mut Deferred<Rq>) -> Entry<Rq> {
         let Stage::Queued(entry) = std::mem::replace(&mut self.slots[slot].stage, stage) else {
             unreachable!("only queued entries stand in the line");
         };
@@ -561,13 +565,13 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
         if entry.accepted {
             self.accepted -= 1;
-            self.admit(after);
+            self.admit(deferred);
         }
         entry
     }
 
     /// There may be room: admits those that have waited longest, where they stand.
-    fn admit(&mut self, after: &mut After<Rq>) {
+    fn admit(&mut self, deferred: &mut Deferred<Rq>) {
         while self.closed.is_none()
             && self.accepted + self.reserved < self.backlog
             && let Some(admitted) = self.first_waiting.get()
@@ -577,40 +581,40 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             if awaited == Awaited::Permit {
                 // From here on it is a number. Whoever does not look any more gives it back.
                 self.reserved += 1;
-                self.unlink(admitted, Stage::Granted, after);
+                self.unlink(admitted, Stage::Granted, deferred);
             } else {
                 entry.accepted = true;
                 self.first_waiting = next;
                 self.accepted += 1;
             }
             if matches!(awaited, Awaited::Permit | Awaited::Acceptance) {
-                after.wake(self.slots[admitted].waker.take());
+                deferred.wake(self.slots[admitted].waker.take());
                 self.slots[admitted].end_wait();
             }
         }
     }
 
     /// Keeps a place free for a request to come.
-    pub(super) fn reserve(&mut self) {
+    pub(in crate::mailbox) fn reserve(&mut self) {
         self.reserved += 1;
     }
 
     /// A permit is given back. It may be void.
-    pub(super) fn unreserve(&mut self, permit: PermitKind, after: &mut After<Rq>) {
+    pub(in crate::mailbox) fn unreserve(&mut self, permit: PermitKind, deferred: &mut Deferred<Rq>) {
         if !self.is_sealed {
             self.redeem(permit);
-            self.admit(after);
+            self.admit(deferred);
         }
     }
 
     /// A permit becomes the request's own place.
-    pub(super) fn redeem(&mut self, permit: PermitKind) {
+    pub(in crate::mailbox) fn redeem(&mut self, permit: PermitKind) {
         self.reserved -= 1;
         self.reserved_owned -= usize::from(permit == PermitKind::Owned);
     }
 
     /// A permit that was granted is owned from here on. It may be void.
-    pub(super) fn own_permit(&mut self) {
+    pub(in crate::mailbox) fn own_permit(&mut self) {
         self.reserved_owned += usize::from(!self.is_sealed);
     }
 
@@ -619,34 +623,34 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// Those that are too late are passed over: their callers may not have noticed, or may never be polled again.
     ///
     /// `now` is the service's clock.
-    pub(super) fn take_next(
+    pub(in crate::mailbox) fn take_next(
         &mut self,
         may: bool,
         now: impl Fn() -> Instant,
-        after: &mut After<Rq>,
-    ) -> Result<Option<Taken<Rq>>, Spent> {
+        deferred: &mut Deferred<Rq>,
+    ) -> Result<Option<Dequeued<Rq>>, TurnOver> {
         while let Some(first) = self.first() {
             if !may {
-                return Err(Spent);
+                return Err(TurnOver);
             }
             if self.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
-                return Ok(Some(self.start(first, after)));
+                return Ok(Some(self.start(first, deferred)));
             }
             self.count().skipped += 1;
             self.count().expired += 1;
-            self.fail_queued(first, SendReason::Expired, after);
+            self.fail_queued(first, SendReason::Expired, deferred);
         }
         Ok(None)
     }
 
     /// The worker takes this request, which is the first. (If permits take all the room, it need not have been accepted.)
-    fn start(&mut self, slot: usize, after: &mut After<Rq>) -> Taken<Rq> {
-        let entry = self.unlink(slot, Stage::Running, after);
+    fn start(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Dequeued<Rq> {
+        let entry = self.unlink(slot, Stage::Running, deferred);
         let slot = match entry.awaited {
             Awaited::Reply => Some(slot),
             Awaited::Acceptance => {
                 self.slots[slot].stage = Stage::Accepted;
-                after.wake(self.slots[slot].waker.take());
+                deferred.wake(self.slots[slot].waker.take());
                 self.slots[slot].end_wait();
                 None
             }
@@ -657,31 +661,36 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Awaited::Permit => unreachable!("it is no request"),
         };
         let request = entry.request.expect("a request stands in the line until it leaves it");
-        Taken { request, deadline: entry.deadline, span: entry.span, slot }
+        Dequeued { request, deadline: entry.deadline, span: entry.span, slot }
     }
 
     /// Ends an entry that will never be started.
-    pub(super) fn fail_queued(&mut self, slot: usize, reason: SendReason, after: &mut After<Rq>) {
-        let entry = self.unlink(slot, Stage::Accepted, after);
+    pub(in crate::mailbox) fn fail_queued(
+        &mut self,
+        slot: usize,
+        reason: SendReason,
+        deferred: &mut Deferred<Rq>,
+    ) {
+        let entry = self.unlink(slot, Stage::Accepted, deferred);
         let failure = TenoriteError::SendFailure(reason);
         let mut request = entry.request;
-        self.slots[slot].stage = match request.take_if(|_| entry.wanted_back) {
+        self.slots[slot].stage = match request.take_if(|_| entry.return_on_failure) {
             Some(request) => Stage::Returned(Box::new((failure, request))),
             None => Stage::Done(Err(failure)),
         };
-        after.to_drop.0.push((request, entry.span));
+        deferred.to_drop.0.push((request, entry.span));
         if entry.awaited == Awaited::Nothing {
             if let Stage::Returned(returned) = self.free(slot) {
-                after.to_drop.0.push((Some(returned.1), Span::none()));
+                deferred.to_drop.0.push((Some(returned.1), Span::none()));
             }
         } else {
-            after.wake(self.slots[slot].waker.take());
+            deferred.wake(self.slots[slot].waker.take());
             self.slots[slot].end_wait();
         }
     }
 
     /// If the slot's call has ended: its outcome, and the slot is free.
-    pub(super) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
+    pub(in crate::mailbox) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
         match &mut self.slots[slot].stage {
             Stage::Done(_) => match self.free(slot) {
                 Stage::Done(reply) => Some(Phase::from(reply)),
@@ -709,26 +718,26 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// The call will not come back for its outcome, which is not there yet.
-    pub(super) fn leave(&mut self, slot: usize, after: &mut After<Rq>) -> Left<Rq> {
-        after.to_drop.1 = self.slots[slot].waker.take();
+    pub(in crate::mailbox) fn leave(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Withdrawn<Rq> {
+        deferred.to_drop.1 = self.slots[slot].waker.take();
         self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
-                let entry = self.unlink(slot, Stage::Detached, after);
-                after.to_drop.0.push((None, entry.span));
+                let entry = self.unlink(slot, Stage::Detached, deferred);
+                deferred.to_drop.0.push((None, entry.span));
                 self.free(slot);
-                Left::BeforeStart(entry.request)
+                Withdrawn::BeforeStart(entry.request)
             }
             Stage::Running => {
                 self.slots[slot].stage = Stage::Detached;
-                Left::Running
+                Withdrawn::Running
             }
             _ => unreachable!("its outcome would have been taken"),
         }
     }
 
     /// Why whoever comes to a shut door is refused.
-    pub(super) fn refusal(&self) -> SendReason {
+    pub(in crate::mailbox) fn refusal(&self) -> SendReason {
         match &self.closed {
             Some(StopReason::StartFailed(why)) => SendReason::StartFailed(why.clone()),
             _ => SendReason::Stopped,
@@ -736,15 +745,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Shuts the door, if it is open. `failure` is what those are told who wait for room.
-    pub(super) fn close(&mut self, reason: StopReason, failure: &SendReason, after: &mut After<Rq>) {
+    pub(in crate::mailbox) fn close(
+        &mut self,
+        reason: StopReason,
+        failure: &SendReason,
+        deferred: &mut Deferred<Rq>,
+    ) {
         if self.closed.is_some() {
             return;
         }
         self.closed = Some(reason);
         while let Some(waiting) = self.first_waiting.get() {
-            self.fail_queued(waiting, failure.clone(), after);
+            self.fail_queued(waiting, failure.clone(), deferred);
         }
-        after.wake(self.worker.take());
+        deferred.wake(self.worker.take());
     }
 
     /// After a burst, trims what is empty at the end of the slab.
@@ -779,7 +793,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::rng::Random;
 
     type Tested = Line<u32, (), ()>;
 
@@ -790,7 +804,7 @@ mod tests {
                 span: Span::current(),
                 deadline: None,
                 awaited: Awaited::Reply,
-                wanted_back: false,
+                return_on_failure: false,
                 accepted: self.has_room(),
             };
             self.append(arrival, None, None)
@@ -834,30 +848,30 @@ mod tests {
             let mut model: Vec<(u32, usize)> = Vec::new();
             let mut over: Vec<usize> = Vec::new();
             for request in 0..200 {
-                let mut after = After::new();
+                let mut deferred = Deferred::new();
                 match random.below(6) {
                     0..3 => {
                         model.push((request, line.come(request)));
                     }
                     3 if !model.is_empty() => {
                         let (_, slot) = model.remove(random.below(model.len()));
-                        assert!(matches!(line.leave(slot, &mut after), Left::BeforeStart(_)));
+                        assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::BeforeStart(_)));
                     }
                     4 if !model.is_empty() => {
                         let (request, slot) = model.remove(0);
-                        let taken = line.start(slot, &mut after);
+                        let taken = line.start(slot, &mut deferred);
                         assert_eq!((taken.request, taken.slot), (request, Some(slot)));
                         if random.below(2) == 0 {
                             assert!(line.answer(slot, Ok(Ok(()))).is_ok());
                             over.push(slot);
                         } else {
-                            assert!(matches!(line.leave(slot, &mut after), Left::Running));
+                            assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::Running));
                             assert!(line.answer(slot, Ok(Ok(()))).is_err(), "its caller has gone");
                         }
                     }
                     5 if !model.is_empty() => {
                         let (_, slot) = model.remove(0);
-                        line.fail_queued(slot, SendReason::Expired, &mut after);
+                        line.fail_queued(slot, SendReason::Expired, &mut deferred);
                         over.push(slot);
                     }
                     _ => {}
@@ -865,13 +879,13 @@ mod tests {
                 let expected: Vec<u32> = model.iter().map(|(request, _)| *request).collect();
                 assert_eq!(line.checked(), expected, "seed {seed}");
             }
-            let mut after = After::new();
+            let mut deferred = Deferred::new();
             let waiting = model.split_off(line.accepted);
-            line.close(StopReason::Requested, &SendReason::Stopped, &mut after);
+            line.close(StopReason::Requested, &SendReason::Stopped, &mut deferred);
             over.extend(waiting.into_iter().map(|(_, slot)| slot));
             assert_eq!(line.checked(), model.iter().map(|(request, _)| *request).collect::<Vec<_>>());
             for (_, slot) in model {
-                line.start(slot, &mut after);
+                line.start(slot, &mut deferred);
                 assert!(line.answer(slot, Ok(Ok(()))).is_ok());
                 over.push(slot);
             }

@@ -4,20 +4,20 @@ use std::future::poll_fn;
 use std::task::{Poll, ready};
 
 use super::Dispatch;
-use super::seat::{Progress, Seat, response_of};
+use super::storage::{Progress, WorkerStorage, response_of};
 use crate::error::FetchReason;
+use crate::handler::method::CallInfo;
+use crate::handler::stack;
 use crate::mailbox::Phase;
-use crate::method::Served;
-use crate::nesting;
 use crate::panics::{self, Payload};
 use crate::reply::Client;
 
 /// A worker that runs one request at a time in whatever polls it: for those who bring a receiver of their own.
-pub(crate) struct Solo<W: Dispatch>(Box<Seat<W>>);
+pub(crate) struct Standalone<W: Dispatch>(Box<WorkerStorage<W>>);
 
-impl<W: Dispatch> Solo<W> {
+impl<W: Dispatch> Standalone<W> {
     pub(crate) fn new(worker: W) -> Self {
-        let seat = Box::new(Seat::new());
+        let seat = Box::new(WorkerStorage::new());
         // SAFETY: it is new.
         unsafe { seat.place(worker) };
         Self(seat)
@@ -32,7 +32,7 @@ impl<W: Dispatch> Solo<W> {
         client: Client<W::Response>,
     ) -> Result<(), Payload> {
         /// Drops what is under way, before the seat can be used for anything else.
-        struct Handling<'a, W: Dispatch>(&'a mut Solo<W>);
+        struct Handling<'a, W: Dispatch>(&'a mut Standalone<W>);
 
         impl<W: Dispatch> Drop for Handling<'_, W> {
             fn drop(&mut self) {
@@ -46,7 +46,7 @@ impl<W: Dispatch> Solo<W> {
         }
 
         let handling = Handling(self);
-        let served = Served { method: W::method(&request), deadline: client.deadline() };
+        let served = CallInfo { method: W::method(&request), deadline: client.deadline() };
         let mut client = Some(client);
         if served.method.answers_later() {
             // SAFETY: `handle` has the worker to itself, through `&mut self`.
@@ -55,7 +55,7 @@ impl<W: Dispatch> Solo<W> {
         let mut request = Some(request);
         poll_fn(move |cx| {
             let seat = &handling.0.0;
-            let _serving = nesting::serve(served);
+            let _serving = stack::serve(served);
             let poll = panics::catch(|| match request.take() {
                 Some(request) => {
                     let mut exchange = Phase::New(request);
@@ -105,7 +105,7 @@ impl<W: Dispatch> Solo<W> {
     }
 }
 
-impl<W: Dispatch> Drop for Solo<W> {
+impl<W: Dispatch> Drop for Standalone<W> {
     fn drop(&mut self) {
         // SAFETY: it is ours alone, and what was under way is gone.
         drop(unsafe { self.0.take() });

@@ -13,7 +13,7 @@
 //!
 //! The worker is in the cell while it serves, and in the hands of this task before and after. Whenever it is not in the cell,
 //! the word says `HELD`: calls stand in the line, and wait for the next. Only a service that has hooks, can be restarted, or
-//! stops when it is idle has a [`Life`]; the others go without.
+//! stops when it is idle has a [`WorkerLifecycle`]; the others go without.
 //!
 //! Hooks are polled by the task alone. Each worker that has been opened is closed once, also one that has panicked, but not one
 //! whose task was aborted: there is nobody left to wait for it.
@@ -29,36 +29,36 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::driver::{dead, serve};
-use super::owner::{Left, Owner};
+use super::owner::{Owner, Released};
 use super::{Core, Dispatch, Opened};
-use crate::error::{Explanation, SendReason};
-use crate::lifecycle::StopReason;
+use crate::error::{Reason, SendReason};
+use crate::handler::deadlock;
+use crate::handler::method::{CallInfo, Method};
+use crate::handler::stack;
 use crate::mailbox::BoxFuture;
-use crate::method::{Method, Served};
-use crate::nesting;
 use crate::panics::{self, Payload};
-use crate::restart::{Fall, Pause, Revive, Verdict, after};
+use crate::restart::{Failure, Pause, RestartDecider, RestartDecision, after};
+use crate::status::StopReason;
 use crate::trace;
-use crate::waits;
 
 /// What there is to the life of a worker besides requests.
-pub(super) struct Life<W: Dispatch> {
+pub(super) struct WorkerLifecycle<W: Dispatch> {
     stage: Stage<W>,
-    again: Option<Again<W::Config>>,
-    revive: Option<Box<dyn Revive>>,
+    make_config: Option<MakeConfig<W::Config>>,
+    decider: Option<Box<dyn RestartDecider>>,
     idle: Option<Idle>,
     /// How the last worker went, and what the service yields if there is no other.
-    fallen: Option<(Fall, Option<End<W>>)>,
+    fallen: Option<(Failure, Option<End<W>>)>,
 }
 
 /// Makes the config of the next worker.
-pub(crate) type Again<Config> = Box<dyn FnMut() -> Config + Send>;
+pub(crate) type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
 
 enum Stage<W: Dispatch> {
     Opening(Hook<Result<W, W::Output>>),
     Serving,
     Closing(Hook<W>),
-    Deciding(Verdict),
+    Deciding(RestartDecision),
     Pausing(Pause),
     Over,
 }
@@ -89,15 +89,15 @@ impl<W: Dispatch> Names<W> {
     const CLOSE: &'static Method = &Method::hook(W::NAME, "on_stop");
 }
 
-impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     pub(super) fn new(
         config: Result<W, W::Config>,
-        again: Option<Again<W::Config>>,
+        make_config: Option<MakeConfig<W::Config>>,
         idle: Option<Duration>,
-        revive: Option<Box<dyn Revive>>,
+        decider: Option<Box<dyn RestartDecider>>,
     ) -> Self {
         let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
-        Self { stage: Stage::opening(config), again, revive, idle, fallen: None }
+        Self { stage: Stage::opening(config), make_config, decider, idle, fallen: None }
     }
 
     pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<Over<W>> {
@@ -109,24 +109,24 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                         None
                     }
                     Ok(Err(output)) => {
-                        let fall = Fall::StartFailed(explain::<W>(&output));
-                        self.decide(core, fall, End::Output(output))
+                        let failure = Failure::StartFailed(explain::<W>(&output));
+                        self.decide(core, failure, End::Output(output))
                     }
                     Err(payload) => {
-                        let fall = Fall::StartPanicked(panics::message(&payload));
-                        self.decide(core, fall, End::Panic(payload))
+                        let failure = Failure::StartPanicked(panics::message(&payload));
+                        self.decide(core, failure, End::Panic(payload))
                     }
                 },
                 Stage::Serving => match serve(core) {
-                    Left::Held => self.take_over(core),
-                    Left::Alive => {
+                    Released::Held => self.take_over(core),
+                    Released::Alive => {
                         ready!(self.poll_idle(core, cx));
                         None
                     }
                     // Nothing was to come after it.
-                    Left::HandedBack(worker) => Some(core.handed_back(worker)),
+                    Released::HandedBack(worker) => Some(core.handed_back(worker)),
                     // By the thread that ended it, which has told so.
-                    Left::Dead => Some((dead(core), None)),
+                    Released::Dead => Some((dead(core), None)),
                 },
                 Stage::Closing(close) => {
                     let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
@@ -138,8 +138,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                     // Nothing is left for another worker to do.
                     (_, true) => Some(self.give_up(core, false)),
                     (Poll::Ready(Some(pause)), false) => {
-                        if let Some((fall, _)) = &self.fallen {
-                            core.queue.lifecycle.restarting(&fall.message(), pause.delay());
+                        if let Some((failure, _)) = &self.fallen {
+                            core.queue.status.restarting(&failure.message(), pause.delay());
                         }
                         self.go(Stage::Pausing(pause));
                         None
@@ -171,27 +171,27 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         }
         self.go(Stage::Serving);
         core.place(worker);
-        core.queue.lifecycle.running();
+        core.queue.status.running();
     }
 
     /// The worker has been left to the task. It is the one that closes it.
     fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
-        let (worker, payload) = Owner::new(core, core.word.claim_held()).take_held();
-        let (reason, fall) = match payload {
+        let (worker, payload) = Owner::new(core, core.state.claim_held()).take_held();
+        let (reason, failure) = match payload {
             Some(payload) => {
                 let message = panics::message(&payload);
                 (
                     StopReason::Panicked(message.clone()),
-                    Some((Fall::Panicked(message), Some(End::Panic(payload)))),
+                    Some((Failure::Panicked(message), Some(End::Panic(payload)))),
                 )
             }
             None if core.queue.seal_if_done() => {
                 (core.queue.close_reason().unwrap_or(StopReason::Requested), None)
             }
-            None => (StopReason::Restart, Some((Fall::Requested, None))),
+            None => (StopReason::Restart, Some((Failure::Requested, None))),
         };
-        core.queue.lifecycle.fallen();
-        self.fallen = fall;
+        core.queue.status.fallen();
+        self.fallen = failure;
         let mut worker = worker.expect("it is there until it is taken");
         let close = async move {
             match panics::caught(worker.close(reason)).await {
@@ -210,7 +210,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         // Its hook was the last chance to give the answers that it owes. A restart does not hold them up.
         core.queue.cut_owed(false);
         if let Err(payload) = &closed {
-            trace::panicked(&core.queue.lifecycle, None, Some(Names::<W>::CLOSE.name()), payload);
+            trace::panicked(&core.queue.status, None, Some(Names::<W>::CLOSE.name()), payload);
         }
         match (self.fallen.take(), closed) {
             (None, Ok(worker)) => {
@@ -221,30 +221,30 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
                 let reason = StopReason::Panicked(panics::message(&payload));
                 Some(self.end(core, reason, End::Panic(payload)))
             }
-            (Some((fall, Some(end))), closed) => {
+            (Some((failure, Some(end))), closed) => {
                 discard::<W>(match closed {
                     Ok(worker) => End::Output(W::Output::hand_back(worker)),
                     Err(payload) => End::Panic(payload),
                 });
-                self.decide(core, fall, end)
+                self.decide(core, failure, end)
             }
             // It is kept until there is another: the service may end before.
-            (Some((fall, None)), Ok(worker)) => {
-                self.decide(core, fall, End::Output(W::Output::hand_back(worker)))
+            (Some((failure, None)), Ok(worker)) => {
+                self.decide(core, failure, End::Output(W::Output::hand_back(worker)))
             }
-            (Some((fall, None)), Err(payload)) => self.decide(core, fall, End::Panic(payload)),
+            (Some((failure, None)), Err(payload)) => self.decide(core, failure, End::Panic(payload)),
         }
     }
 
     /// Is there to be another worker?
-    fn decide(&mut self, core: &Arc<Core<W>>, fall: Fall, end: End<W>) -> Option<Over<W>> {
-        match &fall {
-            Fall::StartFailed(why) => trace::start_failed(&core.queue.lifecycle, why),
-            Fall::StartPanicked(message) => trace::start_failed(&core.queue.lifecycle, message),
-            Fall::Panicked(_) | Fall::Requested => {}
+    fn decide(&mut self, core: &Arc<Core<W>>, failure: Failure, end: End<W>) -> Option<Over<W>> {
+        match &failure {
+            Failure::StartFailed(why) => trace::start_failed(&core.queue.status, why),
+            Failure::StartPanicked(message) => trace::start_failed(&core.queue.status, message),
+            Failure::Panicked(_) | Failure::Requested => {}
         }
-        let verdict = self.revive.as_mut().map(|revive| revive.revive(&fall));
-        self.fallen = Some((fall, Some(end)));
+        let verdict = self.decider.as_mut().map(|decider| decider.decide(&failure));
+        self.fallen = Some((failure, Some(end)));
         match verdict {
             Some(verdict) => {
                 self.go(Stage::Deciding(verdict));
@@ -258,37 +258,39 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         if let Some((_, Some(end))) = self.fallen.take() {
             discard(end);
         }
-        core.queue.lifecycle.restarted();
-        let again = self.again.as_mut().expect("a service that can be restarted knows how");
-        match panics::catch(again) {
+        core.queue.status.restarted();
+        let make_config = self.make_config.as_mut().expect("a service that can be restarted knows how");
+        match panics::catch(make_config) {
             Ok(config) => {
                 self.go(Stage::opening(W::ready(config)));
                 None
             }
             Err(payload) => {
-                let fall = Fall::StartPanicked(panics::message(&payload));
-                self.decide(core, fall, End::Panic(payload))
+                let failure = Failure::StartPanicked(panics::message(&payload));
+                self.decide(core, failure, End::Panic(payload))
             }
         }
     }
 
     /// There is no other worker: after too many, or because none is wanted.
     fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> Over<W> {
-        let Some((fall, Some(end))) = self.fallen.take() else {
+        let Some((failure, Some(end))) = self.fallen.take() else {
             unreachable!("a worker has fallen, in some way")
         };
-        let reason = match &fall {
-            _ if too_many => StopReason::GaveUp(fall.message()),
-            Fall::Panicked(message) | Fall::StartPanicked(message) => StopReason::Panicked(message.clone()),
-            Fall::StartFailed(why) => StopReason::StartFailed(why.clone()),
-            Fall::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
+        let reason = match &failure {
+            _ if too_many => StopReason::GaveUp(failure.message()),
+            Failure::Panicked(message) | Failure::StartPanicked(message) => {
+                StopReason::Panicked(message.clone())
+            }
+            Failure::StartFailed(why) => StopReason::StartFailed(why.clone()),
+            Failure::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
         };
         if let StopReason::GaveUp(message) = &reason {
-            trace::gave_up(&core.queue.lifecycle, message);
+            trace::gave_up(&core.queue.status, message);
         }
-        let failure = match &fall {
-            Fall::StartFailed(why) => SendReason::StartFailed(why.clone()),
-            Fall::StartPanicked(message) => SendReason::StartFailed(message.clone().into()),
+        let failure = match &failure {
+            Failure::StartFailed(why) => SendReason::StartFailed(why.clone()),
+            Failure::StartPanicked(message) => SendReason::StartFailed(message.clone().into()),
             _ => SendReason::Stopped,
         };
         core.queue.shut_down(reason.clone(), &failure);
@@ -297,7 +299,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
 
     fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> Over<W> {
         self.go(Stage::Over);
-        Owner::new(core, core.word.claim_held()).finish();
+        Owner::new(core, core.state.claim_held()).finish();
         (end, Some(reason))
     }
 
@@ -306,10 +308,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
         let Some(idle) = &mut self.idle else { return Poll::Pending };
         loop {
             ready!(idle.sleep.as_mut().poll(cx));
-            let is_idle = || core.word.is_idle();
+            let is_idle = || core.state.is_idle();
             let until = core.queue.close_if(idle.limit, Instant::now(), is_idle, || {
                 // The task is here, and looks again.
-                let _ = core.word.close();
+                let _ = core.state.close();
             });
             let Some(until) = until else {
                 core.limit_drain();
@@ -321,14 +323,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> Life<W> {
     }
 }
 
-impl<W: Dispatch> Life<W> {
+impl<W: Dispatch> WorkerLifecycle<W> {
     fn go(&mut self, stage: Stage<W>) {
         // What a hook leaves behind is the user's, and may panic.
         panics::drop_quietly(mem::replace(&mut self.stage, stage));
     }
 }
 
-impl<W: Dispatch> Drop for Life<W> {
+impl<W: Dispatch> Drop for WorkerLifecycle<W> {
     fn drop(&mut self) {
         // What is under way is the user's, and may panic; and the payload of a panic may.
         self.go(Stage::Over);
@@ -369,12 +371,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
 }
 
 /// Returns the text of what `init` failed with. That is the user's code, and may panic.
-fn explain<W: Dispatch>(output: &W::Output) -> Explanation {
+fn explain<W: Dispatch>(output: &W::Output) -> Reason {
     match panics::catch(|| W::explain(output)) {
-        Ok(text) => Explanation::from(text),
+        Ok(text) => Reason::from(text),
         Err(payload) => {
             panics::discard(payload);
-            Explanation::from(W::Output::failure_name())
+            Reason::from(W::Output::failure_name())
         }
     }
 }
@@ -386,13 +388,13 @@ fn poll_hook<W: Dispatch, T>(
     hook: Pin<&mut (dyn Future<Output = Result<T, Payload>> + Send)>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Payload>> {
-    let _cut = nesting::cut();
+    let _barrier = stack::barrier();
     let poll = {
-        let _nested = nesting::enter(core.node(), Served { method, deadline: None });
+        let _nested = stack::enter(core.node(), CallInfo { method, deadline: None });
         hook.poll(cx)
     };
     if poll.is_ready() {
-        waits::clear(core.node());
+        deadlock::clear(core.node());
     }
     poll
 }

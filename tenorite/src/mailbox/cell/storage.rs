@@ -1,6 +1,6 @@
 //! Where the worker sits, and the future of the handler that borrows it.
 //!
-//! Raw memory, and nothing of the protocol: who may use it is the [state word](super::word)'s affair.
+//! Raw memory, and nothing of the protocol: who may use it is the [state word](super::state)'s affair.
 //!
 //! The future's type is known only where it is made (see [`Job::run`]); here it is bytes and a table of two functions. It
 //! lies in a small space inside the seat, or, if it is larger, in a buffer that is kept for the next. So an async handler
@@ -31,44 +31,44 @@ const KEPT_BYTES: usize = 4096;
 ///   reference to the worker or to that place is formed but by the future's own functions. Everything here goes through
 ///   raw pointers for that reason; not even a shared reference would do.
 /// - S2: A future is dropped before the worker that it borrows is touched in any way.
-pub(super) struct Seat<W: Dispatch> {
+pub(super) struct WorkerStorage<W: Dispatch> {
     worker: UnsafeCell<MaybeUninit<W>>,
     is_taken: UnsafeCell<bool>,
-    bench: UnsafeCell<Bench<W::Response>>,
+    bench: UnsafeCell<FutureSlot<W::Response>>,
     space: UnsafeCell<W::Space>,
 }
 
 /// What there is to know of the future.
-struct Bench<Rs: 'static> {
-    live: Option<Live<Rs>>,
+struct FutureSlot<Rs: 'static> {
+    live: Option<ErasedFuture<Rs>>,
     /// Who waits for the answer of a method that may give it later: until the method has it.
     client: Option<Box<Client<Rs>>>,
     /// Where those go that are too large for the space. Aligned as its elements are.
     buffer: Vec<Block>,
 }
 
-struct Live<Rs: 'static> {
+struct ErasedFuture<Rs: 'static> {
     place: *mut (),
-    table: &'static Table<Rs>,
+    table: &'static FutureVtable<Rs>,
 }
 
-struct Table<Rs> {
+struct FutureVtable<Rs> {
     /// Polls the future. Its output is `None` of a method that answers otherwise.
     poll: unsafe fn(*mut (), &mut Context<'_>) -> Poll<Option<Rs>>,
     /// Drops it.
     drop: unsafe fn(*mut ()),
 }
 
-impl<Rs: 'static> Clone for Live<Rs> {
+impl<Rs: 'static> Clone for ErasedFuture<Rs> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<Rs: 'static> Copy for Live<Rs> {}
+impl<Rs: 'static> Copy for ErasedFuture<Rs> {}
 
 // SAFETY: `place` points to a future, which `Job::run` asks to be `Send`, in memory that is the seat's own or its buffer's.
-unsafe impl<Rs: 'static> Send for Live<Rs> {}
+unsafe impl<Rs: 'static> Send for ErasedFuture<Rs> {}
 
 #[repr(align(16))]
 #[derive(Clone, Copy)]
@@ -93,32 +93,32 @@ mod sealed {
 /// For services without async handlers. Aligned as any space is: a future without a size fits even here.
 #[derive(Debug)]
 #[repr(align(16))]
-pub struct NoSpace;
+pub struct NoInlineSpace;
 
-impl Space for NoSpace {
+impl Space for NoInlineSpace {
     const HAS_FUTURES: bool = false;
 }
 
-impl sealed::Space for NoSpace {
+impl sealed::Space for NoInlineSpace {
     const BYTES: usize = 0;
     const NEW: Self = Self;
 }
 
 /// For services with async handlers.
-pub struct SomeSpace(#[allow(dead_code, reason = "it is memory")] [Block; 12]);
+pub struct InlineSpace(#[allow(dead_code, reason = "it is memory")] [Block; 12]);
 
-impl Space for SomeSpace {
+impl Space for InlineSpace {
     const HAS_FUTURES: bool = true;
 }
 
-impl sealed::Space for SomeSpace {
+impl sealed::Space for InlineSpace {
     const BYTES: usize = size_of::<Self>();
     const NEW: Self = Self([Block([MaybeUninit::uninit(); 16]); 12]);
 }
 
-impl fmt::Debug for SomeSpace {
+impl fmt::Debug for InlineSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SomeSpace")
+        f.write_str("InlineSpace")
     }
 }
 
@@ -153,7 +153,7 @@ enum Started {
 pub struct Job<'w, 'j, Rq, Rs: 'static> {
     /// Holds the request, then the reply: nothing is copied that need not be.
     exchange: &'j mut Exchange<Rq, Rs>,
-    bench: *mut Bench<Rs>,
+    bench: *mut FutureSlot<Rs>,
     space: *mut (),
     space_bytes: usize,
     waker: &'j std::task::Waker,
@@ -192,7 +192,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     ///
     /// # Panics
     ///
-    /// If the request's [`Method`](crate::method::Method) does not say that it may, or a second time.
+    /// If the request's [`Method`](crate::handler::method::Method) does not say that it may, or a second time.
     pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
         // SAFETY: nobody else has the seat while a job is under way.
         let client = unsafe { (*self.bench).client.take() };
@@ -213,7 +213,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     where
         F: Future<Output = Rs> + Send + 'w,
     {
-        self.start(make, Table::of::<F>(), |exchange, reply| {
+        self.start(make, FutureVtable::of::<F>(), |exchange, reply| {
             exchange.put(Phase::Answered(Ok(reply)));
             Started::Replied
         })
@@ -225,14 +225,14 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     where
         F: Future<Output = ()> + Send + 'w,
     {
-        self.start(make, Table::of_deferred::<F>(), |_, ()| Started::Deferred)
+        self.start(make, FutureVtable::of_deferred::<F>(), |_, ()| Started::Deferred)
     }
 
     #[inline(always)]
     fn start<F>(
         self,
         make: impl FnOnce() -> F,
-        table: &'static Table<Rs>,
+        table: &'static FutureVtable<Rs>,
         finish: impl FnOnce(&mut Exchange<Rq, Rs>, F::Output) -> Started,
     ) -> Step<'j>
     where
@@ -252,7 +252,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         // one who made this job has lent it for.
         unsafe {
             place.write(make());
-            (*self.bench).live = Some(Live { place: place.cast(), table });
+            (*self.bench).live = Some(ErasedFuture { place: place.cast(), table });
             match Pin::new_unchecked(&mut *place).poll(&mut Context::from_waker(self.waker)) {
                 Poll::Pending => Step(Started::Waits, PhantomData),
                 Poll::Ready(output) => {
@@ -277,7 +277,7 @@ impl<Rq, Rs: 'static> fmt::Debug for Job<'_, '_, Rq, Rs> {
     }
 }
 
-impl<Rs: 'static> Bench<Rs> {
+impl<Rs: 'static> FutureSlot<Rs> {
     /// A place for an `F` that lies in no other future's way.
     #[cold]
     fn buffer_for<F>(&mut self) -> *mut F {
@@ -303,13 +303,13 @@ impl<Rs: 'static> Bench<Rs> {
     }
 }
 
-impl<Rs: 'static> Table<Rs> {
+impl<Rs: 'static> FutureVtable<Rs> {
     fn of<F: Future<Output = Rs>>() -> &'static Self {
         /// A constant of a generic, so that each type of future has its own.
         struct Of<F>(PhantomData<F>);
 
         impl<F: Future<Output: 'static>> Of<F> {
-            const TABLE: &'static Table<F::Output> = &Table {
+            const TABLE: &'static FutureVtable<F::Output> = &FutureVtable {
                 // SAFETY: as the fields say, they are called with the place of a live, pinned `F`.
                 poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(Some) },
                 // SAFETY: as above, and not again after it.
@@ -325,7 +325,7 @@ impl<Rs: 'static> Table<Rs> {
         struct Of<F, Rs>(PhantomData<(F, Rs)>);
 
         impl<F: Future<Output = ()>, Rs: 'static> Of<F, Rs> {
-            const TABLE: &'static Table<Rs> = &Table {
+            const TABLE: &'static FutureVtable<Rs> = &FutureVtable {
                 // SAFETY: as in `of`.
                 poll: |place, cx| unsafe {
                     Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(|()| None)
@@ -339,13 +339,13 @@ impl<Rs: 'static> Table<Rs> {
     }
 }
 
-impl<W: Dispatch> Seat<W> {
+impl<W: Dispatch> WorkerStorage<W> {
     /// A seat without a worker.
     pub(super) fn new() -> Self {
         Self {
             worker: UnsafeCell::new(MaybeUninit::uninit()),
             is_taken: UnsafeCell::new(false),
-            bench: UnsafeCell::new(Bench { live: None, client: None, buffer: Vec::new() }),
+            bench: UnsafeCell::new(FutureSlot { live: None, client: None, buffer: Vec::new() }),
             space: UnsafeCell::new(sealed::Space::NEW),
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::sync::watch;
 
-use crate::error::{Explanation, PanicMessage};
+use crate::error::{PanicMessage, Reason};
 use crate::names::{Name, Named};
 use crate::panics;
 use crate::sync::Mutex;
@@ -30,7 +30,7 @@ pub enum StopReason {
     /// The worker's task returned by itself, with callers alive.
     Finished,
     /// Its `#[service(init)]` returned an error: its text, or the name of its type if it has no `Display`.
-    StartFailed(Explanation),
+    StartFailed(Reason),
     /// A handler, a hook, or the worker's task, panicked.
     Panicked(PanicMessage),
     /// It failed once more than its [`Restart`](crate::Restart) policy allows; this is how, the last time.
@@ -150,7 +150,7 @@ impl StatusWatch {
 /// Those who wait for the end have a list of our own and not a `SetOnce` or `watch`, because those wake under their roof: one
 /// waker that panics would keep the others from being woken, and unwind into whoever brings the news.
 #[derive(Debug)]
-pub(crate) struct Lifecycle {
+pub(crate) struct StatusCell {
     /// What it is called. One word, where the text would be two.
     service: fn() -> &'static str,
     state: Mutex<State>,
@@ -178,7 +178,7 @@ struct Watched {
 /// What those are told who watch.
 type News = (Status, Option<StopReason>);
 
-impl Lifecycle {
+impl StatusCell {
     pub(crate) fn new(service: fn() -> &'static str) -> Self {
         Self {
             service,
@@ -199,7 +199,7 @@ impl Lifecycle {
         }
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn get(&self) -> Status {
         self.state.lock().status
     }
 
@@ -329,7 +329,7 @@ impl Lifecycle {
 
     pub(crate) async fn ended(&self) -> StopReason {
         /// Gives the place among the waiting back, however the wait ends.
-        struct Place<'a>(&'a Lifecycle, Option<usize>);
+        struct Place<'a>(&'a StatusCell, Option<usize>);
 
         impl Drop for Place<'_> {
             fn drop(&mut self) {
@@ -363,7 +363,7 @@ impl Lifecycle {
     }
 }
 
-impl Named for Lifecycle {
+impl Named for StatusCell {
     fn service(&self) -> &'static str {
         (self.service)()
     }

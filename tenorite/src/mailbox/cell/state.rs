@@ -68,7 +68,7 @@ const ABORT: u32 = 1 << 6;
 const SLOW: u32 = 1 << 7;
 const RESTART: u32 = 1 << 8;
 
-pub(super) struct Word(AtomicU32);
+pub(super) struct State(AtomicU32);
 
 /// The right to the worker: what a transition to `RUN` returns, and nothing else makes (I1).
 ///
@@ -88,7 +88,7 @@ pub(super) enum Found {
 
 /// What a request finds that did not find an idle worker at once.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Join {
+pub(super) enum JoinOutcome {
     /// The worker is claimed, for this very request.
     Claimed(Claim),
     /// The request is to be appended, and will get its turn.
@@ -148,7 +148,7 @@ pub(super) enum Abort {
     Dead,
 }
 
-impl Word {
+impl State {
     pub(super) fn new(slow: bool) -> Self {
         Self(AtomicU32::new(HELD | if slow { SLOW } else { 0 }))
     }
@@ -257,7 +257,7 @@ impl Word {
     /// request itself.
     ///
     /// Under the lock `IDLE` means that the queue is empty: what is appended leaves `READY`.
-    pub(super) fn join(&self, may_run: bool) -> Join {
+    pub(super) fn join(&self, may_run: bool) -> JoinOutcome {
         let was = self.update(|word| match word & OWNER {
             // The request does not go through the queue.
             IDLE if may_run => word & !(OWNER | QUEUED | NOTIFIED) | RUN,
@@ -266,9 +266,9 @@ impl Word {
         });
         debug_assert_ne!(was & OWNER, DEAD, "a dead service accepts no calls");
         match was & OWNER {
-            IDLE if may_run => Join::Claimed(Claim(())),
-            IDLE => Join::Wake,
-            _ => Join::Wait,
+            IDLE if may_run => JoinOutcome::Claimed(Claim(())),
+            IDLE => JoinOutcome::Wake,
+            _ => JoinOutcome::Wait,
         }
     }
 

@@ -173,7 +173,7 @@ fn a_service_that_could_not_be_made_has_ended() {
     let _entered = runtime.enter();
     let mut smuggled: Option<ProbeCaller> = None;
     let started = catch_unwind(AssertUnwindSafe(|| {
-        ProbeService.start_cyclic(4, |me| {
+        ProbeService.start_with_self(4, |me| {
             smuggled = me.upgrade();
             panic!("not made")
         })

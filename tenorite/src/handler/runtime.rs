@@ -10,21 +10,21 @@
 //! not certain: `Handle::enter` and `block_on` inside of a task, a `LocalSet` that two runtimes drive in
 //! turn, and tokio-util's `TokioContext` all change the runtime, and leave the key as it was.
 //!
-//! Calls nest (see [`nesting`](crate::nesting)). A request whose thread is too deep already is queued
+//! Calls nest (see [`nesting`](crate::handler::stack)). A request whose thread is too deep already is queued
 //! instead.
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use real::Home;
+pub(crate) use real::ServiceRuntime;
 
 #[cfg(any(loom, shuttle))]
-pub(crate) use modelled::Home;
+pub(crate) use modelled::ServiceRuntime;
 
 /// In whose surroundings a handler is about to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stance {
+pub(crate) enum RuntimeContext {
     /// The service's runtime is the current one.
     Native,
     /// It has to be entered.
@@ -48,11 +48,11 @@ mod real {
     use tokio::runtime::{self, EnterGuard, Handle};
     use tokio::time::Instant;
 
-    use super::{Stance, now_in};
-    use crate::nesting;
+    use super::{RuntimeContext, now_in};
+    use crate::handler::stack;
 
     /// The runtime that a service lives on.
-    pub(crate) struct Home {
+    pub(crate) struct ServiceRuntime {
         handle: Handle,
         id: runtime::Id,
     }
@@ -63,12 +63,12 @@ mod real {
     /// The drop panics if the handler has leaked an `EnterGuard` of its own.
     pub(crate) struct Entered<'a>(#[expect(dead_code, reason = "it is a guard")] EnterGuard<'a>);
 
-    impl Home {
+    impl ServiceRuntime {
         pub(crate) fn of(runtime: &Handle) -> Self {
             Self { id: runtime.id(), handle: runtime.clone() }
         }
 
-        pub(crate) fn runtime(&self) -> Option<&Handle> {
+        pub(crate) fn handle(&self) -> Option<&Handle> {
             Some(&self.handle)
         }
 
@@ -78,34 +78,34 @@ mod real {
         /// That is so while the thread unwinds: a handler would see that, and take the panic for its
         /// own.
         #[inline]
-        pub(crate) fn look(&self) -> Option<Stance> {
-            if nesting::is_deep() || thread::panicking() { None } else { self.stance() }
+        pub(crate) fn can_run_here(&self) -> Option<RuntimeContext> {
+            if stack::is_deep() || thread::panicking() { None } else { self.context() }
         }
 
         #[inline]
-        fn stance(&self) -> Option<Stance> {
+        fn context(&self) -> Option<RuntimeContext> {
             match Handle::try_current() {
-                Ok(current) if current.id() == self.id => Some(Stance::Native),
+                Ok(current) if current.id() == self.id => Some(RuntimeContext::Native),
                 // The thread is being torn down: no runtime can be entered any more.
                 Err(error) if error.is_thread_local_destroyed() => None,
-                _ => Some(Stance::Foreign),
+                _ => Some(RuntimeContext::Foreign),
             }
         }
 
         /// Returns the time by the service's clock, for a thread of this stance.
-        pub(crate) fn now(&self, stance: Stance) -> Instant {
-            match stance {
-                Stance::Native => Instant::now(),
-                Stance::Foreign => now_in(Some(&self.handle)),
+        pub(crate) fn now(&self, context: RuntimeContext) -> Instant {
+            match context {
+                RuntimeContext::Native => Instant::now(),
+                RuntimeContext::Foreign => now_in(Some(&self.handle)),
             }
         }
 
         /// Enters the service's runtime, unless it is the current one already.
         #[inline]
-        pub(crate) fn enter(&self, stance: Stance) -> Option<Entered<'_>> {
-            match stance {
-                Stance::Native => None,
-                Stance::Foreign => Some(self.enter_foreign()),
+        pub(crate) fn enter(&self, context: RuntimeContext) -> Option<Entered<'_>> {
+            match context {
+                RuntimeContext::Native => None,
+                RuntimeContext::Foreign => Some(self.enter_foreign()),
             }
         }
 
@@ -127,8 +127,8 @@ mod real {
         /// Calls what may need the runtime, on whichever thread. For `Drop`s at the end of a service,
         /// which cannot be left to another thread: so it does not matter how deep this one is.
         pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
-            let _entered = self.stance().map(|stance| self.enter(stance));
-            let _nested = nesting::deeper();
+            let _entered = self.context().map(|context| self.enter(context));
+            let _nested = stack::deeper();
             user()
         }
     }
@@ -136,7 +136,7 @@ mod real {
     #[cfg(test)]
     mod tests {
         use super::*;
-        use crate::nesting::{MAX_DEPTH, MAX_STACK};
+        use crate::handler::stack::{MAX_DEPTH, MAX_STACK};
         use std::cell::Cell;
         use tokio::runtime::{Builder, Runtime};
 
@@ -144,8 +144,8 @@ mod real {
             Builder::new_current_thread().build().unwrap()
         }
 
-        fn home(runtime: &Runtime) -> Home {
-            Home::of(runtime.handle())
+        fn home(runtime: &Runtime) -> ServiceRuntime {
+            ServiceRuntime::of(runtime.handle())
         }
 
         /// Polls once, in a task of this runtime.
@@ -158,16 +158,16 @@ mod real {
             let (ours, theirs) = (runtime(), runtime());
             let (ours_home, theirs_home) = (home(&ours), home(&theirs));
             in_a_task(&ours, move || {
-                assert_eq!(ours_home.look(), Some(Stance::Native));
-                assert_eq!(theirs_home.look(), Some(Stance::Foreign));
+                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
+                assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
                 {
-                    let _entered = theirs_home.enter(Stance::Foreign);
+                    let _entered = theirs_home.enter(RuntimeContext::Foreign);
                     assert_eq!(Handle::current().id(), theirs_home.id);
-                    assert_eq!(theirs_home.look(), Some(Stance::Native));
-                    assert_eq!(ours_home.look(), Some(Stance::Foreign));
+                    assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Native));
+                    assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
                 }
-                assert_eq!(theirs_home.look(), Some(Stance::Foreign));
-                assert_eq!(ours_home.look(), Some(Stance::Native));
+                assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
+                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
                 assert_eq!(Handle::current().id(), ours_home.id);
             });
         }
@@ -177,11 +177,11 @@ mod real {
             let (ours, theirs) = (runtime(), runtime());
             let ours_home = home(&ours);
             in_a_task(&ours, move || {
-                assert_eq!(ours_home.look(), Some(Stance::Native));
+                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
                 let entered = theirs.enter();
-                assert_eq!(ours_home.look(), Some(Stance::Foreign));
+                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
                 drop(entered);
-                assert_eq!(ours_home.look(), Some(Stance::Native));
+                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
                 // A runtime must not be dropped in a task.
                 theirs.shutdown_background();
             });
@@ -195,12 +195,12 @@ mod real {
             let task = move || {
                 for _ in 0..2 {
                     ours.block_on(async {
-                        assert_eq!(ours_home.look(), Some(Stance::Native));
-                        assert_eq!(theirs_home.look(), Some(Stance::Foreign));
+                        assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
+                        assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
                     });
                     theirs.block_on(async {
-                        assert_eq!(ours_home.look(), Some(Stance::Foreign));
-                        assert_eq!(theirs_home.look(), Some(Stance::Native));
+                        assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
+                        assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Native));
                     });
                 }
             };
@@ -209,14 +209,14 @@ mod real {
 
         #[test]
         fn a_thread_that_unwinds_runs_no_handlers() {
-            struct Looks<'a>(&'a Home, &'a Cell<Option<Stance>>);
+            struct Looks<'a>(&'a ServiceRuntime, &'a Cell<Option<RuntimeContext>>);
             impl Drop for Looks<'_> {
                 fn drop(&mut self) {
-                    self.1.set(self.0.look());
+                    self.1.set(self.0.can_run_here());
                 }
             }
             let runtime = runtime();
-            let (home, seen) = (home(&runtime), Cell::new(Some(Stance::Native)));
+            let (home, seen) = (home(&runtime), Cell::new(Some(RuntimeContext::Native)));
             let unwound = crate::panics::catch(|| {
                 let _looks = Looks(&home, &seen);
                 panic!("while it stands there");
@@ -228,42 +228,42 @@ mod real {
         #[test]
         fn a_thread_without_a_runtime_is_foreign() {
             let runtime = runtime();
-            assert_eq!(home(&runtime).look(), Some(Stance::Foreign));
+            assert_eq!(home(&runtime).can_run_here(), Some(RuntimeContext::Foreign));
         }
 
         #[test]
         fn what_is_too_deep_is_refused() {
             let runtime = runtime();
             let home = home(&runtime);
-            let entered: Vec<_> = (0..MAX_DEPTH).map(|_| nesting::deeper()).collect();
-            assert_eq!(home.look(), None);
+            let entered: Vec<_> = (0..MAX_DEPTH).map(|_| stack::deeper()).collect();
+            assert_eq!(home.can_run_here(), None);
             entered.into_iter().rev().for_each(drop);
-            assert_eq!(home.look(), Some(Stance::Foreign));
+            assert_eq!(home.can_run_here(), Some(RuntimeContext::Foreign));
         }
 
         #[test]
         fn a_stack_that_is_much_used_is_refused() {
             #[inline(never)]
-            fn with_much_stack(home: &Home) -> Option<Stance> {
+            fn with_much_stack(home: &ServiceRuntime) -> Option<RuntimeContext> {
                 let used = std::hint::black_box([0_u8; 2 * MAX_STACK]);
-                let stance = home.look();
+                let context = home.can_run_here();
                 std::hint::black_box(used);
-                stance
+                context
             }
             let runtime = runtime();
             let home = home(&runtime);
-            let _nested = nesting::deeper();
+            let _nested = stack::deeper();
             assert_eq!(with_much_stack(&home), None);
-            assert!(home.look().is_some());
+            assert!(home.can_run_here().is_some());
         }
 
         #[test]
         fn a_thread_that_ends_is_refused() {
-            struct Late(Home, std::sync::mpsc::Sender<Option<Stance>>);
+            struct Late(ServiceRuntime, std::sync::mpsc::Sender<Option<RuntimeContext>>);
 
             impl Drop for Late {
                 fn drop(&mut self) {
-                    let _ = self.1.send(self.0.look());
+                    let _ = self.1.send(self.0.can_run_here());
                 }
             }
 
@@ -293,28 +293,28 @@ mod modelled {
     use tokio::runtime::Handle;
     use tokio::time::Instant;
 
-    use super::Stance;
+    use super::RuntimeContext;
 
-    pub(crate) struct Home;
+    pub(crate) struct ServiceRuntime;
 
-    impl Home {
+    impl ServiceRuntime {
         pub(crate) fn of(_runtime: &Handle) -> Self {
             Self
         }
 
-        pub(crate) fn runtime(&self) -> Option<&Handle> {
+        pub(crate) fn handle(&self) -> Option<&Handle> {
             None
         }
 
-        pub(crate) fn look(&self) -> Option<Stance> {
-            Some(Stance::Native)
+        pub(crate) fn can_run_here(&self) -> Option<RuntimeContext> {
+            Some(RuntimeContext::Native)
         }
 
-        pub(crate) fn now(&self, _stance: Stance) -> Instant {
+        pub(crate) fn now(&self, _stance: RuntimeContext) -> Instant {
             Instant::now()
         }
 
-        pub(crate) fn enter(&self, _stance: Stance) {}
+        pub(crate) fn enter(&self, _stance: RuntimeContext) {}
 
         pub(crate) fn is_shut_down(&self) -> bool {
             false

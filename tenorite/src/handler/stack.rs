@@ -2,7 +2,7 @@
 //!
 //! A handler that calls an idle service runs that one's handler on its own stack. So a thread has a stack of frames, one for
 //! each handler, and most of what a handler is told about its surroundings is read off the top of it: [`context`](crate::context())
-//! what it serves and until when, [`waits`](crate::waits) who would wait for whom, [`home`](crate::home) how deep it is already.
+//! what it serves and until when, [`waits`](crate::handler::deadlock) who would wait for whom, [`home`](crate::handler::runtime) how deep it is already.
 //!
 //! A frame is written when a handler is polled and left where it is afterwards: then only the length goes back, on unwind as
 //! well. That is all that a call pays for the three.
@@ -12,7 +12,7 @@ use std::num::NonZero;
 
 use tokio::time::Instant;
 
-use crate::method::{Method, Served};
+use crate::handler::method::{CallInfo, Method};
 
 /// A service, by an address that is its own while it lives.
 pub(crate) type Node = usize;
@@ -37,7 +37,7 @@ pub(crate) struct Frame {
 impl Frame {
     const GROUND: Self = Self { node: None, method: None, deadline: None };
 
-    fn serving(served: Served) -> Self {
+    fn serving(served: CallInfo) -> Self {
         Self { node: None, method: Some(served.method), deadline: served.deadline }
     }
 }
@@ -83,7 +83,7 @@ pub(crate) struct Nested(usize);
 
 /// A handler of this service is about to be polled.
 #[inline]
-pub(crate) fn enter(node: Node, served: Served) -> Nested {
+pub(crate) fn enter(node: Node, served: CallInfo) -> Nested {
     push(Frame { node: NonZero::new(node), ..Frame::serving(served) })
 }
 
@@ -113,7 +113,7 @@ impl Drop for Nested {
 }
 
 /// Something that is not a handler, and serves a call all the same, until this is dropped.
-pub(crate) struct Serving {
+pub(crate) struct ScopeGuard {
     len: usize,
     at: usize,
     /// What was there before.
@@ -124,7 +124,7 @@ pub(crate) struct Serving {
 ///
 /// Inside of a handler it has a frame of its own: the handler's says who would wait. Outside it is no level: who calls from there
 /// is a task like others.
-pub(crate) fn serve(served: Served) -> Serving {
+pub(crate) fn serve(served: CallInfo) -> ScopeGuard {
     STACK.with(|stack| {
         let len = stack.len.get();
         let at = if len == 0 { 0 } else { len + 1 };
@@ -133,11 +133,11 @@ pub(crate) fn serve(served: Served) -> Serving {
             stack.place(at).set(Frame::serving(served));
             stack.len.set(at);
         }
-        Serving { len, at, before }
+        ScopeGuard { len, at, before }
     })
 }
 
-impl Drop for Serving {
+impl Drop for ScopeGuard {
     fn drop(&mut self) {
         STACK.with(|stack| {
             if self.at < PLACES {
@@ -155,9 +155,9 @@ pub(crate) fn deeper() -> Nested {
 }
 
 /// The call that is served here.
-pub(crate) fn served() -> Option<Served> {
+pub(crate) fn served() -> Option<CallInfo> {
     let top = STACK.with(Stack::top);
-    top.method.filter(|method| !method.is_hook()).map(|method| Served { method, deadline: top.deadline })
+    top.method.filter(|method| !method.is_hook()).map(|method| CallInfo { method, deadline: top.deadline })
 }
 
 /// The deadline of the call that is served here.
@@ -182,20 +182,20 @@ pub(crate) fn is_deep() -> bool {
 }
 
 /// What runs on this thread until this is dropped is not waited for by what ran before.
-pub(crate) struct Cut(usize);
+pub(crate) struct Barrier(usize);
 
-pub(crate) fn cut() -> Cut {
-    Cut(STACK.with(|stack| stack.cut.replace(stack.len.get())))
+pub(crate) fn barrier() -> Barrier {
+    Barrier(STACK.with(|stack| stack.cut.replace(stack.len.get())))
 }
 
-impl Drop for Cut {
+impl Drop for Barrier {
     fn drop(&mut self) {
         STACK.with(|stack| stack.cut.set(self.0));
     }
 }
 
 /// The frames above the cut, from below, each with the depth that it stands on.
-pub(crate) fn above_the_cut() -> Vec<(usize, Frame)> {
+pub(crate) fn frames_above_barrier() -> Vec<(usize, Frame)> {
     STACK.with(|stack| {
         (stack.cut.get()..stack.len.get().min(PLACES - 1)).map(|at| (at, stack.place(at + 1).get())).collect()
     })
@@ -215,8 +215,8 @@ mod tests {
     const GET: &Method = &Method::new("Store", "get");
     const FIND: &Method = &Method::new("Index", "find");
 
-    fn serving(method: &'static Method) -> Served {
-        Served { method, deadline: Some(Instant::now()) }
+    fn serving(method: &'static Method) -> CallInfo {
+        CallInfo { method, deadline: Some(Instant::now()) }
     }
 
     fn names() -> Option<&'static str> {
@@ -227,7 +227,7 @@ mod tests {
     fn what_is_served_is_what_was_entered_last_and_not_left() {
         assert_eq!((names(), depth(), deadline()), (None, 0, None));
         let get = enter(1, serving(GET));
-        let find = enter(2, Served { method: FIND, deadline: None });
+        let find = enter(2, CallInfo { method: FIND, deadline: None });
         assert_eq!((names(), depth(), deadline()), (Some("find"), 2, None));
         drop(find);
         assert_eq!((names(), depth(), deadline().is_some()), (Some("get"), 1, true));
@@ -253,7 +253,8 @@ mod tests {
         assert_eq!((names(), depth()), (Some("get"), 1));
         // The one who waits is the handler, by the name of its method.
         let _scope = serve(serving(FIND));
-        let waits: Vec<_> = above_the_cut().into_iter().filter(|(_, frame)| frame.node.is_some()).collect();
+        let waits: Vec<_> =
+            frames_above_barrier().into_iter().filter(|(_, frame)| frame.node.is_some()).collect();
         assert_eq!(waits.len(), 1);
         assert_eq!((waits[0].0, waits[0].1.method), (0, Some(GET)));
     }
@@ -261,21 +262,21 @@ mod tests {
     #[test]
     fn a_hook_serves_nobody_and_may_wait() {
         const HOOK: &Method = &Method::hook("Store", "on_stop");
-        let _hook = enter(1, Served { method: HOOK, deadline: None });
+        let _hook = enter(1, CallInfo { method: HOOK, deadline: None });
         assert_eq!(names(), None);
-        assert_eq!(above_the_cut()[0].1.method, Some(HOOK));
+        assert_eq!(frames_above_barrier()[0].1.method, Some(HOOK));
     }
 
     #[test]
     fn nobody_below_the_cut_is_seen() {
         let _below = enter(1, serving(GET));
         {
-            let _cut = cut();
-            assert!(above_the_cut().is_empty());
+            let _barrier = barrier();
+            assert!(frames_above_barrier().is_empty());
             let _above = enter(2, serving(FIND));
-            assert_eq!(above_the_cut().len(), 1);
+            assert_eq!(frames_above_barrier().len(), 1);
         }
-        assert_eq!(above_the_cut().len(), 1);
+        assert_eq!(frames_above_barrier().len(), 1);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use super::{
     start, start_restarting, start_with, start_without_worker, stopped,
 };
 use crate::caller::Caller as _;
-use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
+use crate::status::StopReason;
 
 /// Every interleaving with up to so many switches away from a thread that could have gone on.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {

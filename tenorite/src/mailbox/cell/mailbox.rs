@@ -11,30 +11,30 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::owner::{Owner, Run};
-use super::word::{Claim, Join};
-use super::{Aftermath, Core, Dispatch, Space, answers_later};
+use super::state::{Claim, JoinOutcome};
+use super::{Core, Dispatch, OnWorkerExit, Space, answers_later};
 use crate::budget;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
-use crate::home::{self, Stance};
-use crate::lifecycle::{Lifecycle, StopReason};
+use crate::handler::deadlock::{self, Edge};
+use crate::handler::method::{CallInfo, Method};
+use crate::handler::runtime::{self, RuntimeContext};
+use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
-use crate::method::{Method, Served};
-use crate::nesting::{self, Node};
 use crate::panics::{self, Payload};
+use crate::status::{StatusCell, StopReason};
 use crate::trace::Span;
-use crate::waits::{self, Edge};
 
-type State<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
+type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
 /// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
-pub(crate) struct Door<W: Dispatch> {
+pub(crate) struct CellMailbox<W: Dispatch> {
     core: Arc<Core<W>>,
     permit: PermitKind,
 }
 
-impl<W: Dispatch> Drop for Door<W> {
+impl<W: Dispatch> Drop for CellMailbox<W> {
     fn drop(&mut self) {
         if self.permit == PermitKind::Borrowed {
             self.core.close(StopReason::CallersGone);
@@ -43,15 +43,15 @@ impl<W: Dispatch> Drop for Door<W> {
     }
 }
 
-impl<W: Dispatch> Door<W> {
+impl<W: Dispatch> CellMailbox<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
         Self { core, permit: PermitKind::Borrowed }
     }
 
     /// Whom a handler serves that runs this request.
     #[inline(always)]
-    fn served(request: &W::Request, terms: Terms) -> Served {
-        Served { method: W::method(request), deadline: terms.deadline() }
+    fn served(request: &W::Request, terms: Terms) -> CallInfo {
+        CallInfo { method: W::method(request), deadline: terms.deadline() }
     }
 
     /// Runs the call's own request: this thread has claimed the worker for it.
@@ -59,31 +59,31 @@ impl<W: Dispatch> Door<W> {
     fn run(
         &self,
         mut owner: Owner<'_, W>,
-        served: Served,
-        state: &mut State<W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
         cx: &mut Context<'_>,
-        stance: Stance,
+        context: RuntimeContext,
     ) -> Poll<()> {
         // A raced call does not wait for this handler, so the handler's own calls cannot form a
         // cycle through the caller.
-        let ran = if state.raced {
-            let _cut = nesting::cut();
-            owner.start(&mut state.phase, served, stance)
+        let ran = if state.allows_cycle {
+            let _barrier = stack::barrier();
+            owner.start(&mut state.phase, served, context)
         } else {
-            owner.start(&mut state.phase, served, stance)
+            owner.start(&mut state.phase, served, context)
         };
         match ran {
             Run::Replied => {
-                waits::through(self.core.node());
+                deadlock::handler_finished(self.core.node());
                 self.core.count_reply();
                 if <W::Space as Space>::HAS_FUTURES {
                     budget::note_spending();
                 }
-                let is_late = self.core.is_late(served, stance);
-                if self.core.word.release_idle() {
-                    owner.left();
+                let is_late = self.core.is_late(served, context);
+                if self.core.state.release_idle() {
+                    owner.disarm();
                 } else {
-                    owner.release(stance);
+                    owner.release(context);
                 }
                 if is_late {
                     self.expire_at_once(state);
@@ -91,7 +91,7 @@ impl<W: Dispatch> Door<W> {
                 Poll::Ready(())
             }
             Run::Deferred => unreachable!("a method that answers later is run with a slot of its own"),
-            Run::Waits => self.wait(owner, served, stance, state, cx),
+            Run::Waits => self.wait(owner, served, context, state, cx),
             Run::Panicked(payload) => {
                 let reason = self.core.why_panicked(&payload);
                 self.core.tell_panic(served, None, &reason, &payload);
@@ -107,7 +107,7 @@ impl<W: Dispatch> Door<W> {
     /// The handler ran at once, and took longer than the call had.
     #[cold]
     #[inline(never)]
-    fn expire_at_once(&self, state: &mut State<W>) {
+    fn expire_at_once(&self, state: &mut StateOf<W>) {
         let too_late = state.take();
         state.phase.put(Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)));
         self.core.queue.expired();
@@ -119,13 +119,13 @@ impl<W: Dispatch> Door<W> {
     fn run_later(
         &self,
         owner: Owner<'_, W>,
-        state: &mut State<W>,
+        state: &mut StateOf<W>,
         cx: &mut Context<'_>,
-        stance: Stance,
+        context: RuntimeContext,
     ) -> Poll<()> {
         let Phase::New(request) = &state.phase else { unreachable!("the request has not been sent") };
         let served = Self::served(request, state.terms);
-        self.run(owner, served, state, cx, stance)
+        self.run(owner, served, state, cx, context)
     }
 
     /// Parks the handler, and leaves the call to wait for its reply.
@@ -133,9 +133,9 @@ impl<W: Dispatch> Door<W> {
     fn wait(
         &self,
         owner: Owner<'_, W>,
-        served: Served,
-        stance: Stance,
-        state: &mut State<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+        state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         // Wakers and spans that panic are their owner's problem: the handler goes on.
@@ -143,14 +143,14 @@ impl<W: Dispatch> Door<W> {
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
         // Before the task can go on with the handler.
         let node = self.core.node();
-        let edge = if state.raced {
+        let edge = if state.allows_cycle {
             None
         } else {
-            waits::take_implied().or_else(|| waits::wait(node, served.method).ok().flatten())
+            deadlock::take_implied().or_else(|| deadlock::wait(node, served.method).ok().flatten())
         };
         let slot = self.core.queue.occupy(waker, edge);
         state.phase.put(Phase::Waiting(slot));
-        owner.park(Some(slot), served, span, stance);
+        owner.park(Some(slot), served, span, context);
         if let Some(payload) = wakers_panic.or(spans_panic) {
             resume_unwind(payload);
         }
@@ -160,7 +160,7 @@ impl<W: Dispatch> Door<W> {
     /// The worker was not idle, or may not be claimed without the lock.
     #[cold]
     #[inline(never)]
-    fn poll_slowly(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_slowly(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
         let core = &self.core;
         if self.permit == PermitKind::Owned
             && let Some(unwanted) = state.refuse_without_permit()
@@ -175,19 +175,19 @@ impl<W: Dispatch> Door<W> {
         let next = match state.phase {
             Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
-                let stance = if self.may_run(state) { core.home.look() } else { None };
-                if let (Some(stance), Phase::New(request)) = (stance, &state.phase)
+                let context = if self.may_run(state) { core.runtime.can_run_here() } else { None };
+                if let (Some(context), Phase::New(request)) = (context, &state.phase)
                     && !state.terms.limit.is_expired()
                     && !answers_later::<W>(W::method(request))
                     && let Some(claim) = self.spin()
                 {
-                    return self.run_later(Owner::new(core, claim), state, cx, stance);
+                    return self.run_later(Owner::new(core, claim), state, cx, context);
                 }
-                return self.enter(state, cx, stance);
+                return self.enter(state, cx, context);
             }
             Phase::Permit => {
                 let next = core.queue.reserve(state.terms, cx.waker());
-                if let (&Phase::Waiting(slot), false) = (&next, state.raced) {
+                if let (&Phase::Waiting(slot), false) = (&next, state.allows_cycle) {
                     state.phase = next;
                     self.wait_for_room(slot, const { &Method::new(W::NAME, "reserve") }, state);
                     return state.readiness();
@@ -203,25 +203,25 @@ impl<W: Dispatch> Door<W> {
     /// Returns whether this thread may run the request itself.
     ///
     /// A cast never does: its sender does not wait for the handler, and may hold what that needs.
-    fn may_run(&self, state: &State<W>) -> bool {
-        !state.terms.cast && self.core.dice.allows()
+    fn may_run(&self, state: &StateOf<W>) -> bool {
+        !state.terms.cast && self.core.inline.allows()
     }
 
     /// T6, of a cast that nothing keeps from being accepted: it leaves neither a waker nor an edge.
     /// Returns whether it was.
     //
     // Not where calls are polled that run at once: there it made each of them slower by a quarter.
-    fn cast(&self, state: &mut State<W>) -> bool {
+    fn cast(&self, state: &mut StateOf<W>) -> bool {
         let core = &self.core;
         if state.terms.limit.is_expired() {
             return false;
         }
         let Some(request) = state.phase.take_new() else { return false };
-        let now = || core.home.now(Stance::Foreign);
-        match core.queue.cast(request, state.terms, now, || core.word.join(false)) {
+        let now = || core.runtime.now(RuntimeContext::Foreign);
+        match core.queue.cast(request, state.terms, now, || core.state.join(false)) {
             Ok(join) => {
                 state.phase.put(Phase::Accepted);
-                if join == Join::Wake {
+                if join == JoinOutcome::Wake {
                     core.wake_task();
                 }
                 true
@@ -234,14 +234,19 @@ impl<W: Dispatch> Door<W> {
     }
 
     /// T6.
-    fn enter(&self, state: &mut State<W>, cx: &mut Context<'_>, stance: Option<Stance>) -> Poll<()> {
+    fn enter(
+        &self,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: Option<RuntimeContext>,
+    ) -> Poll<()> {
         let core = &self.core;
         // Before anything is taken: cloning it may panic. A cast mostly needs none, and one that
         // has to wait for capacity registers it below.
         let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
         let (request, terms) = state.take_request(self.permit);
         let method = W::method(&request);
-        let edge = match self.wait_for(method, !(terms.cast || state.raced)) {
+        let edge = match self.wait_for(method, !(terms.cast || state.allows_cycle)) {
             Ok(edge) => edge,
             Err(cycle) => {
                 if let Some(permit) = terms.permit {
@@ -252,11 +257,11 @@ impl<W: Dispatch> Door<W> {
                 return Poll::Ready(());
             }
         };
-        let now = || core.home.now(stance.unwrap_or(Stance::Foreign));
+        let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
         let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |_| {
-            match core.word.join(stance.is_some()) {
-                Join::Claimed(claim) => queue::Join::Run(claim),
-                join => queue::Join::Append(join == Join::Wake),
+            match core.state.join(context.is_some()) {
+                JoinOutcome::Claimed(claim) => queue::Admission::Run(claim),
+                join => queue::Admission::Append(join == JoinOutcome::Wake),
             }
         });
         if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
@@ -265,12 +270,12 @@ impl<W: Dispatch> Door<W> {
         match entered {
             Entered::Refused(phase) => state.phase = phase,
             Entered::Own(request, claim) => {
-                let stance = stance.expect("the worker is claimed only by a thread that may run");
+                let context = context.expect("the worker is claimed only by a thread that may run");
                 if answers_later::<W>(method) {
-                    return self.run_deferring(Owner::new(core, claim), request, state, cx, stance);
+                    return self.run_deferring(Owner::new(core, claim), request, state, cx, context);
                 }
                 state.phase = Phase::New(request);
-                return self.run_later(Owner::new(core, claim), state, cx, stance);
+                return self.run_later(Owner::new(core, claim), state, cx, context);
             }
             Entered::Line(phase, wake) => {
                 state.phase = phase;
@@ -278,7 +283,7 @@ impl<W: Dispatch> Door<W> {
                     core.wake_task();
                 }
                 if let (&Phase::Waiting(slot), true) = (&state.phase, terms.cast) {
-                    if !state.raced {
+                    if !state.allows_cycle {
                         self.wait_for_room(slot, method, state);
                     }
                     return self.look(state, cx);
@@ -294,9 +299,9 @@ impl<W: Dispatch> Door<W> {
         &self,
         mut owner: Owner<'_, W>,
         request: W::Request,
-        state: &mut State<W>,
+        state: &mut StateOf<W>,
         cx: &mut Context<'_>,
-        stance: Stance,
+        context: RuntimeContext,
     ) -> Poll<()> {
         let core = &self.core;
         let served = Self::served(&request, state.terms);
@@ -307,16 +312,16 @@ impl<W: Dispatch> Door<W> {
         let mut exchange = Phase::New(request);
         let ran = {
             // The answer may come from anywhere, so the handler below waits for no handler.
-            let _cut = nesting::cut();
-            owner.start_deferring(Some(slot), &span, &mut exchange, served, stance)
+            let _barrier = stack::barrier();
+            owner.start_deferring(Some(slot), &span, &mut exchange, served, context)
         };
         match ran {
             Run::Replied | Run::Deferred => {
-                waits::through(core.node());
+                deadlock::handler_finished(core.node());
                 core.count_reply();
-                owner.release(stance);
+                owner.release(context);
             }
-            Run::Waits => drop(owner.park(None, served, span, stance)),
+            Run::Waits => drop(owner.park(None, served, span, context)),
             Run::Panicked(payload) => {
                 let reason = core.why_panicked(&payload);
                 core.tell_panic(served, Some(&span), &reason, &payload);
@@ -330,7 +335,7 @@ impl<W: Dispatch> Door<W> {
     }
 
     /// Looks what has become of a call that has left no waker yet, and leaves one.
-    fn look(&self, state: &mut State<W>, cx: &Context<'_>) -> Poll<()> {
+    fn look(&self, state: &mut StateOf<W>, cx: &Context<'_>) -> Poll<()> {
         if let Phase::Waiting(slot) = state.phase {
             state.phase = self.core.queue.poll(slot, cx.waker());
         }
@@ -338,7 +343,7 @@ impl<W: Dispatch> Door<W> {
     }
 
     /// The call would have waited for itself.
-    fn refuse(&self, request: W::Request, cycle: Cycle, state: &mut State<W>) {
+    fn refuse(&self, request: W::Request, cycle: Cycle, state: &mut StateOf<W>) {
         let (phase, unwanted) = state.terms.refuse(request, SendReason::WouldDeadlock(cycle));
         self.core.queue.drop_quietly(unwanted);
         state.phase = phase;
@@ -346,12 +351,12 @@ impl<W: Dispatch> Door<W> {
 
     /// A handler that makes this call waits for it, unless it does not. See [`waits`].
     fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
-        if waits { waits::wait(self.core.node(), method) } else { Ok(None) }
+        if waits { deadlock::wait(self.core.node(), method) } else { Ok(None) }
     }
 
     /// A cast waits as long as there is no room for it, and so does who wants a permit.
-    fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut State<W>) {
-        match waits::wait(self.core.node(), method) {
+    fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
+        match deadlock::wait(self.core.node(), method) {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
             Ok(None) => {}
             Err(cycle) => match self.core.queue.take_back(slot) {
@@ -374,41 +379,41 @@ impl<W: Dispatch> Door<W> {
             return None;
         }
         for _ in 0..LOOKS {
-            if !self.core.word.is_only_running() {
+            if !self.core.state.is_only_running() {
                 break;
             }
             for _ in 0..PAUSES {
                 std::hint::spin_loop();
             }
         }
-        self.core.word.claim_idle()
+        self.core.state.claim_idle()
     }
 }
 
-impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
-    fn poll(&self, state: &mut State<W>, cx: &mut Context<'_>) -> Poll<()> {
+impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W> {
+    fn poll(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
             && self.permit == PermitKind::Borrowed
             && !state.terms.cast
             && !state.terms.limit.is_expired()
-            && let Some(stance) = self.core.home.look()
+            && let Some(context) = self.core.runtime.can_run_here()
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)
-            && let Some(claim) = self.core.word.claim_idle()
+            && let Some(claim) = self.core.state.claim_idle()
         {
-            return self.run(Owner::new(&self.core, claim), served, state, cx, stance);
+            return self.run(Owner::new(&self.core, claim), served, state, cx, context);
         }
         self.poll_slowly(state, cx)
     }
 
-    fn expire(&self, state: &mut State<W>) {
+    fn expire(&self, state: &mut StateOf<W>) {
         if let Phase::Waiting(slot) = state.phase {
             state.phase = self.core.queue.expire(slot, state.terms);
         }
     }
 
-    fn abandon(&self, state: &mut State<W>) {
+    fn abandon(&self, state: &mut StateOf<W>) {
         match state.take() {
             Phase::Waiting(slot) => self.core.queue.abandon(slot),
             Phase::Permitted(request) => {
@@ -422,7 +427,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
 
     fn unreserve(&self) {
         if self.permit == PermitKind::Borrowed {
-            self.core.queue.used(|| home::now_in(self.core.home.runtime()));
+            self.core.queue.used(|| runtime::now_in(self.core.runtime.handle()));
         }
         self.core.queue.unreserve(self.permit);
     }
@@ -433,14 +438,14 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for Door<W> {
     }
 }
 
-impl<W: Dispatch> Control for Door<W> {
+impl<W: Dispatch> Control for CellMailbox<W> {
     fn abort(&self) -> bool {
         let task = self.core.spawned.get();
         task.map(AbortHandle::abort).is_some()
     }
 
     fn restart(&self) -> bool {
-        let can = self.core.aftermath == Aftermath::Restart && !self.is_closed();
+        let can = self.core.on_worker_exit == OnWorkerExit::Restart && !self.is_closed();
         if can {
             self.core.ask_for_restart();
         }
@@ -458,8 +463,8 @@ impl<W: Dispatch> Control for Door<W> {
         self.permit == PermitKind::Owned || self.core.queue.is_closed()
     }
 
-    fn lifecycle(&self) -> &Lifecycle {
-        &self.core.queue.lifecycle
+    fn status(&self) -> &StatusCell {
+        &self.core.queue.status
     }
 
     fn node(&self) -> Option<Node> {
@@ -467,7 +472,7 @@ impl<W: Dispatch> Control for Door<W> {
     }
 
     fn runtime(&self) -> Option<&Handle> {
-        self.core.home.runtime()
+        self.core.runtime.handle()
     }
 
     fn stats(&self) -> Stats {
@@ -486,8 +491,8 @@ impl<W: Dispatch> Core<W> {
         let Some(limit) = self.drain_limit else { return };
         if matches!(self.queue.close_reason(), Some(StopReason::CallersGone | StopReason::Idle)) {
             // One that is no caller.
-            let door = Door { core: Arc::clone(self), permit: PermitKind::Owned };
-            abort_after(Arc::new(door), limit, self.home.runtime().cloned());
+            let door = CellMailbox { core: Arc::clone(self), permit: PermitKind::Owned };
+            abort_after(Arc::new(door), limit, self.runtime.handle().cloned());
         }
     }
 }

@@ -225,17 +225,17 @@ fn note(request: Option<ProbeRequest>) -> Option<u32> {
 async fn a_request_that_did_not_run_comes_back() {
     for kind in QUEUED {
         let (task, caller, watch) = kind.start_busy(1).await;
-        let mut queued = caller.note(1).timeout(Duration::from_secs(1)).returning();
+        let mut queued = caller.note(1).timeout(Duration::from_secs(1)).recover();
         assert!(poll_once(&mut queued).is_pending());
 
-        let returned = caller.note(2).no_wait().returning().await.unwrap_err();
+        let returned = caller.note(2).no_wait().recover().await.unwrap_err();
         assert_eq!(returned.error, TenoriteError::SendFailure(SendReason::Full));
         assert_eq!(note(returned.request), Some(2), "{kind:?}");
-        assert_eq!(note(caller.note(3).returning().try_cast().unwrap_err().request), Some(3));
-        let late = caller.note(4).timeout(Duration::ZERO).returning().await.unwrap_err();
+        assert_eq!(note(caller.note(3).recover().try_cast().unwrap_err().request), Some(3));
+        let late = caller.note(4).timeout(Duration::ZERO).recover().await.unwrap_err();
         assert_eq!(note(late.request), Some(4));
 
-        let mut waiting = caller.note(5).returning().cast();
+        let mut waiting = caller.note(5).recover().cast();
         assert!(poll_once(&mut waiting).is_pending());
         let late = queued.await.unwrap_err();
         assert_eq!(late.error, TenoriteError::SendFailure(SendReason::Expired));
@@ -243,13 +243,13 @@ async fn a_request_that_did_not_run_comes_back() {
         // There is room now, so it was accepted.
         assert!(waiting.await.is_ok());
 
-        let mut queued = caller.note(6).returning();
+        let mut queued = caller.note(6).recover();
         assert!(poll_once(&mut queued).is_pending());
         task.abort();
         let stopped = queued.await.unwrap_err();
         assert_eq!(stopped.error, TenoriteError::SendFailure(SendReason::Stopped));
         assert_eq!(note(stopped.request), Some(6), "{kind:?}");
-        let stopped = caller.note(7).returning().await.unwrap_err();
+        let stopped = caller.note(7).recover().await.unwrap_err();
         assert_eq!(note(stopped.request), Some(7));
         drop(watch);
     }
@@ -259,17 +259,17 @@ async fn a_request_that_did_not_run_comes_back() {
 async fn a_request_that_ran_does_not_come_back() {
     for kind in ALL {
         let (caller, _watch) = kind.caller();
-        assert_eq!(caller.note(1).returning().await.unwrap(), 1);
-        let returned = caller.explode("boom").returning().await.unwrap_err();
+        assert_eq!(caller.note(1).recover().await.unwrap(), 1);
+        let returned = caller.explode("boom").recover().await.unwrap_err();
         assert!(returned.request.is_none(), "{kind:?}");
         assert!(returned.to_string().contains("boom"), "{returned:?}");
     }
     for kind in ALL {
         let (caller, _watch) = kind.caller();
         caller.stop();
-        let returned = caller.note(1).returning().await.unwrap_err();
+        let returned = caller.note(1).recover().await.unwrap_err();
         assert_eq!(note(returned.request), Some(1), "{kind:?}");
-        let into: TenoriteError = caller.note(1).returning().await.unwrap_err().into();
+        let into: TenoriteError = caller.note(1).recover().await.unwrap_err().into();
         assert_eq!(into, TenoriteError::SendFailure(SendReason::Stopped));
     }
 }
@@ -282,7 +282,7 @@ fn a_blocking_call_gives_its_request_back() {
         caller.stop();
         caller
     });
-    let returned = caller.note(9).returning().blocking().unwrap_err();
+    let returned = caller.note(9).recover().blocking().unwrap_err();
     assert_eq!(note(returned.request), Some(9));
-    assert_eq!(note(caller.note(8).returning().cast().blocking().unwrap_err().request), Some(8));
+    assert_eq!(note(caller.note(8).recover().cast().blocking().unwrap_err().request), Some(8));
 }

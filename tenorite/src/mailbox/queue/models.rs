@@ -12,11 +12,11 @@ use std::task::{Poll, Waker};
 use loom::future::block_on;
 use loom::thread;
 
-use super::queue::{Next, Queue};
-use super::{Limit, Phase, Terms};
+use super::{Next, Queue};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::lifecycle::StopReason;
+use crate::mailbox::{Limit, Phase, Terms};
 use crate::reply::{Answer, Ended};
+use crate::status::StopReason;
 use tokio::time::Instant;
 
 type Model = Queue<u32, u32, ()>;
@@ -203,7 +203,7 @@ fn terms(cast: bool) -> Terms {
         limit: Limit::None,
         cast,
         no_wait: false,
-        wanted_back: false,
+        return_on_failure: false,
         permit: None,
         has_default_limit: false,
     }

@@ -16,6 +16,10 @@
 //! - Q3: Everything that must be decided together is decided in one critical section: that a request leaves the line, and
 //!   who is admitted in its place; that the door shuts, and who fails; that a call has ended, and how.
 
+pub(crate) mod line;
+#[cfg(all(test, loom))]
+mod models;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::Waker;
@@ -24,26 +28,26 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::line::{After, Arrival, Awaited, Counts, Left, Line, Taken};
 use super::{PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
-use crate::home;
-use crate::lifecycle::{Lifecycle, StopReason};
+use crate::handler::deadlock::Edge;
+use crate::handler::runtime;
 use crate::names::Named;
 use crate::panics;
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
+use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;
 use crate::trace::Span;
-use crate::waits::Edge;
+use line::{Arrival, Awaited, Counts, Deferred, Dequeued, Line, Withdrawn};
 
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
-    pub(crate) lifecycle: Lifecycle,
+    pub(crate) status: StatusCell,
 }
 
 /// What a request does that comes to the line.
-pub(crate) enum Join<T, C> {
+pub(crate) enum Admission<T, C> {
     /// It is appended.
     Append(T),
     /// It is not: the worker was idle, and the caller has claimed it.
@@ -62,7 +66,7 @@ pub(crate) enum Entered<Rq, Rs, Er, T, C> {
 
 /// What the worker's side finds in the line.
 pub(crate) enum Next<Rq> {
-    Request(Taken<Rq>),
+    Request(Dequeued<Rq>),
     /// Nothing now; more may come.
     Empty,
     /// Nothing, and the door is shut.
@@ -72,7 +76,7 @@ pub(crate) enum Next<Rq> {
 impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// `service` is what it is called.
     pub(crate) fn new(backlog: usize, service: fn() -> &'static str) -> Self {
-        Self { line: Mutex::new(Line::new(backlog)), lifecycle: Lifecycle::new(service) }
+        Self { line: Mutex::new(Line::new(backlog)), status: StatusCell::new(service) }
     }
 
     // The callers' side.
@@ -87,7 +91,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ) -> Phase<Rq, Rs, Er> {
         let entered = self.enter(request, terms, Some(waker), None, now, |line| {
             // Also for one who has to wait for room: if that is all kept for others, the worker serves him all the same.
-            Join::<_, Infallible>::Append(line.worker.take())
+            Admission::<_, Infallible>::Append(line.worker.take())
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -103,17 +107,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// the caller may run it itself.
     ///
     /// `now` is the service's clock.
-    pub(super) fn enter<T, C>(
+    pub(in crate::mailbox) fn enter<T, C>(
         &self,
         request: Rq,
         terms: Terms,
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
         now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Join<T, C>,
+        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Admission<T, C>,
     ) -> Entered<Rq, Rs, Er, T, C> {
-        let Terms { limit, cast, no_wait, wanted_back, permit, .. } = terms;
-        let mut after = After::new();
+        let Terms { limit, cast, no_wait, return_on_failure, permit, .. } = terms;
+        let mut deferred = Deferred::new();
         let span = current_span();
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
@@ -123,7 +127,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             line.count().skipped += 1;
             line.count().expired += 1;
             if let Some(permit) = permit {
-                line.unreserve(permit, &mut after);
+                line.unreserve(permit, &mut deferred);
             }
             Some(SendReason::Expired)
         } else if no_wait && permit.is_none() && !line.has_room() {
@@ -136,7 +140,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         if let Some(reason) = refused {
             drop(line);
             panics::drop_quietly(waker);
-            self.finish(after);
+            self.finish(deferred);
             let (phase, unwanted) = terms.refuse(request, reason);
             self.drop_quietly(unwanted);
             return Entered::Refused(phase);
@@ -145,14 +149,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         line.used(now);
         let accepted = permit.is_some() || line.has_room();
         let found = match join(&mut line) {
-            Join::Append(found) => found,
-            Join::Run(claim) => {
+            Admission::Append(found) => found,
+            Admission::Run(claim) => {
                 if let Some(permit) = permit {
-                    line.unreserve(permit, &mut after);
+                    line.unreserve(permit, &mut deferred);
                 }
                 drop(line);
                 panics::drop_quietly(waker);
-                self.finish(after);
+                self.finish(deferred);
                 return Entered::Own(request, claim);
             }
         };
@@ -167,7 +171,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         // An accepted cast awaits nothing: its caller's waker has no place in the slot.
         let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
         let deadline = terms.deadline();
-        let arrival = Arrival { request: Some(request), span, deadline, awaited, wanted_back, accepted };
+        let arrival =
+            Arrival { request: Some(request), span, deadline, awaited, return_on_failure, accepted };
         let slot = line.append(arrival, kept, edge);
         drop(line);
         // Wakers are the user's, and may panic when they are dropped.
@@ -181,7 +186,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ///
     /// `now` is the service's clock.
     #[inline]
-    pub(super) fn cast<T>(
+    pub(in crate::mailbox) fn cast<T>(
         &self,
         request: Rq,
         terms: Terms,
@@ -199,7 +204,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             span,
             deadline: terms.deadline(),
             awaited: Awaited::Nothing,
-            wanted_back: false,
+            return_on_failure: false,
             accepted: true,
         };
         line.append(arrival, None, None);
@@ -224,8 +229,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             let (span, awaited) = (Span::none(), Awaited::Permit);
             // Nobody starts it, so nobody asks whether it is too late but the one who waits.
-            let arrival =
-                Arrival { request: None, span, deadline: None, awaited, wanted_back: false, accepted: false };
+            let arrival = Arrival {
+                request: None,
+                span,
+                deadline: None,
+                awaited,
+                return_on_failure: false,
+                accepted: false,
+            };
             return Phase::Waiting(line.append(arrival, Some(waker), None));
         };
         drop(line);
@@ -240,11 +251,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// A permit is given back.
     pub(crate) fn unreserve(&self, permit: PermitKind) {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        line.unreserve(permit, &mut after);
+        line.unreserve(permit, &mut deferred);
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
     }
 
     /// Opens a slot for a request that runs at once, without standing in the line.
@@ -273,11 +284,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// The worker is gone, or about to go: ends the calls whose replies are still owed. With them the
     /// tasks that answer calls, if the service is aborted.
     pub(crate) fn cut_owed(&self, ends_tasks: bool) {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        let tasks = line.cut_owed(ends_tasks, &mut after);
+        let tasks = line.cut_owed(ends_tasks, &mut deferred);
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
         tasks.iter().for_each(AbortHandle::abort);
     }
 
@@ -294,17 +305,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Takes a cast, or one who wants a permit, out of the line, with the request if there is one. `None` if it does not wait
     /// for room any more.
     pub(crate) fn take_back(&self, slot: usize) -> Option<Option<Rq>> {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let waits = line.waits_for_room(slot);
         let left = waits.then(|| {
             line.count().refused += 1;
-            line.leave(slot, &mut after)
+            line.leave(slot, &mut deferred)
         });
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
         match left {
-            Some(Left::BeforeStart(request)) => Some(request),
+            Some(Withdrawn::BeforeStart(request)) => Some(request),
             _ => None,
         }
     }
@@ -331,26 +342,26 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Ends a call whose deadline has passed, unless it has ended already.
     pub(crate) fn expire(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er> {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         if let Some(outcome) = line.take_outcome(slot) {
             return outcome;
         }
         line.count().expired += 1;
-        let left = line.leave(slot, &mut after);
-        if matches!(left, Left::BeforeStart(Some(_))) {
+        let left = line.leave(slot, &mut deferred);
+        if matches!(left, Withdrawn::BeforeStart(Some(_))) {
             line.count().skipped += 1;
         }
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
         match left {
-            Left::BeforeStart(Some(request)) => {
+            Withdrawn::BeforeStart(Some(request)) => {
                 let (phase, unwanted) = terms.refuse(request, SendReason::Expired);
                 self.drop_quietly(unwanted);
                 phase
             }
-            Left::BeforeStart(None) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
-            Left::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
+            Withdrawn::BeforeStart(None) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+            Withdrawn::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
         }
     }
 
@@ -358,22 +369,22 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ///
     /// A cast that was accepted stays: acceptance is what it wanted. A permit is given back.
     pub(crate) fn abandon(&self, slot: usize) {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         if line.is_granted(slot) {
-            line.unreserve(PermitKind::Borrowed, &mut after);
+            line.unreserve(PermitKind::Borrowed, &mut deferred);
         }
         let unseen = line.take_outcome(slot);
-        let left = if unseen.is_none() { Some(line.leave(slot, &mut after)) } else { None };
+        let left = if unseen.is_none() { Some(line.leave(slot, &mut deferred)) } else { None };
         match &left {
-            Some(Left::BeforeStart(Some(_))) => line.count().skipped += 1,
-            Some(Left::Running) => line.count().cancelled += 1,
+            Some(Withdrawn::BeforeStart(Some(_))) => line.count().skipped += 1,
+            Some(Withdrawn::Running) => line.count().cancelled += 1,
             _ => {}
         }
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
         self.drop_quietly(unseen);
-        if let Some(Left::BeforeStart(request)) = left {
+        if let Some(Withdrawn::BeforeStart(request)) = left {
             self.drop_quietly(request);
         }
     }
@@ -389,12 +400,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Shuts the door, for the first reason given. Those who wait for room fail, what was accepted stays.
     pub(crate) fn close(&self, reason: StopReason) {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        line.close(reason, &SendReason::Stopped, &mut after);
+        line.close(reason, &SendReason::Stopped, &mut deferred);
         drop(line);
-        self.lifecycle.draining();
-        self.finish(after);
+        self.status.draining();
+        self.finish(deferred);
     }
 
     /// Seals the line if there is nothing left that a worker would have to do, and no task to wait for.
@@ -454,7 +465,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let (service, name) = (self.lifecycle.service(), self.lifecycle.name());
+        let (service, name) = (self.status.service(), self.status.name());
         let line = self.line.lock();
         let Counts { replied, panicked, expired, cancelled, skipped, refused, panicked_drops } =
             line.counts();
@@ -471,7 +482,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             cancelled,
             skipped,
             refused,
-            restarts: self.lifecycle.restarts(),
+            restarts: self.status.restarts(),
             longest: Duration::ZERO,
             panicked_drops,
         }
@@ -488,7 +499,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// As [`close_if_idle`](Self::close_if_idle), if more has to be asked and done under the lock.
-    pub(super) fn close_if(
+    pub(in crate::mailbox) fn close_if(
         &self,
         limit: Duration,
         now: Instant,
@@ -500,14 +511,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let used = if is_idle { line.last_used().unwrap_or(now) } else { now };
         let until = after(used, limit);
         let closes = is_idle && until <= now;
-        let mut left = After::new();
+        let mut left = Deferred::new();
         if closes {
             line.close(StopReason::Idle, &SendReason::Stopped, &mut left);
             close();
         }
         drop(line);
         if closes {
-            self.lifecycle.draining();
+            self.status.draining();
         }
         self.finish(left);
         if closes { None } else { Some(until) }
@@ -521,12 +532,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn take(&self, generation: u32, waker: Option<&Waker>) -> Next<Rq> {
         let waker = waker.cloned();
         let mut previous = None;
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
-        let is_over = line.is_recess || line.generation != generation;
-        let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut after) };
+        let is_over = line.is_replacing_worker || line.generation != generation;
+        let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut deferred) };
         let next = match taken {
             Ok(Some(taken)) => {
                 line.has_taken = true;
@@ -550,7 +561,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             }
         };
         drop(line);
-        self.finish(after);
+        self.finish(deferred);
         panics::drop_quietly(previous);
         for slot in unwound {
             self.answer_unwound(slot, None);
@@ -560,29 +571,29 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// One step of a worker that goes straight on: answers the last request and decides about the next, in one critical
     /// section.
-    pub(super) fn step<T>(
+    pub(in crate::mailbox) fn step<T>(
         &self,
         finished: Option<(usize, Ended<Rs, Er>)>,
-        decide: impl FnOnce(&mut Line<Rq, Rs, Er>, &mut After<Rq>) -> T,
+        decide: impl FnOnce(&mut Line<Rq, Rs, Er>, &mut Deferred<Rq>) -> T,
     ) -> T {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let answered = finished.map(|(slot, reply)| line.answer(slot, reply));
-        let decided = decide(&mut line, &mut after);
+        let decided = decide(&mut line, &mut deferred);
         drop(line);
         match answered {
             Some(Ok(waker)) => panics::wake(waker),
             Some(Err(undelivered)) => self.drop_quietly(undelivered),
             None => {}
         }
-        self.finish(after);
+        self.finish(deferred);
         decided
     }
 
     /// There is a worker that reads. Returns its number.
     pub(crate) fn begin_work(&self) -> u32 {
         let mut line = self.line.lock();
-        line.is_staffed = true;
+        line.has_worker = true;
         line.has_taken = false;
         line.generation
     }
@@ -590,24 +601,24 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// It is gone. Returns whether it was told to go. From now on it reads nothing.
     pub(crate) fn end_work(&self) -> bool {
         let mut line = self.line.lock();
-        line.is_staffed = false;
+        line.has_worker = false;
         line.generation = line.generation.wrapping_add(1);
-        std::mem::take(&mut line.is_recess)
+        std::mem::take(&mut line.is_replacing_worker)
     }
 
     /// Ends the worker's receiver, though the door is open: another worker is to take over. Not if the door is shut; and not if
     /// there is none, since then another comes anyway.
-    pub(crate) fn begin_recess(&self) {
+    pub(crate) fn begin_replacement(&self) {
         let mut line = self.line.lock();
-        let begins = line.closed.is_none() && line.is_staffed;
-        line.is_recess |= begins;
+        let begins = line.closed.is_none() && line.has_worker;
+        line.is_replacing_worker |= begins;
         let worker = if begins { line.worker.take() } else { None };
         drop(line);
         panics::wake(worker);
     }
 
-    pub(crate) fn is_recess(&self) -> bool {
-        self.line.lock().is_recess
+    pub(crate) fn is_replacing_worker(&self) -> bool {
+        self.line.lock().is_replacing_worker
     }
 
     pub(crate) fn is_current(&self, generation: u32) -> bool {
@@ -637,17 +648,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// The worker is gone, and there will be no other: shuts the door and fails everything that was not started.
     pub(crate) fn shut_down(&self, reason: StopReason, failure: &SendReason) {
-        let mut after = After::new();
+        let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        line.close(reason, failure, &mut after);
+        line.close(reason, failure, &mut deferred);
         while let Some(first) = line.first() {
-            line.fail_queued(first, failure.clone(), &mut after);
+            line.fail_queued(first, failure.clone(), &mut deferred);
         }
         line.seal();
         let worker = line.worker.take();
         drop(line);
-        self.lifecycle.draining();
-        self.finish(after);
+        self.status.draining();
+        self.finish(deferred);
         panics::drop_quietly(worker);
     }
 
@@ -694,11 +705,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Wakes first: dropping requests may take the user's time.
-    fn finish(&self, after: After<Rq>) {
-        for waker in after.to_wake {
+    fn finish(&self, deferred: Deferred<Rq>) {
+        for waker in deferred.to_wake {
             panics::wake(Some(waker));
         }
-        let (requests, waker) = after.to_drop;
+        let (requests, waker) = deferred.to_drop;
         panics::drop_quietly(waker);
         for request in requests {
             self.drop_quietly(request);
@@ -767,7 +778,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
 
     fn now(&self) -> Instant {
         // A worker by hand mostly answers at home.
-        home::now_in(None)
+        runtime::now_in(None)
     }
 
     fn answer_late(&self, slot: usize) {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::method::{Method, Served};
-use crate::nesting;
+use crate::handler::method::{CallInfo, Method};
+use crate::handler::stack;
 
 /// What a handler can know of the call that it serves: see [`context`].
 #[derive(Clone, Copy, Debug)]
-pub struct Context(Served);
+pub struct Context(CallInfo);
 
 /// The call that is being served here, if this is called in a handler of a derived service.
 ///
@@ -45,16 +45,16 @@ pub struct Context(Served);
 /// ```
 #[must_use]
 pub fn context() -> Option<Context> {
-    nesting::served().map(Context)
+    stack::served().map(Context)
 }
 
 impl Context {
     /// Returns what a future is run in that answers a call with this deadline.
     pub(crate) fn answering(deadline: Option<Instant>) -> Option<Self> {
         const ANSWER: &Method = &Method::new("Reply", "spawn");
-        let method = nesting::served().map(|served| served.method);
+        let method = stack::served().map(|served| served.method);
         let is_known = method.is_some() || deadline.is_some();
-        is_known.then(|| Self(Served { method: method.unwrap_or(ANSWER), deadline }))
+        is_known.then(|| Self(CallInfo { method: method.unwrap_or(ANSWER), deadline }))
     }
 
     /// The name of the service, as `#[tenorite::service]` uses it for what it derives.
@@ -96,7 +96,7 @@ impl Context {
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
         let mut future = pin!(future);
         poll_fn(|cx| {
-            let _serving = nesting::serve(self.0);
+            let _serving = stack::serve(self.0);
             future.as_mut().poll(cx)
         })
         .await

@@ -20,9 +20,9 @@ use super::{
 };
 use crate::caller::{Caller as _, OwnedPermit};
 use crate::error::{SendReason, TenoriteError};
-use crate::lifecycle::StopReason;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
+use crate::status::StopReason;
 
 /// Half of the schedules switch anywhere, the other half at a few places only, which finds other things (Burckhardt, Kothari,
 /// Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding bugs", 2010).
@@ -230,14 +230,14 @@ impl Scenario {
         }
         let calls: Vec<Vec<_>> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
         firing.join().unwrap();
-        let lifecycle = caller.clone();
+        let status = caller.clone();
         drop(caller);
         if matches!(self.end, End::LetGo) {
-            drop(lifecycle);
+            drop(status);
         } else {
             // Others may be told of the end, as often as they ask.
-            let reason = block_on(lifecycle.stopped());
-            assert_eq!(block_on(lifecycle.stopped()), reason);
+            let reason = block_on(status.stopped());
+            assert_eq!(block_on(status.stopped()), reason);
             assert!(reason != StopReason::CallersGone && reason != StopReason::Finished, "{reason:?}");
         }
         let worker = task.join().unwrap();

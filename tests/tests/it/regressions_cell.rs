@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use tenorite::__private::{Configs, Dispatch, Job, JoinHandle, NoSpace, SomeSpace, Start, Step};
+use tenorite::__private::{Configs, Dispatch, InlineSpace, Job, JoinHandle, NoInlineSpace, Start, Step};
 use tenorite::StopReason;
 use tenorite::prelude::*;
 use tenorite_tests::poll_once;
@@ -277,7 +277,7 @@ struct Spaceless;
 impl Dispatch for Spaceless {
     type Request = ();
     type Response = usize;
-    type Space = NoSpace;
+    type Space = NoInlineSpace;
     type Config = Self;
     type Output = Self;
 
@@ -329,7 +329,7 @@ struct Arsenal;
 impl Dispatch for Arsenal {
     type Request = ();
     type Response = Bomb;
-    type Space = SomeSpace;
+    type Space = InlineSpace;
     type Config = Self;
     type Output = Self;
 
