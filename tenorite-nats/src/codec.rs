@@ -46,9 +46,9 @@ pub(crate) const fn has_a_name<K: Codec>() {
 
 /// How much room what is written next may need: as much as the last time, within reason. What has to grow is copied each time.
 #[derive(Debug, Default)]
-pub(crate) struct Room(AtomicUsize);
+pub(crate) struct CapacityHint(AtomicUsize);
 
-impl Room {
+impl CapacityHint {
     /// In bytes.
     const LEAST: usize = 256;
     const MOST: usize = 128 * 1024;

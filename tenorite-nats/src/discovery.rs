@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use crate::shards::Board;
 
 /// What has become of the requests, method by method.
-pub(crate) struct Figures {
+pub(crate) struct EndpointStats {
     methods: Vec<(&'static Signature, Figure)>,
 }
 
@@ -32,7 +32,7 @@ struct Figure {
     last_error: Mutex<String>,
 }
 
-impl Figures {
+impl EndpointStats {
     pub(crate) fn new(methods: &'static [Signature]) -> Self {
         Self { methods: methods.iter().map(|method| (method, Figure::default())).collect() }
     }
@@ -73,7 +73,7 @@ pub(crate) struct Discovery {
     subject: String,
     queue_group: String,
     started: SystemTime,
-    figures: Arc<Figures>,
+    figures: Arc<EndpointStats>,
     #[cfg(feature = "durable")]
     board: Option<Arc<Board>>,
 }
@@ -97,7 +97,7 @@ impl Discovery {
         version: &str,
         subject: &str,
         queue_group: &str,
-        figures: Arc<Figures>,
+        figures: Arc<EndpointStats>,
     ) -> Self {
         Self {
             name,

@@ -69,12 +69,14 @@
 
 mod codec;
 mod connect;
+mod pending;
+mod remote;
 mod discovery;
-mod door;
+mod outbox;
 #[cfg(feature = "durable")]
 mod shards;
 mod error;
-mod nats;
+mod connection;
 mod serve;
 mod trace;
 mod wire;
@@ -83,8 +85,8 @@ mod wire;
 pub use codec::Postcard;
 pub use codec::{Codec, CodecError, Json};
 pub use connect::{Connect, connect};
+pub use connection::{Nats, Options};
 pub use error::{Error, Refusal};
-pub use nats::{Nats, Options};
 pub use serve::{Serve, Serving, serve};
 #[cfg(feature = "durable")]
 pub use shards::{

@@ -47,10 +47,10 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::codec::{Codec, Json, Room, has_a_name};
-use crate::discovery::{Discovery, Figures};
+use crate::codec::{CapacityHint, Codec, Json, has_a_name};
+use crate::connection::Nats;
+use crate::discovery::{Discovery, EndpointStats};
 use crate::error::Error;
-use crate::nats::Nats;
 use crate::trace::Span;
 use crate::wire::{self, Received};
 
@@ -203,7 +203,7 @@ where
             let events = nats.events();
             let messages = client.queue_subscribe(all.clone(), settings.queue_group.clone()).await;
             let messages = messages.map_err(|error| Error::Unreachable(error.to_string()))?;
-            let figures = Arc::new(Figures::new(C::Request::METHODS));
+            let figures = Arc::new(EndpointStats::new(C::Request::METHODS));
             let discovery = Discovery::new(
                 C::Request::SERVICE,
                 &settings.version,
@@ -223,7 +223,7 @@ where
                 tolerance: settings.tolerance,
                 scope: settings.scope,
                 figures,
-                room: Arc::default(),
+                capacity: Arc::default(),
                 running: TaskTracker::new(),
             };
             let task = tokio::spawn(async move {
@@ -286,9 +286,9 @@ struct Worker<C, K> {
     codec: K,
     tolerance: Duration,
     scope: Option<Scope>,
-    figures: Arc<Figures>,
+    figures: Arc<EndpointStats>,
     /// For the next reply.
-    room: Arc<Room>,
+    capacity: Arc<CapacityHint>,
     running: TaskTracker,
 }
 
@@ -346,7 +346,7 @@ where
             let text = payload.downcast_ref::<&str>().map(ToString::to_string);
             let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
             let error = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from(text)));
-            answer::<C::Response, K>(&self.client, reply, Err(error), &self.codec, &self.room).await;
+            answer::<C::Response, K>(&self.client, reply, Err(error), &self.codec, &self.capacity).await;
         }
     }
 
@@ -361,8 +361,14 @@ where
                         self.figures.failed(method, Duration::ZERO, &error);
                     }
                     let (client, codec) = (&self.client, &self.codec);
-                    return answer::<C::Response, K>(client, message.reply, Err(error), codec, &self.room)
-                        .await;
+                    return answer::<C::Response, K>(
+                        client,
+                        message.reply,
+                        Err(error),
+                        codec,
+                        &self.capacity,
+                    )
+                    .await;
                 }
             };
         let call = self.caller.as_ref().send_request(request).no_wait();
@@ -385,15 +391,15 @@ where
         match first.await {
             Poll::Ready(outcome) => {
                 self.figures.ended(method, began.elapsed(), outcome.as_ref().err());
-                answer(&self.client, Some(reply), outcome, &self.codec, &self.room).await;
+                answer(&self.client, Some(reply), outcome, &self.codec, &self.capacity).await;
             }
             Poll::Pending => {
                 let (client, codec) = (self.client.clone(), self.codec.clone());
-                let (figures, room) = (Arc::clone(&self.figures), Arc::clone(&self.room));
+                let (figures, capacity) = (Arc::clone(&self.figures), Arc::clone(&self.capacity));
                 self.running.spawn(span.around(async move {
                     let outcome = call.await;
                     figures.ended(method, began.elapsed(), outcome.as_ref().err());
-                    answer(&client, Some(reply), outcome, &codec, &room).await;
+                    answer(&client, Some(reply), outcome, &codec, &capacity).await;
                 }));
             }
         }
@@ -484,13 +490,13 @@ pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
     client: &Client,
     response: &Rs,
     codec: &K,
-    room: &Room,
+    capacity: &CapacityHint,
 ) -> Result<Bytes, TenoriteError> {
     let lost = |reason| Err(TenoriteError::FetchFailure(reason));
-    let mut bytes = room.take();
+    let mut bytes = capacity.take();
     match codec.encode(response, &mut bytes) {
         Ok(()) => {
-            room.learn(&bytes);
+            capacity.learn(&bytes);
             let (size, limit) = (bytes.len(), client.max_payload());
             if size > limit {
                 lost(FetchReason::TooLarge(TooLarge { size, limit }))
@@ -511,11 +517,11 @@ async fn answer<Rs: Serialize, K: Codec>(
     reply: Option<Subject>,
     outcome: Result<Rs, TenoriteError>,
     codec: &K,
-    room: &Room,
+    capacity: &CapacityHint,
 ) {
     let Some(reply) = reply else { return };
     // An error here is that of a client that is closed: nobody can be told.
-    let _ = match outcome.and_then(|response| encode_reply(client, &response, codec, room)) {
+    let _ = match outcome.and_then(|response| encode_reply(client, &response, codec, capacity)) {
         Ok(bytes) => client.publish(reply, bytes).await,
         Err(error) => {
             let (word, text) = wire::failure(&error);

@@ -37,8 +37,6 @@ use async_nats::{HeaderMap, Message};
 use tenorite::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 
 use crate::error::Error;
-#[cfg(feature = "durable")]
-use crate::shards::Call;
 
 #[cfg(feature = "durable")]
 const REPLY: HeaderName = HeaderName::from_static("Tenorite-Reply");
@@ -232,9 +230,18 @@ pub(crate) fn reply_of(headers: Option<&HeaderMap>, inbox: &str) -> Option<Subje
     token.chars().all(is_plain).then(|| Subject::from(subject))
 }
 
+/// The id of a caller, and the sequence number of its request in this shard.
+#[cfg(feature = "durable")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CallId {
+    /// Stands for the caller's inbox.
+    pub(crate) caller: u64,
+    pub(crate) number: u64,
+}
+
 /// Says who sends a request that is stored, and the how manieth of his to its shard it is.
 #[cfg(feature = "durable")]
-pub(crate) fn number(headers: &mut HeaderMap, call: Call) {
+pub(crate) fn number(headers: &mut HeaderMap, call: CallId) {
     headers.insert(CALL, format!("{:016x} {}", call.caller, call.number));
 }
 
@@ -250,9 +257,9 @@ pub(crate) fn is_kept(headers: Option<&HeaderMap>) -> bool {
 }
 
 #[cfg(feature = "durable")]
-pub(crate) fn number_of(headers: Option<&HeaderMap>) -> Option<Call> {
+pub(crate) fn number_of(headers: Option<&HeaderMap>) -> Option<CallId> {
     let (caller, number) = headers?.get(CALL)?.as_str().split_once(' ')?;
-    let call = Call { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? };
+    let call = CallId { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? };
     // Neither is a caller's: both stand for something else in a record.
     (call.caller != 0 && call.number != 0).then_some(call)
 }

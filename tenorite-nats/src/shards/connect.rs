@@ -18,14 +18,15 @@ use tenorite::{Caller, FetchReason, OutgoingRequest, Reason, SendReason, Tenorit
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Sleep;
 
-use super::streams::{Place, ShardsError, account};
-use super::{Call, WINDOW};
+use super::WINDOW;
+use super::streams::{ShardsError, StreamNames, account};
 use crate::codec::{Codec, Json, has_a_name};
-use crate::connect::{Entry, Letter, MAX_PENDING, Outcome, Remote, Settings, TIMEOUT, read, reply};
-use crate::door;
+use crate::connection::{Nats, Verb, next, violation};
 use crate::error::Error;
-use crate::nats::{Nats, Verb, next, violation};
-use crate::wire;
+use crate::outbox;
+use crate::pending::{Entry, Outcome, reply};
+use crate::remote::{MAX_PENDING, OutgoingMessage, Remote, Settings, TIMEOUT, read};
+use crate::wire::{self, CallId};
 
 /// After which time a request is sent again that is not known to be stored.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -134,19 +135,19 @@ where
         const { has_a_name::<K>() };
         let Self { nats, prefix, shards, domain, settings, codec, .. } = self;
         Box::pin(async move {
-            let place = Place::new(&nats, domain.as_deref(), &prefix, C::Request::SERVICE)?;
+            let streams = StreamNames::new(&nats, domain.as_deref(), &prefix, C::Request::SERVICE)?;
             let shards = shards.filter(|shards| *shards > 0);
-            let shards = match find::<C::Request>(&nats, &place, shards).await {
+            let shards = match find::<C::Request>(&nats, &streams, shards).await {
                 Ok(there) => there,
                 Err(ShardsError::Other(error)) => return Err(error),
                 Err(ShardsError::Missing(why)) => shards.ok_or(Error::JetStream(why))?,
             };
-            let remote = Remote::open::<C::Request>(nats, place.subject.clone(), settings).await?;
+            let remote = Remote::open::<C::Request>(nats, streams.subject.clone(), settings).await?;
             let callers = Arc::new(Shards {
                 // As unique as its inbox.
                 id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox).max(1),
                 remote,
-                subject: place.subject,
+                subject: streams.subject,
                 numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
                 any: AtomicU32::new(0),
             });
@@ -162,12 +163,16 @@ where
 ///
 /// A request may get to shards in another account, by an export of theirs, but no reply comes back from
 /// there. That is found out here.
-async fn find<Rq: WireRequest>(nats: &Nats, place: &Place, given: Option<u32>) -> Result<u32, ShardsError> {
+async fn find<Rq: WireRequest>(
+    nats: &Nats,
+    streams: &StreamNames,
+    given: Option<u32>,
+) -> Result<u32, ShardsError> {
     let mut events = nats.events();
     let asked = tokio::select! {
-        asked = place.shards() => asked,
+        asked = streams.shards() => asked,
         // It would be waited for in vain.
-        why = denied(&mut events, &place.name) => Err(Error::Denied(why).into()),
+        why = denied(&mut events, &streams.name) => Err(Error::Denied(why).into()),
     };
     match asked {
         Ok((there, theirs)) => {
@@ -180,11 +185,11 @@ async fn find<Rq: WireRequest>(nats: &Nats, place: &Place, given: Option<u32>) -
         Err(ShardsError::Missing(why)) => {
             // There is none in this account. So what takes requests is in another one.
             let is_elsewhere = match Rq::METHODS.first() {
-                Some(method) => place.takes(method.name()).await,
+                Some(method) => streams.takes(method.name()).await,
                 None => false,
             };
             // Unless it was made in between.
-            if is_elsewhere && matches!(place.shards().await, Err(ShardsError::Missing(_))) {
+            if is_elsewhere && matches!(streams.shards().await, Err(ShardsError::Missing(_))) {
                 return Err(Error::Account(None).into());
             }
             given.ok_or(ShardsError::Missing(why))
@@ -227,7 +232,7 @@ struct Attempt<'a> {
     /// Whether it is stored.
     acknowledged: oneshot::Receiver<Outcome>,
     /// If it has not been sent yet.
-    place: Option<door::Place>,
+    queued: Option<outbox::QueuedSend>,
     /// Those that come after it was sent.
     connections: watch::Receiver<()>,
 }
@@ -255,19 +260,19 @@ impl Shards {
         K: Codec,
     {
         let remote = &self.remote;
-        let mut letter = remote.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
+        let mut message = remote.write(&outgoing, &codec).map_err(TenoriteError::SendFailure)?;
         let is_cast = outgoing.is_cast;
         let is_kept = is_cast && outgoing.expires.is_none();
         let method = outgoing.request.signature().name();
-        letter.subject = Subject::from(format!("{}.{shard}.{method}", self.subject));
+        message.subject = Subject::from(format!("{}.{shard}.{method}", self.subject));
         drop(outgoing);
         let (entry, mut outcome) =
-            remote.register(&letter.subject, letter.until, remote.settings.max_pending)?;
+            remote.pending.register(&message.subject, message.until, remote.settings.max_pending)?;
         let inbox = remote.inbox_of(entry.id);
         // As unique as the inbox, and as this call within it.
-        let headers = letter.headers.get_or_insert_default();
+        let headers = message.headers.get_or_insert_default();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
-        wire::number(headers, Call { caller: self.id, number });
+        wire::number(headers, CallId { caller: self.id, number });
         if is_kept {
             wire::keep(headers);
         }
@@ -276,7 +281,7 @@ impl Shards {
         }
         let mut connections = remote.pending.connections.subscribe();
         let attempts = AtomicU32::new(0);
-        let deadline = letter.deadline;
+        let deadline = message.deadline;
         let read = |outcome| {
             let outcome = reply(outcome).and_then(|message| read(&message, &codec, deadline));
             // Of two that are sent one may run, whatever is said of the other.
@@ -284,14 +289,14 @@ impl Shards {
             if is_certain { outcome } else { outcome.map_err(wire::uncertain) }.map(Some)
         };
         // At once: by the time that this waits it has its place among the others.
-        let mut attempt = Ok(self.attempt(&letter, &attempts)?);
+        let mut attempt = Ok(self.attempt(&message, &attempts)?);
         let mut asked = 0;
         loop {
             tokio::select! {
                 biased;
                 // A reply says more than that it is stored. And what is too late, or will have none, ends here.
                 outcome = &mut outcome => return read(outcome),
-                stored = self.store(&letter, attempt, &attempts) => stored?,
+                stored = self.store(&message, attempt, &attempts) => stored?,
             }
             if is_cast {
                 // So many of this caller's may have been stored before it, as it was sent again, that its owner takes it for one of
@@ -310,15 +315,15 @@ impl Shards {
             // its owner knows it as well, and answers it without running it.
             asked += 1;
             let id = format!("{inbox}.{asked}");
-            letter.headers.get_or_insert_default().insert(async_nats::header::NATS_MESSAGE_ID, id);
-            attempt = self.attempt(&letter, &attempts);
+            message.headers.get_or_insert_default().insert(async_nats::header::NATS_MESSAGE_ID, id);
+            attempt = self.attempt(&message, &attempts);
         }
     }
 
     /// Has a request stored, however often that takes. An error is certain: it was sent once.
     async fn store<'a>(
         &'a self,
-        letter: &Letter,
+        message: &OutgoingMessage,
         mut attempt: Result<Attempt<'a>, TenoriteError>,
         attempts: &AtomicU32,
     ) -> Result<(), TenoriteError> {
@@ -336,29 +341,29 @@ impl Shards {
                 Some(Err(error)) => return Err(error),
                 None => {}
             }
-            attempt = self.attempt(letter, attempts);
+            attempt = self.attempt(message, attempts);
         }
     }
 
     /// Sends a request, or puts it into the line. An error is certain, of this one.
-    fn attempt(&self, letter: &Letter, attempts: &AtomicU32) -> Result<Attempt<'_>, TenoriteError> {
+    fn attempt(&self, message: &OutgoingMessage, attempts: &AtomicU32) -> Result<Attempt<'_>, TenoriteError> {
         let remote = &self.remote;
         attempts.fetch_add(1, Ordering::Relaxed);
         let connections = remote.pending.connections.subscribe();
         // Beside the reply's: it counts as one call.
-        let (entry, acknowledged) = remote.register(&letter.subject, letter.until, usize::MAX)?;
-        let letter = letter.clone().addressed(Some(remote.inbox_of(entry.id)));
-        let place = remote.door.send(letter, &remote.runtime)?;
-        Ok(Attempt { _entry: entry, acknowledged, place, connections })
+        let (entry, acknowledged) = remote.pending.register(&message.subject, message.until, usize::MAX)?;
+        let message = message.clone().addressed(Some(remote.inbox_of(entry.id)));
+        let queued = remote.outbox.send(message, &remote.runtime)?;
+        Ok(Attempt { _entry: entry, acknowledged, queued, connections })
     }
 
     /// What the server says of it, unless it says nothing for too long. How long it stands in the line does not count: there it would
     /// lose its place. An error is certain, of this one.
     async fn stored(&self, attempt: Attempt<'_>) -> Option<Result<(), TenoriteError>> {
-        let Attempt { _entry, mut acknowledged, place, mut connections } = attempt;
+        let Attempt { _entry, mut acknowledged, queued, mut connections } = attempt;
         let mut ended = None;
-        if let Some(place) = place {
-            match place.in_turn(&mut acknowledged).await {
+        if let Some(queued) = queued {
+            match queued.in_turn(&mut acknowledged).await {
                 Ok(outcome) => ended = outcome,
                 Err(error) => return Some(Err(error)),
             }

@@ -21,6 +21,8 @@
 
 use bytes::{Buf, BufMut};
 
+use crate::wire::CallId;
+
 /// How many numbers before the last one are told apart.
 pub(crate) const WINDOW: u64 = 256;
 const WORDS: usize = (WINDOW / 64) as usize;
@@ -33,22 +35,12 @@ const MOST_KEPT: usize = 256;
 /// The caller whose entry holds the horizon in a written record. No caller has this id.
 const HORIZON: u64 = 0;
 
-/// The id of a caller, and the sequence number of its request in this shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Call {
-    /// Stands for the caller's inbox.
-    pub(crate) caller: u64,
-    pub(crate) number: u64,
-}
-
-impl Call {
-    /// Returns the identity of a request whose caller does not number them: the place and the moment
-    /// (nanoseconds since 1970) at which it was stored. The place alone may come again.
-    pub(crate) fn of_stored(sequence: u64, moment: i128) -> Self {
-        // Spread over all ids, as those of callers are.
-        let mixed = (moment as u64 ^ sequence.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { caller: mixed.max(1), number: 1 }
-    }
+/// Returns the identity of a request whose caller does not number them: the place and the moment
+/// (nanoseconds since 1970) at which it was stored. The place alone may come again.
+pub(crate) fn of_stored(sequence: u64, moment: i128) -> CallId {
+    // Spread over all ids, as those of callers are.
+    let mixed = (moment as u64 ^ sequence.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    CallId { caller: mixed.max(1), number: 1 }
 }
 
 /// When a request expires, in seconds since 1970, by the request's own words.
@@ -61,7 +53,7 @@ pub(crate) struct Expiry {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct DedupWindow {
     seen: Vec<Seen>,
     /// See the module's documentation. In seconds since 1970.
     horizon: u64,
@@ -108,9 +100,9 @@ impl Seen {
     }
 }
 
-impl Known {
+impl DedupWindow {
     /// Returns whether the request may have had its effect. `expires` is in seconds since 1970.
-    pub(crate) fn has(&self, call: Call, expires: u64) -> bool {
+    pub(crate) fn has(&self, call: CallId, expires: u64) -> bool {
         match self.seen.iter().find(|seen| seen.caller == call.caller) {
             Some(seen) => seen.has(call.number),
             None => expires <= self.horizon,
@@ -118,7 +110,7 @@ impl Known {
     }
 
     /// Notes that the request has had its effect. `stored` is when it was stored, in seconds since 1970.
-    pub(crate) fn add(&mut self, call: Call, expiry: Expiry, stored: u64) {
+    pub(crate) fn add(&mut self, call: CallId, expiry: Expiry, stored: u64) {
         self.forget(call.caller, stored);
         // Its copies are stored by then: what comes later is too late to run.
         let until = expiry.expires.max(stored.saturating_add(expiry.budget)).saturating_add(2);
@@ -200,8 +192,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const fn call(number: u64) -> Call {
-        Call { caller: 7, number }
+    const fn call(number: u64) -> CallId {
+        CallId { caller: 7, number }
     }
 
     const FAR: Expiry = Expiry { expires: 10, budget: 10 };
@@ -221,7 +213,7 @@ mod tests {
             random % limit
         };
         for _ in 0..200 {
-            let (mut known, mut model) = (Known::default(), BTreeSet::new());
+            let (mut known, mut model) = (DedupWindow::default(), BTreeSet::new());
             let mut top = 0;
             for _ in 0..300 {
                 top += below(5);
@@ -240,16 +232,16 @@ mod tests {
             }
             let mut bytes = Vec::new();
             known.write(&mut bytes);
-            assert_eq!(Known::read(&mut &bytes[..]), Some(known));
+            assert_eq!(DedupWindow::read(&mut &bytes[..]), Some(known));
         }
     }
 
     #[test]
     fn a_leap_forgets_what_was_there_and_takes_it_for_known() {
-        let mut known = Known::default();
+        let mut known = DedupWindow::default();
         known.add(call(3), FAR, 0);
         known.add(call(u64::MAX), FAR, 0);
-        let has = |known: &Known, number| known.has(call(number), 10);
+        let has = |known: &DedupWindow, number| known.has(call(number), 10);
         assert!(has(&known, 3) && has(&known, 4) && has(&known, u64::MAX));
         assert!(!has(&known, u64::MAX - 1));
         known.add(call(0), FAR, 0);
@@ -258,72 +250,72 @@ mod tests {
 
     #[test]
     fn callers_are_told_apart_and_forgotten_a_while_after_they_expired() {
-        let mut known = Known::default();
+        let mut known = DedupWindow::default();
         known.add(call(1), expires(10), 0);
-        let other = Call { caller: 8, number: 1 };
+        let other = CallId { caller: 8, number: 1 };
         assert!(!known.has(other, 40));
         // It has expired, and is kept for a while: a copy may be on its way.
         known.add(other, expires(200), 10 + KEPT);
         assert_eq!(known.seen.len(), 2);
-        known.add(Call { caller: 8, number: 2 }, expires(200), 200);
+        known.add(CallId { caller: 8, number: 2 }, expires(200), 200);
         assert_eq!(known.seen.len(), 1);
         // A copy from an older stream expires when the first one did, and does not run.
         assert!(known.has(call(1), 10));
         // What comes now expires later, also if its caller's clock is behind.
-        assert!(!known.has(Call { caller: 9, number: 1 }, 200 - KEPT));
+        assert!(!known.has(CallId { caller: 9, number: 1 }, 200 - KEPT));
     }
 
     /// The clock of the stream decides, and not one of the owners', which differ.
     #[test]
     fn a_caller_whose_clock_is_ahead_is_kept_until_its_requests_expire() {
-        let mut known = Known::default();
+        let mut known = DedupWindow::default();
         known.add(call(1), Expiry { expires: 160, budget: 30 }, 70);
-        known.add(Call { caller: 8, number: 1 }, Expiry { expires: 190, budget: 30 }, 160 + KEPT);
+        known.add(CallId { caller: 8, number: 1 }, Expiry { expires: 190, budget: 30 }, 160 + KEPT);
         assert!(known.has(call(1), 160));
         assert!(!known.has(call(2), 160), "the caller itself is still known");
     }
 
     #[test]
     fn the_oldest_make_way_when_too_many_have_expired() {
-        let mut known = Known::default();
+        let mut known = DedupWindow::default();
         let most = MOST_KEPT as u64;
         for caller in 1..=most + 50 {
-            known.add(Call { caller, number: 1 }, expires(100 + caller / 8), 0);
+            known.add(CallId { caller, number: 1 }, expires(100 + caller / 8), 0);
         }
-        known.add(Call { caller: 9999, number: 1 }, expires(175), 145);
+        known.add(CallId { caller: 9999, number: 1 }, expires(175), 145);
         assert!((200..=MOST_KEPT + 1).contains(&known.seen.len()), "{}", known.seen.len());
         // What they had done is known all the same.
         for caller in 1..=most + 50 {
-            assert!(known.has(Call { caller, number: 1 }, 100 + caller / 8), "{caller}");
+            assert!(known.has(CallId { caller, number: 1 }, 100 + caller / 8), "{caller}");
         }
     }
 
     #[test]
     fn those_that_have_not_expired_are_all_kept() {
-        let mut known = Known::default();
+        let mut known = DedupWindow::default();
         for caller in 1..2000 {
-            known.add(Call { caller, number: 1 }, expires(100), 50);
+            known.add(CallId { caller, number: 1 }, expires(100), 50);
         }
         assert_eq!((known.seen.len(), known.horizon), (1999, 0));
     }
 
     #[test]
     fn a_request_without_a_number_is_told_apart_by_place_and_moment() {
-        let first = Call::of_stored(7, 1_764_115_200_000_000_000);
-        assert_eq!(first, Call::of_stored(7, 1_764_115_200_000_000_000));
-        assert_ne!(first, Call::of_stored(7, 1_764_115_200_000_000_001));
-        assert_ne!(first, Call::of_stored(8, 1_764_115_200_000_000_000));
+        let first = of_stored(7, 1_764_115_200_000_000_000);
+        assert_eq!(first, of_stored(7, 1_764_115_200_000_000_000));
+        assert_ne!(first, of_stored(7, 1_764_115_200_000_000_001));
+        assert_ne!(first, of_stored(8, 1_764_115_200_000_000_000));
     }
 
     #[test]
     fn what_is_cut_off_is_not_read() {
-        let mut known = Known { horizon: 7, ..Known::default() };
+        let mut known = DedupWindow { horizon: 7, ..DedupWindow::default() };
         known.add(call(1), FAR, 0);
         let mut bytes = Vec::new();
         known.write(&mut bytes);
-        assert_eq!(Known::read(&mut &bytes[..]), Some(known));
+        assert_eq!(DedupWindow::read(&mut &bytes[..]), Some(known));
         for length in 0..bytes.len() {
-            assert_eq!(Known::read(&mut &bytes[..length]), None, "{length}");
+            assert_eq!(DedupWindow::read(&mut &bytes[..length]), None, "{length}");
         }
     }
 }

@@ -78,7 +78,7 @@ mod streams;
 use std::time::Duration;
 
 pub use self::connect::{ConnectShards, connect_shards};
-pub(crate) use self::dedup::{Call, WINDOW};
+pub(crate) use self::dedup::WINDOW;
 pub use self::serve::{ServeShards, ServingShards, serve_shards};
 pub(crate) use self::status::Board;
 pub use self::status::{ShardInfo, ShardState, ShardsWatch};

@@ -24,18 +24,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::dedup::{Call, Expiry, Known};
+use super::dedup::{DedupWindow, Expiry, of_stored};
 use super::members::Directive;
 use super::record::{Answer, Record};
-use super::reply_cache::Answers;
+use super::reply_cache::ReplyCache;
 use super::status::{Board, ShardState};
-use super::streams::{Place, Wanted, name_of};
+use super::streams::{StreamNames, Wanted, name_of};
 use super::{ACK_WAIT, GROUP, PULL, events};
-use crate::codec::{Codec, Room};
-use crate::discovery::Figures;
+use crate::codec::{CapacityHint, Codec};
+use crate::discovery::EndpointStats;
 use crate::serve::{encode_reply, flush, read_request};
 use crate::trace::Span;
-use crate::wire::{self, Received};
+use crate::wire::{self, CallId, Received};
 
 /// How long an owner rests that could not go on.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -49,7 +49,7 @@ const HEADERS: usize = 256;
 /// What the owners of one process have in common.
 pub(super) struct Shared<W, K> {
     pub(super) client: Client,
-    pub(super) place: Place,
+    pub(super) streams: StreamNames,
     pub(super) wanted: Wanted,
     pub(super) stream: Stream,
     pub(super) states: Store,
@@ -61,9 +61,9 @@ pub(super) struct Shared<W, K> {
     pub(super) handler_limit: Duration,
     pub(super) attempts: u32,
     /// For the next reply.
-    pub(super) room: Room,
+    pub(super) capacity: CapacityHint,
     pub(super) board: Arc<Board>,
-    pub(super) figures: Arc<Figures>,
+    pub(super) figures: Arc<EndpointStats>,
     pub(super) stop: CancellationToken,
     /// Handlers are to be dropped.
     pub(super) cut: CancellationToken,
@@ -84,7 +84,7 @@ pub(super) struct Owner<W, K> {
     shard: u32,
     directive: watch::Receiver<Directive>,
     /// Of requests that have had their effect, whichever process holds the state by now.
-    answers: Mutex<Answers>,
+    answers: Mutex<ReplyCache>,
     /// When the stream was made that it serves from, in nanoseconds since 1970.
     age: AtomicI64,
 }
@@ -94,7 +94,7 @@ struct Held<W: Dispatch> {
     hand: Runner<W>,
     /// Of the record that this comes from: the fence.
     revision: u64,
-    known: Known,
+    known: DedupWindow,
     /// By what the server knows this owner. With another, others may have been there in between.
     pin: Option<String>,
 }
@@ -102,7 +102,7 @@ struct Held<W: Dispatch> {
 /// A message, and what the server says of it.
 struct Delivery {
     message: Message,
-    call: Call,
+    call: CallId,
     sequence: u64,
     /// When it was stored, in seconds since 1970.
     stored: u64,
@@ -226,9 +226,9 @@ where
             return;
         }
         if state == ShardState::Owned {
-            events::owned(&self.shared.place.subject, self.shard);
+            events::owned(&self.shared.streams.subject, self.shard);
         } else if before == ShardState::Owned && state == ShardState::Elsewhere {
-            events::handed_over(&self.shared.place.subject, self.shard);
+            events::handed_over(&self.shared.streams.subject, self.shard);
         }
     }
 
@@ -237,11 +237,11 @@ where
         let is_news = self.shared.board.failed(self.shard, why.clone());
         let had = self.shared.board.set_state(self.shard, state) == ShardState::Owned;
         if is_news || had {
-            events::lost(&self.shared.place.subject, self.shard, &why);
+            events::lost(&self.shared.streams.subject, self.shard, &why);
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Answers> {
+    fn answers(&self) -> MutexGuard<'_, ReplyCache> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -260,7 +260,7 @@ where
         // First the consumer: what it has delivered then the stream has had by the time that it is asked.
         let delivered = consumer.get_info().await.map_err(Lost::because)?.delivered.stream_sequence;
         let info = shared.stream.get_info().await.map_err(Lost::because)?;
-        shared.place.is_ours(&info.config, shared.shards).map_err(Lost::because)?;
+        shared.streams.is_ours(&info.config, shared.shards).map_err(Lost::because)?;
         let made = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
         self.age.store(made, Ordering::Relaxed);
         if delivered > info.state.last_sequence {
@@ -274,8 +274,8 @@ where
     /// Makes anew what is gone, if something is.
     async fn restore(&self) -> Result<(), Lost> {
         let shared = &self.shared;
-        shared.place.stream(&shared.wanted).await.map_err(Lost::because)?;
-        shared.place.states(shared.wanted.replicas).await.map_err(Lost::because)?;
+        shared.streams.stream(&shared.wanted).await.map_err(Lost::because)?;
+        shared.streams.states(shared.wanted.replicas).await.map_err(Lost::because)?;
         Ok(())
     }
 
@@ -286,7 +286,7 @@ where
         if has_failed {
             self.restore().await?;
         }
-        let consumer = shared.place.consumer(&shared.stream, self.shard).await.map_err(Lost::because)?;
+        let consumer = shared.streams.consumer(&shared.stream, self.shard).await.map_err(Lost::because)?;
         self.look_at_the_stream(&consumer).await?;
         let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
         let mut messages = messages.messages().await.map_err(Lost::because)?;
@@ -412,7 +412,7 @@ where
             Err(_) => Expiry { expires: u64::MAX, budget: 0 },
         };
         Ok(Delivery {
-            call: numbered.unwrap_or_else(|| Call::of_stored(sequence, moment)),
+            call: numbered.unwrap_or_else(|| of_stored(sequence, moment)),
             sequence,
             stored,
             times,
@@ -484,7 +484,7 @@ where
         if delivery.times > 1
             && let Some(answer) = self.give_up_on(&delivery).await?
         {
-            // Known, so that it does not begin anew if it is sent again.
+            // DedupWindow, so that it does not begin anew if it is sent again.
             let _ = self.write(held, &delivery, &answer).await?;
             self.answers().add(call, answer.clone());
             self.reply(message, answer).await;
@@ -531,8 +531,8 @@ where
         // After a panic, or a limit, its worker is gone, and with it what it had done: the next request finds
         // the state of before.
         let is_torn = held.hand.worker().is_none();
-        let reply =
-            outcome.and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.room));
+        let reply = outcome
+            .and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.capacity));
         let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
         if !is_torn
             && !method.reads()
@@ -558,7 +558,7 @@ where
     async fn give_up_on(&self, delivery: &Delivery) -> Result<Option<Answer>, Lost> {
         let shared = &self.shared;
         let (name, call) = (format!("attempts-{}", self.shard), delivery.call);
-        let noted = shared.place.read(&shared.states, &name).await.map_err(Lost)?;
+        let noted = shared.streams.read(&shared.states, &name).await.map_err(Lost)?;
         let noted = noted.and_then(|noted| noted.value);
         let noted: Option<Attempts> = noted.and_then(|noted| serde_json::from_slice(&noted).ok());
         let noted = noted.filter(|noted| (noted.caller, noted.number) == (call.caller, call.number));
@@ -582,11 +582,11 @@ where
         let why = format!(
             "its handler was started {} times, and its owner was gone each time before it came to its end: the request \
              is kept as `{kept}` in the bucket `{}`",
-            shared.attempts, shared.place.name
+            shared.attempts, shared.streams.name
         );
         let _ = shared.states.put(kept, letter.into()).await;
         shared.board.failed(self.shard, why.clone());
-        events::refused(&shared.place.subject, self.shard, &why);
+        events::refused(&shared.streams.subject, self.shard, &why);
         let error = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from(why)));
         Ok(Some(failure(&error)))
     }
@@ -633,7 +633,7 @@ where
         let message = &delivery.message;
         let over = message.double_ack().await;
         let error = if delivery.times <= 1 && over.is_ok() { error } else { wire::uncertain(error) };
-        events::refused(&self.shared.place.subject, self.shard, &error);
+        events::refused(&self.shared.streams.subject, self.shard, &error);
         self.reply(message, failure(&error)).await;
         over.map_err(Lost::because)
     }
@@ -646,7 +646,7 @@ where
     /// this one answers to those who read is the state that was written last.
     async fn load(&self, pin: Option<String>) -> Result<Held<W>, Leave> {
         let shared = &self.shared;
-        let stored = shared.place.read(&shared.states, &self.name()).await.map_err(Lost)?;
+        let stored = shared.streams.read(&shared.states, &self.name()).await.map_err(Lost)?;
         let revision = stored.as_ref().map_or(0, |stored| stored.revision);
         let (worker, known, record) = match stored.and_then(|stored| stored.value) {
             Some(written) => {
@@ -677,12 +677,16 @@ where
                         last: 0,
                         call: None,
                         answer: unanswered(),
-                        known: Known::default(),
+                        known: DedupWindow::default(),
                         state: state.into(),
                     };
                     record.write()
                 });
-                (worker, Known::default(), record.filter(|record| record.len() + HEADERS <= self.most()))
+                (
+                    worker,
+                    DedupWindow::default(),
+                    record.filter(|record| record.len() + HEADERS <= self.most()),
+                )
             }
         };
         let mut held = Held { hand: Runner::new(worker), revision, known, pin };
@@ -699,7 +703,7 @@ where
     }
 
     fn unreadable(&self, record: Option<Record>, why: &dyn fmt::Display) -> Leave {
-        events::unreadable(&self.shared.place.subject, self.shard, why);
+        events::unreadable(&self.shared.streams.subject, self.shard, why);
         Leave::Unreadable(Box::new(Unreadable { record, why: why.to_string() }))
     }
 

@@ -4,7 +4,8 @@
 
 use bytes::{Buf, Bytes};
 
-use super::dedup::{Call, Known};
+use super::dedup::DedupWindow;
+use crate::wire::CallId;
 
 /// Of this way to write it down.
 const VERSION: u8 = 1;
@@ -25,11 +26,11 @@ pub(crate) struct Record {
     /// The number in the stream of the last request that changed the state.
     pub(crate) last: u64,
     /// Whose that was, if its caller numbers them.
-    pub(crate) call: Option<Call>,
+    pub(crate) call: Option<CallId>,
     /// How that one was answered.
     pub(crate) answer: Answer,
     /// Which requests have had their effect.
-    pub(crate) known: Known,
+    pub(crate) known: DedupWindow,
     /// As its codec has written it.
     pub(crate) state: Bytes,
 }
@@ -76,14 +77,14 @@ impl Record {
         let stream = i64::from_le_bytes(take(8)?[..].try_into().ok()?);
         let mut number = || Some(u64::from_le_bytes(take(8)?[..].try_into().ok()?));
         let last = number()?;
-        let call = Call { caller: number()?, number: number()? };
+        let call = CallId { caller: number()?, number: number()? };
         let call = (call.number != 0).then_some(call);
         let length = take(1)?[0];
         let word = String::from_utf8(take(length.into())?.to_vec()).ok()?;
         let length = u32::from_le_bytes(take(4)?[..].try_into().ok()?);
         let answer = take(usize::try_from(length).ok()?)?;
         let mut rest = bytes.slice(at..);
-        let known = Known::read(&mut rest)?;
+        let known = DedupWindow::read(&mut rest)?;
         let state = rest.copy_to_bytes(rest.remaining());
         let answer = if word.is_empty() {
             Answer::Response(answer)
@@ -109,9 +110,9 @@ mod tests {
             let record = Record {
                 stream: -7,
                 last: u64::MAX - 1,
-                call: Some(Call { caller: u64::MAX, number: 3 }),
+                call: Some(CallId { caller: u64::MAX, number: 3 }),
                 answer,
-                known: Known::default(),
+                known: DedupWindow::default(),
                 state: Bytes::from_static(b"state"),
             };
             assert_eq!(Record::read(&record.write()), Some(record));
@@ -125,7 +126,7 @@ mod tests {
             last: 7,
             call: None,
             answer: Answer::Response("reply".into()),
-            known: Known::default(),
+            known: DedupWindow::default(),
             state: Bytes::new(),
         };
         let whole = record.write();

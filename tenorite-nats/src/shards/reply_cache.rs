@@ -4,23 +4,23 @@
 
 use std::collections::VecDeque;
 
-use super::dedup::Call;
 use super::record::Answer;
+use crate::wire::CallId;
 
 /// How many there are, and how large they are together, in bytes.
 const MOST: usize = 256;
 const LARGEST: usize = 4 * 1024 * 1024;
 
 #[derive(Debug, Default)]
-pub(crate) struct Answers {
+pub(crate) struct ReplyCache {
     /// Oldest first.
-    answers: VecDeque<(Call, Answer)>,
+    answers: VecDeque<(CallId, Answer)>,
     /// Of all of them.
     bytes: usize,
 }
 
-impl Answers {
-    pub(crate) fn add(&mut self, call: Call, answer: Answer) {
+impl ReplyCache {
+    pub(crate) fn add(&mut self, call: CallId, answer: Answer) {
         if self.answers.iter().any(|(known, _)| *known == call) {
             return;
         }
@@ -32,7 +32,7 @@ impl Answers {
         }
     }
 
-    pub(crate) fn of(&self, call: Call) -> Option<Answer> {
+    pub(crate) fn of(&self, call: CallId) -> Option<Answer> {
         let (_, answer) = self.answers.iter().rev().find(|(known, _)| *known == call)?;
         Some(answer.clone())
     }
@@ -49,20 +49,20 @@ fn size(answer: &Answer) -> usize {
 mod tests {
     use super::*;
 
-    fn call(number: u64) -> Call {
-        Call { caller: 7, number }
+    fn call(number: u64) -> CallId {
+        CallId { caller: 7, number }
     }
 
     #[test]
     fn the_last_ones_are_known() {
-        let mut answers = Answers::default();
+        let mut answers = ReplyCache::default();
         for number in 0..1000 {
             answers.add(call(number), Answer::Response(number.to_string().into()));
         }
         assert_eq!(answers.of(call(999)), Some(Answer::Response("999".into())));
         assert_eq!(answers.of(call(744)), Some(Answer::Response("744".into())));
         assert_eq!(answers.of(call(743)), None);
-        assert_eq!(answers.of(Call { caller: 8, number: 999 }), None);
+        assert_eq!(answers.of(CallId { caller: 8, number: 999 }), None);
         // As often as the last record is read.
         for _ in 0..1000 {
             answers.add(call(999), Answer::Response("999".into()));
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn large_ones_make_room() {
-        let mut answers = Answers::default();
+        let mut answers = ReplyCache::default();
         let large = || Answer::Response(vec![0; LARGEST / 2].into());
         for number in 0..3 {
             answers.add(call(number), large());

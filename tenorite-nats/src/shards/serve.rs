@@ -19,11 +19,11 @@ use super::GROUP;
 use super::members::{Directive, Membership};
 use super::owner::{Owner, Shared};
 use super::status::{Board, ShardInfo, ShardsWatch};
-use super::streams::{AT_ONCE, Place, Wanted, account, is_new_enough};
-use crate::codec::{Codec, Json, Room, has_a_name};
-use crate::discovery::{Discovery, Figures};
+use super::streams::{AT_ONCE, StreamNames, Wanted, account, is_new_enough};
+use crate::codec::{CapacityHint, Codec, Json, has_a_name};
+use crate::connection::Nats;
+use crate::discovery::{Discovery, EndpointStats};
 use crate::error::Error;
-use crate::nats::Nats;
 use crate::serve::TOLERANCE;
 
 /// How long a handler may take, unless it is said.
@@ -266,23 +266,23 @@ where
     }
     is_new_enough(&nats)?;
     let service = W::Request::SERVICE;
-    let place = Place::new(&nats, settings.domain.as_deref(), &prefix, service)?;
+    let streams = StreamNames::new(&nats, settings.domain.as_deref(), &prefix, service)?;
     let wanted = Wanted {
         shards,
         backlog: settings.backlog,
         replicas: settings.replicas,
         account: account(&nats).await,
     };
-    let stream = place.stream(&wanted).await?;
-    let states = place.states(settings.replicas).await?;
-    let consumers = stream::iter(0..shards).map(|shard| place.consumer(&stream, shard));
+    let stream = streams.stream(&wanted).await?;
+    let states = streams.states(settings.replicas).await?;
+    let consumers = stream::iter(0..shards).map(|shard| streams.consumer(&stream, shard));
     consumers.buffer_unordered(AT_ONCE).try_for_each(|_| std::future::ready(Ok(()))).await?;
 
     let client = nats.client().clone();
     let name = settings.name.unwrap_or_else(|| std::process::id().to_string());
     let board = Board::new(name, shards);
     let (directives, told): (Vec<_>, Vec<_>) = (0..shards).map(|_| watch::channel(Directive::REST)).unzip();
-    let owners = place.owners();
+    let owners = streams.owners();
     let events = nats.events();
     let words = client.subscribe(owners.clone()).await;
     let words = words.map_err(|error| Error::Unreachable(error.to_string()))?;
@@ -290,8 +290,8 @@ where
         Membership::new(client.clone(), owners.clone(), settings.weight, Arc::clone(&board), directives);
     membership.say_hello().await;
     nats.settle(events, &[&owners]).await?;
-    let figures = Arc::new(Figures::new(W::Request::METHODS));
-    let discovery = Discovery::new(service, &settings.version, &place.subject, GROUP, Arc::clone(&figures))
+    let figures = Arc::new(EndpointStats::new(W::Request::METHODS));
+    let discovery = Discovery::new(service, &settings.version, &streams.subject, GROUP, Arc::clone(&figures))
         .with_shards(Arc::clone(&board));
     let discovery = AbortOnDropHandle::new(discovery.listen(&client).await);
 
@@ -300,7 +300,7 @@ where
     let tasks = TaskTracker::new();
     let shared = Arc::new(Shared {
         client,
-        place,
+        streams,
         wanted,
         stream,
         states,
@@ -311,7 +311,7 @@ where
         tolerance: settings.tolerance,
         handler_limit: settings.handler_limit,
         attempts: settings.attempts,
-        room: Room::default(),
+        capacity: CapacityHint::default(),
         board: Arc::clone(&board),
         figures,
         stop: stop.clone(),

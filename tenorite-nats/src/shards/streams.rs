@@ -18,8 +18,8 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use bytes::Bytes;
 
 use super::{ACK_WAIT, DUPLICATES, GROUP, PIN};
+use crate::connection::Nats;
 use crate::error::Error;
-use crate::nats::Nats;
 use crate::wire;
 
 /// Where the number of shards is written down, in the stream's metadata.
@@ -33,7 +33,7 @@ pub(super) const AT_ONCE: usize = 16;
 
 /// The names of a service's stream and bucket, and how to reach them.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct StreamNames {
     pub(super) context: Context,
     /// `<prefix>.<service>.shard`
     pub(super) subject: String,
@@ -58,7 +58,7 @@ pub(super) struct Stored {
     pub(super) value: Option<Bytes>,
 }
 
-impl Place {
+impl StreamNames {
     pub(super) fn new(nats: &Nats, domain: Option<&str>, prefix: &str, service: &str) -> Result<Self, Error> {
         let subject = wire::subject(prefix, service)?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';

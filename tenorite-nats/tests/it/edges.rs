@@ -506,6 +506,9 @@ mod told {
     /// On one thread, whose subscriber it is.
     #[test]
     fn what_becomes_of_a_shard_is_told() {
+        // With a second dispatcher. While there is only one, `tracing` asks the thread that first comes to a
+        // callsite whether anything wants it, and that may be the thread of another test.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         let events = Events::default();
         let subscriber = tracing_subscriber::registry().with(events.clone());
         let _told = tracing::subscriber::set_default(subscriber);

@@ -40,29 +40,29 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
-use crate::connect::{Outcome, reply};
+use crate::pending::{Outcome, reply};
 
-pub(crate) struct Door {
+pub(crate) struct Outbox {
     client: Client,
     /// How many may stand in the line.
     limit: usize,
-    passage: Mutex<Passage>,
+    state: Mutex<State>,
 }
 
 /// Whoever holds it decides what is sent next. Nobody is woken, and nothing of a user's is dropped, while it is held.
-struct Passage {
+struct State {
     /// It has no place in the client's own line, unless this is held.
     client: Client,
-    line: VecDeque<InLine>,
+    line: VecDeque<Queued>,
     /// How many of the line are over, and until the next time that those are taken out those of a line that is gone.
     over: usize,
     /// There is a task that empties the line. As long as there is one, it alone sends.
-    is_crowded: bool,
+    has_flusher: bool,
 }
 
-struct InLine {
+struct Queued {
     message: OutboundMessage,
-    turn: Arc<Turn>,
+    claim: Arc<Claim>,
     sender: oneshot::Sender<Sent>,
 }
 
@@ -72,9 +72,9 @@ type Sent = Result<(), TenoriteError>;
 /// Who decides on a request in the line: the task, which sends it, or its call, which does not want it any more. Whoever changes
 /// it first. Nothing but the decision itself is told by it, so no ordering is needed; what became of it is told by a channel.
 #[derive(Default)]
-struct Turn(AtomicU8);
+struct Claim(AtomicU8);
 
-impl Turn {
+impl Claim {
     const WAITING: u8 = 0;
     const TAKEN: u8 = 1;
     const OVER: u8 = 2;
@@ -89,13 +89,13 @@ impl Turn {
 }
 
 /// A place in the line. Dropped, it is given up.
-pub(crate) struct Place {
-    door: Arc<Door>,
-    turn: Arc<Turn>,
+pub(crate) struct QueuedSend {
+    outbox: Arc<Outbox>,
+    claim: Arc<Claim>,
     sent: oneshot::Receiver<Sent>,
 }
 
-impl Place {
+impl QueuedSend {
     /// Waits until the request is sent. If its call is over at the same time, that is what is returned.
     ///
     /// # Errors
@@ -127,8 +127,8 @@ impl Place {
 
     /// `None` if it was not sent, and never will be; otherwise what became of it.
     pub(crate) async fn give_up(mut self) -> Option<Sent> {
-        if self.turn.decide(Turn::OVER) {
-            self.door.one_is_over();
+        if self.claim.decide(Claim::OVER) {
+            self.outbox.one_is_over();
             return None;
         }
         // It is being sent at this moment, or was already.
@@ -136,10 +136,10 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuedSend {
     fn drop(&mut self) {
-        if self.turn.decide(Turn::OVER) {
-            self.door.one_is_over();
+        if self.claim.decide(Claim::OVER) {
+            self.outbox.one_is_over();
         }
     }
 }
@@ -149,14 +149,14 @@ fn told(sent: Result<Sent, oneshot::error::RecvError>) -> Sent {
     sent.unwrap_or(Err(TenoriteError::SendFailure(SendReason::Disconnected)))
 }
 
-impl Door {
+impl Outbox {
     pub(crate) fn new(client: Client, limit: usize) -> Arc<Self> {
-        let passage = Passage { client: client.clone(), line: VecDeque::new(), over: 0, is_crowded: false };
-        Arc::new(Self { client, limit: limit.max(1), passage: Mutex::new(passage) })
+        let state = State { client: client.clone(), line: VecDeque::new(), over: 0, has_flusher: false };
+        Arc::new(Self { client, limit: limit.max(1), state: Mutex::new(state) })
     }
 
-    fn passage(&self) -> MutexGuard<'_, Passage> {
-        self.passage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a request to the client, or, if that has no room at the moment, puts it into the line. Either way it has its place
@@ -169,38 +169,38 @@ impl Door {
         self: &Arc<Self>,
         message: OutboundMessage,
         runtime: &Handle,
-    ) -> Result<Option<Place>, TenoriteError> {
-        let mut passage = self.passage();
+    ) -> Result<Option<QueuedSend>, TenoriteError> {
+        let mut state = self.state();
         let mut crowd = None;
-        if !passage.is_crowded {
-            if has_room(&mut passage.client) {
-                let sent = self.send_through(&mut passage.client, message);
+        if !state.has_flusher {
+            if has_room(&mut state.client) {
+                let sent = self.send_through(&mut state.client, message);
                 if sent.is_err() {
                     // The room that it had is free again.
-                    let stale = mem::replace(&mut passage.client, self.client.clone());
-                    drop(passage);
+                    let stale = mem::replace(&mut state.client, self.client.clone());
+                    drop(state);
                     drop(stale);
                 }
                 return sent.map(|()| None);
             }
             // It has a place in the client's line now, where nobody would be to take the room that it is given.
-            crowd = Some(mem::replace(&mut passage.client, self.client.clone()));
+            crowd = Some(mem::replace(&mut state.client, self.client.clone()));
         }
-        if passage.line.len().saturating_sub(passage.over) >= self.limit {
+        if state.line.len().saturating_sub(state.over) >= self.limit {
             return Err(TenoriteError::SendFailure(SendReason::Full));
         }
         let (sender, sent) = oneshot::channel();
-        let turn = Arc::new(Turn::default());
-        passage.line.push_back(InLine { message, turn: Arc::clone(&turn), sender });
-        passage.is_crowded = true;
-        drop(passage);
+        let claim = Arc::new(Claim::default());
+        state.line.push_back(Queued { message, claim: Arc::clone(&claim), sender });
+        state.has_flusher = true;
+        drop(state);
         if let Some(stale) = crowd {
             drop(stale);
             // A runtime that is gone drops the task at once, and that comes back here.
-            let line = Line { door: Arc::clone(self), is_empty: false };
-            runtime.spawn(line.empty());
+            let flusher = Flusher { outbox: Arc::clone(self), is_empty: false };
+            runtime.spawn(flusher.flush());
         }
-        Ok(Some(Place { door: Arc::clone(self), turn, sent }))
+        Ok(Some(QueuedSend { outbox: Arc::clone(self), claim, sent }))
     }
 
     /// There is room, or the client is closed.
@@ -220,16 +220,16 @@ impl Door {
 
     /// Of those in the line.
     fn one_is_over(&self) {
-        let mut passage = self.passage();
-        passage.over += 1;
-        if 2 * passage.over > passage.line.len() {
-            passage.over = 0;
+        let mut state = self.state();
+        state.over += 1;
+        if 2 * state.over > state.line.len() {
+            state.over = 0;
             let mut over = Vec::new();
-            let line = mem::take(&mut passage.line);
+            let line = mem::take(&mut state.line);
             for waiting in line {
-                if waiting.turn.is_over() { over.push(waiting) } else { passage.line.push_back(waiting) }
+                if waiting.claim.is_over() { over.push(waiting) } else { state.line.push_back(waiting) }
             }
-            drop(passage);
+            drop(state);
             drop(over);
         }
     }
@@ -243,59 +243,59 @@ fn has_room(client: &mut Client) -> bool {
 }
 
 /// Whoever empties the line.
-struct Line {
-    door: Arc<Door>,
+struct Flusher {
+    outbox: Arc<Outbox>,
     /// It is, and the next line has a task of its own.
     is_empty: bool,
 }
 
-impl Line {
+impl Flusher {
     /// Sends what stands in the line, as the client has room for it.
-    async fn empty(mut self) {
-        let mut client = self.door.client.clone();
+    async fn flush(mut self) {
+        let mut client = self.outbox.client.clone();
         loop {
             // If it is closed, sending says so as well.
             let _ = poll_fn(|cx| client.poll_ready_unpin(cx)).await;
-            let Some(InLine { message, sender, .. }) = self.next() else { return };
+            let Some(Queued { message, sender, .. }) = self.next() else { return };
             // Until the line is empty nobody else sends anything.
-            let sent = self.door.send_through(&mut client, message);
+            let sent = self.outbox.send_through(&mut client, message);
             if sent.is_err() {
-                client = self.door.client.clone();
+                client = self.outbox.client.clone();
             }
             let _ = sender.send(sent);
         }
     }
 
     /// Whose turn it is, if anybody is there.
-    fn next(&mut self) -> Option<InLine> {
+    fn next(&mut self) -> Option<Queued> {
         let mut over = Vec::new();
-        let mut passage = self.door.passage();
+        let mut state = self.outbox.state();
         let next = loop {
-            let Some(next) = passage.line.pop_front() else { break None };
-            if next.turn.decide(Turn::TAKEN) {
+            let Some(next) = state.line.pop_front() else { break None };
+            if next.claim.decide(Claim::TAKEN) {
                 break Some(next);
             }
-            passage.over = passage.over.saturating_sub(1);
+            state.over = state.over.saturating_sub(1);
             over.push(next);
         };
         if next.is_none() {
-            passage.is_crowded = false;
+            state.has_flusher = false;
             self.is_empty = true;
         }
-        drop(passage);
+        drop(state);
         next
     }
 }
 
-impl Drop for Line {
+impl Drop for Flusher {
     fn drop(&mut self) {
         // The task's runtime is gone before it is done. What stands there is not sent.
         if !self.is_empty {
-            let mut passage = self.door.passage();
-            passage.is_crowded = false;
-            passage.over = 0;
-            let line = mem::take(&mut passage.line);
-            drop(passage);
+            let mut state = self.outbox.state();
+            state.has_flusher = false;
+            state.over = 0;
+            let line = mem::take(&mut state.line);
+            drop(state);
             drop(line);
         }
     }
