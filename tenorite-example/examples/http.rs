@@ -10,12 +10,12 @@
 //! running, 504; lost, 500. On Ctrl-C and SIGTERM the server takes no new connections, answers what it has accepted, and
 //! stops.
 //!
-//! Options: `--listen ADDRESS`, `--backlog N`, `--timeout-ms N` (a limit on each call), and `--delay-ms N` (pretends
-//! that the storage is slow).
+//! `--help` lists the options.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::Router;
@@ -24,6 +24,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use clap::Parser;
 use tenorite::prelude::*;
 use tokio::net::TcpListener;
 
@@ -144,9 +145,10 @@ async fn log(request: Request, next: Next) -> Response {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse(std::env::args().skip(1))?;
-    let store = Store { data: HashMap::new(), delay: options.delay };
-    let (task, store) = StoreService.builder().timeout(options.timeout).start_task(options.backlog, store);
+    let options = Options::parse();
+    let store = Store { data: HashMap::new(), delay: Duration::from_millis(options.delay_ms) };
+    let timeout = Duration::from_millis(options.timeout_ms);
+    let (task, store) = StoreService.builder().timeout(timeout).start_task(options.backlog.get(), store);
 
     let listener = TcpListener::bind(&options.listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
@@ -174,38 +176,22 @@ async fn asked_to_stop() {
     }
 }
 
+/// Puts a store behind HTTP.
+#[derive(Parser)]
+#[command(version)]
 struct Options {
+    /// The address to listen at.
+    #[arg(long, default_value = "127.0.0.1:8080")]
     listen: String,
-    backlog: usize,
-    timeout: Duration,
-    delay: Duration,
-}
-
-impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self {
-            listen: "127.0.0.1:8080".to_owned(),
-            backlog: 1024,
-            timeout: Duration::from_secs(5),
-            delay: Duration::ZERO,
-        };
-        while let Some(option) = args.next() {
-            let value = args.next().ok_or_else(|| format!("`{option}` needs a value"))?;
-            let number =
-                || value.parse::<u64>().map_err(|_| format!("`{option}` takes a number, not `{value}`"));
-            match option.as_str() {
-                "--listen" => options.listen = value,
-                "--backlog" => match number()? {
-                    0 => return Err("`--backlog` is at least 1".to_owned()),
-                    backlog => options.backlog = usize::try_from(backlog).unwrap_or(usize::MAX),
-                },
-                "--timeout-ms" => options.timeout = Duration::from_millis(number()?),
-                "--delay-ms" => options.delay = Duration::from_millis(number()?),
-                _ => return Err(format!("unknown option `{option}`")),
-            }
-        }
-        Ok(options)
-    }
+    /// How many requests may wait for the store.
+    #[arg(long, default_value = "1024")]
+    backlog: NonZeroUsize,
+    /// The limit of a call, in milliseconds.
+    #[arg(long, default_value_t = 5_000)]
+    timeout_ms: u64,
+    /// Pretends that the storage is slow, by so many milliseconds.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
 }
 
 #[cfg(test)]

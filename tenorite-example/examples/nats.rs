@@ -22,14 +22,14 @@
 //! Each that serves shows who owns which shard, as processes come and go: start another, stop one (Ctrl-C or
 //! `SIGTERM`), kill one, and go on calling.
 //!
-//! Options: `--durable` (shards, 4 of them unless `--shards` says how many), `--url URL` (or `NATS_URL`; `nats://127.0.0.1:4222` without either), `--timeout-ms N`, and for `bench` `--calls N` and
-//! `--at-once N`.
+//! `--help` lists the options.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tenorite::prelude::*;
 use tenorite_nats::{Nats, ShardInfo, ShardsWatch};
@@ -68,12 +68,8 @@ async fn main() {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
-    let Some(options) = Options::read() else {
-        eprintln!(
-            "usage: nats serve | get KEY | set KEY VALUE | delete KEY | bench  [--shards N] [--name NAME] [--url URL]"
-        );
-        std::process::exit(2);
-    };
+    let options = Options::parse();
+    let shards = options.shards();
     let nats = match Nats::connect(options.url.as_str()).await {
         Ok(nats) => nats,
         Err(error) => {
@@ -84,35 +80,35 @@ async fn run() -> Result<(), Box<dyn Error>> {
         }
     };
 
-    let words: Vec<_> = options.words.iter().map(String::as_str).collect();
-    if let ["serve"] = words[..] {
-        return serve(nats, &options).await;
+    if let Command::Serve { name } = options.command {
+        return serve(nats, shards, name).await;
     }
     // One of two lines that know where the store is. The other is in `serve`.
-    let store: StoreCaller = if options.durable {
-        tenorite_nats::connect_shards(nats, PREFIX).shards(options.shards).await?
-    } else {
-        tenorite_nats::connect(nats, PREFIX).await?
+    let store: StoreCaller = match shards {
+        Some(shards) => tenorite_nats::connect_shards(nats, PREFIX).shards(shards).await?,
+        None => tenorite_nats::connect(nats, PREFIX).await?,
     };
-    let store = store.with_timeout(options.timeout);
-    match words[..] {
-        ["get", key] => println!("{}", store.get(key).await?.unwrap_or_else(|| "(nothing)".to_owned())),
-        ["set", key, value] => match store.set(key, value).await? {
+    let store = store.with_timeout(Duration::from_millis(options.timeout_ms));
+    match options.command {
+        Command::Serve { .. } => unreachable!("it has been served above"),
+        Command::Get { key } => {
+            println!("{}", store.get(key).await?.unwrap_or_else(|| "(nothing)".to_owned()));
+        }
+        Command::Set { key, value } => match store.set(key, value).await? {
             Some(before) => println!("it was {before}"),
             None => println!("it is new"),
         },
-        ["delete", key] => println!("it was {}", store.delete(key).await?),
-        ["bench"] => bench(&store, &options).await?,
-        _ => unreachable!("that was looked at first"),
+        Command::Delete { key } => println!("it was {}", store.delete(key).await?),
+        Command::Bench { calls, at_once } => bench(&store, calls, at_once).await?,
     }
     Ok(())
 }
 
-async fn serve(nats: Nats, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn serve(nats: Nats, shards: Option<u32>, name: Option<String>) -> Result<(), Box<dyn Error>> {
     println!("serving; Ctrl-C or SIGTERM stops it");
-    if options.durable {
-        let owning = tenorite_nats::serve_shards(nats, PREFIX, |_| Store::default()).shards(options.shards);
-        let owning = owning.name(&options.name).await?;
+    if let Some(shards) = shards {
+        let owning = tenorite_nats::serve_shards(nats, PREFIX, |_| Store::default()).shards(shards);
+        let owning = owning.name(name.unwrap_or_else(|| std::process::id().to_string())).await?;
         tokio::select! {
             () = show(owning.watch()) => {}
             stop = asked_to_stop() => stop?,
@@ -187,17 +183,17 @@ fn table(shards: &[ShardInfo]) -> String {
     format!("{} shards, {requests} requests here\n{}", shards.len(), rows.collect::<String>())
 }
 
-async fn bench(store: &StoreCaller, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn bench(store: &StoreCaller, calls: u32, at_once: u32) -> Result<(), Box<dyn Error>> {
     store.set("bench", "x").await?;
     let began = Instant::now();
-    for _ in 0..options.calls {
+    for _ in 0..calls {
         store.get("bench").await?;
     }
-    println!("one at a time: {:?} a call", began.elapsed() / options.calls);
+    println!("one at a time: {:?} a call", began.elapsed() / calls);
 
     let began = Instant::now();
-    let each = options.calls / options.at_once;
-    let tasks: Vec<_> = (0..options.at_once)
+    let each = calls / at_once;
+    let tasks: Vec<_> = (0..at_once)
         .map(|_| {
             let store = store.clone();
             tokio::spawn(async move {
@@ -211,56 +207,58 @@ async fn bench(store: &StoreCaller, options: &Options) -> Result<(), Box<dyn Err
     for task in tasks {
         task.await??;
     }
-    let a_second = f64::from(each * options.at_once) / began.elapsed().as_secs_f64();
-    println!("{} at once: {a_second:.0} calls a second", options.at_once);
+    let a_second = f64::from(each * at_once) / began.elapsed().as_secs_f64();
+    println!("{at_once} at once: {a_second:.0} calls a second");
     Ok(())
 }
 
+/// Puts a store behind NATS, and calls it.
+#[derive(clap::Parser)]
+#[command(version)]
 struct Options {
-    words: Vec<String>,
+    #[command(subcommand)]
+    command: Command,
+    /// Where the NATS server is.
+    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", global = true)]
     url: String,
+    /// Keeps the store in shards, each with one owner among all processes that serve.
+    #[arg(long, global = true)]
     durable: bool,
-    shards: u32,
-    name: String,
-    timeout: Duration,
-    calls: u32,
-    at_once: u32,
+    /// The number of shards, 4 unless it is given. Implies `--durable`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    shards: Option<u32>,
+    /// The limit of a call, in milliseconds.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), global = true)]
+    timeout_ms: u64,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Serves the store, until Ctrl-C or SIGTERM.
+    Serve {
+        /// The name of this owner, among the owners of shards. Defaults to the process's id.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Prints the value of a key.
+    Get { key: String },
+    /// Sets the value of a key, and prints the one before.
+    Set { key: String, value: String },
+    /// Deletes a key, and prints its value.
+    Delete { key: String },
+    /// Makes many calls, and prints how long they took.
+    Bench {
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+        calls: u32,
+        /// How many calls are in flight at once.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+        at_once: u32,
+    },
 }
 
 impl Options {
-    /// `None` if they are not to be understood.
-    fn read() -> Option<Self> {
-        let url = std::env::var("NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".to_owned());
-        let mut options = Self {
-            words: Vec::new(),
-            url,
-            durable: false,
-            shards: 4,
-            name: std::process::id().to_string(),
-            timeout: Duration::from_secs(10),
-            calls: 10_000,
-            at_once: 64,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            let mut number = || args.next()?.parse().ok().filter(|number| *number > 0);
-            match arg.as_str() {
-                "--durable" => options.durable = true,
-                "--shards" => {
-                    options.shards = number()?;
-                    options.durable = true;
-                }
-                "--name" => options.name = args.next()?,
-                "--timeout-ms" => options.timeout = Duration::from_millis(number()?.into()),
-                "--calls" => options.calls = number()?,
-                "--at-once" => options.at_once = number()?,
-                "--url" => options.url = args.next()?,
-                word if !word.starts_with("--") => options.words.push(word.to_owned()),
-                _ => return None,
-            }
-        }
-        let words: Vec<_> = options.words.iter().map(String::as_str).collect();
-        let is_known = matches!(words[..], ["serve" | "bench"] | ["get" | "delete", _] | ["set", _, _]);
-        is_known.then_some(options)
+    /// Returns the number of shards, or `None` if the store is not in shards.
+    fn shards(&self) -> Option<u32> {
+        self.shards.or_else(|| self.durable.then_some(4))
     }
 }

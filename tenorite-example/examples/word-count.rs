@@ -17,6 +17,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tenorite::prelude::*;
 use tokio::fs::File;
@@ -116,19 +117,20 @@ async fn count(path: String, counter: CounterCaller, progress: ProgressBar) -> i
     Ok(())
 }
 
+/// Counts the words of files.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Prints the summary as JSON.
+    #[arg(long)]
+    json: bool,
+    #[arg(required = true, value_name = "FILE")]
+    paths: Vec<String>,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let (options, paths): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
-    let json = options.iter().any(|option| option == "--json");
-    if let Some(unknown) = options.iter().find(|option| *option != "--json") {
-        eprintln!("word-count: unknown option `{unknown}`");
-        return ExitCode::from(2);
-    }
-    if paths.is_empty() {
-        eprintln!("usage: word-count [--json] FILE…");
-        return ExitCode::from(2);
-    }
-
+    let Options { json, paths } = Options::parse();
     let started = Instant::now();
     let progress = progress_bar(&paths).await;
     let (task, counter) = CounterService.start_task(32, Counter::default());

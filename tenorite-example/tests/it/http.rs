@@ -116,10 +116,10 @@ fn a_stop_answers_what_was_accepted() {
 #[test]
 fn misuse_is_told() {
     for (options, expected) in [
-        (&["--backlog", "0"][..], "at least 1"),
-        (&["--delay-ms", "soon"], "takes a number"),
-        (&["--port", "1"], "unknown option `--port`"),
-        (&["--listen"], "needs a value"),
+        (&["--backlog", "0"][..], "invalid value '0'"),
+        (&["--delay-ms", "soon"], "invalid digit"),
+        (&["--port", "1"], "unexpected argument '--port'"),
+        (&["--listen"], "a value is required"),
     ] {
         let output = Command::new(super::example("http")).args(options).output().expect("it runs");
         assert!(!output.status.success());
