@@ -67,6 +67,8 @@
 //! a caller are those of this side; a request that did not run comes back by `recover()` only if it was refused before its call was
 //! polled first.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod codec;
 mod connect;
 mod pending;

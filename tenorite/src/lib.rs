@@ -48,9 +48,14 @@
 //! any point.
 //!
 //! The guide: [services](guide::services), [calls](guide::calls), [starting and stopping](guide::lifecycle),
-//! [testing](guide::testing), [questions](guide::faq), [the promises and their tests](guide::promises).
+//! [where a handler runs](guide::where_handlers_run), [recipes](guide::recipes),
+//! [workers by hand](guide::by_hand), [testing](guide::testing), [scaling out](guide::scaling_out),
+//! [coming from elsewhere](guide::coming_from), [questions](guide::faq),
+//! [the promises and their tests](guide::promises).
 
 // What needs a runtime is of no use to the models.
+// Shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
 // Modules in reading order: each uses only those before it.
@@ -171,19 +176,66 @@ pub use worker::TenoriteWorker;
 /// ```
 pub use tenorite_macros::service;
 
+/// Links of the guide's pages. Of two definitions of a link the first counts: this one in rustdoc, and the
+/// page's own where the page is read as a file.
+#[cfg(any(doc, doctest))]
+macro_rules! links {
+    () => {
+        concat!(
+            "[services]: crate::guide::services\n",
+            "[calls]: crate::guide::calls\n",
+            "[lifecycle]: crate::guide::lifecycle\n",
+            "[where-handlers-run]: crate::guide::where_handlers_run\n",
+            "[recipes]: crate::guide::recipes\n",
+            "[by-hand]: crate::guide::by_hand\n",
+            "[testing]: crate::guide::testing\n",
+            "[scaling-out]: crate::guide::scaling_out\n",
+            "[coming-from]: crate::guide::coming_from\n",
+            "[faq]: crate::guide::faq\n",
+            "[promises]: crate::guide::promises\n",
+            "[`Reply`]: crate::Reply\n",
+            "[`Supervisor`]: crate::Supervisor\n",
+            "[`recv_many`]: crate::Receiver::recv_many\n",
+            "[`Client::deadline`]: crate::Client::deadline\n",
+            "\n",
+        )
+    };
+}
+
 /// The guide, chapter by chapter.
 #[cfg(any(doc, doctest))]
 pub mod guide {
+    #[doc = links!()]
     #[doc = include_str!("../docs/services.md")]
     pub mod services {}
+    #[doc = links!()]
     #[doc = include_str!("../docs/calls.md")]
     pub mod calls {}
+    #[doc = links!()]
     #[doc = include_str!("../docs/lifecycle.md")]
     pub mod lifecycle {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/where-handlers-run.md")]
+    pub mod where_handlers_run {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/recipes.md")]
+    pub mod recipes {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/by-hand.md")]
+    pub mod by_hand {}
+    #[doc = links!()]
     #[doc = include_str!("../docs/testing.md")]
     pub mod testing {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/scaling-out.md")]
+    pub mod scaling_out {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/coming-from.md")]
+    pub mod coming_from {}
+    #[doc = links!()]
     #[doc = include_str!("../docs/faq.md")]
     pub mod faq {}
+    #[doc = links!()]
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
 }

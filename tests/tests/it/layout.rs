@@ -118,3 +118,14 @@ fn planted_bugs_are_up_to_date() {
         assert!(is_there, "{}: {module}::{test}", bug.title);
     }
 }
+
+/// The programs of other crates that the guide shows are those that are compiled.
+#[test]
+fn the_guide_shows_programs_that_compile() {
+    let page = include_str!("../../../docs/coming-from.md");
+    for program in ["channels", "actix", "ractor", "kameo"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/examples").join(program);
+        let source = fs::read_to_string(path.with_extension("rs")).expect(program);
+        assert!(page.contains(&source), "{program} is another in `benches/examples`");
+    }
+}
