@@ -48,7 +48,7 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
     let mut borrows = false;
     for param in &item.generics.params {
         if let GenericParam::Lifetime(param) = param {
-            errors.at(param, "a worker outlives its callers' borrows: let it own its data");
+            errors.at(param, "a worker cannot borrow: it outlives its callers, so let it own its data");
             borrows = true;
         }
     }
@@ -94,7 +94,7 @@ fn first_line(item: &Item) -> TokenStream {
 fn worker_name(item: &ItemImpl, errors: &mut Errors) -> Option<Ident> {
     let name = types::plain_path(&item.self_ty).and_then(|path| path.segments.last());
     if name.is_none() {
-        errors.at(&item.self_ty, "a worker is a struct or enum of yours: `impl Worker { … }`");
+        errors.at(&item.self_ty, "a worker must be a struct or an enum of your own: `impl Worker { … }`");
     }
     name.map(|segment| segment.ident.clone())
 }
@@ -237,7 +237,7 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             Some(Role::OnStop) => replaces(&mut hooks.on_stop, hook(function, Role::OnStop, errors)),
         };
         if is_repeated {
-            errors.at(&function.sig.ident, "there is one already: a service has one hook of each kind");
+            errors.at(&function.sig.ident, "a service has at most one hook of each kind: remove this one");
         }
         let is_private = matches!(function.vis, Visibility::Inherited);
         let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
@@ -248,10 +248,10 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         if let Some(key) = &key {
             method.key = method.args.iter().position(|arg| arg.name == *key);
             if method.key.is_none() {
-                errors.at(key, "an answer is no key: mark another argument");
+                errors.at(key, "a `Reply` cannot be the key: mark another argument");
             }
             if role == Some(Role::AnyShard) {
-                errors.at(key, "a request goes to the shard of its key, or to any: keep one of the two");
+                errors.at(key, "`key` and `any_shard` exclude each other: keep one of the two");
             }
         }
         method.any_shard = role == Some(Role::AnyShard);
@@ -285,16 +285,10 @@ fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
                     if let Pat::Ident(PatIdent { ident, .. }) = &**pat
                         && key.replace(ident.clone()).is_some()
                     {
-                        errors.at(
-                            &attribute,
-                            "one argument says which shard a request belongs to: keep one `key`",
-                        );
+                        errors.at(&attribute, "a request has one key: keep one `#[service(key)]`");
                     }
                 }
-                _ => errors.at(
-                    &attribute,
-                    "an argument is, or is not, what decides on the shard: there is `#[service(key)]`",
-                ),
+                _ => errors.at(&attribute, "unknown option: an argument can have `#[service(key)]`"),
             }
         }
     }
@@ -338,19 +332,17 @@ fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
     let before = errors.len();
     let signature = &function.sig;
     if let Safety::Unsafe(keyword) = &signature.safety {
-        errors.at(keyword, "the service calls its hooks, and upholds nothing: make it safe");
+        errors.at(keyword, "a hook cannot be `unsafe`: the service calls it without upholding anything");
     }
     if !signature.generics.params.is_empty() {
-        errors.at(&signature.generics, "a hook is one function: move the parameters to the `impl` block");
+        errors.at(&signature.generics, "a hook cannot be generic: move the parameters to the `impl` block");
     }
     if let Some(clause) = &signature.generics.where_clause {
-        errors.at(
-            clause,
-            "a hook is there for every worker of this `impl` block: move the bounds to the block",
-        );
+        errors
+            .at(clause, "a hook cannot have bounds of its own on the worker: move them to the `impl` block");
     }
     for attribute in function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
-        errors.at(attribute, "a hook is there for all: put the `cfg` into its body");
+        errors.at(attribute, "a hook cannot be conditional: put the `cfg` into its body");
     }
     errors.len() == before
 }
@@ -371,11 +363,10 @@ fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Ini
         Some(FnArg::Typed(input)) => {
             if let Some(misfit) = types::misfits(&input.ty).first() {
                 match misfit {
-                    Misfit::Borrow(tokens) => errors.at(
-                        tokens,
-                        "a config outlives whoever starts the service: write an owned type, such as `String`",
-                    ),
-                    Misfit::ImplTrait(ty) => errors.at(ty, "a config is one type: write a concrete one"),
+                    Misfit::Borrow(tokens) => {
+                        errors.at(tokens, "a config cannot borrow: write an owned type, such as `String`")
+                    }
+                    Misfit::ImplTrait(ty) => errors.at(ty, "the config must be a concrete type"),
                 }
                 return None;
             }
@@ -385,11 +376,11 @@ fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Ini
         }
     };
     if let Some(second) = inputs.next() {
-        errors.at(second, "a worker is made of one config: put what it needs into a struct, or a tuple");
+        errors.at(second, "`init` takes exactly one argument: put what it needs into a struct or a tuple");
         return None;
     }
     let ReturnType::Type(_, output) = &signature.output else {
-        errors.at(&signature.ident, "`init` makes the worker: return `Self`, or `Result<Self, E>`");
+        errors.at(&signature.ident, "`init` must return `Self` or `Result<Self, E>`");
         return None;
     };
     let mut output = types::peeled(output).clone();
@@ -407,7 +398,7 @@ fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> 
     let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
         if matches!(receiver.kind, ReceiverKind::Reference(..)));
     if !borrows {
-        errors.at(&signature.ident, "a hook borrows its worker: take `&mut self`");
+        errors.at(&signature.ident, "a hook must take `&mut self`");
         return None;
     }
     let takes_reason = role == Role::OnStop && inputs.next().is_some();
@@ -415,14 +406,14 @@ fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> 
         errors.at(
             unknown,
             match role {
-                Role::OnStop => "all that `on_stop` is told is the `StopReason`",
-                _ => "there is nothing that `on_start` could be told: what the worker needs it is made of",
+                Role::OnStop => "`on_stop` takes no argument but a `StopReason`",
+                _ => "`on_start` takes no arguments: what the worker needs belongs in its config",
             },
         );
         return None;
     }
     if let ReturnType::Type(_, output) = &signature.output {
-        errors.at(output, "a hook has nobody to return something to: what may fail belongs into `init`");
+        errors.at(output, "a hook cannot return a value: what may fail belongs in `init`");
         return None;
     }
     Some(Hook { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), takes_reason })
@@ -443,13 +434,16 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
         attribute.path().is_ident("cfg_attr") && (mentions("service") || mentions("cfg"))
     };
     for attribute in attributes.extract_if(.., hides) {
-        errors.at(attribute, "what a `cfg_attr` holds cannot be seen here: write `cfg` and `service` openly");
+        errors.at(
+            attribute,
+            "the attribute cannot see what is inside a `cfg_attr`: write `cfg` and `service` directly",
+        );
     }
     for attribute in take_attributes(attributes) {
         if !matches!(attribute.meta, Meta::List(_)) {
             errors.at(
                 &attribute,
-                "say what the method is to the service: `#[service(init)]`, `on_start`, `on_stop`, `any_shard`, or `skip`",
+                "an option is missing: there are `init`, `on_start`, `on_stop`, `any_shard` and `skip`",
             );
             continue;
         }
@@ -464,7 +458,7 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
                 return Err(meta.error(if before == known {
                     format!("`{name}` is given twice: keep one")
                 } else {
-                    "a method is one thing to the service: keep one of these".to_owned()
+                    "these options exclude each other: keep one".to_owned()
                 }));
             }
             Ok(())
@@ -487,24 +481,21 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
     };
 
     if RESERVED.iter().any(|reserved| name == reserved) {
-        misfit(name, &format!("every caller has a method `{name}` of its own: choose another name"));
+        misfit(name, &format!("callers have a method `{name}` already: choose another name"));
     }
     if let Safety::Unsafe(keyword) = &signature.safety {
-        misfit(keyword, "callers cannot uphold what an `unsafe` method asks for: make it safe, or private");
+        misfit(keyword, "a request cannot be `unsafe`: make the method safe, or private");
     }
     for param in &signature.generics.params {
         if !matches!(param, GenericParam::Lifetime(_)) {
             misfit(
                 param,
-                "a request is one type: replace the parameter by a concrete type, or move it to the `impl` block",
+                "a method cannot be generic: replace the parameter by a concrete type, or move it to the `impl` block",
             );
         }
     }
     if let Some(clause) = &signature.generics.where_clause {
-        misfit(
-            clause,
-            "a request is there for every worker of this `impl` block: move the bounds to the block",
-        );
+        misfit(clause, "a method cannot have bounds of its own on the worker: move them to the `impl` block");
     }
     let mut reads = false;
     if let Some(FnArg::Receiver(receiver)) = signature.inputs.first() {
@@ -522,10 +513,7 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
             _ => false,
         };
         if !borrows {
-            misfit(
-                receiver,
-                "a handler borrows its worker, which goes on serving: take `&self` or `&mut self`",
-            );
+            misfit(receiver, "a handler cannot consume its worker: take `&self` or `&mut self`");
         }
     }
 
@@ -535,11 +523,11 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         let FnArg::Typed(input) = input else { continue };
         if let Some(ty) = types::reply_argument(&input.ty) {
             for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
-                errors.at(attribute, "an answer is the same for all: put the `cfg` on the method");
+                errors.at(attribute, "a `Reply` cannot be conditional: put the `cfg` on the method");
                 fits = false;
             }
             if reply_at.replace((args.len(), ty)).is_some() {
-                errors.at(&input.ty, "a method gives one answer: take one `Reply`");
+                errors.at(&input.ty, "a method can take only one `Reply`");
                 fits = false;
             }
             continue;
@@ -554,7 +542,7 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
         (None, ReturnType::Type(_, written)) => reply(written, worker, generics, errors),
         (Some((_, written)), ReturnType::Default) => reply(written, worker, generics, errors),
         (Some(_), ReturnType::Type(_, written)) => {
-            errors.at(written, "what this method answers with is its `Reply`: return nothing");
+            errors.at(written, "a method that takes a `Reply` answers with it: return nothing");
             None
         }
     };
@@ -592,7 +580,7 @@ fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
         variant.push_str(letters.as_str());
     }
     if variant.is_empty() {
-        errors.at(name, "there is nothing in this name to call the request by: rename the method");
+        errors.at(name, "no request variant can be named after this method: rename it");
         return None;
     }
     if variant == "Self" || variant.starts_with(|first: char| first.is_numeric()) {
@@ -608,7 +596,7 @@ fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
 fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
     for attribute in &input.attrs {
         if attribute.path().is_ident("cfg") {
-            errors.at(attribute, "a request is the same for all: put the `cfg` on the method");
+            errors.at(attribute, "an argument cannot be conditional: put the `cfg` on the method");
             return None;
         }
     }
@@ -617,7 +605,7 @@ fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
         pattern => {
             errors.at(
                 pattern,
-                "an argument is a field of the request and needs a name: take it apart in the body",
+                "an argument becomes a field of the request and needs a name: destructure it in the body",
             );
             return None;
         }
@@ -645,8 +633,7 @@ fn borrowed_arg(
     errors: &mut Errors,
 ) -> Option<Arg> {
     if reference.mutability.is_some() {
-        errors
-            .at(written, "a caller cannot lend what the worker would change: take it by value and return it");
+        errors.at(written, "`&mut` arguments are not supported: take the value and return it");
         return None;
     }
     let elem = types::peeled(&reference.elem);
@@ -678,7 +665,7 @@ fn owns_its_data(ty: &Type, errors: &mut Errors) -> bool {
                  argument as a whole",
             ),
             Misfit::ImplTrait(ty) => {
-                errors.at(ty, "a request is one type: write a concrete one, or a `Box<dyn … + Send>`");
+                errors.at(ty, "an argument must have a concrete type: write one, or take a `Box<dyn … + Send>`");
             }
         }
     }
@@ -699,7 +686,7 @@ fn reply(written: &Type, worker: &Type, generics: &Generics, errors: &mut Errors
             ),
             Misfit::ImplTrait(ty) => errors.at(
                 ty,
-                format!("a reply is one type: write a concrete one, or a `Box<dyn … + Send>`{OR_SKIP}"),
+                format!("a reply must have a concrete type: write one, or return a `Box<dyn … + Send>`{OR_SKIP}"),
             ),
         }
     }

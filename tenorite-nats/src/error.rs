@@ -12,7 +12,7 @@ pub enum Error {
     #[error("cannot connect to NATS: {0}")]
     Connect(Refusal),
     /// The connection is there, but not what has to be listened to: the account has no permission for it.
-    #[error("NATS does not allow it: {0}")]
+    #[error("permission denied: {0}")]
     Denied(String),
     /// Prefix and service make no subject: each part must be there, without spaces, `*` and `>`, and both have
     /// at most 199 bytes together.
@@ -22,7 +22,7 @@ pub enum Error {
     Subject(String),
     /// JetStream is not there, is too old, or does not do what it was asked for.
     #[cfg(feature = "durable")]
-    #[error("JetStream does not do it: {0}")]
+    #[error("JetStream request failed: {0}")]
     JetStream(String),
     /// The service has another number of shards already, or there is no telling how many: what is there under its
     /// name is not its own. Two prefixes that differ in a `.` and a `_` come to the same name, and only one of
@@ -38,7 +38,7 @@ pub enum Error {
     /// What there is already differs from what is needed or asked for, and the server does not change it. The
     /// text names each difference.
     #[cfg(feature = "durable")]
-    #[error("JetStream has something else: {0}")]
+    #[error("JetStream configuration differs: {0}")]
     Differs(String),
     /// The shards are in another account than this connection. A request would reach them, and its reply would
     /// not come back: owners reply in their own account.
@@ -49,7 +49,7 @@ pub enum Error {
     )]
     Account(Option<String>),
     /// The client is closed, or the server does not answer.
-    #[error("NATS does not answer: {0}")]
+    #[error("no answer from NATS: {0}")]
     Unreachable(String),
 }
 

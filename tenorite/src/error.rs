@@ -241,14 +241,14 @@ impl fmt::Display for SendReason {
         match self {
             Self::Stopped => f.write_str("the service has stopped"),
             Self::Full => f.write_str("the backlog is full"),
-            Self::Expired => f.write_str("its deadline passed before its turn came"),
+            Self::Expired => f.write_str("the deadline passed before the request started"),
             Self::StartFailed(why) => write!(f, "the service failed to start: {why}"),
-            Self::WouldDeadlock(cycle) => write!(f, "it would wait for itself: {cycle}"),
-            Self::NoService => f.write_str("nobody serves it"),
-            Self::Disconnected => f.write_str("there is no connection to the service"),
-            Self::TooLarge(size) => write!(f, "it is too large: {size}"),
-            Self::Incompatible(why) => write!(f, "caller and service do not fit: {why}"),
-            Self::Denied(why) => write!(f, "it is not allowed: {why}"),
+            Self::WouldDeadlock(cycle) => write!(f, "the call would deadlock: {cycle}"),
+            Self::NoService => f.write_str("no service is listening"),
+            Self::Disconnected => f.write_str("not connected to the service"),
+            Self::TooLarge(size) => write!(f, "the request is too large: {size}"),
+            Self::Incompatible(why) => write!(f, "caller and service are incompatible: {why}"),
+            Self::Denied(why) => write!(f, "permission denied: {why}"),
         }
     }
 }
@@ -260,10 +260,10 @@ impl fmt::Display for FetchReason {
             Self::Stopped => f.write_str("the service was stopped while the request ran"),
             Self::Expired => f.write_str("the deadline passed while the request ran"),
             Self::Unanswered => f.write_str("the worker dropped the request without an answer"),
-            Self::Mismatched => f.write_str("the answer was that of another method"),
+            Self::Mismatched => f.write_str("the reply belongs to another method"),
             Self::Disconnected => f.write_str("the connection was lost"),
-            Self::TooLarge(size) => write!(f, "it is too large: {size}"),
-            Self::Undecodable(why) => write!(f, "it cannot be understood: {why}"),
+            Self::TooLarge(size) => write!(f, "the reply is too large: {size}"),
+            Self::Undecodable(why) => write!(f, "the reply cannot be decoded: {why}"),
         }
     }
 }
@@ -319,7 +319,7 @@ pub struct TooLarge {
 
 impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes, where {} may be sent", self.size, self.limit)
+        write!(f, "{} bytes, and the limit is {}", self.size, self.limit)
     }
 }
 
@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(cycle.hops().nth(1), Some(("Index", "find")));
         assert_eq!(
             TenoriteError::<Infallible>::SendFailure(SendReason::WouldDeadlock(cycle)).to_string(),
-            "the request was not run: it would wait for itself: Store::get → Index::find → Store::get"
+            "the request was not run: the call would deadlock: Store::get → Index::find → Store::get"
         );
     }
 }

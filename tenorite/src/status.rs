@@ -52,13 +52,13 @@ impl StopReason {
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CallersGone => f.write_str("its callers are gone"),
+            Self::CallersGone => f.write_str("all callers were dropped"),
             Self::Requested => f.write_str("it was asked to stop"),
             Self::Idle => f.write_str("it was idle"),
             Self::Finished => f.write_str("it had finished"),
             Self::StartFailed(why) => write!(f, "it failed to start: {why}"),
             Self::Panicked(message) => write!(f, "it panicked: {message}"),
-            Self::GaveUp(message) => write!(f, "it failed too often, at last: {message}"),
+            Self::GaveUp(message) => write!(f, "restart limit exceeded; last failure: {message}"),
             Self::Aborted => f.write_str("it was aborted"),
             Self::Restart => f.write_str("it was asked to restart"),
         }

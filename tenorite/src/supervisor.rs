@@ -445,7 +445,7 @@ impl Supervisor {
 
     /// The next event.
     async fn next_event(&mut self) {
-        match self.inbox.recv().await.expect("there is a sender in here") {
+        match self.inbox.recv().await.expect("the supervisor holds a sender itself") {
             Event::Down(child, failure, answer) => {
                 self.children[child].down = Some(Down::Asks(answer));
                 self.fallen.push_back((child, failure));

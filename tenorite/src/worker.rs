@@ -293,7 +293,9 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
             Err(payload) => panics::discard(payload),
         }
         queue.status.restarted();
-        next = panics::catch(make_config.as_mut().expect("a service that can be restarted knows how"));
+        next = panics::catch(
+            make_config.as_mut().expect("a service with a restart policy can make another config"),
+        );
     }
 }
 

@@ -260,7 +260,7 @@ fn restarts_are_told_and_so_is_giving_up() {
                 r#"WARN message=a service restarts service="Fragile" number=1 delay=0ns reason=at once"#,
                 panicked,
                 r#"ERROR message=a service gives up: it failed too often service="Fragile" reason=at once"#,
-                r#"ERROR message=a service stopped service="Fragile" reason=it failed too often, at last: at once"#,
+                r#"ERROR message=a service stopped service="Fragile" reason=restart limit exceeded; last failure: at once"#,
             ]
         );
     });
@@ -359,7 +359,7 @@ fn the_end_of_a_service_is_told_once() {
             seen.take(),
             [
                 r#"INFO message=a service stopped service="Fragile" name="eu" reason=it was asked to stop"#,
-                r#"INFO message=a service stopped service="Fragile" name="us" reason=its callers are gone"#,
+                r#"INFO message=a service stopped service="Fragile" name="us" reason=all callers were dropped"#,
                 r#"ERROR message=a service stopped service="Fragile" reason=it was aborted"#,
             ]
         );
@@ -384,7 +384,7 @@ fn a_group_that_gives_up_is_told_of() {
                 r#"ERROR message=a handler panicked service="Fragile" name="store" method="fall" reason=at once"#,
                 r#"ERROR message=a group of services gives up: one failed too often service="Supervisor" name="app" reason=at once"#,
                 r#"ERROR message=a service gives up: it failed too often service="Fragile" name="store" reason=at once"#,
-                r#"ERROR message=a service stopped service="Fragile" name="store" reason=it failed too often, at last: at once"#,
+                r#"ERROR message=a service stopped service="Fragile" name="store" reason=restart limit exceeded; last failure: at once"#,
             ]
         );
     });

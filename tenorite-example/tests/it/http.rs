@@ -96,7 +96,7 @@ fn what_did_not_run_may_be_retried_and_what_may_have_run_may_not() {
     assert_eq!((unavailable.status, late.status), (503, 504));
     assert!(unavailable.head.contains("retry-after: 1"), "{}", unavailable.head);
     assert!(!late.head.contains("retry-after"), "{}", late.head);
-    assert_eq!(unavailable.body, "the request was not run: its deadline passed before its turn came\n");
+    assert_eq!(unavailable.body, "the request was not run: the deadline passed before the request started\n");
 }
 
 #[test]

@@ -190,7 +190,7 @@ async fn each_hop_is_named() {
         index.set(store.clone()).await.unwrap();
         let told = no_hang(store.get()).await.unwrap_err().to_string();
         assert_eq!(
-            told, "the request was not run: it would wait for itself: Store::get → Index::find → Store::get",
+            told, "the request was not run: the call would deadlock: Store::get → Index::find → Store::get",
             "{inline:?}"
         );
         let told = no_hang(index.find()).await.unwrap_err().to_string();

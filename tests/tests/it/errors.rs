@@ -22,7 +22,7 @@ fn texts_name_the_phase_and_the_reason() {
     assert_eq!(send(SendReason::Full), "the request was not run: the backlog is full");
     assert_eq!(
         send(SendReason::Expired),
-        "the request was not run: its deadline passed before its turn came"
+        "the request was not run: the deadline passed before the request started"
     );
     assert_eq!(
         send(SendReason::StartFailed("no ink".into())),
@@ -41,7 +41,7 @@ fn texts_name_the_phase_and_the_reason() {
         fetch(FetchReason::Unanswered),
         "the reply was lost: the worker dropped the request without an answer"
     );
-    assert_eq!(fetch(FetchReason::Mismatched), "the reply was lost: the answer was that of another method");
+    assert_eq!(fetch(FetchReason::Mismatched), "the reply was lost: the reply belongs to another method");
     assert_eq!(fetch(FetchReason::Disconnected), "the reply was lost: the connection was lost");
     assert_eq!(
         TenoriteError::ServiceError(NoSuchKey).to_string(),

@@ -118,7 +118,7 @@ async fn a_worker_is_opened_serves_and_is_closed() {
         assert_eq!(mail.status(), Status::Running);
         drop(mail);
         assert_eq!(task.await.unwrap().unwrap().sent, 1);
-        assert_eq!(diary.pages(), ["open", "started", "one", "stop: its callers are gone"]);
+        assert_eq!(diary.pages(), ["open", "started", "one", "stop: all callers were dropped"]);
     }
 }
 

@@ -78,7 +78,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     }
 
     pub(crate) fn to_be_spawned(&self) -> Spawned<W> {
-        Spawned(Arc::clone(self.core.as_ref().expect("it is not over before it begins")))
+        Spawned(Arc::clone(self.core.as_ref().expect("the core is present until the driver has ended")))
     }
 }
 
@@ -136,7 +136,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
             },
         };
         let over = ready!(poll);
-        let core = self.core.take().expect("it was there a few lines ago");
+        let core = self.core.take().expect("the core is present until the driver has ended");
         Poll::Ready((core, over))
     }
 }

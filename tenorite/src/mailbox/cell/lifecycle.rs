@@ -192,7 +192,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         };
         core.queue.status.fallen();
         self.fallen = failure;
-        let mut worker = worker.expect("it is there until it is taken");
+        let mut worker = worker.expect("the worker is present until it is taken");
         let close = async move {
             match panics::caught(worker.close(reason)).await {
                 Ok(()) => Ok(worker),
@@ -259,7 +259,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
             discard(end);
         }
         core.queue.status.restarted();
-        let make_config = self.make_config.as_mut().expect("a service that can be restarted knows how");
+        let make_config =
+            self.make_config.as_mut().expect("a service with a restart policy can make another config");
         match panics::catch(make_config) {
             Ok(config) => {
                 self.go(Stage::opening(W::ready(config)));

@@ -156,7 +156,7 @@ pub trait Dispatch: Send + Sized + 'static {
     /// Makes the worker. The error is what the service ends in then.
     fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
         let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
-        async move { Ok(worker.expect("it is ready")) }
+        async move { Ok(worker.expect("the worker is made before it is opened")) }
     }
 
     /// Returns the text of what [`open`](Self::open) failed with.

@@ -50,7 +50,7 @@ impl<W: Dispatch> Standalone<W> {
         let mut client = Some(client);
         if served.method.answers_later() {
             // SAFETY: `handle` has the worker to itself, through `&mut self`.
-            unsafe { handling.0.0.lend(client.take().expect("it was made a line ago")) };
+            unsafe { handling.0.0.lend(client.take().expect("the client is lent once")) };
         }
         let mut request = Some(request);
         poll_fn(move |cx| {
@@ -95,13 +95,13 @@ impl<W: Dispatch> Standalone<W> {
     /// The worker, between two requests.
     pub(crate) fn worker(&mut self) -> &mut W {
         // SAFETY: `&mut self` says that nobody else is there, and what was under way is gone.
-        unsafe { self.0.worker() }.expect("it sits there until it is taken")
+        unsafe { self.0.worker() }.expect("the worker is present until it is taken")
     }
 
     /// The worker, after its last request.
     pub(crate) fn into_worker(self) -> W {
         // SAFETY: it is ours alone, and what was under way is gone.
-        unsafe { self.0.take() }.expect("it sits there until it is taken")
+        unsafe { self.0.take() }.expect("the worker is present until it is taken")
     }
 }
 

@@ -660,7 +660,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             }
             Awaited::Permit => unreachable!("it is no request"),
         };
-        let request = entry.request.expect("a request stands in the line until it leaves it");
+        let request = entry.request.expect("a queued request is present until it is dequeued");
         Dequeued { request, deadline: entry.deadline, span: entry.span, slot }
     }
 
