@@ -1,23 +1,27 @@
-//! Services that belong together: started in order, restarted together, stopped in reverse.
+//! Supervises services that belong together: starts them in order, restarts them together, and
+//! stops them in reverse order.
 //!
 //! # Data flow
 //!
 //! ```text
-//!   a child's task ──"my worker is gone: another?"──► events ──► the group ──"yes" / "no", "after this long"─► the child's task
-//!   a child's watcher ──"it is up" / "it has ended"─► events ──►    │
-//!   the parent's group ──"restart", "stop"──────────► events ──►    └──"restart", "stop within"──► the child's door
+//!   child's task ──"worker gone: another?"─► events ─► group ─"yes" / "no", "after"─► its task
+//!   child's watcher ──"up" / "ended"───────► events ─►   │
+//!   parent's group ──"restart", "stop"─────► events ─►   └─"restart", "stop within"─► its mailbox
 //! ```
 //!
-//! A child that is down is not dead: its worker is gone, its callers and what they have queued are there, and its task waits for
-//! the answer. So a group can bring down those that depend on one that has fallen, in reverse order, and let them up
-//! again in order, each once the one before it is up. A group that gives up is to its parent what a worker that fell is to it:
-//! it brings all its children down, and asks.
+//! A child that is down has not ended. Its worker is gone, but its callers and its queued requests
+//! remain, and its task waits for the group's answer. So a group can bring down the children that
+//! depend on a failed one, in reverse order, and bring them up again in order, each once the
+//! previous one is up. A group that gives up looks to its parent like a failed worker: it brings
+//! all its children down, and asks the parent.
 //!
-//! The answer has two parts. That there is another worker is told once nothing can prevent it any more, because from then on the
-//! child says that it restarts. When that worker is to be made is told once it is the child's turn.
+//! The answer has two parts. The group confirms that another worker follows only once nothing can
+//! prevent it any more, because from then on the child's status says that it restarts. The group
+//! sends the delay before that worker is made once it is the child's turn.
 //!
-//! Who disappears: a child that ends is noted, and its answers go nowhere. If the group disappears, whoever waits for an answer
-//! is told no, by the channel that is dropped; and the group's own callers are gone, so the children drain and stop.
+//! When a child ends, the group notes it, and answers to that child go nowhere. When the group is
+//! dropped, its channels are dropped, and every child that waits for an answer takes that as a
+//! "no". The group's own callers are dropped as well, so the children drain and stop.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -41,30 +45,33 @@ use crate::timer;
 use crate::trace;
 use crate::worker::TenoriteWorker;
 
-/// Which services are restarted when one of a group has fallen.
+/// Selects which services of a group are restarted when one of them fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// That one. The others do not depend on it.
+    /// Restarts the failed service alone. The others do not depend on it.
     #[default]
     OneForOne,
-    /// All. They depend on each other.
+    /// Restarts all services. They depend on each other.
     OneForAll,
-    /// That one, and those that were started after it: they depend on it.
+    /// Restarts the failed service and all that were started after it. They depend on it.
     RestForOne,
 }
 
-/// Services that belong together: started in order, restarted together, stopped in reverse.
+/// Supervises services that belong together: starts them in order, restarts them together, and
+/// stops them in reverse order.
 ///
-/// Services are started as they are added, in this order. [`run_until`](Self::run_until) then looks after them: one whose worker
-/// falls is given another, and depending on the [`Strategy`] so are its neighbours, while all callers stay valid and keep what
-/// they have queued. If that happens more often than the [`Restart`] policy allows, the whole group stops; in a group of groups,
-/// it is the outer one's turn to restart it.
+/// A service starts when it is added, so the order of the additions is the order of the starts.
+/// [`run_until`](Self::run_until) then supervises the services. When a worker fails, its service
+/// gets a new worker, and depending on the [`Strategy`] so do its neighbours. All callers stay
+/// valid, and their queued requests stay queued. If workers fail more often than the [`Restart`]
+/// policy allows, the whole group stops. A group nested in another one then asks the outer group to
+/// restart it.
 ///
-/// In the end all are stopped, the last one first, each within its own time
-/// ([`Builder::grace_period`](crate::Builder::grace_period)), and what became of whom is reported.
+/// At the end all services are stopped, the last one first, each within its own
+/// [grace period](crate::Builder::grace_period). A [`Report`] says how each of them ended.
 ///
-/// A supervisor holds callers: its services do not stop for lack of them.
+/// A supervisor holds callers, so its services do not stop because their other callers are gone.
 ///
 /// # Examples
 ///
@@ -93,7 +100,8 @@ pub enum Strategy {
 /// let store = app.start("store", StoreService.builder(), 32, Store::default());
 /// let index = app.start("index", IndexService.builder(), 32, Index { store });
 ///
-/// let work = async { assert_eq!(index.insert().await, Ok(1)) };    // in a server: `tokio::signal::ctrl_c()`
+/// // In a server: `tokio::signal::ctrl_c()`.
+/// let work = async { assert_eq!(index.insert().await, Ok(1)) };
 /// let report = app.run_until(work).await;
 /// println!("{report}");
 /// assert!(report.is_clean());
@@ -107,32 +115,33 @@ pub struct Supervisor {
     children: Vec<Child>,
     events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
-    /// Those that have fallen, and have not been seen to yet.
+    /// Failed children that have not been handled yet.
     fallen: VecDeque<(usize, Failure)>,
-    /// The one that has fallen once too often.
+    /// The child that has failed more often than the policy allows.
     culprit: Option<usize>,
-    /// What the parent asks for.
+    /// The pending command of the parent.
     asked: Option<Command>,
 }
 
-/// What a group hears.
+/// Something that the group has to react to.
 enum Event {
-    /// A child's worker is gone. Its task waits for the answer: whether there is another.
+    /// A child's worker is gone. The child's task waits for the answer: whether another one
+    /// follows.
     Down(usize, Failure, oneshot::Sender<Option<Turn>>),
-    /// A child has got another worker.
+    /// A child has a new worker.
     Up,
     ServiceReport(usize, StopReason),
     Command(Command),
 }
 
-/// When a worker that is decided on is to be made: so long after this is told.
+/// Yields the delay before the new worker is made, counted from when it is received.
 type Turn = oneshot::Receiver<Duration>;
 
-/// A child without a worker.
+/// The state of a child without a worker.
 enum Down {
-    /// Its task asks whether there is another.
+    /// The child's task asks whether another worker follows.
     Asks(oneshot::Sender<Option<Turn>>),
-    /// There is, and its task waits for its turn.
+    /// Another worker follows, and the child's task waits for its turn.
     Waits(oneshot::Sender<Duration>),
 }
 
@@ -144,23 +153,23 @@ enum Command {
 
 struct Child {
     name: String,
-    /// How long it may take to stop. A group takes what its children take.
+    /// How long the child may take to stop. `None` for a group: its own children have their limits.
     grace: Option<Duration>,
     control: ChildControl,
-    /// While it is down.
+    /// `Some` while the child is down.
     down: Option<Down>,
     ended: Option<StopReason>,
-    /// Whether it asks before it has another worker.
+    /// Whether the child asks this group before it gets a new worker.
     asks: bool,
 }
 
-/// Control of a child.
+/// Controls a child.
 enum ChildControl {
     Service(Arc<dyn Control>),
     Group(Group),
 }
 
-/// A child's question.
+/// Passes a child's question to its group.
 struct ParentLink {
     child: usize,
     events: mpsc::UnboundedSender<Event>,
@@ -183,7 +192,8 @@ impl RestartDecider for ParentLink {
 }
 
 impl Supervisor {
-    /// A group without services yet: [`Strategy::OneForOne`], and the default [`Restart`] policy.
+    /// Creates a group without services, with [`Strategy::OneForOne`] and the default [`Restart`]
+    /// policy.
     pub fn new(name: impl Into<String>) -> Self {
         let (events, inbox) = mpsc::unbounded_channel();
         Self {
@@ -199,25 +209,27 @@ impl Supervisor {
         }
     }
 
-    /// Which services are restarted when one has fallen.
+    /// Sets which services are restarted when one fails.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
         self
     }
 
-    /// How often, and how soon, there are restarts in this group, all its services together.
+    /// Sets how often and how soon this group restarts services. All of its services count
+    /// together.
     pub fn restart(mut self, policy: Restart) -> Self {
         self.restarts = Restarts::new(policy);
         self
     }
 
-    /// Starts a service, and looks after it. Each worker begins with a clone of the config.
+    /// Starts a service and supervises it. Each worker starts with a clone of the config.
     ///
-    /// `name` stands in the report. It is also the service's own, if that has [none](Builder::name).
+    /// `name` identifies the service in the report. The service itself takes it too if it has
+    /// [none](Builder::name).
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, outside a tokio runtime, and in one without timers.
+    /// Panics if `backlog` is 0, outside a tokio runtime, or in a runtime without timers.
     #[track_caller]
     pub fn start<W, C>(&mut self, name: &str, service: Builder<W, C>, backlog: usize, config: W::Config) -> C
     where
@@ -227,12 +239,12 @@ impl Supervisor {
         self.start_with(name, service, backlog, move || config.clone())
     }
 
-    /// As [`start`](Self::start), with a closure that makes the config of each worker: the first at once, the others on the
-    /// service's task.
+    /// Works like [`start`](Self::start), except that a closure makes the config of each worker. It
+    /// makes the first at once, and the others on the service's task.
     ///
     /// # Panics
     ///
-    /// As [`start`](Self::start), and if `make` does the first time.
+    /// Panics like [`start`](Self::start), and if the first call of `make` panics.
     #[track_caller]
     pub fn start_with<W, C>(
         &mut self,
@@ -248,11 +260,11 @@ impl Supervisor {
         self.start_with_self(name, service, backlog, move |_| make())
     }
 
-    /// As [`start_with`](Self::start_with), for workers that know their own caller.
+    /// Works like [`start_with`](Self::start_with), for workers that know their own caller.
     ///
     /// # Panics
     ///
-    /// As [`start_with`](Self::start_with).
+    /// Panics like [`start_with`](Self::start_with).
     #[track_caller]
     pub fn start_with_self<W, C>(
         &mut self,
@@ -272,12 +284,13 @@ impl Supervisor {
         caller
     }
 
-    /// Looks after a service that runs already. It cannot be restarted: when it ends other than as it should, so does the group.
+    /// Supervises a service that already runs. It cannot be restarted: if it does not end cleanly,
+    /// the group gives up.
     pub fn add<C: Caller>(&mut self, name: &str, grace: Duration, caller: &C) {
         self.look_after(name, grace, false, caller.as_ref().control());
     }
 
-    /// Keeps the service alive, and hears how it is doing.
+    /// Keeps the service alive, and forwards its status to the group.
     fn look_after(&mut self, name: &str, grace: Duration, asks: bool, service: Arc<dyn Control>) {
         let (child, watch) = (self.children.len(), service.status().watch());
         let watched = Arc::clone(&service);
@@ -286,11 +299,11 @@ impl Supervisor {
         self.children.push(Child::new(name, Some(grace), asks, ChildControl::Service(service)));
     }
 
-    /// Looks after another group, as one of this one's services.
+    /// Supervises another group, as one of the services of this one.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime, and in one without timers.
+    /// Panics outside a tokio runtime, or in a runtime without timers.
     #[track_caller]
     pub fn group(&mut self, mut group: Self) {
         timer::assert_enabled("a group that a `Supervisor` can restart");
@@ -317,7 +330,8 @@ impl Supervisor {
         self.children.push(Child::new(&name, None, true, control));
     }
 
-    /// Looks after the services until the future is ready, until all have ended, or until it gives up; then stops what is left.
+    /// Supervises the services until the future is ready, until all services have ended, or until
+    /// the group gives up. Then stops the remaining ones.
     ///
     /// ```no_run
     /// # async fn example(app: tenorite::Supervisor) {
@@ -328,7 +342,8 @@ impl Supervisor {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it leaves its services to their callers: they are not restarted any more, and stop when those are gone.
+    /// If the future is dropped, the services are left to their callers. They are no longer
+    /// restarted, and each stops when its callers are gone.
     pub async fn run_until(mut self, until: impl Future) -> Report {
         let failure = {
             let mut supervise = pin!(self.supervise());
@@ -345,22 +360,22 @@ impl Supervisor {
         self.end().await
     }
 
-    /// As [`run_until`](Self::run_until), until all services have ended.
+    /// Works like [`run_until`](Self::run_until), until all services have ended.
     pub async fn run(self) -> Report {
         self.run_until(std::future::pending::<()>()).await
     }
 
-    /// Stops what is left, the last one first.
+    /// Stops the remaining services, the last one first.
     async fn end(&mut self) -> Report {
-        // It is told before it is stopped: what it ends of is that it has fallen too often.
+        // Refuse before stopping, so that the child's stop reason is `GaveUp`.
         if let Some(culprit) = self.culprit {
             self.refuse(culprit);
         }
         for child in (0..self.children.len()).rev() {
             let Child { control, grace, .. } = &self.children[child];
             control.stop(*grace);
-            // One that is down gets one worker more, to serve what it has accepted, unless that is the one for whom there are no
-            // more.
+            // A child that is down gets one more worker to serve what it has accepted, unless its
+            // restarts are used up.
             let mut has_more = self.culprit != Some(child);
             loop {
                 if has_more {
@@ -381,7 +396,8 @@ impl Supervisor {
         Report { name: std::mem::take(&mut self.name), ended }
     }
 
-    /// Another group's child: asks that one before it gives up. Why it ended, in the end.
+    /// Supervises as the child of another group, which is asked before this one gives up. Returns
+    /// why the group ended.
     async fn run_for(&mut self, mut parent: ParentLink, status: &StatusCell) -> StopReason {
         loop {
             let failure = self.supervise().await;
@@ -413,14 +429,15 @@ impl Supervisor {
         }
     }
 
-    /// The group stops, because one of its services has fallen once too often.
+    /// Reports that the group stops because its restarts are used up.
     fn give_up(&self, failure: &Failure) -> StopReason {
         let message = failure.message();
         trace::group_gave_up(&self.name, &message);
         StopReason::GaveUp(message)
     }
 
-    /// Until all have ended or the parent asks for something; or until it gives up: then it says why.
+    /// Supervises until all have ended or the parent asks for something, or until the group gives
+    /// up: then returns the failure.
     async fn supervise(&mut self) -> Option<Failure> {
         loop {
             while let Some((child, failure)) = self.fallen.pop_front() {
@@ -443,26 +460,26 @@ impl Supervisor {
         }
     }
 
-    /// The next event.
+    /// Waits for the next event, and records it.
     async fn next_event(&mut self) {
         match self.inbox.recv().await.expect("the supervisor holds a sender itself") {
             Event::Down(child, failure, answer) => {
                 self.children[child].down = Some(Down::Asks(answer));
                 self.fallen.push_back((child, failure));
             }
-            // To be looked at: who waits for it asks whether it is up, since this may be old.
+            // Wakes the waiting code, which checks the status itself: this event may be stale.
             Event::Up => {}
             Event::ServiceReport(child, reason) => self.children[child].ended = Some(reason),
             Event::Command(command) => self.asked = Some(command),
         }
     }
 
-    /// A child is down: sees to it that it comes up again, and its neighbours with it.
+    /// Restarts a child that is down, and its neighbours with it.
     async fn restart_group(&mut self, child: usize, failure: Failure) -> Result<(), Failure> {
         let Some(delay) = self.restarts.after(&failure, Instant::now()) else { return Err(failure) };
         let affected: Vec<usize> = match self.strategy {
             Strategy::OneForOne => {
-                // Nobody waits for it, so nobody's restart is held up by its start.
+                // Not awaited: the start of this child must not delay the restarts of others.
                 self.allow_restart(child, delay);
                 return Ok(());
             }
@@ -472,14 +489,15 @@ impl Supervisor {
         if !self.bring_down(&affected).await {
             return Err(failure);
         }
-        // They are down because they were brought down.
+        // These children are down because they were brought down.
         self.fallen.retain(|(fallen, _)| !affected.contains(fallen));
         self.decide(&affected);
         self.bring_up(&affected, delay).await;
         Ok(())
     }
 
-    /// Brings children down, the last one first. `false` if one does not go in its time.
+    /// Brings children down, the last one first. Returns `false` if one exceeds its grace period,
+    /// or if the parent asks for a stop.
     async fn bring_down(&mut self, affected: &[usize]) -> bool {
         for &child in affected.iter().rev() {
             let grace = self.children[child].grace;
@@ -495,7 +513,7 @@ impl Supervisor {
         true
     }
 
-    /// Until a child is down, or has ended.
+    /// Waits until a child is down or has ended. Returns `false` if the parent asks for a stop.
     async fn down(&mut self, child: usize) -> bool {
         let mut is_asked = false;
         loop {
@@ -503,7 +521,7 @@ impl Supervisor {
             if it.down.is_some() || it.ended.is_some() || !it.asks {
                 return true;
             }
-            // One that is just being made is asked when it is there.
+            // A worker that is still being made is asked once it is up.
             if !is_asked && it.control.status().is_up() {
                 is_asked = it.control.restart();
             }
@@ -514,7 +532,8 @@ impl Supervisor {
         }
     }
 
-    /// Lets children up, in order, each once the one before it is up. Until one falls again.
+    /// Brings children up in order, each once the previous one is up. Stops at the first that fails
+    /// again.
     async fn bring_up(&mut self, affected: &[usize], mut delay: Duration) {
         for &child in affected {
             if !self.allow_restart(child, std::mem::take(&mut delay)) {
@@ -526,7 +545,7 @@ impl Supervisor {
                     break;
                 }
                 if it.down.is_some() || self.asked.is_some() {
-                    // Those after it stay down until it has been seen to.
+                    // The remaining children stay down until this is handled.
                     return;
                 }
                 self.next_event().await;
@@ -534,7 +553,7 @@ impl Supervisor {
         }
     }
 
-    /// Nothing prevents any more that these children get other workers.
+    /// Confirms to these children that another worker follows. Nothing prevents it any more.
     fn decide(&mut self, affected: &[usize]) {
         for child in affected {
             let down = &mut self.children[*child].down;
@@ -549,7 +568,7 @@ impl Supervisor {
         }
     }
 
-    /// There is no other worker for this child.
+    /// Tells a child that no other worker follows.
     fn refuse(&mut self, child: usize) {
         if let Some(Down::Asks(answer)) = self.children[child].down.take() {
             let _ = answer.send(None);
@@ -558,7 +577,8 @@ impl Supervisor {
 }
 
 impl Down {
-    /// Tells its task that there is another worker. `None` if nobody waits for that any more.
+    /// Tells the child's task that another worker follows. Returns `None` if the task no longer
+    /// waits for that.
     fn decided(self) -> Option<Self> {
         match self {
             Self::Asks(answer) => {
@@ -576,7 +596,7 @@ impl Child {
     }
 }
 
-/// Tells the group how a child is doing.
+/// Reports a child's status changes and its end to the group.
 async fn look_after(
     child: usize,
     mut status: StatusWatch,
@@ -595,7 +615,7 @@ async fn look_after(
     let _ = events.send(Event::ServiceReport(child, ended.await));
 }
 
-/// Control of a group within a group.
+/// Controls a group within a group.
 struct Group {
     commands: mpsc::UnboundedSender<Event>,
     status: Arc<StatusCell>,
@@ -614,7 +634,7 @@ impl ChildControl {
         match (self, grace) {
             (Self::Service(service), Some(grace)) => abort::stop_within(service, grace),
             (Self::Service(service), None) => service.stop(),
-            // Its children take the time that each of them has.
+            // Each child of the group has its own grace period.
             (Self::Group(group), _) => drop(group.commands.send(Event::Command(Command::Stop))),
         }
     }
@@ -626,7 +646,7 @@ impl ChildControl {
         }
     }
 
-    /// Returns what became of the child, which has ended, and of those within it.
+    /// Returns the reports of the ended child and of the services within it.
     async fn report(&mut self, name: &str, reason: StopReason) -> Vec<ServiceReport> {
         let restarts = self.status().restarts();
         let (service, within) = match self {
@@ -650,41 +670,43 @@ impl ChildControl {
     }
 }
 
-/// What became of the services of a [`Supervisor`]. Its `Display` is a table.
+/// Reports how the services of a [`Supervisor`] ended. Its `Display` is a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     name: String,
     ended: Vec<ServiceReport>,
 }
 
-/// What became of one of them.
+/// Reports how one service ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServiceReport {
-    /// What it was added as; of a group within the group, with that one's name before it.
+    /// The name under which the service was added. For a service of a nested group, the group's
+    /// name precedes it.
     pub name: String,
-    /// What kind of service it is, with the name that it has itself: `Store[eu]`. A group is a `Supervisor`.
+    /// The type of the service, with its own name if it has one: `Store[eu]`. For a group,
+    /// `Supervisor` and its name.
     pub service: String,
-    /// Why it stopped.
+    /// Why the service stopped.
     pub reason: StopReason,
-    /// How often its worker was replaced.
+    /// How often the service's worker was replaced.
     pub restarts: u32,
 }
 
 impl Report {
-    /// The supervisor's name.
+    /// Returns the supervisor's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Each service, in the order in which they were started.
+    /// Returns the services, in the order in which they were started.
     #[must_use]
     pub fn services(&self) -> &[ServiceReport] {
         &self.ended
     }
 
-    /// Whether each ended as somebody wanted it to, within its time.
+    /// Returns whether every service ended as intended, within its grace period.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.ended.iter().all(|ended| ended.reason.is_clean())
