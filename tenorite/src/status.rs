@@ -1,4 +1,4 @@
-//! How a service is doing, when it is gone, and why.
+//! Holds the status of a service, and why it stopped.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -15,34 +15,40 @@ use crate::panics;
 use crate::sync::Mutex;
 use crate::trace;
 
-/// Why a service stopped, or why its worker is about to be replaced.
+/// States why a service stopped, or why its worker is about to be replaced.
 ///
-/// The first cause that shut the door wins; a panic or an abort on the way down overrides it.
+/// The first cause that made the service stop accepting new calls wins. A panic or an abort while
+/// it drains overrides that cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The last caller was dropped. (What had been accepted was handled, unless a hand-written worker returned early.)
+    /// The last caller was dropped. Accepted calls were handled, unless a hand-written worker
+    /// returned early.
     CallersGone,
-    /// [`stop`](crate::TenoriteCaller::stop) was called. (What had been accepted was handled, as above.)
+    /// [`stop`](crate::TenoriteCaller::stop) was called. Accepted calls were handled, as above.
     Requested,
-    /// Nothing was asked of it for as long as its [`idle_timeout`](crate::Builder::idle_timeout).
+    /// The service was not used for as long as its [`idle_timeout`](crate::Builder::idle_timeout).
     Idle,
-    /// The worker's task returned by itself, with callers alive.
+    /// The worker's task returned by itself, while there were callers.
     Finished,
-    /// Its `#[service(init)]` returned an error: its text, or the name of its type if it has no `Display`.
+    /// `#[service(init)]` returned an error. This is its text, or the name of its type if it has no
+    /// `Display`.
     StartFailed(Reason),
-    /// A handler, a hook, or the worker's task, panicked.
+    /// A handler, a hook or the worker's task panicked.
     Panicked(PanicMessage),
-    /// It failed once more than its [`Restart`](crate::Restart) policy allows; this is how, the last time.
+    /// The worker failed more often than the [`Restart`](crate::Restart) policy allows. This is the
+    /// last failure.
     GaveUp(PanicMessage),
-    /// The task was aborted through its `JoinHandle`, or its runtime shut down, or it had no time left to stop.
+    /// The task was aborted through its `JoinHandle`, or its runtime shut down, or the time to stop
+    /// was over.
     Aborted,
-    /// A worker's, not a service's: [`restart`](crate::TenoriteCaller::restart) was called, and another takes over.
+    /// [`restart`](crate::TenoriteCaller::restart) was called, and another worker follows. Workers
+    /// end with this reason, services never do.
     Restart,
 }
 
 impl StopReason {
-    /// Whether the service ended as somebody wanted it to, and not because something went wrong.
+    /// Returns whether the service ended as intended, and not because something went wrong.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         !matches!(self, Self::StartFailed(_) | Self::Panicked(_) | Self::GaveUp(_) | Self::Aborted)
@@ -65,21 +71,22 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// How a service is doing.
+/// States how a service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
-    /// Its first worker is being made. Calls are accepted, and wait.
+    /// The first worker is being made. Calls are accepted, and wait.
     Starting,
-    /// It serves.
+    /// A worker serves calls.
     Running,
-    /// The worker has failed, or was asked to go, another one follows, and this is the number of the restart. Calls are accepted,
-    /// and wait for the next worker.
+    /// The worker has failed or was asked to restart, and another one follows. The number counts
+    /// the restarts. Calls are accepted, and wait for the next worker.
     ///
-    /// It is told once the restart is decided. Until then the status stays what it was: a service that has failed once more than
-    /// its [`Restart`](crate::Restart) policy allows goes from [`Running`](Self::Running) to [`Stopped`](Self::Stopped).
+    /// The status is set once the restart is decided, and stays unchanged until then. A service
+    /// whose worker fails more often than its [`Restart`](crate::Restart) policy allows goes from
+    /// [`Running`](Self::Running) to [`Stopped`](Self::Stopped).
     Restarting(u32),
-    /// The door is shut, and what was accepted is being handled.
+    /// The service accepts no new calls, and handles those that it has accepted.
     Draining,
     /// The worker is gone.
     Stopped,
@@ -97,45 +104,50 @@ impl fmt::Display for Status {
     }
 }
 
-/// How a service is doing, from now on: see [`TenoriteCaller::watch`](crate::TenoriteCaller::watch).
+/// Follows the status of a service: see [`TenoriteCaller::watch`](crate::TenoriteCaller::watch).
 ///
-/// It does not keep the service alive. Changes in between that nobody has looked at are skipped; the last one,
-/// [`Status::Stopped`], is not. After it there is no other, and every wait ends in `None`.
-// Not tokio's own receiver: what that lends keeps a lock, and whoever stopped the service meanwhile would wait for himself.
+/// It does not keep the service alive. Intermediate changes that were not looked at are skipped.
+/// The last status, [`Status::Stopped`], is never skipped. No status follows it, and every further
+/// wait returns `None`.
+// Does not expose tokio's receiver: its borrowed value holds a lock, so a thread that stops the
+// service while it holds one would deadlock.
 #[derive(Debug, Clone)]
 pub struct StatusWatch(watch::Receiver<News>);
 
 impl StatusWatch {
-    /// The status now.
+    /// Returns the current status.
     #[must_use]
     pub fn get(&self) -> Status {
         self.0.borrow().0
     }
 
-    /// Why the service has stopped, once it has.
+    /// Returns why the service has stopped, or `None` if it has not.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
         self.0.borrow().1.clone()
     }
 
-    /// Waits until the status has changed since it was last told here. `None` once there will be no other.
+    /// Waits until the status differs from the last one returned here. Returns `None` once no other
+    /// status follows.
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is ready, nothing is missed.
+    /// If the future is dropped before it is ready, no change is missed.
     pub async fn changed(&mut self) -> Option<Status> {
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().0)
     }
 
-    /// Waits until the status is one of these, which it may be already. `None` once the service has ended in another.
+    /// Waits until the status satisfies the predicate, which it may do already. Returns `None` once
+    /// the service has ended in a status that does not.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time.
+    /// The future may be dropped at any time.
     pub async fn wait_for(&mut self, mut is_one: impl FnMut(&Status) -> bool) -> Option<Status> {
         loop {
-            // Not under the lock of the channel: the closure may stop the service, which tells of it.
+            // Not under the channel's lock: the closure may stop the service, which sends on the
+            // channel.
             let status = self.0.borrow_and_update().0;
             if is_one(&status) {
                 return Some(status);
@@ -145,13 +157,14 @@ impl StatusWatch {
     }
 }
 
-/// What is known of a service, also when it is gone.
+/// Stores what is known of a service, also after its end.
 ///
-/// Those who wait for the end have a list of our own and not a `SetOnce` or `watch`, because those wake under their roof: one
-/// waker that panics would keep the others from being woken, and unwind into whoever brings the news.
+/// Tasks that wait for the end are in a list of our own, not in a `SetOnce` or `watch`. Those wake
+/// from inside: one waker that panics would keep the others from being woken, and unwind into the
+/// code that reports the end.
 #[derive(Debug)]
 pub(crate) struct StatusCell {
-    /// What it is called. One word, where the text would be two.
+    /// Returns the service's type name. A function pointer is one word, a `&str` would be two.
     service: fn() -> &'static str,
     state: Mutex<State>,
 }
@@ -159,23 +172,24 @@ pub(crate) struct StatusCell {
 #[derive(Debug)]
 struct State {
     status: Status,
-    /// There is a worker. The status does not tell: it stays as it is until it is decided what comes after a worker.
+    /// Whether there is a worker. The status does not tell, because it changes only once it is
+    /// decided what follows a worker.
     has_worker: bool,
     restarts: u32,
     ended: Option<StopReason>,
-    /// Boxed, because most services have no name, and nobody who waits for them, or watches.
+    /// Boxed, because most services have no name and are neither waited for nor watched.
     watched: Option<Box<Watched>>,
 }
 
 #[derive(Debug, Default)]
 struct Watched {
-    /// `None` once woken.
+    /// An entry is `None` once it is woken.
     waiting: Slab<Option<Waker>>,
     watch: Option<watch::Sender<News>>,
     name: Option<Name>,
 }
 
-/// What those are told who watch.
+/// What a status channel carries: the status, and the reason of the end once there is one.
 type News = (Status, Option<StopReason>);
 
 impl StatusCell {
@@ -192,7 +206,8 @@ impl StatusCell {
         }
     }
 
-    /// Gives the service at this address its name, if it has one. Before it has callers.
+    /// Gives the service at this address its name, if it has one. Called before the service has
+    /// callers.
     pub(crate) fn set_name(&self, name: Option<Arc<str>>, address: usize) {
         if let Some(name) = name {
             self.state.lock().watched.get_or_insert_default().name = Some(Name::new(name, address));
@@ -203,12 +218,12 @@ impl StatusCell {
         self.state.lock().status
     }
 
-    /// How often a worker was replaced.
+    /// Returns how often a worker was replaced.
     pub(crate) fn restarts(&self) -> u32 {
         self.state.lock().restarts
     }
 
-    /// Another worker is there, or the first.
+    /// Notes that a worker is there, the first one or another.
     pub(crate) fn running(&self) {
         self.change(|state| {
             state.has_worker = true;
@@ -216,18 +231,18 @@ impl StatusCell {
         });
     }
 
-    /// The worker is gone, and it is not decided yet whether another follows.
+    /// Notes that the worker is gone. It is not decided yet whether another one follows.
     pub(crate) fn fallen(&self) {
         self.state.lock().has_worker = false;
     }
 
-    /// Whether a worker serves, and not only to drain.
+    /// Returns whether a worker serves, and does not merely drain.
     pub(crate) fn is_up(&self) -> bool {
         let state = self.state.lock();
         state.has_worker && state.status == Status::Running
     }
 
-    /// Another worker follows.
+    /// Notes that another worker follows.
     pub(crate) fn restarting(&self, reason: &PanicMessage, delay: Option<Duration>) {
         let mut number = None;
         self.change(|state| Status::Restarting(*number.insert(state.restarts.saturating_add(1))));
@@ -236,13 +251,13 @@ impl StatusCell {
         }
     }
 
-    /// Another worker is about to be made.
+    /// Counts a restart, just before another worker is made.
     pub(crate) fn restarted(&self) {
         let mut state = self.state.lock();
         state.restarts = state.restarts.saturating_add(1);
     }
 
-    /// The door is shut.
+    /// Notes that the service accepts no new calls.
     pub(crate) fn draining(&self) {
         self.change(|_| Status::Draining);
     }
@@ -253,7 +268,7 @@ impl StatusCell {
             return;
         }
         let status = change(&mut state);
-        // Whoever takes over behind a door that is shut does so only to drain.
+        // A worker that takes over a draining service only drains it.
         if state.status != Status::Draining {
             state.status = status;
         }
@@ -262,12 +277,13 @@ impl StatusCell {
         self.tell(watch);
     }
 
-    /// Not under our lock: it wakes those who watch.
+    /// Sends the news to the watches. Called without our lock, because it wakes tasks.
     fn tell(&self, watch: Option<watch::Sender<News>>) {
         let Some(watch) = watch else { return };
         let told = panics::catch(|| {
             watch.send_if_modified(|known| {
-                // Asked in here, so that of two who tell the last one tells the last news.
+                // Read under the channel's lock, so that the last of several concurrent senders
+                // sends the latest news.
                 let news = self.news();
                 let is_news = *known != news;
                 *known = news;
@@ -277,12 +293,12 @@ impl StatusCell {
         if let Err(payload) = told {
             panics::discard(payload);
         }
-        // After the end this is the last sender, or another call of this function holds it: its drop wakes the watches once
-        // more, and those wakers may panic as well.
+        // After the end, this or a concurrent call holds the last sender. Its drop wakes the
+        // watches once more, and those wakers may panic as well.
         panics::drop_quietly(watch);
     }
 
-    /// The worker is gone. Only the first reason counts.
+    /// Notes the end of the service. Only the first reason counts.
     pub(crate) fn end(&self, reason: StopReason) {
         let mut state = self.state.lock();
         if state.ended.is_some() {
@@ -290,9 +306,11 @@ impl StatusCell {
         }
         state.ended = Some(reason.clone());
         state.status = Status::Stopped;
-        // Taken, so that it is dropped once the end is told: a watch then knows that no other status follows.
+        // Taken, so that it is dropped after the last news: a watch then knows that no status
+        // follows.
         let watch = state.watched.as_mut().and_then(|watched| watched.watch.take());
-        // The places stay: a key belongs to the one who waits until it is given back.
+        // The entries stay, because each key belongs to its waiting future until that gives it
+        // back.
         let waiting: Vec<_> = state
             .watched
             .iter_mut()
@@ -300,7 +318,7 @@ impl StatusCell {
             .map(|(_, waker)| waker.take())
             .collect();
         drop(state);
-        // Before those who wait for the end: what they do next comes after it.
+        // Traced before the waiting tasks are woken, so that what they do next comes after it.
         trace::stopped(self, reason.is_clean(), &reason);
         waiting.into_iter().for_each(panics::wake);
         self.tell(watch);
@@ -310,12 +328,12 @@ impl StatusCell {
         self.state.lock().ended.is_some()
     }
 
-    /// The status from now on.
+    /// Returns a watch on the status, from now on.
     pub(crate) fn watch(&self) -> StatusWatch {
         let mut state = self.state.lock();
         let news = (state.status, state.ended.clone());
         if state.ended.is_some() {
-            // Its sender is dropped here: there is nothing left to tell.
+            // The sender is dropped here, because no change follows.
             return StatusWatch(watch::channel(news).1);
         }
         let watched = state.watched.get_or_insert_default();
@@ -328,7 +346,7 @@ impl StatusCell {
     }
 
     pub(crate) async fn ended(&self) -> StopReason {
-        /// Gives the place among the waiting back, however the wait ends.
+        /// Removes the entry from the list, however the wait ends.
         struct Place<'a>(&'a StatusCell, Option<usize>);
 
         impl Drop for Place<'_> {
