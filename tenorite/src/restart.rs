@@ -1,8 +1,8 @@
-//! How often, and how soon, a worker that has fallen is replaced.
+//! Decides how often and how soon a failed worker is replaced.
 //!
-//! The delay before a restart grows with the number of restarts within the last period, twofold each time, up to a cap; and is
-//! shortened by chance, by up to a half, so that many services that fell together do not come back together. ("Equal
-//! jitter", in Brooker, "Exponential Backoff And Jitter", 2015.)
+//! The delay before a restart doubles with each restart within the last period, up to a cap. A
+//! random amount of up to half the delay is subtracted, so that many services that failed together
+//! do not come back together ("equal jitter" in Brooker, "Exponential Backoff And Jitter", 2015).
 
 use std::collections::VecDeque;
 use std::future::{Future, ready};
@@ -16,11 +16,12 @@ use tokio::time::{Instant, sleep};
 use crate::error::{PanicMessage, Reason};
 use crate::rng;
 
-/// How often, and how soon, a worker that has fallen is replaced.
+/// Sets how often and how soon a failed worker is replaced.
 ///
-/// A worker falls when a handler or a hook of it panics, or when its `#[service(init)]` fails. It also goes if it is asked to, by
-/// [`restart`](crate::TenoriteCaller::restart). Both count: at most so many restarts within a period; then the
-/// service stays down, with [`StopReason::GaveUp`](crate::StopReason::GaveUp).
+/// A worker fails when one of its handlers or hooks panics, or when its `#[service(init)]` fails.
+/// It is also replaced when [`restart`](crate::TenoriteCaller::restart) is called. Both count
+/// towards the maximum number of restarts within a period. When that is exceeded, the service stops
+/// with [`StopReason::GaveUp`](crate::StopReason::GaveUp).
 ///
 /// # Examples
 ///
@@ -28,7 +29,7 @@ use crate::rng;
 /// use std::time::Duration;
 /// use tenorite::Restart;
 ///
-/// // Ten times a minute, the first after about 50 ms, and none later than 2 s.
+/// // At most ten restarts a minute: the first after about 50 ms, and none after more than 2 s.
 /// let policy = Restart::at_most(10, Duration::from_secs(60))
 ///     .backoff(Duration::from_millis(50), Duration::from_secs(2));
 /// # let _ = policy;
@@ -43,50 +44,53 @@ pub struct Restart {
 }
 
 impl Default for Restart {
-    /// At most 5 in 30 seconds; 100 ms at first, and 5 s at the most.
+    /// Returns the default policy: at most 5 restarts in 30 s, the first after 100 ms, none after
+    /// more than 5 s.
     fn default() -> Self {
         Self::at_most(5, Duration::from_secs(30))
     }
 }
 
 impl Restart {
-    /// At most so many restarts within any such period. With the default [back-off](Self::backoff): 100 ms at first, 5 s at the most.
+    /// Allows at most `restarts` restarts within any such period. The [back-off](Self::backoff)
+    /// defaults to 100 ms at first and 5 s at most.
     ///
-    /// So there are never more than `restarts + 1` starts within it, the first included.
+    /// So there are never more than `restarts + 1` starts within a period, including the first.
     #[must_use]
     pub const fn at_most(restarts: u32, period: Duration) -> Self {
         let (first, cap) = (Duration::from_millis(100), Duration::from_secs(5));
         Self { restarts, period, first, cap, seed: None }
     }
 
-    /// How long to wait before the first restart within a period, and how long at the most: twice as long each time, in between.
+    /// Sets how long to wait before the first restart within a period, and the longest wait. The
+    /// wait doubles each time in between.
     ///
-    /// Each wait is shortened by chance, by up to a half.
+    /// Each wait is shortened at random, by up to half.
     #[must_use]
     pub const fn backoff(self, first: Duration, cap: Duration) -> Self {
         Self { first, cap, ..self }
     }
 
-    /// Where that chance comes from, for tests that have to go the same way again.
+    /// Seeds this randomness, for tests that have to be reproducible.
     #[must_use]
     pub const fn seed(self, seed: u64) -> Self {
         Self { seed: Some(seed), ..self }
     }
 }
 
-/// So long after then; or, if that is beyond the end of time, so late that it is never.
+/// Returns `then + limit`, or an instant so late that it never comes if that overflows.
 pub(crate) fn after(then: Instant, limit: Duration) -> Instant {
     const YEARS: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     then.checked_add(limit).unwrap_or(then + YEARS)
 }
 
-/// What made a worker go.
+/// Says why a worker is gone.
 #[derive(Debug, Clone)]
 pub(crate) enum Failure {
     Panicked(PanicMessage),
-    /// `init` returned an error, and this is its text.
+    /// `init` returned an error with this text.
     StartFailed(Reason),
-    /// It panicked while it was made.
+    /// The worker panicked while it was made.
     StartPanicked(PanicMessage),
     Requested,
 }
@@ -101,11 +105,11 @@ impl Failure {
     }
 }
 
-/// Whether another worker follows: ready once that is decided. `None` if there is no other.
+/// Resolves once it is decided whether another worker follows. Yields `None` if none does.
 pub(crate) type RestartDecision = Pin<Box<dyn Future<Output = Option<Pause>> + Send>>;
 
-/// How long another worker that is decided on is waited for: ready when it is to be made. `false` if it is not to be made after
-/// all, because who decided is gone.
+/// Resolves when the next worker, already decided on, is to be made. Yields `false` if it is not to
+/// be made after all, because the decider is gone.
 pub(crate) struct Pause {
     wait: Pin<Box<dyn Future<Output = bool> + Send>>,
     delay: Option<Duration>,
@@ -130,15 +134,15 @@ impl Future for Pause {
     }
 }
 
-/// Who decides whether there is another worker after one that is gone.
+/// Decides whether another worker follows one that is gone.
 pub(crate) trait RestartDecider: Send {
     fn decide(&mut self, failure: &Failure) -> RestartDecision;
 }
 
-/// The restarts of one service, by its policy.
+/// Tracks the restarts of one service or group, and applies its policy.
 pub(crate) struct Restarts {
     policy: Restart,
-    /// When there was one, and when the next is to be: those within the last period, the oldest first.
+    /// The instants of past and planned restarts within the last period, the oldest first.
     recent: VecDeque<Instant>,
     seed: u64,
     total: u64,
@@ -150,8 +154,8 @@ impl Restarts {
         Self { policy, recent: VecDeque::new(), seed, total: 0 }
     }
 
-    /// How long to wait before the next. `None` if there have been too many; but one that was asked for only waits until there
-    /// may be one.
+    /// Returns how long to wait before the next restart, or `None` if there were too many. A
+    /// requested restart is never refused: it waits until the policy allows one.
     pub(crate) fn after(&mut self, failure: &Failure, now: Instant) -> Option<Duration> {
         let next = self.next(now);
         if next.is_some() || !matches!(failure, Failure::Requested) {
@@ -185,7 +189,7 @@ impl Restarts {
         Some(delay)
     }
 
-    /// Somebody has forgiven what there was.
+    /// Forgets all earlier restarts, after the parent has restarted the whole group.
     pub(crate) fn forget(&mut self) {
         self.recent.clear();
     }
@@ -198,7 +202,7 @@ impl Restarts {
         self.total += 1;
         #[expect(clippy::cast_precision_loss, reason = "24 bits fit")]
         let share = chance as f64 / f64::from(1_u32 << 24);
-        // In milliseconds and more a double is exact enough, and never more than the whole.
+        // From milliseconds up a double is precise enough. The result never exceeds the whole.
         whole.mul_f64(1.0 - share / 2.0).min(whole)
     }
 }
@@ -206,7 +210,7 @@ impl Restarts {
 impl RestartDecider for Restarts {
     fn decide(&mut self, failure: &Failure) -> RestartDecision {
         let pause = self.after(failure, Instant::now()).map(|delay| {
-            // A timer counts in milliseconds, and none of nothing.
+            // A timer counts in milliseconds, so a zero delay uses none.
             if delay.is_zero() {
                 Pause::new(Some(delay), ready(true))
             } else {
@@ -243,7 +247,7 @@ mod tests {
         assert_ne!(delays, others);
     }
 
-    /// However it fails, and whenever: no period sees more than it may.
+    /// No period sees more restarts than allowed, whenever the worker fails.
     #[test]
     fn no_period_has_more_restarts_than_it_may() {
         for seed in 1..300 {

@@ -127,7 +127,7 @@ impl StatusWatch {
         self.0.borrow().1.clone()
     }
 
-    /// Waits until the status differs from the last one returned here. Returns `None` once no other
+    /// Waits until the status has changed since a wait last returned it. Returns `None` once no other
     /// status follows.
     ///
     /// # Cancel safety
