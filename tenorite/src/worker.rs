@@ -1,4 +1,4 @@
-//! What does the work.
+//! Defines what a worker is, and runs workers on a task or in a cell.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -28,10 +28,11 @@ use crate::restart::{Failure, RestartDecider, RestartDecision, after};
 use crate::status::StopReason;
 use crate::trace;
 
-/// A worker: what a service does with its requests.
+/// Handles a service's requests.
 ///
-/// `#[tenorite::service]` implements it. By hand it is one async function that loops over the receiver, and needs no
-/// more than that: when the callers are gone the receiver ends, so the task ends.
+/// `#[tenorite::service]` implements it. A hand-written worker is one async function that loops
+/// over the receiver. It needs no more than that: when the callers are gone the receiver ends, and
+/// so does the task.
 ///
 /// # Examples
 ///
@@ -60,7 +61,8 @@ use crate::trace;
 /// struct CounterService;
 /// impl TenoriteService<Counter> for CounterService {}
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (task, counter) = CounterService.start_task(32, 40);
 /// assert_eq!(counter.send_request(2).await?, 42);
 /// drop(counter);
@@ -68,27 +70,29 @@ use crate::trace;
 /// # Ok(()) }
 /// ```
 pub trait TenoriteWorker: 'static {
-    /// What can be asked.
+    /// The type of requests.
     type Request: Send + 'static;
-    /// What is answered.
+    /// The type of replies.
     type Response: Send + 'static;
-    /// What may be answered instead. [`Infallible`](std::convert::Infallible) if nothing.
+    /// The type of errors in place of a reply. [`Infallible`](std::convert::Infallible) if there
+    /// are none.
     type Error: Send + 'static;
-    /// What it takes to start.
+    /// What a worker needs to start.
     type Config: 'static;
-    /// What the service's `JoinHandle` yields in the end.
+    /// What the service's `JoinHandle` yields at the end.
     type Output: 'static;
 
     /// Serves requests until the receiver ends.
     ///
-    /// It runs as one tokio task. Dropping a request's client unanswered is an error at its caller; a panic here ends
-    /// the service, answers every call, and comes out of the `JoinHandle`.
+    /// It runs as one tokio task. If a request's client is dropped unanswered, its caller gets an
+    /// error. A panic here ends the service, answers every call, and is returned by the
+    /// `JoinHandle`.
     fn task(
         receiver: Receiver<TenoriteRequest<Self::Request, Self::Response, Self::Error>>,
         config: Self::Config,
     ) -> impl Future<Output = Self::Output> + Send;
 
-    /// How derived workers choose a mailbox of their own. Not part of the public interface.
+    /// Lets derived workers choose their own mailbox. Not part of the public interface.
     #[doc(hidden)]
     #[track_caller]
     fn __start<M>(start: Start, make: M) -> JoinHandle<Self::Output>
@@ -102,7 +106,7 @@ pub trait TenoriteWorker: 'static {
     }
 }
 
-/// What a service is started with, besides its config.
+/// Collects what a service is started with, besides its config.
 pub struct Start {
     pub(crate) backlog: usize,
     pub(crate) inline: Inline,
@@ -110,13 +114,13 @@ pub struct Start {
     pub(crate) is_timed: bool,
     pub(crate) idle: Option<Duration>,
     pub(crate) drain_limit: Option<Duration>,
-    /// What the service would hand back is not wanted.
+    /// What the service would hand back is dropped.
     pub(crate) is_detached: bool,
     pub(crate) decider: Option<Box<dyn RestartDecider>>,
     pub(crate) name: Option<Arc<str>>,
 }
 
-/// The config of a service's first worker, and how to make those of others.
+/// Holds the config of a service's first worker, and makes the configs of later ones.
 pub struct Configs<Config> {
     pub(crate) first: Config,
     pub(crate) make_config: Option<MakeConfig<Config>>,
@@ -135,7 +139,7 @@ impl<Config> fmt::Debug for Configs<Config> {
 }
 
 impl Start {
-    /// On a task of the worker's own, behind a queue.
+    /// Starts a hand-written worker on its own task, behind a queue.
     #[track_caller]
     fn task<W>(
         self,
@@ -157,8 +161,8 @@ impl Start {
             drain_limit,
         );
         let caller = TenoriteCaller::new(Arc::new(door), None);
-        // Made here, not in the task: a service whose `make` panics, or whose task is aborted before it was ever polled,
-        // has an end as well.
+        // Made here and not in the task, so that the service also ends properly if `make` panics,
+        // or if the task is aborted before its first poll.
         let ending = Ending { queue, reason: StopReason::Aborted };
         let configs = make(caller);
         let detached = is_detached.then(|| Arc::clone(&spawned));
@@ -167,7 +171,7 @@ impl Start {
         task
     }
 
-    /// In a cell.
+    /// Starts a derived worker in a cell.
     #[track_caller]
     pub(crate) fn cell<W: cell::Dispatch<Config: Send, Output: Send>>(
         self,
@@ -209,11 +213,11 @@ type ReceiverOf<W> = Receiver<
 type EndingOf<W> =
     Ending<<W as TenoriteWorker>::Request, <W as TenoriteWorker>::Response, <W as TenoriteWorker>::Error>;
 
-/// The service's task. `detached`: what it would hand back is dropped before the service has ended, and
-/// the task, which is this one, has no output.
+/// Runs the service's task. If `detached` is this task's handle, the worker's output is dropped
+/// before the service has ended, and the task is cancelled without an output.
 ///
-/// `ending` is dropped after everything of the worker's: as the last argument if the future was never polled, after the
-/// body's own variables if it was.
+/// `ending` is dropped after everything that belongs to the worker. It is the last argument, in
+/// case the future is never polled, and arguments outlive the body's own variables.
 async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
@@ -239,7 +243,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     }
 }
 
-/// One worker after the other, mostly one. Returns the last one's output, or its panic.
+/// Runs workers one after the other, mostly just one. Returns the last one's output or panic.
 async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
@@ -299,7 +303,7 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
     }
 }
 
-/// One worker's time.
+/// Runs one worker until it returns or panics.
 async fn work<W: TenoriteWorker>(
     receiver: ReceiverOf<W>,
     config: W::Config,
@@ -311,9 +315,10 @@ async fn work<W: TenoriteWorker>(
         queue.note_use(now);
         (limit, Box::pin(sleep_until(after(now, limit))))
     });
-    // Called inside the poll: the function may do something, and panic, before it returns its future.
+    // Called inside the poll, because the function may panic before it returns its future.
     let mut task = pin!(async move { W::task(receiver, config).await });
-    // Dropped before the worker's future is, if the service is dropped here.
+    // Declared after `task`, so that it is dropped before the worker's future if the service is
+    // dropped here.
     let aborted = Aborted(queue);
     let outcome = poll_fn(|cx| {
         let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
@@ -331,7 +336,7 @@ async fn work<W: TenoriteWorker>(
         if let (Poll::Pending, Some((limit, sleep))) = (&poll, &mut idle) {
             while sleep.as_mut().poll(cx).is_ready() {
                 let until = queue.close_if_idle(*limit, Instant::now());
-                // Once its door is shut there is nothing to wait for.
+                // A service that accepts no new calls has nothing to wait for.
                 sleep.as_mut().reset(until.unwrap_or_else(|| after(Instant::now(), Duration::MAX)));
             }
         }
@@ -342,14 +347,16 @@ async fn work<W: TenoriteWorker>(
     outcome
 }
 
-/// Whether there is another worker: ready when it is to be made. `None` if there is nothing left that it would have to do.
+/// Waits for the decision on another worker, and then until that is to be made. Returns whether it
+/// follows, or `None` if nothing is left for it to do.
 async fn until_decided<Rq, Rs, Er>(
     queue: &Queue<Rq, Rs, Er>,
     mut verdict: RestartDecision,
     failure: &Failure,
 ) -> Option<bool> {
     let pause = poll_fn(|cx| match (verdict.as_mut().poll(cx), queue.poll_done(cx.waker())) {
-        // First, so that the reason of the end does not depend on whether there was anything left to do.
+        // Checked first, so that the stop reason does not depend on whether anything was left to
+        // do.
         (Poll::Ready(None), _) => Poll::Ready(Some(None)),
         (_, true) => Poll::Ready(None),
         (Poll::Ready(pause), false) => Poll::Ready(Some(pause)),
@@ -363,7 +370,8 @@ async fn until_decided<Rq, Rs, Er>(
     .await
 }
 
-/// From here on, clients are dropped because the service is, whatever else unwinds on this thread.
+/// When dropped, attributes the clients that are dropped from then on to the end of the service,
+/// whatever else unwinds on this thread.
 struct Aborted<'a, Rq, Rs, Er>(&'a Queue<Rq, Rs, Er>);
 
 impl<Rq, Rs, Er> Drop for Aborted<'_, Rq, Rs, Er> {
@@ -372,7 +380,7 @@ impl<Rq, Rs, Er> Drop for Aborted<'_, Rq, Rs, Er> {
     }
 }
 
-/// Tells everybody, at the very end.
+/// When dropped, at the very end, reports the end of the service.
 struct Ending<Rq, Rs, Er> {
     queue: Arc<Queue<Rq, Rs, Er>>,
     reason: StopReason,
@@ -380,7 +388,8 @@ struct Ending<Rq, Rs, Er> {
 
 impl<Rq, Rs, Er> Drop for Ending<Rq, Rs, Er> {
     fn drop(&mut self) {
-        // The worker may have moved its receiver elsewhere: nobody would ever answer what comes in.
+        // The worker may have moved its receiver elsewhere, so nothing would answer the calls that
+        // still arrive.
         self.queue.shut_down(self.reason.clone(), &SendReason::Stopped);
         self.queue.status.end(self.reason.clone());
     }
