@@ -1,4 +1,4 @@
-//! What generated code calls. Not part of the public interface.
+//! Contains what generated code calls. Not part of the public interface.
 
 use std::convert::Infallible;
 use std::fmt::{self, Debug};
@@ -34,11 +34,11 @@ where
     start.cell::<W>(make)
 }
 
-/// The task of a derived worker that is given a receiver: one request after the other.
+/// Runs the task of a derived worker that is given a receiver: one request after the other.
 ///
-/// A panic of a handler reaches its own call with its text; then the worker, whose state it may have torn, is dropped
-/// and the task panics on.
-// Not an `async fn`: that it is `Send` is shown here, once, and not at each worker.
+/// When a handler panics, its own call gets the panic's text. The worker is then dropped, because
+/// its state may be torn, and the task resumes the panic.
+// Not an `async fn`, so that `Send` is proven here once, and not for each worker.
 #[allow(clippy::manual_async_fn)]
 pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
     mut receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
@@ -61,7 +61,7 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
                 client.if_dropped(FetchReason::Stopped);
             }
             if let Err(payload) = worker.handle(request, client).await {
-                // Not by unwinding: a second panic in there would end the process.
+                // Not by unwinding, because a second panic in its `Drop` would abort the process.
                 panics::drop_quietly(worker);
                 resume_unwind(payload);
             }
@@ -72,11 +72,13 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
     }
 }
 
-/// A worker that runs one request after the other in the hands of whoever keeps it, and can be looked at in between.
+/// Runs a worker's requests one after the other, wherever it is polled. Its owner can look at the
+/// worker in between.
 pub struct Runner<W: Dispatch> {
-    /// `None` once a handler has panicked, or was dropped on its way: its state may be torn.
+    /// `None` once a handler has panicked or was dropped while it ran, since the worker's state may
+    /// be torn.
     solo: Option<Standalone<W>>,
-    /// Only its slots are used.
+    /// Only the slots of this queue are used.
     slots: Arc<Queue<W::Request, W::Response, Infallible>>,
 }
 
@@ -85,24 +87,25 @@ impl<W: Dispatch> Runner<W> {
         Self { solo: Some(Standalone::new(worker)), slots: Arc::new(Queue::new(1, || W::NAME)) }
     }
 
-    /// The worker, if it is whole.
+    /// Returns the worker, if its state is intact.
     pub fn worker(&mut self) -> Option<&mut W> {
         self.solo.as_mut().map(Standalone::worker)
     }
 
-    /// Runs a request to its answer. The handler is dropped with this.
+    /// Runs a request until it is answered. Dropping the future drops the handler.
     ///
     /// # Errors
     ///
-    /// `FetchFailure(Panicked)`, and then the worker is gone; `FetchFailure(Unanswered)`, if the method answers later and does not.
-    /// `SendFailure(Stopped)` if the worker was gone before.
+    /// - `FetchFailure(Panicked)` if the handler panics. The worker is gone then.
+    /// - `FetchFailure(Unanswered)` if the method answers later and does not.
+    /// - `SendFailure(Stopped)` if the worker was gone before.
     pub async fn run(
         &mut self,
         request: W::Request,
         deadline: Option<tokio::time::Instant>,
     ) -> Result<W::Response, TenoriteError> {
-        // Put back if it comes to its end.
-        /// Dropped on its way, it is dropped quietly.
+        /// Holds the worker while its handler runs. If that is dropped midway, the worker is
+        /// dropped quietly. Otherwise it is put back.
         struct Held<W: Dispatch>(Option<Standalone<W>>);
         impl<W: Dispatch> Drop for Held<W> {
             fn drop(&mut self) {
@@ -115,7 +118,8 @@ impl<W: Dispatch> Runner<W> {
             return Err(TenoriteError::SendFailure(SendReason::Stopped));
         };
         let slot = self.slots.occupy(None, None);
-        // The request has had its effect then: whether its reply comes too late is its caller's affair.
+        // Not judged by the deadline: the request has had its effect by then, and whether the reply
+        // is too late is up to the caller.
         let client = Client::new(Arc::clone(&self.slots) as _, Some(slot), deadline).without_judging();
         let ran = solo.handle(request, client).await;
         match ran {
@@ -140,7 +144,7 @@ impl<W: Dispatch> Debug for Runner<W> {
     }
 }
 
-/// The call of a typed method.
+/// Creates the call of a typed method.
 #[inline]
 pub fn call<Rq, Rs, T, E>(
     caller: &TenoriteCaller<Rq, Rs>,
@@ -150,12 +154,13 @@ pub fn call<Rq, Rs, T, E>(
     caller.call(request, map)
 }
 
-/// There is no answer, or it was another method's.
+/// Converts an answer that is missing or belongs to another method into a failure.
 #[cold]
 pub fn mismatched<Rs, T, E>(other: Result<Rs, TenoriteError>) -> Result<T, TenoriteError<E>> {
     match other {
         Ok(response) => {
-            // In the caller's stack, where its panic would be a surprise.
+            // This runs on the caller's stack, into which no panic of the reply's `Drop` may
+            // unwind.
             panics::drop_quietly(response);
             Err(TenoriteError::FetchFailure(FetchReason::Mismatched))
         }
@@ -163,10 +168,10 @@ pub fn mismatched<Rs, T, E>(other: Result<Rs, TenoriteError>) -> Result<T, Tenor
     }
 }
 
-/// Asks of an argument or reply whether it can go to the worker and back.
+/// Checks that an argument or reply can be sent to the worker and back.
 pub fn sendable<T: Send + 'static>() {}
 
-/// Asks of a type whether it is a `Result`: the inherent constant, where there is one, hides the trait's.
+/// Tells whether a type is a `Result`: where the inherent constant exists, it hides the trait's.
 #[derive(Debug)]
 pub struct Probe<T>(PhantomData<T>);
 
@@ -174,14 +179,14 @@ impl<T, E> Probe<Result<T, E>> {
     pub const FALLIBLE: bool = true;
 }
 
-/// The answer for everything else.
+/// Answers for every other type.
 pub trait Plain {
     const FALLIBLE: bool = false;
 }
 
 impl<T> Plain for Probe<T> {}
 
-/// A reply, once it is known whether it is a `Result`, whatever alias that hides behind.
+/// A reply for which it is known whether it is a `Result`, whatever alias hides that.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` ends in `Result` but is not a `std::result::Result`",
     label = "not a `Result`"
@@ -211,18 +216,20 @@ impl<T> IntoAnswer<false> for T {
     }
 }
 
-/// The answer of a method whose return type is named like a `Result`: one that is known to be, or that was asked.
+/// Converts the reply of a method whose return type is named like a `Result`. `FALLIBLE` says
+/// whether it is one: it is known, or was asked of [`Probe`].
 pub fn reply<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(
     reply: R,
 ) -> Result<R::Ok, TenoriteError<R::Err>> {
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }
 
-/// A field to be shown if it can be: `(&Field(&value)).__tenorite_show()` finds the first of these two traits that applies.
+/// Shows a field if possible: `(&Field(&value)).__tenorite_show()` finds the first of the next two
+/// traits that applies.
 #[derive(Debug)]
 pub struct Field<'a, T>(pub &'a T);
 
-/// The field has `Debug`.
+/// Applies to fields with `Debug`.
 pub trait ShowDebug<'a> {
     fn __tenorite_show(&self) -> &'a dyn Debug;
 }
@@ -233,7 +240,7 @@ impl<'a, T: Debug> ShowDebug<'a> for Field<'a, T> {
     }
 }
 
-/// The field has none, or nobody knows.
+/// Applies to fields without `Debug`, or where it is not known.
 pub trait ShowOpaque {
     fn __tenorite_show(&self) -> &'static dyn Debug;
 }
@@ -244,8 +251,8 @@ impl<T> ShowOpaque for &Field<'_, T> {
     }
 }
 
-/// What an `init` failed with, to be told as text: `(&Failure::<_, Self>::new(&output)).__tenorite_explain()` finds the first of
-/// these two traits that applies.
+/// Converts the error of an `init` into text: `(&Failure::<_,
+/// Self>::new(&output)).__tenorite_explain()` finds the first of the next two traits that applies.
 #[derive(Debug)]
 pub struct Failure<'a, T, W>(&'a T, PhantomData<fn() -> W>);
 
@@ -255,7 +262,7 @@ impl<'a, T, W> Failure<'a, T, W> {
     }
 }
 
-/// The error has `Display`.
+/// Applies to errors with `Display`.
 pub trait ExplainDisplay {
     fn __tenorite_explain(&self) -> String;
 }
@@ -266,7 +273,7 @@ impl<E: fmt::Display, W> ExplainDisplay for Failure<'_, Result<W, E>, W> {
     }
 }
 
-/// The error has none, or that is not known of a generic one.
+/// Applies to errors without `Display`, or to generic ones where it is not known.
 pub trait ExplainOpaque {
     fn __tenorite_explain(&self) -> String;
 }

@@ -1,22 +1,27 @@
-//! Requests that leave the process.
+//! Describes requests that leave the process.
 //!
-//! `#[tenorite::service(serde)]` derives `Serialize` and `Deserialize` for a service's requests and responses, and [`WireRequest`]
-//! for the requests: how they are called. That is all that a transport needs (`tenorite-nats` is one).
+//! `#[tenorite::service(serde)]` derives `Serialize` and `Deserialize` for a service's requests and
+//! responses. For the requests it also derives [`WireRequest`], which says what they are called. A
+//! transport needs nothing else (`tenorite-nats` is one).
 //!
 //! # Of two versions
 //!
-//! A transport compares [signatures](Signature), method by method, so callers and services of different versions work together as
-//! far as they say the same:
+//! A transport compares [signatures](Signature) method by method. So callers and services of
+//! different versions work together as far as their signatures agree:
 //!
 //! | change | a caller of the other version |
 //! |---|---|
-//! | a method more, or one less, in any place (at the end, if the encoding knows methods by their place) | works, but for that method |
-//! | an argument more, of type `Option<_>`, behind others | an older caller works (it is `None`), if the encoding [names its fields](Signature::is_met_by); a newer one does not |
-//! | another name, type or order of arguments, another return type | does not work, and is told so |
-//! | a type of the user's is changed in itself | as serde has it for that type: what does not decode is told, and nothing runs |
+//! | a method is added or removed, in any place (1) | works, except for that method |
+//! | an argument of type `Option<_>` is added behind others | works if it is older (2), not if newer |
+//! | another name, type or order of arguments, another return type | gets an error |
+//! | a user's type changes in itself | as serde handles it for that type (3) |
 //!
-//! Types are compared as they are written: `String` is not `std::string::String`, and of a generic service `T` is `T`, whatever it
-//! stands for.
+//! 1. At the end only, if the encoding identifies methods by their position.
+//! 2. If the encoding [names its fields](Signature::is_met_by). The argument is `None` then.
+//! 3. What does not decode is reported as an error, and nothing runs.
+//!
+//! Types are compared as they are written: `String` is not `std::string::String`, and in a generic
+//! service `T` is `T`, whatever it stands for.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,9 +29,10 @@ use serde::de::DeserializeOwned;
 #[doc(hidden)]
 pub use serde as __serde;
 
-/// A request that can leave the process, and is known by name where it arrives.
+/// A request that can leave the process, and whose method is identified by its signature where it
+/// arrives.
 ///
-/// Derived by `#[tenorite::service(serde)]`. By hand:
+/// `#[tenorite::service(serde)]` derives it. By hand:
 ///
 /// ```
 /// use tenorite::wire::{Signature, WireRequest};
@@ -49,32 +55,32 @@ pub use serde as __serde;
 /// assert_eq!(CounterRequest::Add(1).signature().to_string(), "add(number: u32) -> u32");
 /// ```
 pub trait WireRequest: Serialize + DeserializeOwned + Send + 'static {
-    /// What the service is called.
+    /// The name of the service.
     const SERVICE: &'static str;
-    /// Its methods.
+    /// The methods of the service.
     const METHODS: &'static [Signature];
 
-    /// The method that this asks for.
+    /// Returns the method that this request calls.
     fn signature(&self) -> &'static Signature;
 }
 
-/// A request that belongs to one of many shards of its service: to that of its key.
+/// A request that belongs to one of many shards of its service: the shard of its key.
 ///
-/// Derived where an argument is marked with `#[service(key)]`.
+/// It is derived where an argument is marked with `#[service(key)]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say which shard it belongs to",
     note = "mark an argument of each method with `#[service(key)]`, or the method with `#[service(any_shard)]`"
 )]
 pub trait Sharded: WireRequest {
-    /// The key, or none if any shard will do.
+    /// Returns the key, or `None` if any shard will do.
     fn key(&self) -> Option<&dyn std::fmt::Display>;
 
-    /// The shard that it belongs to, among so many: the same in every process and in every version (FNV-1a of the key as it is
-    /// displayed).
+    /// Returns which of `shards` shards the request belongs to, or `None` if any will do. It is the
+    /// same in every process and in every version (FNV-1a of the key as it is displayed).
     ///
     /// # Panics
     ///
-    /// If there are no shards.
+    /// Panics if the request has a key and `shards` is 0.
     fn shard(&self, shards: u32) -> Option<u32> {
         struct Hash(u64);
         impl std::fmt::Write for Hash {
@@ -86,13 +92,13 @@ pub trait Sharded: WireRequest {
         let key = self.key()?;
         let mut hash = Hash(BASIS);
         let _ = std::fmt::Write::write_fmt(&mut hash, format_args!("{key}"));
-        // Its low bits differ least.
+        // The low bits vary least, so mix in the high ones.
         let hash = hash.0 ^ (hash.0 >> 32);
         Some((hash % u64::from(shards)) as u32)
     }
 }
 
-/// A method as it is declared: what callers and services of different versions compare.
+/// Describes a method as it is declared. Callers and services of different versions compare it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signature {
     name: &'static str,
@@ -102,7 +108,8 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Of its name, its arguments with their types, and its return type.
+    /// Creates a signature from the method's name, its arguments with their types, and its return
+    /// type.
     #[must_use]
     pub const fn new(
         name: &'static str,
@@ -112,34 +119,35 @@ impl Signature {
         Self { name, arguments, reply, reads: false }
     }
 
-    /// The same, of a method that changes nothing: one that takes `&self`.
+    /// Marks the method as one that changes nothing: it takes `&self`.
     #[must_use]
     pub const fn reading(self) -> Self {
         Self { reads: true, ..self }
     }
 
-    /// Whether it changes nothing. No part of what is compared.
+    /// Returns whether the method changes nothing. This is not part of the comparison.
     #[must_use]
     pub const fn reads(&self) -> bool {
         self.reads
     }
 
-    /// The method's name.
+    /// Returns the method's name.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// A number that stands for all of it (FNV-1a, 64 bits).
+    /// Returns a number that stands for the whole signature (FNV-1a, 64 bits).
     #[must_use]
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint_of(self.arguments.len())
     }
 
-    /// Whether a request of a method with that fingerprint can be understood as one of this method.
+    /// Returns whether a request for a method with that fingerprint can be understood as one for
+    /// this method.
     ///
-    /// `named`: its fields are encoded with their names, so that one that is not there can be told from one that is. Then
-    /// `Option`s at the end may be missing.
+    /// `named` says that the encoding names its fields, so that a missing field can be recognized.
+    /// Trailing `Option` arguments may be missing then.
     #[must_use]
     pub fn is_met_by(&self, fingerprint: u64, named: bool) -> bool {
         let mut arguments = self.arguments.len();
@@ -147,7 +155,7 @@ impl Signature {
             if self.fingerprint_of(arguments) == fingerprint {
                 return true;
             }
-            // One without any arguments is written in another way.
+            // A method without any arguments is encoded in another way.
             let may_be_missing = arguments > 1 && is_option(self.arguments[arguments - 1].1);
             if !named || !may_be_missing {
                 return false;
@@ -156,7 +164,7 @@ impl Signature {
         }
     }
 
-    /// As if it had only so many arguments.
+    /// Computes the fingerprint as if the method had only so many arguments.
     const fn fingerprint_of(&self, arguments: usize) -> u64 {
         let mut hash = add(BASIS, self.name);
         let mut at = 0;
@@ -165,16 +173,17 @@ impl Signature {
             hash = add(hash, self.arguments[at].1);
             at += 1;
         }
-        // Not the same as one more argument.
+        // Separates the return type from one more argument.
         add(add(hash, "->"), self.reply)
     }
 }
 
-/// Of FNV-1a with 64 bits (Fowler, Noll, Vo).
+/// The constants of FNV-1a with 64 bits (Fowler, Noll, Vo).
 const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01b3;
 
-/// FNV-1a. The length goes with it, so that two parts are not the same as others with the same text.
+/// Hashes a text with FNV-1a. Includes its length, so that the same bytes split into other parts
+/// hash differently.
 const fn add(mut hash: u64, text: &str) -> u64 {
     let bytes = text.as_bytes();
     let mut at = 0;
