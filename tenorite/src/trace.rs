@@ -1,11 +1,14 @@
-//! What is told through `tracing`, if its feature is on. Nothing of it is there, and nothing is paid, if it is off.
+//! Reports events through `tracing`, if the feature `tracing` is on. If it is off, none of this
+//! code exists, and it costs nothing.
 //!
-//! - A handler runs in the span that its call was made in, whoever polls it. So does what it spawns to answer that call.
-//! - A handler that holds its thread for too long in one poll is warned of: while it computes, nobody else on that thread gets
-//!   a turn, and that thread may be its caller's.
-//! - What becomes of a service is told: panics, restarts, starts that fail, the end. All events have the target `tenorite`.
+//! - A handler runs in the span in which its call was made, whichever thread polls it. So does what
+//!   it spawns to answer that call.
+//! - A handler that holds its thread for too long in one poll causes a warning. While it computes,
+//!   nothing else on that thread makes progress, and that thread may be its caller's.
+//! - Panics, restarts, failed starts and the end of a service are reported. All events have the
+//!   target `tenorite`.
 //!
-//! Subscribers are the user's code. They are called outside of all locks, and a panic of one is dropped.
+//! Subscribers are user code. They are called outside of all locks, and a panic of one is dropped.
 
 use std::time::Duration;
 
@@ -14,7 +17,7 @@ pub(crate) use off::*;
 #[cfg(feature = "tracing")]
 pub(crate) use on::*;
 
-/// How long one poll of a handler may take before it is warned of, unless the service says otherwise.
+/// How long one poll of a handler may take before a warning, unless the service sets another limit.
 pub(crate) const WARN_AFTER: Duration = Duration::from_millis(10);
 
 #[cfg(feature = "tracing")]
@@ -27,7 +30,7 @@ mod on {
     use crate::names::Named;
     use crate::panics::{self, Payload};
 
-    /// Where a call was made.
+    /// The span in which a call was made.
     #[derive(Clone)]
     pub(crate) struct Span(tracing::Span);
 
@@ -50,12 +53,12 @@ mod on {
         }
     }
 
-    /// Looks at the clock when a handler begins, and when it comes back.
+    /// Measures handlers: reads the clock when one begins and when it returns.
     pub(crate) struct Watch {
         limit: Duration,
     }
 
-    /// What is named is asked for only if there is something to tell.
+    /// Names the service and the method only if there is something to report.
     pub(crate) struct Watched<'a, N: Named, M: Fn() -> &'static str> {
         watch: &'a Watch,
         service: &'a N,
@@ -109,7 +112,8 @@ mod on {
         }
     }
 
-    /// A handler panicked, or a worker outside of one that is known. `span` is the call's, if it is not the current one.
+    /// Reports the panic of a handler, or of a worker outside of a known handler. `span` is the
+    /// call's, if it is not the current one.
     #[cold]
     #[inline(never)]
     pub(crate) fn panicked(
@@ -133,7 +137,7 @@ mod on {
         });
     }
 
-    /// Another worker follows, after `delay` if that is known.
+    /// Reports that another worker follows, after `delay` if that is known.
     pub(crate) fn restarting(
         of: &impl Named,
         number: u32,
@@ -154,7 +158,7 @@ mod on {
         });
     }
 
-    /// No other worker follows, because there were too many.
+    /// Reports that no other worker follows, because there were too many.
     pub(crate) fn gave_up(of: &impl Named, reason: &(impl Display + ?Sized)) {
         tell(|| {
             let name = of.name();
@@ -168,7 +172,7 @@ mod on {
         });
     }
 
-    /// As [`gave_up`], of the services of a `Supervisor`.
+    /// Works like [`gave_up`], for the services of a `Supervisor`.
     pub(crate) fn group_gave_up(name: &str, reason: &(impl Display + ?Sized)) {
         tell(|| {
             error!(
@@ -181,7 +185,7 @@ mod on {
         });
     }
 
-    /// A worker could not be made.
+    /// Reports that a worker could not be made.
     pub(crate) fn start_failed(of: &impl Named, reason: &(impl Display + ?Sized)) {
         tell(|| {
             let name = of.name();
@@ -195,7 +199,7 @@ mod on {
         });
     }
 
-    /// A service has ended.
+    /// Reports that a service has ended.
     pub(crate) fn stopped(of: &impl Named, is_clean: bool, reason: &(impl Display + ?Sized)) {
         tell(|| {
             let (service, name) = (of.service(), of.name());
@@ -219,7 +223,7 @@ mod off {
     #[derive(Clone)]
     pub(crate) struct Span;
 
-    /// A guard of nothing.
+    /// A guard that does nothing.
     pub(crate) struct Nothing;
 
     impl Span {
