@@ -1,7 +1,7 @@
-//! Waiting without a runtime: a thread that sleeps until it is woken.
+//! Blocks a thread without a runtime until it is woken.
 //!
-//! It does not sleep in `std::thread::park`. The token of `unpark` belongs to what else the thread does: a call that blocks must
-//! neither take a token that is there before it nor leave one behind.
+//! It does not use `std::thread::park`. The token of `unpark` belongs to the thread's other code: a
+//! blocking call must neither consume a token that was there before nor leave one behind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use crate::panics;
 
-/// A thread that waits, or is about to.
+/// A thread that sleeps, or is about to.
 #[derive(Default)]
 struct Sleeper {
-    /// Set before the lock is taken and looked at under it, so that no wake falls between the look and the sleep. Also what
-    /// orders the wake before the next poll.
+    /// Set before `lock` is taken and checked while it is held, so that no wake is lost between the
+    /// check and the sleep. The swaps (release, acquire) also order the wake before the next poll.
     woken: AtomicBool,
     lock: Mutex<()>,
     wakes: Condvar,
@@ -26,7 +26,7 @@ impl Wake for Sleeper {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // A second wake before the next poll has nobody to wake.
+        // A second wake before the next poll has no effect.
         if !self.woken.swap(true, Ordering::Release) {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
             self.wakes.notify_one();
@@ -35,7 +35,8 @@ impl Wake for Sleeper {
 }
 
 impl Sleeper {
-    /// Sleeps until the next wake, which may have been already. `false` if the limit passed first.
+    /// Sleeps until the next wake, which may have come already. Returns `false` if the limit passed
+    /// first.
     fn sleep(&self, limit: Option<Instant>) -> bool {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.woken.swap(false, Ordering::Acquire) {
@@ -53,7 +54,8 @@ impl Sleeper {
     }
 }
 
-/// Polls until there is an outcome. The thread sleeps in between. `None` if the limit passed first.
+/// Polls until there is an outcome, and sleeps in between. Returns `None` if the limit passed
+/// first.
 pub(crate) fn block_until<T>(
     limit: Option<Instant>,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
@@ -71,13 +73,14 @@ pub(crate) fn block_until<T>(
     }
 }
 
-/// Panics, with what to do instead, where tokio would not let the thread block.
+/// Panics, with advice, where tokio would not let the thread block.
 ///
-/// Asked at entry, not only when there is something to wait for: otherwise the mistake would show under load alone.
+/// Called at entry, even if there is nothing to wait for. Otherwise the mistake would show only
+/// under load.
 #[track_caller]
 pub(crate) fn assert_may_block(what: &str) {
-    // Nothing in tokio's public surface tells whether the thread is driving tasks, except what panics if it is. This
-    // lock is free: to take it costs a few loads, and it is always entered like any blocking call of tokio's.
+    // Tokio's public interface does not tell whether this thread drives tasks, except by a panic.
+    // This lock is free: taking it costs a few loads, and enters like any blocking call of tokio's.
     let probe = tokio::sync::Mutex::const_new(());
     if let Err(payload) = panics::catch(|| drop(probe.blocking_lock())) {
         panics::discard(payload);
