@@ -1,7 +1,7 @@
-//! Reports events through `tracing`, if the feature `tracing` is on. If it is off, none of this
-//! code exists, and it costs nothing.
+//! Reports events through `tracing`, if the feature `tracing` is on. If it is off, only empty
+//! functions remain, at no cost.
 //!
-//! - A handler runs in the span in which its call was made, whichever thread polls it. So does what
+//! - A handler runs in the span in which its call was made, whatever polls it. So does what
 //!   it spawns to answer that call.
 //! - A handler that holds its thread for too long in one poll causes a warning. While it computes,
 //!   nothing else on that thread makes progress, and that thread may be its caller's.
