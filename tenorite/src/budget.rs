@@ -1,27 +1,28 @@
-//! When a task that does nothing but call gives its neighbours a turn.
+//! Makes a task that does nothing but call yield to its other branches from time to time.
 //!
-//! A call that is over at its first poll never lets its task's other branches run: in
-//! `select! { biased; step = store.get(key) => …, _ = &mut stop => … }` inside of a loop, `stop` would
-//! never be polled. So once in a while a call says `Pending` with its outcome in hand, and wakes its
-//! task. What it did is done, and its place in the order is kept.
+//! A call that is ready at its first poll never lets its task's other branches run. In `select! {
+//! biased; step = store.get(key) => …, _ = &mut stop => … }` inside a loop, `stop` would never be
+//! polled. So once in a while a call returns `Pending` although it has its outcome, and wakes its
+//! task. The effect of the call and its place in the order are unchanged.
 //!
-//! The count is our own and not tokio's cooperative budget. That ends for all branches of a task at
-//! once: a neighbour that is polled when it is spent is told to come again, so that it would never get
-//! on. (And there is none under other executors, nor under `unconstrained`.) A handler that runs on its
-//! caller's thread may spend the budget all the same. Then its call says `Pending` once more when
-//! there is some again. If there is none at its next poll either, the next call that completes
-//! while there is some left says `Pending`.
+//! The count is our own and not tokio's cooperative budget, because that ends for all branches of a
+//! task at once. A branch that is polled once the budget is spent returns `Pending`, so it would
+//! never make progress. (Other executors and `unconstrained` tasks have no such budget.) A handler
+//! that runs on its caller's thread may still spend the budget. Then its call returns `Pending`
+//! once more, when there is budget again. If there is none at its next poll either, the next call
+//! that completes while some is left returns `Pending`.
 //!
 //! # By count and by time
 //!
-//! A turn is over after [`RUNS`] completions, or when handlers have taken [`TIME`], whichever is first.
-//! Looking at the clock costs about as much as half a call, so short runs are timed by the
-//! [`BUNCH`]. A bunch that took long may have been idle in between. So it is followed by runs that are
-//! timed one by one, until [`BUNCH`] of them in a row were short: those alone count against the time.
-//! Before its [`WARM_UP`]th run a thread times none, so that a single slow handler, in a test that
-//! polls by hand, does not delay its reply.
+//! A turn is over after [`RUNS`] completions, or when handlers have taken [`TIME`], whichever comes
+//! first. Reading the clock costs about half a call, so short runs are timed by the [`BUNCH`]. A
+//! bunch that took long may include idle time. So it is followed by runs that are timed one by one,
+//! until [`BUNCH`] of them in a row are short. Only those count against the time. A thread times no
+//! run before its [`WARM_UP`]th, so that a single slow handler, in a test that polls by hand, does
+//! not delay its reply.
 //!
-//! Measured with the loop of one task: 0.6 ns a call for the clock, and less than that for the turns.
+//! Measured with the loop of one task: 0.6 ns a call for the clock, and less than that for the
+//! turns.
 
 use std::cell::Cell;
 use std::task::{Context, Poll};
@@ -29,29 +30,29 @@ use std::time::{Duration, Instant};
 
 use tokio::task::coop;
 
-/// How many calls a turn has at most.
+/// The maximum number of calls in a turn.
 pub(crate) const RUNS: u32 = 1_024;
-/// How much time handlers may take in a turn, to within two of them.
+/// The time that handlers may take in a turn, to within two of them.
 pub(crate) const TIME: Duration = Duration::from_micros(300);
-/// How many short runs go by between two looks at the clock.
+/// The number of short runs between two readings of the clock.
 const BUNCH: u32 = 32;
-/// Which run of a thread is the first that is timed.
+/// The first run of a thread that is timed.
 const WARM_UP: u32 = 16;
 
-/// The turn of this thread's current task, or of several that it has run since the last one was over:
-/// it is of no harm if a task gives way too early.
+/// The turn of this thread's current task, or of several that it has run since the last turn was
+/// over. Yielding too early is harmless.
 ///
-/// Without a destructor, and so without a look whether it is still there.
+/// It has no destructor, so accesses need not check whether it is still alive.
 struct Turn {
-    /// Runs until the clock is looked at, or the turn is over.
+    /// Runs until the clock is read or the turn is over.
     left: Cell<u32>,
-    /// Runs of this turn, without those of the bunch under way.
+    /// Runs of this turn, without the current bunch.
     runs: Cell<u32>,
-    /// What the runs took that were timed one by one.
+    /// The total time of the runs that were timed one by one.
     took: Cell<Duration>,
-    /// When the bunch began, if its runs are not timed one by one.
+    /// When the current bunch began, if its runs are not timed one by one.
     began: Cell<Option<Instant>>,
-    /// How many runs in a row have to be short before they are not timed one by one any more.
+    /// How many more runs in a row have to be short until runs are timed by the bunch again.
     suspects: Cell<u32>,
 }
 
@@ -80,10 +81,10 @@ pub(crate) fn begin() -> Began {
     })
 }
 
-/// Ends a run, and returns whether the turn is over. The next begins then.
+/// Ends a run. Returns whether the turn is over, in which case the next one begins.
 #[inline]
 pub(crate) fn is_turn_over(began: Began) -> bool {
-    // Models go the same way again, and know no time.
+    // Models must be reproducible, so they do not use the clock.
     if cfg!(any(loom, shuttle)) {
         return false;
     }
@@ -94,10 +95,11 @@ pub(crate) fn is_turn_over(began: Began) -> bool {
     })
 }
 
-/// As [`is_turn_over`], of a call: `Pending` if it is to give way, and its task is woken.
+/// Works like [`is_turn_over`], for a call. Returns `Pending`, with the task woken, if it is to
+/// yield.
 ///
-/// `owes`: when this call had to wait or gave way, its task had [no budget](is_budget_spent) for
-/// its other branches.
+/// `owes` says that when this call had to wait or yielded, its task had [no
+/// budget](is_budget_spent) for its other branches.
 #[inline]
 pub(crate) fn charge(began: Began, owes: bool, cx: &mut Context<'_>) -> Poll<()> {
     if is_turn_over(began) || owes && coop::has_budget_remaining() {
@@ -107,8 +109,8 @@ pub(crate) fn charge(began: Began, owes: bool, cx: &mut Context<'_>) -> Poll<()>
     Poll::Ready(())
 }
 
-/// A handler has run in its caller's task, and may have spent its budget. Then the next call that
-/// completes while there is some gives way.
+/// Notes that a handler has run in its caller's task, and may have spent the task's budget. If so,
+/// the next call that completes while some is left yields.
 #[inline]
 pub(crate) fn note_spending() {
     if is_budget_spent() {
@@ -119,7 +121,7 @@ pub(crate) fn note_spending() {
     }
 }
 
-/// Returns whether tokio's budget is spent, for the other branches of the current task as well.
+/// Returns whether tokio's budget is spent, for the task's other branches as well.
 pub(crate) fn is_budget_spent() -> bool {
     !coop::has_budget_remaining()
 }
@@ -133,7 +135,7 @@ impl Turn {
         let (runs, is_late) = match (began.0, self.began.take()) {
             (Some(began), _) => {
                 let run = now.saturating_duration_since(began);
-                // One alone ends no turn: its thread may have been kept away by the system.
+                // A single run never ends a turn: the system may have preempted its thread.
                 self.took.set(self.took.get() + run.min(TIME / 2));
                 let is_short = run < TIME / BUNCH;
                 self.suspects.set(if is_short { self.suspects.get().saturating_sub(1) } else { BUNCH });
@@ -155,8 +157,8 @@ impl Turn {
             self.began.set(Some(now));
         }
         let is_over = is_late || runs >= RUNS;
-        // Without budget this turn is of no use to those branches that need some: the next run gives
-        // way as well.
+        // Without budget, this turn is useless to branches that need some, so the next run yields
+        // as well.
         let is_settled = is_over && !is_budget_spent();
         if is_settled {
             self.took.set(Duration::ZERO);
@@ -172,7 +174,7 @@ impl Turn {
 mod tests {
     use super::*;
 
-    /// How many runs there are until the turn is over, each of which takes so long.
+    /// Returns how many runs of this length a turn has.
     fn runs_in_a_turn(each: Duration) -> u32 {
         let mut runs = 0;
         loop {
