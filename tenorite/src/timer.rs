@@ -1,7 +1,8 @@
-//! Waking a call at its deadline, on whichever clock there is.
+//! Wakes a call at its deadline, by whichever clock is available.
 //!
-//! A runtime may have been built without timers, and nothing but a panic tells. What can do with a thread's clock does with it; what
-//! would need the runtime's later, in the service's task, asks with [`assert_enabled`] before it starts.
+//! A runtime may have been built without timers, and only a panic tells. Code that can use a thread
+//! as its timer does so. Code that needs the runtime's timers later, in the service's task, calls
+//! [`assert_enabled`] before it starts.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -17,12 +18,13 @@ use tokio::time::{Sleep, sleep};
 use crate::panics;
 use crate::sync::Mutex;
 
-/// The runtimes that have turned out to have no timers, so that each is asked once: the panic that tells reaches the panic hook.
+/// The runtimes without timers. Each is probed once, because the panic that tells reaches the panic
+/// hook.
 static WITHOUT_TIMERS: StaticMutex<Vec<runtime::Id>> = StaticMutex::new(Vec::new());
-/// Whether there are any. There are none in most processes.
+/// Whether there are any. Most processes have none.
 static ANY_WITHOUT: AtomicBool = AtomicBool::new(false);
 
-/// `None` if that runtime has no timers.
+/// Returns a timer of that runtime, or `None` if it has no timers.
 fn sleep_on(runtime: &Handle, limit: Duration) -> Option<Sleep> {
     let without = || WITHOUT_TIMERS.lock().unwrap_or_else(PoisonError::into_inner);
     if ANY_WITHOUT.load(Ordering::Relaxed) && without().contains(&runtime.id()) {
@@ -40,7 +42,7 @@ fn sleep_on(runtime: &Handle, limit: Duration) -> Option<Sleep> {
     }
 }
 
-/// Panics, with what to do, if the current runtime has no timers. Without a runtime it says nothing.
+/// Panics, with advice, if the current runtime has no timers. Does nothing outside a runtime.
 #[track_caller]
 pub(crate) fn assert_enabled(what: &str) {
     let is_without = |runtime: Handle| sleep_on(&runtime, Duration::ZERO).is_none();
@@ -51,7 +53,7 @@ pub(crate) fn assert_enabled(what: &str) {
     );
 }
 
-/// Waits for a future, but not longer than this. `None` if the limit passed first.
+/// Waits for a future, at most for `limit`. Returns `None` if that passed first.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut timer = None;
@@ -62,17 +64,17 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
     .await
 }
 
-/// Registered only once a call with a limit has to wait.
+/// Ends the wait of a call with a limit. Created only once the call has to wait.
 pub(crate) struct Timer {
-    /// As the machine counts, for when the runtime's clock is no more. `None` if that is beyond the end of time.
+    /// The deadline by the machine's clock, for when the runtime's is gone. `None` if it overflows.
     deadline: Option<Instant>,
     clock: Clock,
 }
 
 enum Clock {
-    /// The timer of the runtime that polls the call or, if it has none, of the one that the service runs on.
+    /// A timer of the runtime that polls the call or, if that has none, of the service's runtime.
     Runtime(Pin<Box<Sleep>>),
-    /// There is no runtime with timers, or no longer: a thread of its own.
+    /// A thread of its own, because there is no runtime with timers, or no longer.
     Thread(ThreadTimer),
 }
 
@@ -90,7 +92,8 @@ impl Timer {
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Clock::Runtime(sleep) = &mut self.clock {
-            // The runtime may have shut down since, and then its timers panic, though the reply may be on its way.
+            // The timers of a runtime that has shut down panic, although the reply may still
+            // arrive.
             match panics::catch(|| sleep.as_mut().poll(cx)) {
                 Ok(poll) => return poll,
                 Err(payload) => panics::discard(payload),
@@ -104,8 +107,8 @@ impl Timer {
     }
 }
 
-/// A thread that sleeps until a deadline. Good enough for what has no runtime with timers, which is mocks and what is left of a
-/// runtime that is gone.
+/// A thread that sleeps until a deadline. Good enough where no runtime has timers: for mocks, and
+/// for what is left of a runtime that has shut down.
 struct ThreadTimer {
     deadline: Option<Instant>,
     waker: Arc<Mutex<Option<Waker>>>,
@@ -115,12 +118,12 @@ struct ThreadTimer {
 impl ThreadTimer {
     /// # Panics
     ///
-    /// If the system has no thread left.
+    /// Panics if the system cannot start another thread.
     fn new(deadline: Option<Instant>) -> Self {
         let waker = Arc::new(Mutex::new(None));
         let theirs = Arc::clone(&waker);
         let sleeper = thread::spawn(move || {
-            // Once the timer is gone, the thread is the waker's only owner.
+            // Once the timer is dropped, the thread is the only owner of the waker.
             while Arc::strong_count(&theirs) > 1 {
                 match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                     Some(Duration::ZERO) => {
@@ -138,7 +141,8 @@ impl ThreadTimer {
 
     fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         let waker = cx.waker().clone();
-        // Register first, then look: the thread may fire in between, and then we see that it is time.
+        // Register the waker before the check. If the thread fires in between, the check sees that
+        // the deadline has passed.
         let previous = self.waker.lock().replace(waker);
         panics::drop_quietly(previous);
         let is_past = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -148,7 +152,8 @@ impl ThreadTimer {
 
 impl Drop for ThreadTimer {
     fn drop(&mut self) {
-        // The count falls before the thread looks again.
+        // Release the shared waker before unparking, so that the thread sees itself as its only
+        // owner.
         self.waker = Arc::new(Mutex::new(None));
         self.sleeper.unpark();
     }
