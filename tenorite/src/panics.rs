@@ -1,8 +1,9 @@
-//! Keeping other people's panics where they happened.
+//! Catches panics of user code, so that they do not affect other calls.
 //!
-//! User code runs in four places: handlers, `Drop` of requests and replies, wakers, and closures behind
-//! [`from_fn`](crate::TenoriteCaller::from_fn). A panic in any of them ends with an answer to the call it belongs to
-//! and never unwinds into a neighbour. The panic hook has already reported it by the time it is caught here.
+//! User code runs in four places: handlers, `Drop` of requests and replies, wakers, and closures
+//! behind [`from_fn`](crate::TenoriteCaller::from_fn). A panic in any of them is answered to the
+//! call that it belongs to, and never unwinds into another one. The panic hook has already reported
+//! it when it is caught here.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -13,10 +14,10 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::PanicMessage;
 
-/// What a panic carries.
+/// The payload of a panic.
 pub(crate) type Payload = Box<dyn Any + Send>;
 
-/// The text of a panic, as `panic!` makes it.
+/// Returns the text of a panic, as `panic!` makes it.
 pub(crate) fn message(payload: &Payload) -> PanicMessage {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
         PanicMessage::from(*text)
@@ -27,21 +28,22 @@ pub(crate) fn message(payload: &Payload) -> PanicMessage {
     }
 }
 
-/// Calls `user`, which may panic. State that a panic tears must not be looked at again by the caller.
+/// Calls `user`, which may panic. The caller must not look again at state that a panic tears.
 pub(crate) fn catch<T>(user: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(user))
 }
 
-/// Drops a payload, whose own `Drop` may panic as well: the second one is forgotten, since nobody is left to tell.
+/// Drops a payload. If its own `Drop` panics, the second payload is leaked, because nothing could
+/// handle it.
 pub(crate) fn discard(payload: Payload) {
     if let Err(second) = catch(|| drop(payload)) {
         std::mem::forget(second);
     }
 }
 
-/// Drops a value of the user's. Returns whether its `Drop` went through without a panic.
+/// Drops a value of the user's. Returns whether its `Drop` did not panic.
 pub(crate) fn drop_quietly<T>(value: T) -> bool {
-    // Most replies are numbers and units: no frame is needed to catch what cannot be thrown.
+    // Most replies are numbers and units, whose drop cannot panic.
     if !std::mem::needs_drop::<T>() {
         return true;
     }
@@ -54,7 +56,7 @@ pub(crate) fn drop_quietly<T>(value: T) -> bool {
     }
 }
 
-/// Wakes a task. A hand-written waker that panics is its owner's problem, not that of the task that wakes it.
+/// Wakes a task. A panic of a hand-written waker must not affect the task that wakes it.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker
         && let Err(payload) = catch(|| waker.wake())
@@ -63,7 +65,7 @@ pub(crate) fn wake(waker: Option<Waker>) {
     }
 }
 
-/// Polls a future that may panic. After `Err` it must not be polled again.
+/// Polls a future that may panic. It must not be polled again after `Err`.
 pub(crate) fn poll_caught<F: Future + ?Sized>(
     future: Pin<&mut F>,
     cx: &mut Context<'_>,
@@ -74,22 +76,22 @@ pub(crate) fn poll_caught<F: Future + ?Sized>(
     }
 }
 
-/// Drives a future to its end or to its panic.
+/// Drives a future until it ends or panics.
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, Payload> {
     let mut future = pin!(future);
     poll_fn(|cx| poll_caught(future.as_mut(), cx)).await
 }
 
 thread_local! {
-    /// The service whose worker is being polled on this thread, by the address of its queue, and whether anything was
-    /// left for the one who polls it to settle.
+    /// The service whose worker is being polled on this thread, by the address of its queue, and
+    /// whether anything was left for the polling code to settle.
     static POLLED: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }
 
-/// Calls `poll` as the one who polls the worker behind `queue`, and who will catch its panics. Also returns whether
-/// [`defer_here`] was called meanwhile.
+/// Calls `poll`, which polls the worker behind `queue`. The caller catches the worker's panics.
+/// Also returns whether [`defer_here`] was called meanwhile.
 pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> (T, bool) {
-    /// Restores on unwind as well.
+    /// Restores the previous value, also when unwinding.
     struct Restore((usize, bool));
 
     impl Drop for Restore {
@@ -98,14 +100,15 @@ pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> (T, bool
         }
     }
 
-    // A thread that is being torn down has no context left; then panics are told without their text.
+    // A thread that is being torn down has no context left. Panics are then reported without text.
     let previous = POLLED.try_with(|polled| polled.replace((std::ptr::from_ref(queue).addr(), false)));
     let _restore = previous.ok().map(Restore);
     let polled = poll();
     (polled, POLLED.try_with(|polled| polled.get().1).unwrap_or(false))
 }
 
-/// Leaves something to the one who polls the worker behind `queue` on this thread, if somebody does.
+/// Leaves something to be settled by the code that polls the worker behind `queue` on this thread.
+/// Returns `false` if there is none.
 pub(crate) fn defer_here<Q>(queue: &Q) -> bool {
     let defer = |polled: &Cell<(usize, bool)>| {
         let (address, _) = polled.get();
