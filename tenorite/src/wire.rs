@@ -12,7 +12,7 @@
 //! | change | a caller of the other version |
 //! |---|---|
 //! | a method is added or removed, in any place (1) | works, except for that method |
-//! | an `Option<_>` argument is added behind others | works if it is older (2), not if it is newer |
+//! | an `Option<_>` argument is added behind others | works if older (2), not if newer |
 //! | another name, type or order of arguments, another return type | gets an error |
 //! | a user's type changes in itself | as serde handles it for that type (3) |
 //!
