@@ -1,16 +1,16 @@
-//! What services are called, so that two of one type can be told apart.
+//! Names services, so that several of one type can be told apart.
 //!
-//! The type's part is a constant. The part that a user has chosen is rare, and lies in a box; those who look for cycles know a
-//! service by its address alone, and find that part here.
+//! The type's name is a constant. A name that the user chose is rare, and stored in a box. Code
+//! that reports cycles knows a service by its address alone, and looks that name up here.
 
 use std::any::type_name;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// By the addresses of the services. Of a service without a name there is nothing.
+/// The names by the addresses of their services. A service without a name has no entry.
 static NAMES: Mutex<BTreeMap<usize, Arc<str>>> = Mutex::new(BTreeMap::new());
 
-/// The name of a service, which is found by its address until this is dropped.
+/// The name of a service. It is found by the service's address until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Name {
     text: Arc<str>,
@@ -34,12 +34,12 @@ impl Drop for Name {
     }
 }
 
-/// What events and reports name.
+/// Something that events and reports name.
 pub(crate) trait Named {
-    /// Returns what all services of its type are called.
+    /// Returns the name that all services of its type share.
     fn service(&self) -> &'static str;
 
-    /// Returns the name that it was given, if it was.
+    /// Returns the service's own name, if it was given one.
     fn name(&self) -> Option<Arc<str>>;
 }
 
