@@ -1,7 +1,7 @@
-//! What threads share: real, modelled by loom, or scheduled by shuttle. Nothing else in the crate blocks or shares.
+//! Provides what threads share: the real thing, or as modelled by loom, or as scheduled by shuttle.
 //!
-//! Under ThreadSanitizer (`cfg(tsan)`) the lock is `parking_lot`'s: the standard library is not instrumented, so the sanitizer
-//! does not see what its locks order.
+//! Under ThreadSanitizer (`cfg(tsan)`) the lock is `parking_lot`'s. The standard library is not
+//! instrumented, so the sanitizer does not see what its locks order.
 
 #[cfg(loom)]
 use loom::sync::{Mutex as Inner, MutexGuard};
@@ -26,7 +26,8 @@ pub(crate) use std::sync::atomic::AtomicBool;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A mutex without poisoning: no user code ever runs under one of our locks, so no panic can tear what it guards.
+/// A mutex without poisoning. No user code ever runs while it is held, so no panic can tear what it
+/// guards.
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);
 
@@ -47,7 +48,8 @@ impl<T> Mutex<T> {
 
 /// A value that is set once.
 ///
-/// Modelled, there is a flag beside the value: a reader that has not been told of the value does not find it.
+/// In models and under ThreadSanitizer there is a flag beside the value: a reader that does not see
+/// the flag set does not find the value.
 #[derive(Debug)]
 pub(crate) struct Once<T> {
     value: OnceLock<T>,
@@ -61,7 +63,7 @@ impl<T> Once<T> {
         Self { value: OnceLock::new() }
     }
 
-    /// Sets it, unless it was. By one thread only.
+    /// Sets the value, unless it is set. Called by one thread only.
     pub(crate) fn set_with(&self, value: impl FnOnce() -> T) {
         self.value.get_or_init(value);
     }
@@ -89,8 +91,8 @@ impl<T> Once<T> {
     }
 }
 
-/// Stands beside data that one thread at a time may touch. Modelled, it notices when two do of whom neither has heard of the
-/// other; real, it is nothing.
+/// Marks data that only one thread at a time may access. In a loom model it detects two accesses of
+/// which neither happens before the other.
 #[cfg(loom)]
 pub(crate) struct Witness(loom::cell::UnsafeCell<()>);
 
@@ -105,7 +107,7 @@ impl Witness {
     }
 }
 
-/// Stands beside data that one thread at a time may touch, and is nothing unless it is modelled.
+/// Marks data that only one thread at a time may access. Does nothing outside of loom models.
 #[cfg(not(loom))]
 pub(crate) struct Witness;
 
