@@ -1,4 +1,4 @@
-//! Helpers for tests of services and of what uses them.
+//! Helps to test services and code that uses them.
 
 use std::fmt;
 use std::thread;
@@ -7,8 +7,8 @@ use crate::caller::{Caller, WeakCaller};
 use crate::mailbox::inline::Inline;
 use crate::status::{StatusWatch, StopReason};
 
-/// All ways in which a handler may come to run: with its call, on its service's task, and now this way, now that. A suite that
-/// passes in each depends on none of them.
+/// Yields all ways in which a handler may run: within its call, on its service's task, and at
+/// random in either way. A suite that passes with each of them depends on none.
 ///
 /// ```
 /// use tenorite::prelude::*;
@@ -32,19 +32,22 @@ pub fn each_way() -> impl Iterator<Item = Inline> {
     [Inline::Auto, Inline::Never].into_iter().chain((1..=4).map(Inline::Random))
 }
 
-/// Fails the test that owns it if a service has panicked: when it is dropped, it panics with what the service has said.
+/// Fails the test that owns the guard if a service has panicked: when the guard is dropped, it
+/// panics with the service's message.
 ///
-/// A panic of a handler reaches the call that it belongs to, and a test that does not look there would pass. Bind it to a name
-/// at the top of the test, so that it is dropped last: `let _guard = testing::guard(&store);`. It does not keep the service
-/// alive. A test that has failed already is left alone.
+/// A panic of a handler is reported to its own call, and a test that does not look at that call
+/// would pass. Bind the guard to a name at the top of the test, so that it is dropped last: `let
+/// _guard = testing::guard(&store);`. It does not keep the service alive. It does nothing if the
+/// test has already failed.
 ///
-/// A service that is restarted, and whose callers have gone by then, tells of its end alone.
+/// If the service restarts its workers and its callers are gone when the guard is dropped, the
+/// guard sees only how the service ended.
 #[must_use = "it looks when it is dropped, so bind it to a name"]
 pub fn guard<C: Caller>(service: &C) -> Guard<C> {
     Guard { service: WeakCaller::from(service), watch: service.as_ref().watch() }
 }
 
-/// Made by [`guard`].
+/// Fails a test if its service has panicked. Created by [`guard`].
 pub struct Guard<C: Caller> {
     service: WeakCaller<C>,
     watch: StatusWatch,
