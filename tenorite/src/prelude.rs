@@ -1,7 +1,7 @@
-//! What a program that uses services needs in scope: `use tenorite::prelude::*;`.
+//! Re-exports what a program that uses services needs in scope: `use tenorite::prelude::*;`.
 //!
-//! The traits whose methods are called, and the names that stand in signatures. Nothing here shadows anything of the
-//! standard library.
+//! It contains the traits with methods to call, and the names that appear in signatures. Nothing
+//! here shadows anything of the standard library.
 
 pub use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 pub use crate::error::{FetchReason, SendReason, TenoriteError};
