@@ -1,13 +1,15 @@
-//! The cell under every interleaving, and under a great many.
+//! Checks the cell under every interleaving of a few threads, and under random ones of more.
 //!
-//! - [`every`]: two or three threads under loom, which tries each order in which they can run and each value that an atomic
-//!   may be seen to have. `RUSTFLAGS="--cfg loom" cargo test -p tenorite --lib --release models`
-//! - [`many`]: more threads under shuttle, which picks orders by chance.
-//!   `RUSTFLAGS="--cfg shuttle" cargo test -p tenorite --lib --release models`
+//! - `loom`: two or three threads under loom, which tries each order in which they can run and each
+//!   value that an atomic may be seen to have. `RUSTFLAGS="--cfg loom" cargo test -p tenorite --lib
+//!   --release models`
+//! - `shuttle`: more threads under shuttle, which picks orders at random. `RUSTFLAGS="--cfg
+//!   shuttle" cargo test -p tenorite --lib --release models`
 //!
-//! Both watch the same things, whatever else a model is about: that nobody waits for ever (both tools report a deadlock);
-//! that the worker is used by one thread at a time and gone once, after its last handler; that handlers do not
-//! overlap; that what was said not to have run did not run, and what was answered did; and that no slot is left over.
+//! Whatever a model is about, both check the same properties. No call waits forever (both tools
+//! report a deadlock). The worker is used by one thread at a time, and dropped once, after its last
+//! handler. Handlers do not overlap. A request reported as not run did not run, and one that was
+//! answered did. No slot is left over.
 
 #[cfg(loom)]
 mod loom;
@@ -38,34 +40,34 @@ use crate::trace::WARN_AFTER;
 pub(crate) type Caller = TenoriteCaller<Ask, u32>;
 pub(crate) type Outcome = Result<u32, TenoriteError>;
 
-/// What a handler is to do. The number is the request's own.
+/// Says what a handler does. The number identifies the request.
 pub(crate) enum Ask {
     Ready(u32),
     /// Waits for the event.
     Wait(u32, Arc<Event>),
-    /// Wakes itself, and comes back.
+    /// Wakes itself, and returns `Pending` once.
     Yield(u32),
-    /// Leaves its waker to the event, and comes back when it is polled next, whether that has come or not: as one who yields
-    /// leaves it to the list of a scheduler.
+    /// Leaves its waker with the event, and is ready at its next poll, whether the event has come
+    /// or not. This is what yielding to a scheduler's list looks like.
     Defer(u32, Arc<Event>),
     Panic(u32),
     /// Panics once the event has come.
     PanicLater(u32, Arc<Event>),
-    /// Asks another service.
+    /// Calls another service.
     Relay(u32, Caller, Box<Ask>),
-    /// Stops a service, and lets go of it.
+    /// Stops a service, and drops its caller.
     Stop(u32, Caller),
     /// Fires the event.
     Fire(u32, Arc<Event>),
-    /// Is answered from elsewhere: the reply is put where the test finds it.
+    /// Is answered from elsewhere: puts the reply where the test finds it.
     Post(u32, Arc<Post>),
-    /// Is answered when the next of these comes, if one comes: the worker keeps the reply.
+    /// Is answered when the next `Owe` runs, if there is one: the worker keeps the reply.
     Owe(u32),
-    /// Is answered by a task of this runtime, which notes that it ran.
+    /// Is answered by a task on this runtime, which notes that it ran.
     Spawn(u32, Arc<Runtime>, Arc<AtomicBool>),
 }
 
-/// Where replies are kept that a test sends.
+/// Keeps replies for the test to send.
 pub(crate) struct Post(Mutex<Vec<(u32, Reply<u32>)>>);
 
 impl Post {
@@ -73,26 +75,26 @@ impl Post {
         Arc::new(Self(Mutex::new(Vec::new())))
     }
 
-    /// Sends the reply that was put here last. Returns whose it was, and whether its caller was told to
-    /// be there. `None` if there is none.
+    /// Sends the latest reply. Returns its request's number, and whether the reply arrived, or
+    /// `None` if there is no reply.
     pub(crate) fn send(&self) -> Option<(u32, bool)> {
         let last = self.0.lock().pop();
         last.map(|(id, reply)| (id, reply.send(id).is_ok()))
     }
 }
 
-/// A runtime that runs nothing unless it is told to. Both tools run their threads on a single real one,
-/// which nothing may block: so a test polls its tasks by [`run_tasks`] only.
+/// Creates a runtime that runs nothing by itself. Both tools run their threads on a single real
+/// thread, which nothing may block, so a test polls the tasks by [`run_tasks`] only.
 pub(crate) fn runtime() -> Arc<Runtime> {
     Arc::new(Builder::new_current_thread().build().expect("it needs nothing of the system"))
 }
 
-/// Polls each task of the runtime that can go on.
+/// Polls each task of the runtime that is ready to continue.
 pub(crate) fn run_tasks(runtime: &Runtime) {
     runtime.block_on(yield_now());
 }
 
-/// Something that happens, and whoever waits for it.
+/// An event that happens, with the wakers of the futures that wait for it.
 pub(crate) struct Event(Mutex<Happening>);
 
 #[derive(Default)]
@@ -106,7 +108,8 @@ impl Event {
         Arc::new(Self(Mutex::new(Happening::default())))
     }
 
-    /// Wakers are kept: a second event wakes whoever waited for the first, though he has long gone.
+    /// Wakes all waiting futures. Keeps their wakers, so that a second event wakes futures that are
+    /// long gone.
     pub(crate) fn fire(&self) {
         let waiting = {
             let mut happening = self.0.lock();
@@ -116,7 +119,7 @@ impl Event {
         waiting.iter().for_each(Waker::wake_by_ref);
     }
 
-    /// Never comes: those who wait are forgotten, as by a scheduler that ends.
+    /// Forgets the waiting futures, like a scheduler that ends. The event never comes.
     pub(crate) fn lose(&self) {
         let lost = std::mem::take(&mut self.0.lock().waiting);
         drop(lost);
@@ -135,7 +138,7 @@ impl Event {
     }
 }
 
-/// Is pending once, and does with its waker what it is told.
+/// Returns `Pending` once, and passes its waker to `leave`.
 async fn pend_once(leave: impl Fn(&Waker)) {
     let mut again = false;
     poll_fn(|cx| {
@@ -148,7 +151,7 @@ async fn pend_once(leave: impl Fn(&Waker)) {
     .await;
 }
 
-/// What was seen of a worker. Not part of the model: nothing is ordered by it.
+/// Records what a worker did. Not part of the model, so that it orders nothing.
 #[derive(Default)]
 pub(crate) struct Seen(Plain<Log>);
 
@@ -173,7 +176,7 @@ impl Seen {
     }
 }
 
-/// A handler that runs.
+/// Exists while a handler runs.
 struct Running<'a>(&'a mut Worker);
 
 impl<'a> Running<'a> {
@@ -269,7 +272,7 @@ impl Dispatch for Worker {
             }),
             Ask::Relay(id, next, ask) => job.run(move || async move {
                 let _running = Running::start(self, id);
-                // Whatever comes of it.
+                // The handler goes on whatever the outcome is.
                 let _ = next.send_request(*ask).await;
                 id
             }),
@@ -293,7 +296,7 @@ impl Dispatch for Worker {
                 Running::start(self, id);
                 let reply = job.reply_later(|answer| answer, Some);
                 if let Some((id, earlier)) = self.owed.replace((id, reply)) {
-                    // Its caller may have gone.
+                    // The call may have been dropped.
                     let _ = earlier.send(id);
                 }
                 job.deferred()
@@ -308,7 +311,7 @@ impl Dispatch for Worker {
                 }));
                 job.deferred()
             }
-            // Without the panic hook: it would write a line for each of a million.
+            // Bypasses the panic hook, which would write a line for each of a million panics.
             Ask::Panic(id) => {
                 Running::start(self, id);
                 resume_unwind(Box::new(format!("{id}")))
@@ -322,7 +325,7 @@ impl Dispatch for Worker {
     }
 }
 
-/// A service whose task is in the model's hands.
+/// A service whose task is polled by the model.
 pub(crate) struct Model {
     pub(crate) caller: Caller,
     pub(crate) driver: Driver<Worker>,
@@ -348,7 +351,7 @@ fn opening(backlog: usize, inline: Inline) -> Opening {
     }
 }
 
-/// Callers may come already.
+/// Opens a service that accepts calls before it has a worker.
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
     let seen = Arc::new(Seen::default());
     let (door, driver) = cell::open(opening(backlog, inline));
@@ -356,7 +359,7 @@ pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Wo
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
 
-/// A service whose workers are replaced, at once, however often they fall.
+/// Starts a service whose failed workers are replaced at once, without limit.
 pub(crate) fn start_restarting(backlog: usize) -> Model {
     struct Always;
 
@@ -380,7 +383,7 @@ pub(crate) fn start(backlog: usize) -> Model {
 }
 
 impl Seen {
-    /// Whether an outcome is true.
+    /// Checks that an outcome agrees with what the handler did.
     pub(crate) fn check(&self, id: u32, outcome: &Outcome) {
         match *outcome {
             Ok(answer) => {
@@ -397,18 +400,18 @@ impl Seen {
         }
     }
 
-    /// How many workers have been dropped.
+    /// Returns how many workers have been dropped.
     #[cfg(loom)]
     pub(crate) fn gone(&self) -> u32 {
         self.log().gone
     }
 
-    /// Whether all is over: the worker was dropped, once.
+    /// Checks that the one worker was dropped, once.
     pub(crate) fn check_end(&self) {
         self.check_end_of(1);
     }
 
-    /// Whether all is over: each of so many workers was dropped, once.
+    /// Checks that exactly this many workers were dropped.
     pub(crate) fn check_end_of(&self, workers: u32) {
         assert_eq!(self.log().gone, workers, "a worker is still there, or there were others");
     }
@@ -426,12 +429,13 @@ pub(crate) fn is_panic(outcome: &Outcome) -> bool {
     matches!(outcome, Err(TenoriteError::FetchFailure(FetchReason::Panicked(_))))
 }
 
-/// Polls once, for somebody who does not want to be woken.
+/// Polls once, without being woken.
 pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Neither tool has a task that can panic without failing: so whoever drives the service catches it.
+/// Catches a panic of the service's task: in neither tool can a task panic without failing the
+/// test.
 pub(crate) fn end_of(run: impl FnOnce() -> Worker) -> Option<Worker> {
     crate::panics::catch(run).ok()
 }
