@@ -1,6 +1,7 @@
-//! Two or three threads, in every order. Each model is one thing that can happen beside another.
+//! Checks two or three threads in every order. Each model lets a few things happen at the same
+//! time.
 //!
-//! The main thread is one of them: it calls, fires events, or lets go.
+//! The main thread is one of the threads: it calls, fires events, or drops callers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -17,14 +18,14 @@ use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
 use crate::status::StopReason;
 
-/// Every interleaving with up to so many switches away from a thread that could have gone on.
+/// Tries every interleaving with at most this many preemptions of a thread that could continue.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(check);
 }
 
-/// The task, on a thread of its own. `None` if it panicked.
+/// Runs the service's task on its own thread. Yields `None` if it panicked.
 fn drive(driver: Driver<Worker>) -> JoinHandle<Option<Worker>> {
     thread::spawn(move || end_of(|| block_on(driver)))
 }
@@ -33,13 +34,13 @@ fn call(caller: &Caller, ask: Ask) -> Outcome {
     block_on(caller.send_request(ask))
 }
 
-/// A caller on a thread of its own, gone when its call has ended.
+/// Calls on another thread, which drops its caller when the call has ended.
 fn call_there(caller: &Caller, ask: Ask) -> JoinHandle<Outcome> {
     let caller = caller.clone();
     thread::spawn(move || call(&caller, ask))
 }
 
-/// Drops the last caller, and takes the worker back.
+/// Drops the last caller, and checks that the worker is handed back.
 fn hand_back(caller: Caller, task: JoinHandle<Option<Worker>>) {
     let stats = caller.stats();
     assert_eq!((stats.queued, stats.waiting_for_room), (0, 0));
@@ -113,7 +114,8 @@ fn a_handler_that_wakes_itself_in_its_poll() {
     });
 }
 
-/// The second call may find the future parked and notified before the task does, and leaves it alone.
+/// The second call may find the future parked and notified before the task does. It must leave it
+/// to the task.
 #[test]
 fn a_caller_and_the_task_meet_at_a_future_that_was_woken() {
     model(3, || {
@@ -131,7 +133,7 @@ fn a_caller_and_the_task_meet_at_a_future_that_was_woken() {
     });
 }
 
-/// The worker is left with work, which the task serves, whichever comes first.
+/// The worker has a queued request, which the task serves whichever of the two comes first.
 #[test]
 fn a_caller_and_the_task_meet_at_a_worker_that_is_ready() {
     model(2, || {
@@ -147,7 +149,7 @@ fn a_caller_and_the_task_meet_at_a_worker_that_is_ready() {
     });
 }
 
-/// Its waker stood in a list that ends with the caller's own business.
+/// The waker was in a list that is dropped together with what the caller was doing.
 #[test]
 fn a_wake_that_its_scheduler_loses() {
     model(2, || {
@@ -165,7 +167,7 @@ fn a_wake_that_its_scheduler_loses() {
     });
 }
 
-/// Wakers that are kept fire once more while the next handler runs or waits.
+/// A waker that was kept fires again while the next handler runs or waits.
 #[test]
 fn a_late_second_wake_and_the_next_handler() {
     model(2, || {
@@ -214,7 +216,7 @@ fn a_call_that_leaves_while_its_handler_waits() {
         let task = drive(driver);
         let leaving = thread::spawn(move || drop(first));
         event.fire();
-        // It runs to its end all the same, and then this one.
+        // Its handler still runs to its end, and then this one runs.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         leaving.join().unwrap();
         assert_eq!(seen.started(), [1, 2]);
@@ -264,7 +266,7 @@ fn a_stop_while_a_handler_waits_and_another_request_queues() {
         let theirs = caller.clone();
         let stopping = thread::spawn(move || theirs.stop());
         event.fire();
-        // Both were accepted.
+        // Both were accepted before the stop.
         assert_eq!(block_on(first), Ok(1));
         assert_eq!(block_on(queued), Ok(2));
         stopping.join().unwrap();
@@ -297,7 +299,8 @@ fn the_last_caller_goes_while_a_weak_one_comes() {
         let weak = caller.downgrade();
         let upgrading = thread::spawn(move || weak.upgrade().map(|caller| call(&caller, Ask::Ready(1))));
         drop(caller);
-        // Whoever got a caller is served: nobody can have shut the door before it went.
+        // A successful upgrade is served: the service cannot have stopped accepting calls before
+        // that caller was dropped.
         assert!(matches!(upgrading.join().unwrap(), None | Some(Ok(1))));
         assert!(task.join().unwrap().is_some());
         seen.check_end();
@@ -333,7 +336,7 @@ fn an_abort_and_a_handler_that_waits() {
     });
 }
 
-/// One runs, the other queues behind it, and the task that would serve that is gone.
+/// The task that would serve the queued request is gone.
 #[test]
 fn an_abort_while_one_runs_and_another_queues() {
     model(3, || {
@@ -389,11 +392,11 @@ fn a_worker_that_falls_and_one_who_queues_behind_it() {
         let Model { caller, driver, seen } = start_restarting(2);
         let task = drive(driver);
         let other = call_there(&caller, Ask::Panic(1));
-        // Whenever it comes, it is served: by this worker or by the next.
+        // It is served whenever it arrives, by this worker or by the next.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         assert!(is_panic(&other.join().unwrap()));
         drop(caller);
-        // The one that fell, and, unless nothing was left to do, the next.
+        // The failed worker and the next one. There is no next one if nothing was left to do.
         let is_there = task.join().unwrap().is_some();
         let stopped_without = !is_there;
         seen.check_end_of(if stopped_without { 1 } else { 2 });
@@ -411,7 +414,8 @@ fn a_restart_and_a_call() {
         assert_eq!(other.join().unwrap(), Ok(1));
         drop(caller);
         assert!(task.join().unwrap().is_some());
-        // Asked for before the first worker was let in it is one, and otherwise there are two; each was dropped once.
+        // One worker if the restart came before the first one was placed, two otherwise. Each is
+        // dropped once.
         assert!(matches!(seen.gone(), 1 | 2));
     });
 }
@@ -489,7 +493,7 @@ fn a_panic_and_an_abort() {
         drop(driver);
         let outcome = other.join().unwrap();
         seen.check(1, &outcome);
-        // What the call was told and what the service has ended in agree.
+        // What the call got agrees with the reason why the service ended.
         let reason = block_on(caller.stopped());
         assert_eq!(is_panic(&outcome), matches!(reason, StopReason::Panicked(_)), "{outcome:?}, {reason:?}");
         assert!(outcome == Err(lost()) || outcome == Err(stopped()) || is_panic(&outcome));
@@ -497,7 +501,7 @@ fn a_panic_and_an_abort() {
     });
 }
 
-/// Who waits for room moves up when the one before him leaves, though nobody polls him.
+/// A call that waits for capacity moves up when the queued one leaves, without being polled.
 #[test]
 fn one_who_waits_for_room_moves_up() {
     model(3, || {
@@ -510,7 +514,7 @@ fn one_who_waits_for_room_moves_up() {
         assert!(poll_once(&mut queued).is_pending() && poll_once(&mut waiting).is_pending());
         let task = drive(driver);
         let leaving = thread::spawn(move || drop(queued));
-        // While the handler still waits: by nobody but the one who leaves.
+        // The handler still waits, so only the call that leaves can have made it move up.
         assert_eq!(block_on(waiting), Ok(()));
         event.fire();
         assert_eq!(block_on(first), Ok(1));
@@ -563,7 +567,7 @@ fn no_wait_and_one_who_makes_room() {
     });
 }
 
-/// Before there is a worker.
+/// Both come before there is a worker.
 #[test]
 fn a_call_and_a_stop_before_the_worker_is_there() {
     model(3, || {
@@ -612,7 +616,7 @@ fn one_who_waits_for_the_end() {
     });
 }
 
-/// It does not run on the thread that sends it.
+/// A cast never runs on the thread that sends it.
 #[test]
 fn a_cast_from_another_thread_and_a_call() {
     model(3, || {
@@ -623,14 +627,14 @@ fn a_cast_from_another_thread_and_a_call() {
         let casting = thread::spawn(move || theirs.send_request(Ask::Fire(1, fires)).try_cast());
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         assert_eq!(casting.join().unwrap(), Ok(()));
-        // While the caller is there: the end of the service does not have to come for it to run.
+        // Before the caller is dropped: the cast runs without the end of the service.
         block_on(event.wait());
         hand_back(caller, task);
         seen.check_end();
     });
 }
 
-/// A caller lets go of the worker, which the task does not serve any more, while a cast is queued.
+/// A caller releases the worker, which no task serves any more, while a cast is queued.
 #[test]
 fn an_abort_while_one_runs_and_a_cast_comes() {
     model(3, || {
@@ -648,7 +652,7 @@ fn an_abort_while_one_runs_and_a_cast_comes() {
     });
 }
 
-/// What a sender was told of an answer, and what its caller got.
+/// Checks that what the sender of a reply saw agrees with what the call got.
 fn check_owed(sent: Option<(u32, bool)>, outcome: &Outcome) {
     match sent {
         Some((id, true)) => assert_eq!(*outcome, Ok(id), "the sender was told that it had arrived"),
@@ -682,7 +686,7 @@ fn an_answer_that_is_owed_and_a_restart() {
         let post = Post::new();
         let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post)));
         assert!(poll_once(&mut first).is_pending());
-        // By then the first has run: the restart is not over before.
+        // The first has run when this returns, so the restart cannot be over before that.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         assert!(caller.restart());
         let sending = thread::spawn(move || post.send());
@@ -712,7 +716,8 @@ fn an_answer_that_is_owed_and_an_abort() {
     });
 }
 
-/// The handler runs on the thread of its caller when the task goes. The answer comes after the end.
+/// The handler runs on its caller's thread while the task is dropped. The reply is sent after the
+/// end.
 #[test]
 fn an_abort_while_a_caller_runs_what_answers_later() {
     model(3, || {
@@ -727,7 +732,7 @@ fn an_abort_while_a_caller_runs_what_answers_later() {
     });
 }
 
-/// The call, the end of the service and the answer all come to one slot.
+/// The call, the end of the service and the reply all meet at one slot.
 #[test]
 fn an_answer_that_is_owed_an_abort_and_a_caller_that_leaves() {
     model(3, || {
@@ -744,7 +749,8 @@ fn an_answer_that_is_owed_an_abort_and_a_caller_that_leaves() {
     });
 }
 
-/// The worker comes back with the reply that it has kept, and nobody has to drop it.
+/// The worker is handed back with the reply that it kept. The call ends although that is not
+/// dropped.
 #[test]
 fn what_a_worker_owes_ends_when_it_is_handed_back() {
     model(3, || {
@@ -769,7 +775,7 @@ fn what_a_worker_owes_ends_when_it_is_replaced() {
         let task = drive(driver);
         let mut first = caller.send_request(Ask::Owe(1));
         assert!(poll_once(&mut first).is_pending());
-        // By then the first has run: the restart is not over before.
+        // The first has run when this returns, so the restart cannot be over before that.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         let theirs = caller.clone();
         let restarting = thread::spawn(move || theirs.restart());
@@ -885,7 +891,7 @@ fn an_abort_and_a_task_that_answers() {
         drop(driver);
         let outcome = other.join().unwrap();
         seen.check(1, &outcome);
-        // Nothing has driven the task: its call ends all the same, and it does not run later.
+        // Nothing has polled the task: its call ends all the same, and it does not run later.
         assert!(outcome == Err(lost()) || outcome == Err(stopped()));
         run_tasks(&runtime);
         assert!(!has_run.load(SeqCst));
