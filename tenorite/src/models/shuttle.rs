@@ -1,6 +1,7 @@
-//! More threads, in orders picked by chance: each scenario in 20,000 of them, or as many as `SCHEDULES` says.
+//! Checks more threads in random orders: each scenario in 20,000 schedules, or as many as
+//! `SCHEDULES` says.
 //!
-//! A failure prints the schedule that led to it, which `shuttle::replay` takes.
+//! A failure prints its schedule, which `shuttle::replay` takes.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -24,8 +25,9 @@ use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
 use crate::status::StopReason;
 
-/// Half of the schedules switch anywhere, the other half at a few places only, which finds other things (Burckhardt, Kothari,
-/// Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding bugs", 2010).
+/// Runs a scenario under many schedules. Half of them switch anywhere. The other half switch at a
+/// few places only, which finds other bugs (Burckhardt, Kothari, Musuvathi, Nagarakatte, "A
+/// randomized scheduler with probabilistic guarantees of finding bugs", 2010).
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let schedules = std::env::var("SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(20_000);
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
@@ -40,7 +42,8 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     Runner::new(PctScheduler::new_from_seed(seed, 3, schedules / 2), config()).run(move || scenario());
 }
 
-/// The task, on a thread of its own, until it ends or is aborted. `None` if it did not hand its worker back.
+/// Runs the service's task on its own thread until it ends or is aborted. Yields `None` if it did
+/// not hand its worker back.
 fn drive(driver: Driver<Worker>, abort: &Arc<Event>) -> JoinHandle<Option<Worker>> {
     let abort = Arc::clone(abort);
     thread::spawn(move || {
@@ -63,38 +66,38 @@ fn drive(driver: Driver<Worker>, abort: &Arc<Event>) -> JoinHandle<Option<Worker
     })
 }
 
-/// What callers ask for.
+/// Selects what callers ask for.
 #[derive(Clone, Copy)]
 enum What {
     Ready,
     Wait,
     Yield,
-    /// Any of these.
+    /// Any of the above.
     Mixed,
-    /// Those, and now and then a panic.
+    /// Like `Mixed`, with an occasional panic.
     MixedWithPanics,
-    /// Those, and now and then a handler that stops its own service.
+    /// Like `Mixed`, with an occasional handler that stops its own service.
     MixedWithStops,
 }
 
-/// What they do with their calls.
+/// Selects what callers do with their calls.
 #[derive(Clone, Copy)]
 enum How {
     Await,
-    /// Poll once, and drop.
+    /// Poll once, then drop.
     Leave,
-    /// Poll once, and forget.
+    /// Poll once, then forget.
     Forget,
     Cast,
     TryCast,
-    /// Any of these.
+    /// Any of the above.
     Mixed,
 }
 
-/// How it ends.
+/// Selects how the scenario ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The callers go.
+    /// All callers are dropped.
     LetGo,
     Stop,
     Abort,
@@ -137,10 +140,10 @@ fn ask(what: What, id: u32, event: &Arc<Event>, caller: &Caller) -> Ask {
     }
 }
 
-/// What a caller knows of a call in the end.
+/// What a caller knows about its call at the end.
 enum Known {
     Outcome(Outcome),
-    /// It was cast, and accepted.
+    /// The call was cast and accepted.
     Accepted,
     Nothing,
 }
@@ -180,7 +183,7 @@ fn call(caller: &Caller, ask: Ask, how: How) -> Known {
     }
 }
 
-/// Whether what callers know is true. `graceful`: nothing that was accepted may have been lost.
+/// Checks what callers know. `graceful` says that nothing accepted may have been lost.
 fn check(seen: &Seen, calls: &[Vec<(u32, Known)>], graceful: bool) {
     let started = seen.started();
     for calls in calls {
@@ -235,7 +238,7 @@ impl Scenario {
         if matches!(self.end, End::LetGo) {
             drop(status);
         } else {
-            // Others may be told of the end, as often as they ask.
+            // Every caller can wait for the end, any number of times.
             let reason = block_on(status.stopped());
             assert_eq!(block_on(status.stopped()), reason);
             assert!(reason != StopReason::CallersGone && reason != StopReason::Finished, "{reason:?}");
@@ -387,7 +390,7 @@ fn callers_of_a_worker_that_never_comes() {
     }
 }
 
-/// Workers that panic, or are asked to go, while callers with and without permits queue behind them.
+/// Workers panic or are asked to restart, while callers with and without permits are queued.
 #[test]
 fn workers_that_are_replaced_among_calls_and_permits() {
     explore(|| {
@@ -431,7 +434,7 @@ fn workers_that_are_replaced_among_calls_and_permits() {
         firing.join().unwrap();
         restarting.join().unwrap();
         for (id, known) in calls.iter().flatten() {
-            // Only who would not wait is refused: callers outlive their workers.
+            // Only calls that do not wait are refused, because callers outlive their workers.
             let refused = matches!(known, Known::Outcome(Err(TenoriteError::SendFailure(reason)))
                 if *reason != SendReason::Full);
             assert!(!refused, "{id}");
@@ -443,7 +446,7 @@ fn workers_that_are_replaced_among_calls_and_permits() {
     });
 }
 
-/// What becomes of a service among answers that are owed, and owned permits.
+/// Selects what happens to a service with owed replies and owned permits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owing {
     Stop,
@@ -497,7 +500,7 @@ impl Owing {
             }
             Self::Abort => abort.fire(),
         }
-        // Each ends, whether its answer is ever sent or not.
+        // Each call ends, whether its reply is ever sent or not.
         let outcomes: BTreeMap<_, _> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
         let redeemed = redeeming.join().unwrap();
         let mut sent = sending.join().unwrap();
@@ -524,7 +527,7 @@ impl Owing {
     }
 }
 
-/// Redeems the permit, by a call or a cast.
+/// Redeems the permit by a call or a cast.
 fn redeem(permit: OwnedPermit<Caller>, id: u32) -> Known {
     let call = permit.send_request(Ask::Yield(id));
     if thread_rng().gen_range(0..2) == 0 {
