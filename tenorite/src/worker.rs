@@ -216,8 +216,8 @@ type EndingOf<W> =
 /// Runs the service's task. If `detached` is this task's handle, the worker's output is dropped
 /// before the service has ended, and the task is cancelled without an output.
 ///
-/// `ending` is dropped after everything that belongs to the worker. It is the last argument, in
-/// case the future is never polled, and arguments outlive the body's own variables.
+/// `ending` is dropped after everything that belongs to the worker. If the future is never polled,
+/// it is dropped as the last argument. Otherwise the body's own variables are dropped before it.
 async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,

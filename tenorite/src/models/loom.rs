@@ -686,7 +686,7 @@ fn an_answer_that_is_owed_and_a_restart() {
         let post = Post::new();
         let mut first = caller.send_request(Ask::Post(1, Arc::clone(&post)));
         assert!(poll_once(&mut first).is_pending());
-        // The first has run when this returns, so the restart cannot be over before that.
+        // Requests run in order: the first has run when this returns. The restart comes later.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         assert!(caller.restart());
         let sending = thread::spawn(move || post.send());
@@ -775,7 +775,7 @@ fn what_a_worker_owes_ends_when_it_is_replaced() {
         let task = drive(driver);
         let mut first = caller.send_request(Ask::Owe(1));
         assert!(poll_once(&mut first).is_pending());
-        // The first has run when this returns, so the restart cannot be over before that.
+        // Requests run in order: the first has run when this returns. The restart comes later.
         assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
         let theirs = caller.clone();
         let restarting = thread::spawn(move || theirs.restart());
