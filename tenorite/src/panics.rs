@@ -88,8 +88,8 @@ thread_local! {
     static POLLED: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }
 
-/// Calls `poll`, which polls the worker behind `queue`. The calling code handles the worker's panics.
-/// Also returns whether [`defer_here`] was called meanwhile.
+/// Calls `poll`, which polls the worker behind `queue`. The calling code handles the worker's
+/// panics. Also returns whether [`defer_here`] was called meanwhile.
 pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> (T, bool) {
     /// Restores the previous value, also when unwinding.
     struct Restore((usize, bool));

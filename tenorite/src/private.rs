@@ -72,8 +72,8 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
     }
 }
 
-/// Runs a worker's requests one after the other, wherever it is polled. Its owner can look at the
-/// worker in between.
+/// Runs a worker's requests one after the other, each when its owner polls it. The owner can look
+/// at the worker in between.
 pub struct Runner<W: Dispatch> {
     /// `None` once a handler has panicked or was dropped while it ran, since the worker's state may
     /// be torn.
@@ -251,8 +251,8 @@ impl<T> ShowOpaque for &Field<'_, T> {
     }
 }
 
-/// Converts the error of an `init` into text: `(&Failure::<_,
-/// Self>::new(&output)).__tenorite_explain()` finds the first of the next two traits that applies.
+/// Converts the error of an `init` into text. The first of the next two traits that applies is
+/// found by `(&Failure::<_, Self>::new(&output)).__tenorite_explain()`.
 #[derive(Debug)]
 pub struct Failure<'a, T, W>(&'a T, PhantomData<fn() -> W>);
 

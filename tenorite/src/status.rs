@@ -127,8 +127,8 @@ impl StatusWatch {
         self.0.borrow().1.clone()
     }
 
-    /// Waits until the status has changed since a wait last returned it. Returns `None` once no other
-    /// status follows.
+    /// Waits until the status has changed since a wait last returned it. Returns `None` once no
+    /// other status follows.
     ///
     /// # Cancel safety
     ///
