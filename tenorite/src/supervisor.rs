@@ -63,7 +63,7 @@ pub enum Strategy {
 ///
 /// A service starts when it is added, so the order of the additions is the order of the starts.
 /// [`run_until`](Self::run_until) then supervises the services. When a worker fails, its service
-/// gets a new worker, and depending on the [`Strategy`] so do its neighbours. All callers stay
+/// gets a new worker, and depending on the [`Strategy`] so do others. All callers stay
 /// valid, and their queued requests stay queued. If workers fail more often than the [`Restart`]
 /// policy allows, the whole group stops. A group nested in another one then asks the outer group to
 /// restart it.
@@ -474,7 +474,7 @@ impl Supervisor {
         }
     }
 
-    /// Restarts a child that is down, and its neighbours with it.
+    /// Restarts a child that is down, and the others that the strategy selects.
     async fn restart_group(&mut self, child: usize, failure: Failure) -> Result<(), Failure> {
         let Some(delay) = self.restarts.after(&failure, Instant::now()) else { return Err(failure) };
         let affected: Vec<usize> = match self.strategy {

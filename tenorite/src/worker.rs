@@ -243,7 +243,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     }
 }
 
-/// Runs workers one after the other, mostly just one. Returns the last one's output or panic.
+/// Runs workers one after the other, mostly just one. Returns the last worker's output or panic.
 async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
