@@ -364,7 +364,7 @@ fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Ini
             if let Some(misfit) = types::misfits(&input.ty).first() {
                 match misfit {
                     Misfit::Borrow(tokens) => {
-                        errors.at(tokens, "a config cannot borrow: write an owned type, such as `String`")
+                        errors.at(tokens, "a config cannot borrow: write an owned type, such as `String`");
                     }
                     Misfit::ImplTrait(ty) => errors.at(ty, "the config must be a concrete type"),
                 }

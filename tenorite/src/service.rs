@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
+use crate::mailbox::options::ServiceOptions;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
-use crate::trace::WARN_AFTER;
 use crate::worker::{Configs, Start, TenoriteWorker};
 
 /// A kind of service: a name to start a worker under.
@@ -133,14 +133,8 @@ pub trait TenoriteService<
     fn builder(self) -> Builder<W, C> {
         Builder {
             timeout: None,
-            inline: Inline::Auto,
-            warn_after: WARN_AFTER,
-            is_timed: false,
-            idle: None,
             grace: Duration::from_secs(5),
-            drain_limit: None,
-            is_detached: false,
-            name: None,
+            options: ServiceOptions::default(),
             worker: PhantomData,
         }
     }
@@ -160,14 +154,8 @@ pub trait TenoriteService<
 #[must_use = "a builder starts nothing until one of its `start_…` methods is called"]
 pub struct Builder<W, C> {
     timeout: Option<Duration>,
-    inline: Inline,
-    warn_after: Duration,
-    is_timed: bool,
-    idle: Option<Duration>,
     grace: Duration,
-    drain_limit: Option<Duration>,
-    is_detached: bool,
-    name: Option<Arc<str>>,
+    options: ServiceOptions,
     worker: PhantomData<fn() -> (W, C)>,
 }
 
@@ -190,7 +178,7 @@ where
     ///
     /// A hand-written worker always runs on its task.
     pub fn inline(mut self, inline: Inline) -> Self {
-        self.inline = inline;
+        self.options.inline = inline;
         self
     }
 
@@ -199,7 +187,7 @@ where
     /// While a handler computes, nobody else on its thread gets a turn, and that thread may be its caller's. Of a
     /// derived service; and without the `tracing` feature nobody looks at the clock.
     pub fn warn_after(mut self, limit: Duration) -> Self {
-        self.warn_after = limit;
+        self.options.warn_after = limit;
         self
     }
 
@@ -216,7 +204,7 @@ where
     /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). It costs two looks at the clock a
     /// call; without it only handlers that have to wait are measured.
     pub fn measure_handlers(mut self) -> Self {
-        self.is_timed = true;
+        self.options.is_timed = true;
         self
     }
 
@@ -228,7 +216,7 @@ where
     ///
     /// Starting it panics in a runtime without timers.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
-        self.idle = Some(limit);
+        self.options.idle = Some(limit);
         self
     }
 
@@ -244,7 +232,7 @@ where
     /// [`stop_within`](TenoriteCaller::stop_within). There is no limit by default: accepted work is
     /// finished, what [`Reply::spawn`](crate::Reply::spawn) has started included.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
-        self.drain_limit = Some(limit);
+        self.options.drain_limit = Some(limit);
         self
     }
 
@@ -263,13 +251,13 @@ where
     /// # }
     /// ```
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = Some(name.into());
+        self.options.name = Some(name.into());
         self
     }
 
     /// As [`name`](Self::name), unless there is one.
     pub(crate) fn name_by_default(mut self, name: &str) -> Self {
-        self.name.get_or_insert_with(|| name.into());
+        self.options.name.get_or_insert_with(|| name.into());
         self
     }
 
@@ -376,16 +364,15 @@ where
             timer::assert_enabled(
                 "a service that can be restarted, by a `Restart` policy or by a `Supervisor`,",
             );
-        } else if self.idle.is_some() {
+        } else if self.options.idle.is_some() {
             timer::assert_enabled("a service with an `idle_timeout`");
         }
-        if self.drain_limit.is_some() {
+        if self.options.drain_limit.is_some() {
             timer::assert_enabled("a service with a `drain_limit`");
         }
-        let Self { timeout, inline, warn_after, is_timed, idle, drain_limit, is_detached, name, .. } = self;
+        let Self { timeout, options, .. } = self;
         let mut started = None;
-        let start =
-            Start { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, decider, name };
+        let start = Start { options: ServiceOptions { backlog, ..options }, decider };
         let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
             let configs = make(&caller);
@@ -406,7 +393,8 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        Self { is_detached: true, ..self }.launch(backlog, decider, make).1
+        let options = ServiceOptions { is_detached: true, ..self.options };
+        Self { options, ..self }.launch(backlog, decider, make).1
     }
 }
 
@@ -535,9 +523,9 @@ impl<W, C> fmt::Debug for Restarting<W, C> {
 impl<W, C> fmt::Debug for Builder<W, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
-            .field("name", &self.name)
+            .field("name", &self.options.name)
             .field("timeout", &self.timeout)
-            .field("inline", &self.inline)
+            .field("inline", &self.options.inline)
             .finish_non_exhaustive()
     }
 }

@@ -16,8 +16,8 @@ use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
-use crate::mailbox::cell::{self, MakeConfig, Opening};
-use crate::mailbox::inline::Inline;
+use crate::mailbox::cell::{self, MakeConfig};
+use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::TaskMailbox;
 use crate::names;
@@ -108,16 +108,8 @@ pub trait TenoriteWorker: 'static {
 
 /// Collects what a service is started with, besides its config.
 pub struct Start {
-    pub(crate) backlog: usize,
-    pub(crate) inline: Inline,
-    pub(crate) warn_after: Duration,
-    pub(crate) is_timed: bool,
-    pub(crate) idle: Option<Duration>,
-    pub(crate) drain_limit: Option<Duration>,
-    /// What the service would hand back is dropped.
-    pub(crate) is_detached: bool,
+    pub(crate) options: ServiceOptions,
     pub(crate) decider: Option<Box<dyn RestartDecider>>,
-    pub(crate) name: Option<Arc<str>>,
 }
 
 /// Holds the config of a service's first worker, and makes the configs of later ones.
@@ -128,7 +120,7 @@ pub struct Configs<Config> {
 
 impl fmt::Debug for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Start").field("backlog", &self.backlog).finish_non_exhaustive()
+        f.debug_struct("Start").field("backlog", &self.options.backlog).finish_non_exhaustive()
     }
 }
 
@@ -148,7 +140,8 @@ impl Start {
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
-        let Self { backlog, idle, drain_limit, is_detached, decider, name, .. } = self;
+        let Self { options, decider } = self;
+        let ServiceOptions { backlog, idle, drain_limit, is_detached, name, .. } = options;
         let runtime = Handle::current();
         let queue = Arc::new(Queue::new(backlog, names::of_type::<W>));
         queue.status.set_name(name, Arc::as_ptr(&queue).addr());
@@ -177,22 +170,10 @@ impl Start {
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
-        let Self { backlog, inline, warn_after, is_timed, idle, drain_limit, is_detached, decider, name } =
-            self;
+        let Self { options, decider } = self;
+        let (idle, is_detached) = (options.idle, options.is_detached);
         let handle = Handle::current();
-        let runtime = ServiceRuntime::of(&handle);
-        let (stops_idle, restarts) = (idle.is_some(), decider.is_some());
-        let (door, driver) = cell::open::<W>(Opening {
-            backlog,
-            runtime,
-            inline,
-            warn_after,
-            is_timed,
-            stops_idle,
-            restarts,
-            drain_limit,
-            name,
-        });
+        let (door, driver) = cell::open::<W>(options, ServiceRuntime::of(&handle), decider.is_some());
         let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, make_config, idle, decider);
         let spawned = driver.to_be_spawned();

@@ -29,6 +29,7 @@ pub(crate) mod abort;
 pub(crate) mod cell;
 pub(crate) mod function;
 pub(crate) mod inline;
+pub(crate) mod options;
 pub(crate) mod queue;
 pub(crate) mod task;
 

@@ -30,12 +30,12 @@ use crate::caller::TenoriteCaller;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
-use crate::mailbox::cell::{self, Dispatch, Driver, InlineSpace, Job, Opening, Step};
+use crate::mailbox::cell::{self, Dispatch, Driver, InlineSpace, Job, Step};
 use crate::mailbox::inline::Inline;
+use crate::mailbox::options::ServiceOptions;
 use crate::reply::Reply;
 use crate::restart::{Failure, Pause, RestartDecider, RestartDecision};
 use crate::sync::{Mutex, Witness};
-use crate::trace::WARN_AFTER;
 
 pub(crate) type Caller = TenoriteCaller<Ask, u32>;
 pub(crate) type Outcome = Result<u32, TenoriteError>;
@@ -337,24 +337,11 @@ pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
     Model { driver: model.driver.with(worker, None, None, None), ..model }
 }
 
-fn opening(backlog: usize, inline: Inline) -> Opening {
-    Opening {
-        backlog,
-        runtime: ServiceRuntime,
-        inline,
-        warn_after: WARN_AFTER,
-        is_timed: false,
-        stops_idle: false,
-        restarts: false,
-        drain_limit: None,
-        name: None,
-    }
-}
-
 /// Opens a service that accepts calls before it has a worker.
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
     let seen = Arc::new(Seen::default());
-    let (door, driver) = cell::open(opening(backlog, inline));
+    let (door, driver) =
+        cell::open(ServiceOptions { backlog, inline, ..ServiceOptions::default() }, ServiceRuntime, false);
     let worker = Worker::new(&seen);
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
@@ -371,7 +358,8 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
     }
 
     let seen = Arc::new(Seen::default());
-    let (door, driver) = cell::open(Opening { restarts: true, ..opening(backlog, Inline::Auto) });
+    let (door, driver) =
+        cell::open(ServiceOptions { backlog, ..ServiceOptions::default() }, ServiceRuntime, true);
     let made = Arc::clone(&seen);
     let make = move || Worker::new(&made);
     let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always)));

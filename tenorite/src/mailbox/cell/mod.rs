@@ -78,6 +78,7 @@ use self::storage::WorkerStorage;
 pub use self::storage::{InlineSpace, Job, NoInlineSpace, Space, Step};
 use super::Phase;
 use super::inline::{Inline, InlinePolicy};
+use super::options::ServiceOptions;
 use super::queue::Queue;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::method::{CallInfo, Method};
@@ -264,22 +265,6 @@ pub(crate) struct Core<W: Dispatch> {
     longest: AtomicU64,
 }
 
-/// What a service is opened with.
-pub(crate) struct Opening {
-    pub(crate) backlog: usize,
-    pub(crate) runtime: ServiceRuntime,
-    pub(crate) inline: Inline,
-    pub(crate) warn_after: Duration,
-    pub(crate) is_timed: bool,
-    /// Whether it stops when it is idle.
-    pub(crate) stops_idle: bool,
-    /// Whether there may be another worker after one that is gone.
-    pub(crate) restarts: bool,
-    /// How long a stop may take that was not asked for.
-    pub(crate) drain_limit: Option<Duration>,
-    pub(crate) name: Option<Arc<str>>,
-}
-
 /// What only the owner may touch.
 struct Owned<W: Dispatch> {
     storage: WorkerStorage<W>,
@@ -307,32 +292,39 @@ struct ParkedCall {
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
 /// A cell that has no worker yet: callers may come, and wait.
-pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(opening: Opening) -> (CellMailbox<W>, Driver<W>) {
-    let on_worker_exit = match opening.restarts {
+///
+/// `restarts`: another worker may follow one that has failed.
+pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
+    options: ServiceOptions,
+    runtime: ServiceRuntime,
+    restarts: bool,
+) -> (CellMailbox<W>, Driver<W>) {
+    let stops_idle = options.idle.is_some();
+    let on_worker_exit = match restarts {
         true => OnWorkerExit::Restart,
-        false if W::CLOSES || opening.stops_idle => OnWorkerExit::Hook,
+        false if W::CLOSES || stops_idle => OnWorkerExit::Hook,
         false => OnWorkerExit::End,
     };
     let core = Arc::new(Core {
         // Whether it is idle is asked under the lock, and so all that makes it busy goes there.
-        state: State::new(opening.inline != Inline::Auto || opening.stops_idle),
+        state: State::new(options.inline != Inline::Auto || stops_idle),
         owned: UnsafeCell::new(Owned { storage: WorkerStorage::new(), parked: None, panic: None }),
         witness: Witness::new(),
-        queue: Queue::new(opening.backlog, || W::NAME),
+        queue: Queue::new(options.backlog, || W::NAME),
         task: Once::new(),
         spawned: Once::new(),
-        runtime: opening.runtime,
-        inline: InlinePolicy::new(opening.inline),
-        watch: Watch::new(opening.warn_after),
+        runtime,
+        inline: InlinePolicy::new(options.inline),
+        watch: Watch::new(options.warn_after),
         on_worker_exit,
-        is_timed: opening.is_timed,
-        stops_idle: opening.stops_idle,
-        drain_limit: opening.drain_limit,
+        is_timed: options.is_timed,
+        stops_idle,
+        drain_limit: options.drain_limit,
         awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     });
-    core.queue.status.set_name(opening.name, core.node());
+    core.queue.status.set_name(options.name, core.node());
     (CellMailbox::new(Arc::clone(&core)), Driver::new(core))
 }
 

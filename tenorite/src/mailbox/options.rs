@@ -1,0 +1,42 @@
+//! What a service is started with, besides its config.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::inline::Inline;
+use crate::trace::WARN_AFTER;
+
+/// The options of a service, from its `Builder` to its mailbox.
+pub(crate) struct ServiceOptions {
+    /// How many accepted requests may wait. Set when the service is started.
+    pub(crate) backlog: usize,
+    /// Where handlers run.
+    pub(crate) inline: Inline,
+    /// How long a handler may hold its thread in one poll before a warning.
+    pub(crate) warn_after: Duration,
+    /// Measures each handler, and not only those that wait.
+    pub(crate) is_timed: bool,
+    /// How long the service may be idle before it stops.
+    pub(crate) idle: Option<Duration>,
+    /// How long a stop may take that was not requested.
+    pub(crate) drain_limit: Option<Duration>,
+    /// Drops what the service would hand back.
+    pub(crate) is_detached: bool,
+    /// The service's own name.
+    pub(crate) name: Option<Arc<str>>,
+}
+
+impl Default for ServiceOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 1,
+            inline: Inline::default(),
+            warn_after: WARN_AFTER,
+            is_timed: false,
+            idle: None,
+            drain_limit: None,
+            is_detached: false,
+            name: None,
+        }
+    }
+}
