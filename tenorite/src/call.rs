@@ -206,7 +206,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     /// If the call has been polled.
     #[track_caller]
     pub fn allow_cycle(mut self) -> Self {
-        self.ticket.assert_not_polled("allows_cycle");
+        self.ticket.assert_not_polled("allow_cycle");
         self.ticket.state.allows_cycle = true;
         self
     }
@@ -229,7 +229,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     /// If the call has been polled.
     #[track_caller]
     pub fn recover(mut self) -> Recover<Self> {
-        self.ticket.assert_not_polled("returning");
+        self.ticket.assert_not_polled("recover");
         self.ticket.state.terms.return_on_failure = true;
         Recover(self)
     }
@@ -555,7 +555,7 @@ impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
 
     #[track_caller]
     pub(crate) fn allow_cycle(&mut self) {
-        self.0.assert_not_polled("allows_cycle");
+        self.0.assert_not_polled("allow_cycle");
         self.0.state.allows_cycle = true;
     }
 
