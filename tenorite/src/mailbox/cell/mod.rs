@@ -1,13 +1,14 @@
-//! The delegation cell: a worker that is lent to whoever finds it idle.
+//! Runs a derived service in a cell: a worker that is lent to any call that finds it idle.
 //!
-//! The usual service has a task of its own, and a call to it costs two switches between tasks. Here a call that finds the
-//! worker idle *becomes* the worker for one request: it runs the handler in place and takes the reply with it. What it costs
-//! is two atomic operations, as with a mutex. If the handler has to wait, its future stays in the cell and the worker's own
-//! task drives it on; so a caller that goes away cancels nothing. If the worker is busy, the request is put into the
-//! [queue](mod@super::line), which the worker's task serves.
+//! The usual service has a task of its own, and a call to it costs two switches between tasks. Here
+//! a call that finds the worker idle *becomes* the worker for one request: it runs the handler in
+//! place and takes the reply with it. That costs two atomic operations, like a mutex. If the
+//! handler has to wait, its future stays in the cell and the service's own task drives it on, so
+//! dropping the call cancels nothing. If the worker is busy, the request is put into the
+//! [queue](mod@super::line), which the service's task serves.
 //!
-//! A caller's thread runs its own request and no other. A handler that another caller's thread ran would see that caller's
-//! surroundings, use its stack, and find the locks that it holds.
+//! A caller's thread runs its own request and no other. A handler that ran on the thread of another
+//! caller would see that caller's context, use its stack, and find the locks that it holds.
 //!
 //! # Who does what
 //!
@@ -15,39 +16,42 @@
 //!   a call                        the cell                         the task ([`Driver`])
 //!   idle? claim, run ──ready────► reply, release
 //!              └────────pending─► park, reply to a slot ──woken──► claim, poll, answer the slot
-//!   busy? queue ────────────────► served from the front ─────────────────► claim, run, answer the slot
+//!   busy? queue ────────────────► served from the front ─────────► claim, run, answer the slot
 //!   cast? queue ────────────────►
 //! ```
 //!
-//! - [`state`]: who owns the worker. All transitions (T1 to T10) and the invariants I1 to I4.
-//! - [`seat`]: the worker and its handler's future, as raw memory.
-//! - here: what is done at each transition; [`Owner`] is the right to do it.
+//! - [`state`]: who owns the worker. All transitions (T1 to T11) and the invariants I1 to I4.
+//! - [`storage`]: the worker and its handler's future, as raw memory.
+//! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
-//! # Invariants, besides those of the word
+//! # Invariants, besides those of the state word
 //!
 //! - I5: No user code runs under the lock: no handler, no `Drop`, no waker.
 //! - I6: A request has one slot and one end. Whether it was started is decided under the lock.
-//! - I7: The worker is gone before the cell is: the cell's `Drop` finds it dead. It is dropped by its last owner, or handed
-//!   back.
-//! - I8: A future is live in the seat only while the word says `RUN` or `PARKED`.
+//! - I7: The worker is gone before the cell is: the cell's `Drop` finds the word `DEAD`. The last
+//!   owner drops the worker or hands it back.
+//! - I8: A future is live in the storage only while the word says `RUN` or `PARKED`.
 //!
-//! # What happens when somebody leaves
+//! # What happens when a party leaves
 //!
-//! | who leaves | when | what follows |
+//! | what leaves | when | what follows |
 //! |---|---|---|
-//! | a call | it stands in line | its request leaves the line |
+//! | a call | its request is queued | the request leaves the queue |
 //! | | its handler runs or waits | the handler goes on, its reply is dropped |
-//! | the last caller | | the door shuts; the task drains the line, and hands the worker back (T7, T8) |
-//! | the task (abort, runtime shut down) | the worker is idle or parked | the task's `Drop` takes and drops it (T9) |
-//! | | a caller runs a handler | that caller drops it when the handler returns or waits (T9) |
-//! | a handler, by a panic | | its call is answered, then the rest as in T9; the task panics on (T10) |
-//! | | there is a hook, or another worker is to follow | its call is answered, and the task takes the worker out (T11): see [`life`] |
+//! | the last caller | | no new calls; the task drains the queue, hands the worker back (T7, T8) |
+//! | the task (abort, shutdown) | the worker is idle or parked | its `Drop` drops the worker (T9) |
+//! | | a caller runs a handler | that caller drops the worker once it returns or waits (T9) |
+//! | a handler, by a panic | | its call is answered; then as in T9; the task panics on (T10) |
+//! | | a hook or worker is to follow | its call is answered; the task takes the worker out (T11) |
+//!
+//! What follows T11 is in [`lifecycle`].
 //!
 //! # Drops
 //!
-//! An owner that ends a service shuts the door first, drops the handler's future, answers its call, drops the worker,
-//! answers the line, and says last that the service is gone. All of it on the thread that had the worker, which may be a
-//! caller's: waiting for another thread could wait for ever.
+//! An owner that ends a service stops accepting calls first, drops the handler's future, answers
+//! its call, drops the worker, and answers the queue. It reports last that the service has ended.
+//! All of this happens on the thread that owned the worker, which may be a caller's: waiting for
+//! another thread could block forever.
 
 mod mailbox;
 mod driver;
@@ -110,51 +114,54 @@ use crate::trace::{self, Span, Watch};
 ///
 ///     fn method(request: &StoreRequest) -> &'static Method { … }
 ///
-///     fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, StoreRequest, StoreResponse>) -> Step<'j> {
+///     fn dispatch<'w, 'j>(
+///         &'w mut self,
+///         mut job: Job<'w, 'j, StoreRequest, StoreResponse>,
+///     ) -> Step<'j> {
 ///         match job.request() {
 ///             StoreRequest::Get { key } => job.reply(StoreResponse::Get(Self::get(self, &key))),
-///             StoreRequest::Delete { key } => {
-///                 job.run(move || async move { StoreResponse::Delete(Self::delete(self, &key).await) })
-///             }
+///             StoreRequest::Delete { key } => job.run(move || async move {
+///                 StoreResponse::Delete(Self::delete(self, &key).await)
+///             }),
 ///         }
 ///     }
 /// }
 /// ```
 pub trait Dispatch: Send + Sized + 'static {
-    /// What can be asked.
+    /// The type of its requests.
     type Request: Send + 'static;
-    /// What is answered.
+    /// The type of its responses.
     type Response: Send + 'static;
-    /// Where the futures of async methods are placed.
+    /// The memory that the futures of async methods are placed in.
     type Space: Space;
     /// What the worker is made of.
     type Config: 'static;
     /// What the service's `JoinHandle` yields: the worker, or what its `init` returns.
     type Output: Opened<Self> + 'static;
 
-    /// What the service is called.
+    /// The name of the service.
     const NAME: &'static str;
-    /// Whether there is a method that may answer after it has returned.
+    /// Whether any method may answer after it has returned.
     const ANSWERS_LATER: bool = false;
     /// Whether [`begin`](Self::begin) does anything.
     const BEGINS: bool = false;
-    /// Whether [`close`](Self::close) does.
+    /// Whether [`close`](Self::close) does anything.
     const CLOSES: bool = false;
 
-    /// Which method a request asks for.
+    /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;
 
     /// Runs the method that the job's request asks for.
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
 
-    /// The worker, if nothing has to be done to make it.
+    /// Returns the worker, if nothing has to be done to make it.
     ///
     /// # Errors
     ///
-    /// Gives the config back if it has to be [opened](Self::open).
+    /// Gives the config back if the worker has to be [opened](Self::open).
     fn ready(config: Self::Config) -> Result<Self, Self::Config>;
 
-    /// Makes the worker. The error is what the service ends in then.
+    /// Makes the worker. On failure the error is the output of the service.
     fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
         let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
         async move { Ok(worker.expect("the worker is made before it is opened")) }
@@ -165,12 +172,12 @@ pub trait Dispatch: Send + Sized + 'static {
         Self::Output::failure_name().to_owned()
     }
 
-    /// Before the first request.
+    /// Runs before the first request.
     fn begin(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// After the last request.
+    /// Runs after the last request.
     fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -182,17 +189,17 @@ pub trait Dispatch: Send + Sized + 'static {
     label = "neither `{W}` nor a `Result` of it"
 )]
 pub trait Opened<W>: Sized {
-    /// The worker.
+    /// Returns the worker.
     ///
     /// # Errors
     ///
-    /// What the service ends in without one.
+    /// Returns the output of the service if `init` made no worker.
     fn opened(self) -> Result<W, Self>;
 
-    /// What a service ends in that hands its worker back.
+    /// Returns the output of a service that hands its worker back.
     fn hand_back(worker: W) -> Self;
 
-    /// Returns the name of the type of what it fails with.
+    /// Returns the name of the type of the error, or of the worker if there is none.
     fn failure_name() -> &'static str;
 }
 
@@ -224,12 +231,12 @@ impl<W, E> Opened<W> for Result<W, E> {
     }
 }
 
-/// What follows when a worker's time is over, but for its task.
+/// What follows the end of a worker whose task is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnWorkerExit {
-    /// Nothing: whoever sees it ends the service.
+    /// Nothing: the owner that notices the end ends the service.
     End,
-    /// Its hook. The door is shut.
+    /// Its hook. No new calls are accepted.
     Hook,
     /// Its hook, and another worker.
     Restart,
@@ -244,23 +251,24 @@ pub(crate) struct Core<W: Dispatch> {
     owned: UnsafeCell<Owned<W>>,
     witness: Witness,
     queue: Queue<W::Request, W::Response, Infallible>,
-    /// The task's waker, from its first poll on. Until then the task need not be woken: its first poll is to come.
+    /// The task's waker, set at its first poll. Before that it needs no wake: its first poll is to
+    /// come.
     task: Once<Waker>,
-    /// The task, for those who end it. Set when it has been spawned.
+    /// Aborts the task. Set once the task has been spawned.
     spawned: Once<AbortHandle>,
     runtime: ServiceRuntime,
     inline: InlinePolicy,
     watch: Watch,
     on_worker_exit: OnWorkerExit,
-    /// Whether each handler is timed, or only those that wait.
+    /// Whether every handler is timed, or only those that wait.
     is_timed: bool,
-    /// Whether it stops when it is idle.
+    /// Whether the service stops when it is idle.
     stops_idle: bool,
     drain_limit: Option<Duration>,
-    /// A parked handler awaits the end of this very service. A stop has it looked at again.
+    /// Whether a parked handler awaits the end of its own service. A stop then has it polled again.
     awaits_own_end: AtomicBool,
-    /// How many handlers came to their end; and the longest of those that were timed, in nanoseconds. Written by the owner
-    /// alone, and ordered by nothing: they are looked at.
+    /// How many handlers have completed; and the longest of those that were timed, in nanoseconds.
+    /// Only the owner writes them. They are statistics, so they need no ordering.
     replied: AtomicU64,
     longest: AtomicU64,
 }
@@ -268,30 +276,32 @@ pub(crate) struct Core<W: Dispatch> {
 /// What only the owner may touch.
 struct Owned<W: Dispatch> {
     storage: WorkerStorage<W>,
-    /// While a handler waits: whom it serves.
+    /// The call that a parked handler serves.
     parked: Option<ParkedCall>,
-    /// What the `JoinHandle` is to hear.
+    /// The payload that the task is to panic with.
     panic: Option<Payload>,
 }
 
-/// Whom a handler serves that waits.
+/// The call of a handler that waits.
 struct ParkedCall {
-    /// Where its reply belongs. `None` if it was cast.
+    /// The slot for its reply. `None` if the request was cast.
     slot: Option<usize>,
     served: CallInfo,
-    /// Where its call was made.
+    /// The span that the call was made in.
     span: Span,
-    /// When it was first seen to wait.
+    /// When the handler was first seen to wait.
     since: Instant,
 }
 
-// SAFETY: `owned` is touched only through an `Owner`, of which there is one at a time: it is made at a transition to `RUN`,
-// which acquires, and gone at the one from it, which releases (I1). So the owned parts move from thread to thread like
-// a message: all of them are `Send` (`W` by `Dispatch`, futures by `Job::run`, replies and payloads), and nothing of them is
-// shared.
+// SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
+// `RUN` makes it and acquires, the transition away ends it and releases (I1). Besides, the task, or
+// the thread that creates it, reaches it where no other thread can claim the worker: while the word
+// says `HELD` (`place`) or `DEAD` (`dead`). So its parts move between threads like a message and
+// are never shared. All of them are `Send`: `W` by `Dispatch`, futures by `Job::run`, replies, and
+// payloads.
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
-/// A cell that has no worker yet: callers may come, and wait.
+/// Creates a cell without a worker. Calls that are made already wait in the queue.
 ///
 /// `restarts`: another worker may follow one that has failed.
 pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
@@ -306,7 +316,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         false => OnWorkerExit::End,
     };
     let core = Arc::new(Core {
-        // Whether it is idle is asked under the lock, and so all that makes it busy goes there.
+        // Idleness is judged under the lock, so every claim has to take the lock as well.
         state: State::new(options.inline != Inline::Auto || stops_idle),
         owned: UnsafeCell::new(Owned { storage: WorkerStorage::new(), parked: None, panic: None }),
         witness: Witness::new(),
@@ -328,22 +338,22 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     (CellMailbox::new(Arc::clone(&core)), Driver::new(core))
 }
 
-/// Whether this method may answer after it has returned. Of services without any it is not asked.
+/// Returns whether this method may answer after it returns. Always `false` if no method may.
 #[inline(always)]
 fn answers_later<W: Dispatch>(method: &'static Method) -> bool {
     W::ANSWERS_LATER && method.answers_later()
 }
 
 impl<W: Dispatch> Core<W> {
-    /// Which service this is, to those who look who waits for whom.
+    /// Returns the service's node in the graph of waiting handlers.
     fn node(&self) -> Node {
         std::ptr::from_ref(self).addr()
     }
 
-    /// Returns why a call has no reply whose handler panicked.
+    /// Returns why a call whose handler panicked has no reply.
     ///
-    /// A handler on a caller's thread may find its runtime shut down under it. Its timers and sockets
-    /// panic then, which is no fault of the handler's.
+    /// A handler on a caller's thread may find its runtime shut down under it. Its timers and
+    /// sockets panic then, which is not the handler's fault.
     #[cold]
     fn why_panicked(&self, payload: &Payload) -> FetchReason {
         if self.state.is_aborted() || self.runtime.is_shut_down() {
@@ -353,28 +363,28 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// The task has something to do.
+    /// Wakes the task, which has something to do.
     fn wake_task(&self) {
         if let Some(waker) = self.task.get() {
             waker.wake_by_ref();
         }
     }
 
-    /// T4. A handler's waker has fired.
+    /// T4. Records that a handler's waker has fired.
     fn notify(&self) {
         if self.state.notify() {
             self.wake_task();
         }
     }
 
-    /// A clone of a handler's waker is gone: see [`waker`].
+    /// Records that a clone of a handler's waker was dropped: see [`waker`].
     fn notify_if_parked(&self) {
         if self.state.notify_if_parked() {
             self.wake_task();
         }
     }
 
-    /// T7. Only the first reason counts.
+    /// T7. Stops accepting new calls. Only the first reason counts.
     fn close(&self, reason: StopReason) {
         let wake = self.queue.step(None, |line, after| {
             line.close(reason, &SendReason::Stopped, after);
@@ -384,13 +394,14 @@ impl<W: Dispatch> Core<W> {
         if wake {
             self.wake_task();
         }
-        // Deferred `CLOSING` was set, by a read-modify-write, as the parking is: one of the two sees the other.
+        // The flag is read after `CLOSING` was set. Setting it and parking are both
+        // read-modify-writes of the state word, so at least one of the two threads sees the other.
         if self.awaits_own_end.load(Ordering::Acquire) {
             self.notify_if_parked();
         }
     }
 
-    /// Asks for another worker. Not if the door is shut: then what is there is served to the end.
+    /// Asks for another worker, unless the service is closed: then this one serves what is queued.
     fn ask_for_restart(&self) {
         let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.state.ask_for_restart());
         if wake {
@@ -398,21 +409,21 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// A handler panicked that served a call which was made in this span, or in the current one.
+    /// Reports a handler's panic in the span that its call was made in, or in the current span.
     fn tell_panic(&self, served: CallInfo, span: Option<&Span>, reason: &FetchReason, payload: &Payload) {
         if matches!(reason, FetchReason::Panicked(_)) {
             trace::panicked(&self.queue.status, span, Some(served.method.name()), payload);
         }
     }
 
-    /// A handler came to its end. By the owner alone: so no read-modify-write is needed.
+    /// Counts a completed handler. Only the owner calls this, so no read-modify-write is needed.
     #[inline]
     fn count_reply(&self) {
         let replied = self.replied.load(Relaxed);
         self.replied.store(replied.wrapping_add(1), Relaxed);
     }
 
-    /// A handler took so long. By the owner alone.
+    /// Records how long a handler took. Only the owner calls this.
     #[cold]
     fn took(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -421,8 +432,8 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// Returns the reply of a handler that has completed, with the slot that it belongs to. `None` if no
-    /// call waits for it, or if it came too late for one.
+    /// Returns the reply of a completed handler with the slot that it belongs to. Returns `None` if
+    /// no call waits for it, or if the call's deadline has passed.
     fn finished(
         &self,
         slot: Option<usize>,
@@ -441,14 +452,13 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// Returns whether a reply that is there now comes after its call's deadline. The clock is looked
-    /// at only if there is one.
+    /// Returns whether a reply given now is too late. Reads the clock only if there is a deadline.
     #[inline]
     fn is_late(&self, served: CallInfo, context: RuntimeContext) -> bool {
         served.deadline.is_some_and(|deadline| deadline <= self.runtime.now(context))
     }
 
-    /// Whose reply it is gets it, if he still wants it.
+    /// Delivers the reply, or drops it if the caller is gone.
     fn answer(&self, slot: Option<usize>, reply: Answered<W>) {
         let undelivered = match slot {
             Some(slot) => self.queue.answer_slot(slot, reply).err(),
@@ -458,7 +468,7 @@ impl<W: Dispatch> Core<W> {
     }
 }
 
-/// For those who answer later.
+/// Serves methods that answer after they have returned.
 impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer(&self, slot: usize, reply: Answered<W>) -> Result<(), Answered<W>> {
         self.queue.used(|| now_in(self.runtime.handle()));
@@ -502,7 +512,7 @@ impl<W: Dispatch> Tasks for Core<W> {
     }
 
     fn ended(&self, number: u64) {
-        // As for T7: the service's task may wait for nothing else.
+        // Uses the transition of T7: the service's task may wait for nothing else.
         let wake = self.queue.step(None, |line, _| line.task_ended(number) && self.state.close());
         self.queue.used(|| now_in(self.runtime.handle()));
         if wake {
@@ -513,10 +523,11 @@ impl<W: Dispatch> Tasks for Core<W> {
 
 impl<W: Dispatch> Drop for Core<W> {
     fn drop(&mut self) {
-        // I7: otherwise a worker that holds callers would drop the next service's from in here, and that one the next's.
+        // I7: a worker dropped in here may hold the last caller of another service. It would drop
+        // that service's worker from in here, and that one the next.
         #[cfg(debug_assertions)]
         debug_assert!(self.state.is_dead() || std::thread::panicking(), "the worker is gone before its cell");
-        // That of a panic whose task was never polled again.
+        // The payload of a panic is still here if the task was not polled again.
         if let Some(payload) = self.owned.get_mut().panic.take() {
             panics::discard(payload);
         }
@@ -525,7 +536,7 @@ impl<W: Dispatch> Drop for Core<W> {
 
 impl<W: Dispatch> fmt::Debug for Core<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of what is owned nothing, not even whether it is there.
+        // Reading `owned`, even whether a worker is there, takes a claim.
         f.debug_struct("Core").field("word", &self.state.describe()).finish_non_exhaustive()
     }
 }
