@@ -1,10 +1,12 @@
-//! Where the worker sits, and the future of the handler that borrows it.
+//! Stores the worker, and the future of the handler that borrows it.
 //!
-//! Raw memory, and nothing of the protocol: who may use it is the [state word](super::state)'s affair.
+//! This is raw memory without a protocol: the [state word](super::state) decides which thread may
+//! use it.
 //!
-//! The future's type is known only where it is made (see [`Job::run`]); here it is bytes and a table of two functions. It
-//! lies in a small space inside the seat, or, if it is larger, in a buffer that is kept for the next. So an async handler
-//! costs an allocation only when it is the largest so far, and a service without one carries no space.
+//! The future's type is known only where it is made (see [`Job::run`]); here it is bytes and a
+//! table of two functions. It is placed in a small space inside the storage, or, if it is larger,
+//! in a buffer that is kept for the next one. So an async handler costs an allocation only when its
+//! future is the largest so far, and a service without async handlers carries no space.
 
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
@@ -20,16 +22,17 @@ use super::Dispatch;
 use crate::mailbox::Phase;
 use crate::reply::{Client, Reply};
 
-/// A buffer beyond this many bytes is given back after use.
+/// A buffer of more than this many bytes is freed after use.
 const KEPT_BYTES: usize = 4096;
 
-/// A worker, and the future of the handler that it runs, if one is under way.
+/// A worker, and the future of the handler that it runs, if there is one.
 ///
 /// # Invariants
 ///
-/// - S1: While `live` is set, the place that it names holds a pinned future, which may borrow the worker mutably: no
-///   reference to the worker or to that place is formed but by the future's own functions. Everything here goes through
-///   raw pointers for that reason; not even a shared reference would do.
+/// - S1: While `live` is set, the place that it names holds a pinned future, which may borrow the
+///   worker mutably. No reference to the worker or to that place is formed, except by the future's
+///   own functions. Everything here goes through raw pointers for that reason: even a shared
+///   reference would alias the future's borrow.
 /// - S2: A future is dropped before the worker that it borrows is touched in any way.
 pub(super) struct WorkerStorage<W: Dispatch> {
     worker: UnsafeCell<MaybeUninit<W>>,
@@ -38,12 +41,12 @@ pub(super) struct WorkerStorage<W: Dispatch> {
     space: UnsafeCell<W::Space>,
 }
 
-/// What there is to know of the future.
+/// What is known of the future.
 struct FutureSlot<Rs: 'static> {
     live: Option<ErasedFuture<Rs>>,
-    /// Who waits for the answer of a method that may give it later: until the method has it.
+    /// The client of a method that may answer later, until the method takes it.
     client: Option<Box<Client<Rs>>>,
-    /// Where those go that are too large for the space. Aligned as its elements are.
+    /// Memory for futures that are too large for the space. It has the alignment of its elements.
     buffer: Vec<Block>,
 }
 
@@ -53,9 +56,10 @@ struct ErasedFuture<Rs: 'static> {
 }
 
 struct FutureVtable<Rs> {
-    /// Polls the future. Its output is `None` of a method that answers otherwise.
+    /// Polls the live, pinned future at this place. Its output is `None` if the answer is given
+    /// elsewhere.
     poll: unsafe fn(*mut (), &mut Context<'_>) -> Poll<Option<Rs>>,
-    /// Drops it.
+    /// Drops the live future at this place.
     drop: unsafe fn(*mut ()),
 }
 
@@ -67,7 +71,8 @@ impl<Rs: 'static> Clone for ErasedFuture<Rs> {
 
 impl<Rs: 'static> Copy for ErasedFuture<Rs> {}
 
-// SAFETY: `place` points to a future, which `Job::run` asks to be `Send`, in memory that is the seat's own or its buffer's.
+// SAFETY: `place` points to a future that is `Send` by a bound of `Job::start`, in memory of the
+// storage or of its buffer. Only the exclusive user of that storage follows it.
 unsafe impl<Rs: 'static> Send for ErasedFuture<Rs> {}
 
 #[repr(align(16))]
@@ -76,21 +81,21 @@ struct Block(#[allow(dead_code, reason = "it is memory")] [MaybeUninit<u8>; 16])
 
 const BLOCK: usize = size_of::<Block>();
 
-/// The memory inside a seat that handlers' futures are placed in.
+/// The memory inside a cell that handlers' futures are placed in.
 pub trait Space: sealed::Space {
     /// Whether the service has async handlers.
     const HAS_FUTURES: bool;
 }
 
 mod sealed {
-    /// Memory of `BYTES`, aligned to 16, that may hold anything.
+    /// Memory of `BYTES` bytes, aligned to 16, that may hold anything.
     pub trait Space: Send + Sync + 'static {
         const BYTES: usize;
         const NEW: Self;
     }
 }
 
-/// For services without async handlers. Aligned as any space is: a future without a size fits even here.
+/// For services without async handlers. Aligned like any other: a zero-sized future fits even here.
 #[derive(Debug)]
 #[repr(align(16))]
 pub struct NoInlineSpace;
@@ -122,20 +127,20 @@ impl fmt::Debug for InlineSpace {
     }
 }
 
-/// How far a handler came.
+/// How far a handler got.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// Its reply is where its request was.
     Replied,
-    /// It is through, and has handed its answer, or the duty to give one, to somebody.
+    /// It has completed, and has given its answer elsewhere, or passed on the duty to give one.
     Deferred,
-    /// It has to wait. Its future is in the seat.
+    /// It has to wait. Its future is in the storage.
     Waits,
 }
 
-/// That a job was done, or is under way: dispatch has nothing else to return.
+/// Proof that a job is done or under way: `dispatch` has nothing else to return.
 ///
-/// Of that very job: `'j` is the job's own, so that the step of one cannot be returned for another.
+/// `'j` belongs to one job alone, so the step of one job cannot be returned for another.
 #[must_use]
 #[derive(Debug)]
 pub struct Step<'j>(Started, Brand<'j>);
@@ -151,63 +156,66 @@ enum Started {
 ///
 /// `'w` is how long the worker is lent to the method.
 pub struct Job<'w, 'j, Rq, Rs: 'static> {
-    /// Holds the request, then the reply: nothing is copied that need not be.
+    /// Holds the request, then the reply, in the same place to save copies.
     exchange: &'j mut Exchange<Rq, Rs>,
     bench: *mut FutureSlot<Rs>,
     space: *mut (),
     space_bytes: usize,
     waker: &'j std::task::Waker,
-    /// A future that borrows the worker for less would outlive the loan.
+    /// Makes `'w` invariant: a future must not borrow for less than the loan.
     loan: Brand<'w>,
-    /// A step of another job would lie.
+    /// Makes `'j` invariant: the step of another job must not fit.
     own: Brand<'j>,
 }
 
-/// A request, and then what has come of it.
+/// A request, then its outcome.
 type Exchange<Rq, Rs> = Phase<Rq, Rs, Infallible>;
 
-/// A lifetime that is this one, and none that is longer or shorter.
+/// Marks a lifetime as invariant: it can be neither extended nor shortened.
 type Brand<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
 
 impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
-    /// The request. It is there once.
+    /// Takes the request. This works once.
     ///
     /// # Panics
     ///
-    /// If it was taken before.
+    /// Panics if the request was taken before.
     #[inline]
     #[must_use]
     pub fn request(&mut self) -> Rq {
         self.exchange.take_new().expect("a job has one request")
     }
 
-    /// The method has returned its reply.
+    /// Reports the reply of a method that has returned.
     #[inline]
     pub fn reply(self, reply: Rs) -> Step<'j> {
         self.exchange.put(Phase::Answered(Ok(reply)));
         Step(Started::Replied, PhantomData)
     }
 
-    /// What a method answers with that may do so later.
+    /// Returns what a method that may answer later answers with.
     ///
     /// # Panics
     ///
-    /// If the request's [`Method`](crate::handler::method::Method) does not say that it may, or a second time.
+    /// Panics on the second call, or if the request's [`Method`](crate::handler::method::Method)
+    /// does not say that it may answer later.
     pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
-        // SAFETY: nobody else has the seat while a job is under way.
+        // SAFETY: `bench` points into the storage that `WorkerStorage::start` borrows while the job
+        // exists. The caller of `start` guarantees exclusive use.
         let client = unsafe { (*self.bench).client.take() };
         Reply::new(*client.expect("the method is one that answers later"), wrap, unwrap)
     }
 
-    /// The method has returned, and answers otherwise.
+    /// Reports that the method has returned and gives its answer elsewhere.
     pub fn deferred(self) -> Step<'j> {
         Step(Started::Deferred, PhantomData)
     }
 
-    /// The method is async: `make` makes its future, which is polled once. If it has to wait it stays, and whoever is woken
-    /// for it goes on.
+    /// Runs an async method: `make` makes its future, which is polled once. If it has to wait it
+    /// stays in the storage, and is polled again once it is woken.
     ///
-    /// A closure, so that the future goes straight into its place and not through the frames in between.
+    /// `make` is a closure so that the future is written straight to its place and not copied
+    /// through the frames in between.
     #[inline]
     pub fn run<F>(self, make: impl FnOnce() -> F) -> Step<'j>
     where
@@ -219,7 +227,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         })
     }
 
-    /// As [`run`](Self::run), of a method that answers otherwise.
+    /// Works like [`run`](Self::run), for a method that gives its answer elsewhere.
     #[inline]
     pub fn run_deferred<F>(self, make: impl FnOnce() -> F) -> Step<'j>
     where
@@ -241,15 +249,17 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         let place = if size_of::<F>() <= self.space_bytes && align_of::<F>() <= BLOCK {
             self.space.cast::<F>()
         } else {
-            // SAFETY: nobody else has the seat while a job is under way, and no future is in its buffer: a job is made
-            // only when none is live.
+            // SAFETY: `bench` is live and exclusive, as in `reply_later`. No future is live in its
+            // buffer, because a job is made only when none is, and starts at most one.
             unsafe { (*self.bench).buffer_for::<F>() }
         };
-        // SAFETY: `place` is memory of the seat, or its buffer's, of the size and alignment of an `F` (the space is aligned
-        // like a block), which nobody else uses while the future is there. Once written, the future is not moved until
-        // it is dropped: it is pinned. `live` is set before it is polled, so that a panic finds it there to be dropped, and
-        // taken before it is dropped, so that it is not dropped twice. That it borrows the worker for `'w` is what the
-        // one who made this job has lent it for.
+        // SAFETY: `place` has the size and alignment of an `F`: the space was checked (it is
+        // aligned like a block), and `buffer_for` allocates accordingly. The job has exclusive use
+        // of both (the contract of `WorkerStorage::start`), and no other future is live there. The
+        // future is pinned: neither the space nor the buffer moves or is freed until it is dropped.
+        // `live` is set before the poll, so a future that panics is still there to be dropped. It
+        // is cleared before the drop, so nothing is dropped twice. The future borrows the worker
+        // for `'w`, which the caller of `start` has lent it for.
         unsafe {
             place.write(make());
             (*self.bench).live = Some(ErasedFuture { place: place.cast(), table });
@@ -257,7 +267,8 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
                 Poll::Pending => Step(Started::Waits, PhantomData),
                 Poll::Ready(output) => {
                     (*self.bench).live = None;
-                    // Its `Drop` may panic: then the reply is leaked, not dropped by a second one.
+                    // The future's `Drop` may panic. The reply is leaked then, since its `Drop`
+                    // could panic as well.
                     let output = ManuallyDrop::new(output);
                     place.drop_in_place();
                     let started = finish(self.exchange, ManuallyDrop::into_inner(output));
@@ -278,15 +289,15 @@ impl<Rq, Rs: 'static> fmt::Debug for Job<'_, '_, Rq, Rs> {
 }
 
 impl<Rs: 'static> FutureSlot<Rs> {
-    /// A place for an `F` that lies in no other future's way.
+    /// Returns memory for an `F` in the buffer, which must not hold a live future.
     #[cold]
     fn buffer_for<F>(&mut self) -> *mut F {
         let align = align_of::<F>();
-        // What the alignment may cost beyond that of a block.
+        // What an alignment beyond that of a block may cost.
         let slack = align.saturating_sub(BLOCK);
         let blocks = (size_of::<F>() + slack).div_ceil(BLOCK).max(1);
         if self.buffer.capacity() < blocks {
-            // Not by growing: there is nothing to be kept.
+            // Frees first and does not grow: there are no contents to keep.
             self.buffer = Vec::new();
             self.buffer.reserve_exact(blocks);
         }
@@ -305,14 +316,15 @@ impl<Rs: 'static> FutureSlot<Rs> {
 
 impl<Rs: 'static> FutureVtable<Rs> {
     fn of<F: Future<Output = Rs>>() -> &'static Self {
-        /// A constant of a generic, so that each type of future has its own.
+        /// A constant of a generic type, so that each type of future has its own table.
         struct Of<F>(PhantomData<F>);
 
         impl<F: Future<Output: 'static>> Of<F> {
             const TABLE: &'static FutureVtable<F::Output> = &FutureVtable {
-                // SAFETY: as the fields say, they are called with the place of a live, pinned `F`.
+                // SAFETY: the table is stored only beside the place of an `F` (`Job::start`), and
+                // used only while that is live. The future there is pinned (S1).
                 poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(Some) },
-                // SAFETY: as above, and not again after it.
+                // SAFETY: as above. Callers clear `live` first: there is no later use.
                 drop: |place| unsafe { place.cast::<F>().drop_in_place() },
             };
         }
@@ -320,7 +332,7 @@ impl<Rs: 'static> FutureVtable<Rs> {
         Of::<F>::TABLE
     }
 
-    /// Of a future that gives no reply itself.
+    /// Returns the table for a future that gives no reply itself.
     fn of_deferred<F: Future<Output = ()>>() -> &'static Self {
         struct Of<F, Rs>(PhantomData<(F, Rs)>);
 
@@ -330,7 +342,7 @@ impl<Rs: 'static> FutureVtable<Rs> {
                 poll: |place, cx| unsafe {
                     Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx).map(|()| None)
                 },
-                // SAFETY: as above, and not again after it.
+                // SAFETY: as in `of`.
                 drop: |place| unsafe { place.cast::<F>().drop_in_place() },
             };
         }
@@ -340,7 +352,7 @@ impl<Rs: 'static> FutureVtable<Rs> {
 }
 
 impl<W: Dispatch> WorkerStorage<W> {
-    /// A seat without a worker.
+    /// Creates a storage without a worker.
     pub(super) fn new() -> Self {
         Self {
             worker: UnsafeCell::new(MaybeUninit::uninit()),
@@ -350,11 +362,13 @@ impl<W: Dispatch> WorkerStorage<W> {
         }
     }
 
+    /// Places the worker.
+    ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile, and it is empty.
+    /// The caller has exclusive use of the storage, which holds no worker.
     pub(super) unsafe fn place(&self, worker: W) {
-        // SAFETY: nobody else is there, says the caller.
+        // SAFETY: the caller has exclusive use. There is no worker yet that the write would leak.
         unsafe {
             debug_assert!(!*self.is_taken.get());
             (*self.worker.get()).write(worker);
@@ -362,12 +376,14 @@ impl<W: Dispatch> WorkerStorage<W> {
         }
     }
 
-    /// Runs the method that the request in `exchange` asks for, as far as it gets at once. A panic of the method's passes.
+    /// Runs the method that the request in `exchange` asks for until it first has to wait. Does not
+    /// catch a panic of the method.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile; a worker sits in it; no future is live; and before the worker is used in any
-    /// other way, the future that this may leave behind is finished or dropped.
+    /// The caller has exclusive use of the storage; a worker is in it; no future is live. If this
+    /// leaves a future behind, the storage stays where it is, and the worker is not used in any
+    /// other way, until that future is finished or dropped.
     #[inline]
     pub(super) unsafe fn start(
         &self,
@@ -383,9 +399,10 @@ impl<W: Dispatch> WorkerStorage<W> {
             loan: PhantomData,
             own: PhantomData,
         };
-        // SAFETY: the worker is there and nobody else's, says the caller. `dispatch` takes it for any lifetime, so it cannot
-        // keep it for longer than the one that is made up here; a future that it leaves behind is gone before the
-        // worker is used again, says the caller too.
+        // SAFETY: the caller has exclusive use, and a worker is there, so this reference is the
+        // only one. `dispatch` accepts it for any lifetime, so it can be kept only in a future that
+        // is left behind. The caller guarantees that this future is gone before the worker is used
+        // again (S2).
         let Step(started, _) = unsafe { (*self.worker.get()).assume_init_mut() }.dispatch(job);
         match started {
             Started::Replied => Progress::Replied,
@@ -394,25 +411,27 @@ impl<W: Dispatch> WorkerStorage<W> {
         }
     }
 
-    /// Goes on with the handler that waits. If it panics its future is still there, and is to be dropped. `None` if it is
-    /// through, and answers otherwise.
+    /// Polls the handler that waits. If it panics, its future is still there and has to be dropped.
+    /// Returns `None` if it has completed and gives its answer elsewhere.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile.
+    /// The caller has exclusive use of the storage.
     ///
     /// # Panics
     ///
-    /// If none waits, and if it does.
+    /// Panics if no handler waits, and if the handler panics.
     pub(super) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<Option<W::Response>> {
-        // SAFETY: nobody else is there, says the caller. A live future is at its place, pinned (S1).
+        // SAFETY: the caller has exclusive use. `live` names a pinned future and the table of its
+        // type (S1). It is cleared before the drop, so the future is not dropped twice.
         unsafe {
             let live = (*self.bench.get()).live.expect("a handler waits");
             let poll = (live.table.poll)(live.place, cx);
             if poll.is_ready() {
                 (*self.bench.get()).live = None;
                 let reply = ManuallyDrop::new(poll);
-                // Its `Drop` may panic: then the reply is leaked with what else the handler tore.
+                // The future's `Drop` may panic. The reply is leaked then, with what else the
+                // handler tore.
                 (live.table.drop)(live.place);
                 (*self.bench.get()).give_memory_back();
                 return ManuallyDrop::into_inner(reply);
@@ -421,33 +440,34 @@ impl<W: Dispatch> WorkerStorage<W> {
         }
     }
 
-    /// Lends who waits for the answer to the method that is started next.
+    /// Lends the client to the method that is started next.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile.
+    /// The caller has exclusive use of the storage.
     pub(super) unsafe fn lend(&self, client: Client<W::Response>) {
-        // SAFETY: nobody else is there, says the caller.
+        // SAFETY: the caller has exclusive use; no future borrows `client`.
         unsafe { (*self.bench.get()).client = Some(Box::new(client)) };
     }
 
-    /// Takes back what was lent, if the method has not taken it.
+    /// Takes the client back, if the method has not taken it.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile.
+    /// The caller has exclusive use of the storage.
     pub(super) unsafe fn take_back(&self) -> Option<Box<Client<W::Response>>> {
-        // SAFETY: nobody else is there, says the caller.
+        // SAFETY: as in `lend`.
         unsafe { (*self.bench.get()).client.take() }
     }
 
-    /// Drops the future that is live, if one is. A panic of its `Drop` passes.
+    /// Drops the live future, if there is one. Does not catch a panic of its `Drop`.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile.
+    /// The caller has exclusive use of the storage.
     pub(super) unsafe fn drop_future(&self) {
-        // SAFETY: nobody else is there, says the caller. What is taken is not dropped again.
+        // SAFETY: the caller has exclusive use. `live` names a pinned future and the table of its
+        // type (S1). It is taken first, so the future is not dropped twice.
         unsafe {
             if let Some(live) = (*self.bench.get()).live.take() {
                 (live.table.drop)(live.place);
@@ -455,14 +475,15 @@ impl<W: Dispatch> WorkerStorage<W> {
         }
     }
 
-    /// The worker, if it is there.
+    /// Returns the worker, if it is there.
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat while this is borrowed, and no future is live.
+    /// The caller has exclusive use of the storage while this is borrowed, and no future is live.
     pub(super) unsafe fn worker(&mut self) -> Option<&mut W> {
         debug_assert!(self.bench.get_mut().live.is_none());
-        // SAFETY: it is there if the seat is taken.
+        // SAFETY: `is_taken` says that the worker was written and not moved out. No future borrows
+        // it, so `&mut self` makes this the only reference.
         self.is_taken.get_mut().then(|| unsafe { self.worker.get_mut().assume_init_mut() })
     }
 
@@ -470,9 +491,10 @@ impl<W: Dispatch> WorkerStorage<W> {
     ///
     /// # Safety
     ///
-    /// Nobody else uses the seat meanwhile, and no future is live.
+    /// The caller has exclusive use of the storage, and no future is live.
     pub(super) unsafe fn take(&self) -> Option<W> {
-        // SAFETY: nobody else is there and nothing borrows the worker, says the caller. It is there if the seat is taken.
+        // SAFETY: the caller has exclusive use, and no future borrows the worker. `is_taken` says
+        // that it was written and not moved out; it is cleared first, so the worker is read once.
         unsafe {
             debug_assert!((*self.bench.get()).live.is_none());
             mem::take(&mut *self.is_taken.get()).then(|| (*self.worker.get()).assume_init_read())
@@ -480,24 +502,25 @@ impl<W: Dispatch> WorkerStorage<W> {
     }
 }
 
-/// The response that a job has left where its request was.
+/// Takes the response that a job has left where its request was.
 ///
 /// # Panics
 ///
-/// If there is none.
+/// Panics if there is none.
 #[inline]
 pub(super) fn response_of<Rq, Rs>(exchange: &mut Exchange<Rq, Rs>) -> Rs {
     exchange.take_response().expect("a job that is done has a response")
 }
 
-/// What is on the way of each call is moved alone, and not with the whole phase around it. (In safe code, by way of `mem::replace`,
-/// it is copied with all of it, and looked at again.)
+/// Moves what is on the path of every call without the phase around it. Safe code would use
+/// `mem::replace`, which copies the whole phase and inspects it again.
 impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
-    /// The request, if it has not been sent.
+    /// Takes the request, if it has not been sent.
     #[inline]
     pub(super) fn take_new(&mut self) -> Option<Rq> {
         let Self::New(request) = self else { return None };
-        // SAFETY: what has been moved out is overwritten, and not dropped.
+        // SAFETY: `request` is a field of `self`, so it can be read. The write then overwrites it
+        // without a drop, and nothing in between can panic: it is not duplicated.
         unsafe {
             let request = ptr::read(request);
             ptr::write(self, Self::Spent);
@@ -505,11 +528,11 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
         }
     }
 
-    /// The response, if there is one.
+    /// Takes the response, if there is one.
     #[inline]
     pub(crate) fn take_response(&mut self) -> Option<Rs> {
         let Self::Answered(Ok(response)) = self else { return None };
-        // SAFETY: what has been moved out is overwritten, and not dropped.
+        // SAFETY: as in `take_new`.
         unsafe {
             let response = ptr::read(response);
             ptr::write(self, Self::Spent);
