@@ -1,4 +1,4 @@
-//! What the one who has the worker does with it.
+//! Does what the owner of the worker does: runs, parks and answers handlers, and ends the service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -22,35 +22,36 @@ use crate::reply::Client;
 use crate::status::StopReason;
 use crate::trace::Span;
 
-/// The right to touch what is owned. There is one at a time, made by a claim and given up by a release.
+/// The right to touch what is owned. There is one at a time: a claim makes it, a release ends it.
 ///
-/// If it is dropped otherwise, something unwinds that should not have: then the service ends rather than hang.
+/// If it is dropped otherwise, a panic unwinds that should have been caught. The service then ends
+/// rather than hang.
 pub(super) struct Owner<'a, W: Dispatch> {
     core: &'a Arc<Core<W>>,
-    /// The call in in_flight: taken out of the line, and not answered yet.
+    /// The slot of the call in flight: taken out of the queue, and not answered yet.
     in_flight: Option<usize>,
-    /// The word has changed: this is the right to nothing any more.
+    /// Whether the word has left `RUN`: this grants no access any more.
     is_disarmed: bool,
 }
 
-/// What a run of a handler came to.
+/// The outcome of running a handler.
 pub(super) enum Run {
     /// The reply is where the request was.
     Replied,
-    /// It is through, and answers otherwise.
+    /// The handler has completed, and gives its answer elsewhere.
     Deferred,
-    /// The future waits in the seat.
+    /// The future waits in the storage.
     Waits,
     Panicked(Payload),
 }
 
-/// What came of the worker when its owner let go.
+/// What has become of the worker after its owner let go.
 pub(super) enum Released<W> {
     /// It is idle, parked, or left to the task.
     Alive,
-    /// The door is shut and all is done: here it is.
+    /// No new calls are accepted and all work is done: this is the worker.
     HandedBack(W),
-    /// T11: it is the task's.
+    /// T11: it is left to the task, to be taken out.
     Held,
     /// It was dropped.
     Dead,
@@ -59,7 +60,7 @@ pub(super) enum Released<W> {
 /// What the task does next, as the worker's owner.
 enum Next<Rq> {
     Serve(Dequeued<Rq>),
-    /// The word was changed: it owns nothing any more.
+    /// The word has left `RUN`: the task owns nothing any more.
     Left {
         wake: bool,
     },
@@ -70,7 +71,7 @@ enum Next<Rq> {
 }
 
 impl<'a, W: Dispatch> Owner<'a, W> {
-    /// Uses up the claim, which a transition of this core's word has returned.
+    /// Uses up the claim, which must come from a transition of this core's state word.
     #[inline]
     pub(super) fn new(core: &'a Arc<Core<W>>, _claim: Claim) -> Self {
         Self { core, in_flight: None, is_disarmed: false }
@@ -81,13 +82,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.core.owned.get()
     }
 
-    /// The word has been changed.
+    /// Ends the ownership without further effect: the word has left `RUN`.
     #[inline]
     pub(super) fn disarm(mut self) {
         self.is_disarmed = true;
     }
 
-    /// Runs the handler that the request in `exchange` asks for, as far as it gets at once.
+    /// Runs the handler that the request in `exchange` asks for, until it first has to wait.
     #[inline(always)]
     pub(super) fn start(
         &mut self,
@@ -121,8 +122,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _surroundings = surroundings(core);
             let _nested = stack::enter(core.node(), served);
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
-            // SAFETY: this is the owner. It starts a request only when no future is live: it has just claimed an idle worker,
-            // or the last one is through. What is left behind is dropped before the worker (S2) in `end`.
+            // SAFETY: this owner has exclusive use (I1): the claim's transition to `RUN` acquired
+            // what the previous owner released, and the word has not left `RUN` since. The `Arc` in
+            // `core` keeps the cell alive and in place. A worker is there: only `State::open` leads
+            // from `HELD` to a word that handlers are started from, and it follows `place`. No
+            // future is live: the word was `IDLE` or `READY` when it was claimed, or the previous
+            // handler has completed. A future that stays is dropped before the worker, in `end` or
+            // `worker_failed` (S2).
             unsafe { (*owned).storage.start(exchange, &waker) }
         });
         match ran {
@@ -133,7 +139,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// As [`start`](Self::start), in the span that the call was made in.
+    /// Works like [`start`](Self::start), in the span that the call was made in.
     fn start_in(
         &mut self,
         span: &Span,
@@ -146,7 +152,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         })
     }
 
-    /// As [`start_in`](Self::start_in), of a method that may answer later: a client answers for it.
+    /// Works like [`start_in`](Self::start_in), for a method that may answer later: a client
+    /// answers for it.
     #[cold]
     pub(super) fn start_deferring(
         &mut self,
@@ -158,12 +165,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     ) -> Run {
         let core = self.core;
         if let Some(slot) = slot {
-            // From here on its answer may come from anywhere, and what it waits for is not known.
+            // From here on the answer may come from anywhere: what it waits for is unknown.
             core.queue.owe(slot);
         }
         let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
         let owned = self.owned();
-        // SAFETY: this is the owner.
+        // SAFETY: exclusive by I1, as in `start_within`.
         unsafe { (*owned).storage.lend(client) };
         let (ran, unwound) =
             panics::polled_here(&core.queue, || self.start_in(span, exchange, served, context));
@@ -171,18 +178,19 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
-        // SAFETY: this is the owner.
+        // SAFETY: exclusive by I1, as in `start_within`. A future that was left behind does not
+        // borrow the client.
         if let (Some(reason), Some(client)) = (&reason, unsafe { (*owned).storage.take_back() }) {
             client.fail(reason.clone());
         }
-        // Also of a panic that it has caught itself.
+        // Also for a panic that the method has caught itself.
         if unwound {
             core.queue.settle_unwound(reason.as_ref());
         }
         ran
     }
 
-    /// Goes on with the handler that waits.
+    /// Polls the handler that waits.
     fn resume(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
         let waker = waker::borrowed(self.core);
         self.resume_with(&waker, served, span)
@@ -200,7 +208,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _nested = stack::enter(core.node(), served);
             let _in_span = span.enter();
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
-            // SAFETY: this is the owner.
+            // SAFETY: exclusive by I1, as in `start_within`. The claim acquired what `park`
+            // released.
             unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
         };
         if !answers_later::<W>(served.method) {
@@ -209,7 +218,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Err(payload) => Poll::Ready(Err(payload)),
             };
         }
-        // What it owes it drops as it unwinds.
+        // As it unwinds, the handler drops the replies that it owes.
         let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(resume));
         if unwound {
             core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
@@ -220,11 +229,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// Looks whether a handler that awaits the end of its own service, which is stopping, could be woken by
-    /// anything else. If not, it waits for itself, and its wait panics.
+    /// Finds out whether anything else could wake a handler that awaits the end of its own service,
+    /// while the service is stopping. If nothing could, the handler waits for itself: its wait
+    /// panics.
     ///
-    /// The handler is polled with a waker that counts its clones. A future that has to wait for anything
-    /// leaves one; the wait for the own end leaves none.
+    /// The handler is polled with a waker that counts its clones. A future that has to wait for
+    /// anything leaves one; the wait for the service's own end leaves none.
     #[cold]
     fn await_own_end(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
         let counted = Arc::new(Counted { core: Arc::clone(self.core), has_fired: AtomicBool::new(false) });
@@ -233,7 +243,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         deadlock::take_own_end(self.core.node());
         drop(waker);
         let clones = Arc::strong_count(&counted) - 1;
-        // A clone may have fired before it was dropped, on another thread: its drop releases what it did.
+        // A clone may have fired on another thread before it was dropped. Pairs with the release in
+        // the `Arc`'s decrement at that drop.
         fence(Ordering::Acquire);
         let has_fired = counted.has_fired.load(Ordering::Relaxed);
         if clones == 0 && !has_fired && poll.is_pending() {
@@ -245,11 +256,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         poll
     }
 
-    /// T3. The handler waits; its reply belongs into `slot`.
+    /// T3. Parks the handler, which waits; its reply belongs to `slot`.
     ///
-    /// It was polled in the surroundings of `stance`. In foreign ones it may wait for a scheduler that its service knows nothing
-    /// of (who yields is woken by the scheduler that polled him, when that comes to it): so the task polls it once more,
-    /// at home.
+    /// `context` is the runtime context that it was polled in. In a foreign one it may wait for a
+    /// scheduler that its service does not know: a future that yields is woken by the scheduler
+    /// that polled it, when that gets to it. So the task polls it once more in its own runtime.
     pub(super) fn park(
         self,
         slot: Option<usize>,
@@ -257,7 +268,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Span,
         context: RuntimeContext,
     ) -> Released<W> {
-        // A handler that comes back at once every time is not timed by this, one that waits long is.
+        // A handler that yields again and again is not timed by this; one that waits long is.
         let since = Instant::now();
         self.park_again(ParkedCall { slot, served, span, since }, context)
     }
@@ -268,7 +279,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         if awaits_own_end {
             core.awaits_own_end.store(true, Ordering::Release);
         }
-        // SAFETY: this is the owner. Before the word says so: whoever claims the worker next looks here.
+        // SAFETY: exclusive by I1, as in `start_within`. Written before `State::park` releases it,
+        // because the next owner reads it.
         unsafe { (*self.owned()).parked = Some(parked) };
         match core.state.park() {
             Park::Aborted => self.end(StopReason::Aborted, None),
@@ -284,7 +296,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// T10. The handler panicked whose reply belongs into `slot`, for this reason.
+    /// T10. Answers the call of a handler that panicked with `reason`; its reply belongs to `slot`.
     #[cold]
     pub(super) fn panicked(
         mut self,
@@ -309,19 +321,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// T11. The worker is not to be used any more; the task knows what comes after it.
+    /// T11. Leaves a worker that must not be used again to the task, which decides what follows.
     fn worker_failed(mut self, message: PanicMessage, payload: Payload) -> Released<W> {
         let core = self.core;
         if core.on_worker_exit != OnWorkerExit::Restart {
             core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
         }
         self.drop_future();
-        // SAFETY: this is the owner. Before the word says that it is the task's: the task looks here then.
+        // SAFETY: exclusive by I1, as in `start_within`. Written before `State::hold` releases it,
+        // because the task reads it in `take_held`.
         unsafe { (*self.owned()).panic = Some(payload) };
         self.hand_to_task()
     }
 
-    /// T11.
+    /// T11. Leaves the worker to the task.
     fn hand_to_task(mut self) -> Released<W> {
         let core = self.core;
         if !core.state.hold() {
@@ -332,42 +345,43 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         Released::Held
     }
 
-    /// The task takes the worker that it was left, and why it panicked, if it did.
+    /// Takes the worker that was left to the task, and the payload if it panicked.
     pub(super) fn take_held(mut self) -> (Option<W>, Option<Payload>) {
         let owned = self.owned();
-        // SAFETY: this is the owner, and the last one has dropped what was under way.
+        // SAFETY: exclusive by I1: `claim_held` acquired what the previous owner released in
+        // `State::hold`. No future is live: that owner dropped it, or had no handler under way.
         let taken = unsafe { ((*owned).storage.take(), (*owned).panic.take()) };
         self.core.state.hold();
         self.disarm();
         taken
     }
 
-    /// The service is over, and the worker was taken out before.
+    /// Ends a service whose worker was taken out before.
     pub(super) fn finish(self) {
         self.core.state.die();
         self.disarm();
     }
 
-    /// Drops the future of a handler that is under way, if one is.
+    /// Drops the future of a handler that is under way, if there is one.
     fn drop_future(&mut self) {
         let core = self.core;
         let owned = self.owned();
         deadlock::handler_suspended();
         deadlock::clear(core.node());
-        // SAFETY: this is the owner.
+        // SAFETY: exclusive by I1, as in `start_within`.
         let drop_future = || unsafe { (*owned).storage.drop_future() };
         if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
             panics::discard(payload);
         }
     }
 
-    /// T2. Lets go of the worker after the caller's own request. What came meanwhile is the task's.
+    /// T2. Releases the worker after the caller's own request. Leaves what has arrived to the task.
     #[cold]
     #[inline(never)]
     pub(super) fn release(mut self, context: RuntimeContext) {
         let core = self.core;
         if core.stops_idle {
-            // Until here it was in use.
+            // The service was in use until now.
             core.queue.used(|| core.runtime.now(context));
         }
         match core.state.release() {
@@ -382,8 +396,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// Serves the queue from the front, on the task, and lets go when it is empty, when a handler has
-    /// to wait, or when the task's turn is over. `finished` is the last request's slot and its reply.
+    /// Serves the queue from the front, on the task. Releases the worker when the queue is empty,
+    /// when a handler has to wait, or when the task's turn is over. `finished` is the last
+    /// request's slot and its reply.
     pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Released<W> {
         let core = self.core;
         let mut is_over = false;
@@ -401,7 +416,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         line.used(now);
                         Leave::Idle
                     }
-                    // Tasks that answer calls are accepted work. The last one to end wakes this task.
+                    // Tasks that answer calls are accepted work. The last to end wakes this task.
                     Ok(None) if line.has_tasks() => Leave::Idle,
                     Ok(None) => {
                         line.seal();
@@ -463,7 +478,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// Polls the handler that waits, on the task, then serves the queue.
     pub(super) fn resume_parked(mut self) -> Released<W> {
-        // SAFETY: this is the owner.
+        // SAFETY: exclusive by I1: the claim acquired what `State::park` released.
         let parked = unsafe { (*self.owned()).parked.take() };
         let parked = parked.expect("a parked handler serves a call");
         let ParkedCall { slot, served, since, .. } = parked;
@@ -495,39 +510,41 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// T8. The service accepts no more calls, and the queue is sealed. The task tells that it has ended.
+    /// T8. Takes the worker out to hand it back. The service accepts no more calls, and the queue
+    /// is sealed. The task reports that the service has ended.
     fn hand_back(mut self) -> Released<W> {
         let core = self.core;
         core.queue.cut_owed(false);
-        // SAFETY: this is the owner, and no handler is under way.
+        // SAFETY: exclusive by I1, as in `start_within`. All handlers have completed.
         let worker = unsafe { (*self.owned()).storage.take() };
         core.state.die();
         self.disarm();
         worker.map_or(Released::Dead, Released::HandedBack)
     }
 
-    /// T9, T10. Drops everything, and answers everybody.
+    /// T9, T10. Drops the worker and its handler, and answers all calls.
     #[cold]
     pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Released<W> {
         let core = self.core;
-        // First, so that what is dropped below cannot call in and wait.
+        // Closes first: what is dropped below must not call this service and wait.
         core.queue.close(reason.clone());
         // Before the replies that a parked handler holds are dropped unsent.
         core.queue.cut_owed(reason == StopReason::Aborted);
         self.drop_future();
         let owned = self.owned();
-        // SAFETY: this is the owner, here and below. There is one if the worker was parked; who panicked has been told.
+        // SAFETY: exclusive by I1, as in `start_within`; here and below, until `die`. There is a
+        // parked call if the worker was parked. A call whose handler panicked has been answered.
         let parked = unsafe { (*owned).parked.take() }.and_then(|parked| parked.slot);
         if let Some(slot) = parked.or(self.in_flight.take()) {
             core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
         }
-        // SAFETY: as above; the future is gone, though its `Drop` may have panicked.
+        // SAFETY: as above. No future is live: `drop_future` took it, even if its `Drop` panicked.
         let worker = unsafe { (*owned).storage.take() };
         if let Err(payload) = panics::catch(|| core.runtime.within(|| panics::drop_quietly(worker))) {
             panics::discard(payload);
         }
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
-        // SAFETY: as above. Before the word says that it is over: the task looks here then.
+        // SAFETY: as above. Written before `State::die` releases it, for `dead`, on the task.
         let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
         if let Some(earlier) = earlier {
             panics::discard(earlier);
@@ -558,7 +575,7 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
     }
 }
 
-/// What wakes a handler while its clones are counted.
+/// A waker for a handler whose clones are counted.
 struct Counted<W: Dispatch> {
     core: Arc<Core<W>>,
     has_fired: AtomicBool,
@@ -576,13 +593,13 @@ impl<W: Dispatch> Wake for Counted<W> {
 }
 
 impl<W: Dispatch> Drop for Counted<W> {
-    /// The last clone may be gone without a wake: see [`waker`].
+    /// Treats the drop of the last clone as a wake, which may have been lost: see [`waker`].
     fn drop(&mut self) {
         self.core.notify_if_parked();
     }
 }
 
-/// Notes how long a handler takes that did not have to wait; or its first poll, if it has to.
+/// Records how long a handler took that did not have to wait, or its first poll if it did.
 struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
 
 impl<'a, W: Dispatch> Timed<'a, W> {
