@@ -1,23 +1,24 @@
-//! The state word: who owns the worker, and what the owner has to look at before it lets go.
+//! Implements the state word: who owns the worker, and what the owner has to look at before it lets
+//! go.
 //!
-//! One `AtomicU32`, an owner and flags:
+//! One `AtomicU32` holds an owner and flags:
 //!
-//! | owner | who may touch the worker and its handler's future | meaning |
+//! | owner | which thread may touch the worker and its handler's future | meaning |
 //! |---|---|---|
-//! | `IDLE` | nobody | a worker, no future, an empty line: **the whole word is 0** |
+//! | `IDLE` | none | a worker, no future, an empty queue: **the whole word is 0** |
 //! | `RUN` | the thread that made the transition | it polls, or is about to let go |
-//! | `PARKED` | nobody until claimed | a future waits for an event |
-//! | `READY` | nobody until claimed | there is work, and the worker's task has been woken for it |
-//! | `HELD` | nobody | no worker yet |
-//! | `DEAD` | nobody | the worker is gone; the last state |
+//! | `PARKED` | none until claimed | a future waits for an event |
+//! | `READY` | none until claimed | there is work, and the service's task has been woken for it |
+//! | `HELD` | none | no worker yet |
+//! | `DEAD` | none | the worker is gone; the last state |
 //!
 //! | flag | meaning |
 //! |---|---|
-//! | `QUEUED` | the line may have entries. Set under the line's lock before the entry is there |
+//! | `QUEUED` | the queue may have entries. Set under its lock before the entry is there |
 //! | `NOTIFIED` | the future's waker has fired since the flag was last cleared |
-//! | `CLOSING` | the door is shut. Set under the line's lock |
-//! | `ABORT` | the task is gone: whoever owns the worker drops it |
-//! | `RESTART` | another worker is to take over. Set under the line's lock |
+//! | `CLOSING` | no new calls are accepted. Set under the queue's lock |
+//! | `ABORT` | the task is gone: the owner of the worker drops it |
+//! | `RESTART` | another worker is to take over. Set under the queue's lock |
 //! | `SLOW` | never changes: every call asks under the lock, see `Inline` |
 //!
 //! ```text
@@ -36,20 +37,23 @@
 //! ```
 //!
 //! A caller leaves `RUN` the way it came, or leaves the worker to the service's task: a caller runs
-//! its own request and no other. What waits in the queue, and a handler that has parked, is the
-//! task's alone.
+//! its own request and no other. Queued requests, and a handler that has parked, are for the task
+//! alone.
 //!
-//! A worker that another is to follow, or that has a hook for its end, goes back to `HELD` instead of to `DEAD` (T11): there the
-//! service's task alone comes and takes it.
+//! A worker that another is to follow, or that has a hook for its end, goes back to `HELD` instead
+//! of to `DEAD` (T11). The service's task alone takes it from there.
 //!
 //! # Invariants
 //!
-//! - I1: At most one thread is between a transition to `RUN` and the one from it. The first acquires, the second releases.
-//! - I2: If the word is 0 the line is empty. So a call that takes an idle worker passes nobody.
-//! - I3: The word is changed by compare-and-swap and read-modify-write only. A store would lose a flag that another thread
-//!   has set. Everything that is decided together is in this word, so no fence is needed between two of them.
-//! - I4: `READY`, and `PARKED` with `NOTIFIED`, mean that the task has been woken and not polled since, or is being polled.
-//!   `READY` means that the line may have entries, or that the door is shut.
+//! - I1: At most one thread is between a transition to `RUN` and the transition away from it. The
+//!   first acquires, the second releases.
+//! - I2: If the word is 0 the queue is empty. So a call that takes an idle worker overtakes none.
+//! - I3: The word is changed by compare-and-swap and read-modify-write only. A store would lose a
+//!   flag that another thread has set. Everything that is decided together is in this word, so no
+//!   fence is needed between two of them.
+//! - I4: `READY`, and `PARKED` with `NOTIFIED`, mean that the task has been woken and not polled
+//!   since, or is being polled. `READY` means that the queue may have entries, that new calls are
+//!   no longer accepted, or that another worker is to take over.
 
 use crate::sync::{AtomicU32, Ordering};
 
@@ -70,9 +74,9 @@ const RESTART: u32 = 1 << 8;
 
 pub(super) struct State(AtomicU32);
 
-/// The right to the worker: what a transition to `RUN` returns, and nothing else makes (I1).
+/// The right to the worker. Only a transition to `RUN` returns one (I1).
 ///
-/// It can neither be copied nor made by hand, so that there is one owner at a time.
+/// It can be neither copied nor constructed elsewhere, so there is one owner at a time.
 #[must_use = "the worker stays claimed"]
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim(());
@@ -80,31 +84,31 @@ pub(super) struct Claim(());
 /// What the task's claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Work in the line, or a door that is shut.
+    /// Work: queued requests, a service to be ended, or a worker to be replaced.
     Ready,
     /// A future whose waker has fired.
     Parked,
 }
 
-/// What a request finds that did not find an idle worker at once.
+/// What a request that did not find an idle worker at once finds under the lock.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum JoinOutcome {
-    /// The worker is claimed, for this very request.
+    /// The worker is claimed for this request.
     Claimed(Claim),
-    /// The request is to be appended, and will get its turn.
+    /// The request is to be appended. It will be served.
     Wait,
-    /// As `Wait`, and the task is to be woken for it.
+    /// Like `Wait`, and the task is to be woken for it.
     Wake,
 }
 
-/// How a caller that has run its own request let go of the worker.
+/// How a caller that has run its own request released the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Release {
     Idle,
     /// There is something to do: the task is to be woken for it.
     Ready,
-    /// Not at all: the task is gone, and the owner drops everything.
+    /// Not released: the task is gone, and the owner has to drop everything.
     Aborted,
 }
 
@@ -112,17 +116,17 @@ pub(super) enum Release {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TaskClaim {
     Claimed(Found, Claim),
-    /// Somebody else has the worker, or there is nothing to do. It will be woken.
+    /// Another thread has the worker, or there is nothing to do. The task will be woken.
     Nothing,
-    /// T11: whoever had the worker has left it to the task, to be taken out.
+    /// T11: the previous owner has left the worker to the task, to be taken out.
     Held,
     Dead,
 }
 
-/// Where the owner leaves the worker.
+/// In which state the owner leaves the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leave {
-    /// The line is empty.
+    /// There is nothing to do now.
     Idle,
     /// There is work; the task is to be woken.
     Ready,
@@ -134,7 +138,7 @@ pub(super) enum Park {
     Parked,
     /// Its waker fired meanwhile: the task is to be woken.
     Notified,
-    /// Not at all: the task is gone, and the owner is to drop everything.
+    /// Not parked: the task is gone, and the owner has to drop everything.
     Aborted,
 }
 
@@ -142,9 +146,9 @@ pub(super) enum Park {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Abort {
     Claimed(Claim),
-    /// Somebody else runs a handler, and will see it.
+    /// Another thread runs a handler, and will see `ABORT`.
     Left,
-    /// It was over.
+    /// The service had ended.
     Dead,
 }
 
@@ -153,10 +157,10 @@ impl State {
         Self(AtomicU32::new(HELD | if slow { SLOW } else { 0 }))
     }
 
-    /// Changes the word as `change` says, or leaves it if that is `None`. Returns what it was, in either case.
+    /// Changes the word to what `change` returns. Returns the previous word.
     ///
-    /// Even a word that stays as it is, is written: a read-modify-write sees the last value, and who writes next sees what
-    /// happened before it.
+    /// A word that does not change is written all the same: a read-modify-write sees the last
+    /// value, and the next thread that writes sees what happened before this one.
     fn update(&self, mut change: impl FnMut(u32) -> u32) -> u32 {
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
@@ -167,7 +171,7 @@ impl State {
         }
     }
 
-    /// T1. Any flag makes it fail, which is what keeps the order (I2).
+    /// T1. Fails if any flag is set, which keeps the order (I2).
     #[inline]
     pub(super) fn claim_idle(&self) -> Option<Claim> {
         let claimed = self.0.compare_exchange(0, RUN, Ordering::Acquire, Ordering::Relaxed);
@@ -182,7 +186,7 @@ impl State {
 
     /// T2, without the lock. `QUEUED` stays if it is set, since the queue was not looked at (I2).
     ///
-    /// A wake that is noted belongs to a future that is gone.
+    /// A noted wake belongs to a future that is gone.
     pub(super) fn release(&self) -> Release {
         const WORK: u32 = QUEUED | CLOSING | RESTART;
         let was = self.update(|word| match word {
@@ -198,10 +202,10 @@ impl State {
         }
     }
 
-    /// T2, by the task, under the lock, with the queue seen. `ABORT` is set by the task alone, when it
-    /// goes, and so it is not set here.
+    /// T2, by the task, under the lock, after looking at the queue. Only the task sets `ABORT`,
+    /// when it is dropped, so it is not set here.
     ///
-    /// A wake that is noted belongs to a future that is gone.
+    /// A noted wake belongs to a future that is gone.
     pub(super) fn leave(&self, leave: Leave) {
         let to = match leave {
             Leave::Idle => IDLE,
@@ -211,7 +215,7 @@ impl State {
         debug_assert_eq!(was & (OWNER | ABORT), RUN);
     }
 
-    /// T3. What the owner wrote about the parked call must be there before.
+    /// T3. The owner must have written its notes on the parked call: this releases them.
     pub(super) fn park(&self) -> Park {
         let was = self.update(|word| if word & ABORT != 0 { word } else { word & !OWNER | PARKED });
         debug_assert_eq!(was & OWNER, RUN);
@@ -231,15 +235,15 @@ impl State {
         was & (OWNER | NOTIFIED) == PARKED
     }
 
-    /// T4, of a wake that may have been lost. Returns whether the task is to be woken.
+    /// T4, for a wake that may have been lost. Returns whether the task is to be woken.
     pub(super) fn notify_if_parked(&self) -> bool {
         let was = self.update(|word| if word & OWNER == PARKED { word | NOTIFIED } else { word });
         was & (OWNER | NOTIFIED) == PARKED
     }
 
-    /// T5. The task's waker must be where others find it before.
+    /// T5. The task must have registered its waker before, where other threads find it.
     ///
-    /// `NOTIFIED` is cleared here, before the poll: a wake that comes during it counts for the next.
+    /// `NOTIFIED` is cleared here, before the poll: a wake during the poll counts for the next one.
     pub(super) fn claim_for_task(&self) -> TaskClaim {
         let was = self.update(|word| match found_waiting(word) {
             Some(_) => word & !(OWNER | NOTIFIED) | RUN,
@@ -253,10 +257,10 @@ impl State {
         }
     }
 
-    /// T6, under the lock, while the service accepts calls. `may_run`: this thread may run the
-    /// request itself.
+    /// T6, under the lock, while the service accepts calls. `may_run` says whether this thread may
+    /// run the request itself.
     ///
-    /// Under the lock `IDLE` means that the queue is empty: what is appended leaves `READY`.
+    /// Under the lock `IDLE` means that the queue is empty: appending to it leaves `READY`.
     pub(super) fn join(&self, may_run: bool) -> JoinOutcome {
         let was = self.update(|word| match word & OWNER {
             // The request does not go through the queue.
@@ -272,28 +276,30 @@ impl State {
         }
     }
 
-    /// T7, under the lock. Returns whether the task is to be woken: to drain what there is, and to end.
+    /// T7, under the lock. Returns whether the task is to be woken, to drain the queue and to end.
     pub(super) fn close(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
             IDLE => word | CLOSING | READY,
             _ => word | CLOSING,
         });
-        // A task that waits for the time to make another worker need not wait any more.
+        // With `HELD`, the task may be pausing before it makes another worker, which is not needed
+        // now.
         matches!(was & OWNER, IDLE | HELD)
     }
 
-    /// As T7, for a worker that another is to follow. Returns whether the task is to be woken.
+    /// Works like T7, for a worker to be replaced. Returns whether the task is to be woken.
     pub(super) fn ask_for_restart(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
             IDLE => word | RESTART | READY,
             RUN | PARKED | READY => word | RESTART,
-            // There is none, or none any more.
+            // There is no worker, or none any more.
             _ => word,
         });
         was & OWNER == IDLE
     }
 
-    /// T11. The owner leaves the worker, or the place where it was, to the task. Refused if the task is gone.
+    /// T11. Leaves the worker, or its empty place, to the task. Returns `false` if the task is
+    /// gone.
     pub(super) fn hold(&self) -> bool {
         let was =
             self.update(
@@ -305,7 +311,7 @@ impl State {
         was & ABORT == 0
     }
 
-    /// The task takes what it was left. Only the task comes there, and so it is there.
+    /// Claims what was left to the task. Only the task calls this, so the word still says `HELD`.
     pub(super) fn claim_held(&self) -> Claim {
         let was = self.update(|word| word & !OWNER | RUN);
         debug_assert_eq!(was & OWNER, HELD);
@@ -326,7 +332,7 @@ impl State {
         }
     }
 
-    /// The worker is there: from `HELD` on.
+    /// Leaves `HELD`: the worker has been placed.
     pub(super) fn open(&self) {
         let was = self.update(|word| {
             let owner = if word & (QUEUED | CLOSING) == 0 { IDLE } else { READY };
@@ -335,7 +341,7 @@ impl State {
         debug_assert_eq!(was & OWNER, HELD);
     }
 
-    /// The owner has taken or dropped the worker.
+    /// Records that the owner has taken or dropped the worker.
     pub(super) fn die(&self) {
         let was = self.update(|word| word & !OWNER | DEAD);
         debug_assert_eq!(was & OWNER, RUN);
@@ -359,7 +365,7 @@ impl State {
         self.0.load(Ordering::Relaxed) & ABORT != 0
     }
 
-    /// Somebody runs a handler and nobody waits for it: worth looking again soon.
+    /// Returns whether a handler runs and nothing else is to be done: the worker may soon be idle.
     pub(super) fn is_only_running(&self) -> bool {
         self.0.load(Ordering::Relaxed) == RUN
     }
@@ -381,7 +387,7 @@ impl State {
     }
 }
 
-/// Work that waits to be claimed, if there is any.
+/// Returns the work that waits to be claimed, if there is any.
 fn found_waiting(word: u32) -> Option<Found> {
     match word & OWNER {
         READY => Some(Found::Ready),
