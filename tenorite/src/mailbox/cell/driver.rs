@@ -1,4 +1,4 @@
-//! The service's task.
+//! Implements the service's task, which goes on with what callers leave and ends the service.
 
 use std::future::Future;
 use std::panic::resume_unwind;
@@ -19,23 +19,23 @@ use crate::panics;
 use crate::restart::RestartDecider;
 use crate::status::StopReason;
 
-/// The service's task: drives on what callers leave, and ends the service.
+/// The service's task: it goes on with what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {
-    /// `None` once it is over.
+    /// `None` once the service has ended.
     core: Option<Arc<Core<W>>>,
-    /// What becomes of the worker, besides serving.
+    /// Makes, closes and replaces workers, if that takes more than serving.
     lifecycle: Option<Box<WorkerLifecycle<W>>>,
-    /// What the service would hand back is not wanted.
+    /// Whether the output of the service is dropped instead of returned.
     is_detached: bool,
-    /// The service is over, and its task is about to be.
+    /// Set once a detached service has ended and its task is about to.
     over: Option<Arc<Core<W>>>,
 }
 
-/// Ends the task of a service.
+/// Gives a cell the handle that aborts its task.
 pub(crate) struct Spawned<W: Dispatch>(Arc<Core<W>>);
 
 impl<W: Dispatch> Spawned<W> {
-    /// Where those find it who end it.
+    /// Stores the handle where a caller that aborts the service finds it.
     pub(crate) fn as_task(&self, task: impl FnOnce() -> AbortHandle) {
         self.0.spawned.set_with(task);
     }
@@ -46,9 +46,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         Self { core: Some(core), lifecycle: None, is_detached: false, over: None }
     }
 
-    /// Lets the worker in, or what it is to be made of. Then this is to be spawned.
+    /// Takes the worker, or what it is to be made of. Spawn the driver after this.
     ///
-    /// `idle` is how long it may be idle, `revive` who decides whether there is another worker after it, made `again`.
+    /// `idle` is how long the service may be idle. `decider` decides whether another worker
+    /// follows, whose config `make_config` makes.
     pub(crate) fn with(
         mut self,
         config: W::Config,
@@ -70,8 +71,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         self
     }
 
-    /// Drops what the service would hand back, before it tells that it has ended. The task is cancelled
-    /// then, and has no output.
+    /// Drops the service's output before its end is reported. The task is cancelled, without
+    /// output.
     pub(crate) fn detached(mut self, is_detached: bool) -> Self {
         self.is_detached = is_detached;
         self
@@ -83,23 +84,24 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
 }
 
 impl<W: Dispatch> Core<W> {
-    /// Lets a worker in. By the task alone, while the word says `HELD`.
+    /// Places a worker. Only for the task, or before it is spawned, while the word says `HELD`.
     pub(super) fn place(&self, worker: W) {
         self.witness.touch();
-        // SAFETY: while the word says `HELD`, the seat is empty and its task's, and this is it: callers of this function are
-        // the task, or come before it.
+        // SAFETY: the word says `HELD`, which no other thread can claim: only the task does, and
+        // this is the task, or the thread that is yet to spawn it. The storage is new, or the task
+        // itself took the last worker out in `take_held`. `open` releases this write.
         unsafe { (*self.owned.get()).storage.place(worker) };
         self.state.open();
     }
 
-    /// What the service ends in that has handed its worker back, and why.
+    /// Returns the output of a service that has handed its worker back, and the reason of its end.
     pub(super) fn handed_back(&self, worker: W) -> Over<W> {
         let reason = self.queue.close_reason().unwrap_or(StopReason::Aborted);
         (End::Output(W::Output::hand_back(worker)), Some(reason))
     }
 }
 
-/// Does what there is to do for requests.
+/// Claims the worker if there is work, and does it.
 pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
     let _barrier = stack::barrier();
     match core.state.claim_for_task() {
@@ -111,20 +113,23 @@ pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
     }
 }
 
-/// The service has ended, by a panic of a handler.
+/// Returns the end of a service whose last owner dropped the worker.
 pub(super) fn dead<W: Dispatch>(core: &Core<W>) -> End<W> {
     core.witness.touch();
-    // SAFETY: the last owner has gone, and the word that says so was read after it: nobody comes any more.
+    // SAFETY: no transition leads from `DEAD` to `RUN`, so no owner exists any more. The last one
+    // was this thread, or released what it wrote in `die`, which this thread acquired as it read
+    // the word. Only the task calls this.
     let payload = unsafe { (*core.owned.get()).panic.take() };
-    // There is none if the runtime was shut down under a handler, and this task is polled once more.
+    // None if the runtime was shut down under a handler and this task is polled once more.
     End::Panic(payload.unwrap_or_else(|| Box::new("the service's runtime was shut down")))
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
-    /// Returns what the service ends in, and why, unless that was told by the thread that ended it.
+    /// Returns the output of the service, and the reason of its end unless the thread that ended it
+    /// has reported that already.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(Arc<Core<W>>, Over<W>)> {
         let Some(core) = &self.core else { panic!("a service's task was polled after its end") };
-        // Where others find it before we look: whoever changes the word after our look wakes us.
+        // Registers before looking at the word: a later change of the word finds it.
         core.task.set_with(|| cx.waker().clone());
         let poll = match &mut self.lifecycle {
             Some(lifecycle) => lifecycle.poll(core, cx),
@@ -158,7 +163,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
         let (core, (end, reason)) = ready!(this.poll_end(cx));
         if this.is_detached {
             lifecycle::discard::<W>(end);
-            // After the worker is gone.
+            // Reports the end only after the worker is gone.
             tell_end(&core, reason);
             return abort::end_task(this.over.insert(core).spawned.get(), cx);
         }
@@ -171,11 +176,11 @@ impl<W: Dispatch<Config: Send, Output: Send>> Future for Driver<W> {
 }
 
 impl<W: Dispatch> Drop for Driver<W> {
-    /// T9, unless it is over.
+    /// T9, unless the service has ended.
     fn drop(&mut self) {
         let Some(core) = self.core.take() else { return };
         core.queue.close(StopReason::Aborted);
-        // What a hook has under way, and the worker with it, is gone before anybody is told so.
+        // Drops what a hook has under way, and the worker with it, before the end is reported.
         panics::drop_quietly(self.lifecycle.take());
         if let Abort::Claimed(claim) = core.state.abort() {
             Owner::new(&core, claim).end(StopReason::Aborted, None);
