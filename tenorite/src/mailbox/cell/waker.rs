@@ -1,10 +1,12 @@
-//! The waker that a handler is polled with.
+//! Implements the waker that a handler is polled with.
 //!
-//! It notes in the word that it fired, and wakes the task if the handler is parked (T4). Made by hand for two reasons: it can be
-//! lent to a poll without counting a reference, and it notices when a clone of it is *dropped* while the handler is parked.
-//! That is not a wake, but may be all that is left of one: tokio keeps the wakers of those who yield in a list of the
-//! scheduler that polls, and drops that list unwoken when its `block_on` ends. The scheduler may be a caller's. So
-//! a clone that is dropped then counts as a wake, which costs a poll in vain where it was none.
+//! It records in the state word that it fired, and wakes the task if the handler is parked (T4). It
+//! is made by hand for two reasons. It can be lent to a poll without counting a reference, and it
+//! notices when a clone of it is *dropped* while the handler is parked. That is not a wake, but may
+//! be all that is left of one: tokio keeps the wakers of tasks that yield in a list of the
+//! scheduler that polls, and drops that list without waking when its `block_on` ends. That
+//! scheduler may be a caller's. So such a drop counts as a wake, at the cost of a useless poll if
+//! it was none.
 
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -13,15 +15,16 @@ use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use super::{Core, Dispatch};
 
-/// A waker that borrows the cell.
+/// Returns a waker that borrows the cell.
 #[inline]
 pub(super) fn borrowed<W: Dispatch>(core: &Arc<Core<W>>) -> ManuallyDrop<Waker> {
-    // SAFETY: the functions of the table keep to the waker's contract: they take the pointer for what `Arc::into_raw` gives,
-    // each clone owns a reference, and `Core` is `Send` and `Sync`. This one owns none, and is never dropped.
+    // SAFETY: the table keeps to the contract of `RawWaker`: its functions take the pointer for
+    // that of `Arc::into_raw`, each clone owns a reference, and `Core` is `Send` and `Sync`. This
+    // waker owns none and is never dropped; its user borrows the `Arc` meanwhile.
     ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(Arc::as_ptr(core).cast(), Of::<W>::TABLE)) })
 }
 
-/// A constant of a generic, so that each type of worker has its own.
+/// A constant of a generic type, so that each type of worker has its own table.
 struct Of<W>(PhantomData<W>);
 
 impl<W: Dispatch> Of<W> {
@@ -29,27 +32,29 @@ impl<W: Dispatch> Of<W> {
         &RawWakerVTable::new(clone::<W>, wake::<W>, wake_by_ref::<W>, drop_clone::<W>);
 }
 
+/// Clones the waker.
+///
 /// # Safety
 ///
-/// For this, and for those below: `core` is a waker's pointer to a `Core<W>`. `wake` and `drop_clone` take the reference that it
-/// owns.
+/// For this and the functions below: `core` is the pointer of a waker to a `Core<W>`. `wake` and
+/// `drop_clone` take over the reference that the waker owns.
 unsafe fn clone<W: Dispatch>(core: *const ()) -> RawWaker {
-    // SAFETY: it came from an `Arc`, which lives as long as the waker that is cloned.
+    // SAFETY: `core` came from an `Arc`, which lives as long as the waker that is cloned.
     unsafe { Arc::increment_strong_count(core.cast::<Core<W>>()) };
     RawWaker::new(core, Of::<W>::TABLE)
 }
 
 unsafe fn wake<W: Dispatch>(core: *const ()) {
-    // SAFETY: the reference is the waker's, and it is used up.
+    // SAFETY: `core` came from an `Arc`; the waker owned the reference, and is consumed.
     unsafe { Arc::from_raw(core.cast::<Core<W>>()) }.notify();
 }
 
 unsafe fn wake_by_ref<W: Dispatch>(core: *const ()) {
-    // SAFETY: the waker lives, and so does what it points to.
+    // SAFETY: the `Arc` behind `core` lives as long as the waker, which is borrowed here.
     unsafe { &*core.cast::<Core<W>>() }.notify();
 }
 
 unsafe fn drop_clone<W: Dispatch>(core: *const ()) {
-    // SAFETY: the reference is the waker's, and it is used up.
+    // SAFETY: `core` came from an `Arc`; the waker owned the reference, and is consumed.
     unsafe { Arc::from_raw(core.cast::<Core<W>>()) }.notify_if_parked();
 }
