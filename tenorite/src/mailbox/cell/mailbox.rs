@@ -1,4 +1,4 @@
-//! How a call comes to the worker.
+//! Brings calls to the worker: runs them on the caller's thread, or queues them.
 
 use std::convert::Infallible;
 use std::panic::resume_unwind;
@@ -28,7 +28,7 @@ use crate::trace::Span;
 
 type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
-/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
+/// The callers' side, dropped with the last caller; or what takes the request of an owned permit.
 pub(crate) struct CellMailbox<W: Dispatch> {
     core: Arc<Core<W>>,
     permit: PermitKind,
@@ -48,7 +48,7 @@ impl<W: Dispatch> CellMailbox<W> {
         Self { core, permit: PermitKind::Borrowed }
     }
 
-    /// Whom a handler serves that runs this request.
+    /// Returns what a handler that runs this request serves.
     #[inline(always)]
     fn served(request: &W::Request, terms: Terms) -> CallInfo {
         CallInfo { method: W::method(request), deadline: terms.deadline() }
@@ -104,7 +104,7 @@ impl<W: Dispatch> CellMailbox<W> {
         }
     }
 
-    /// The handler ran at once, and took longer than the call had.
+    /// Ends a call whose handler ran at once, and past the call's deadline.
     #[cold]
     #[inline(never)]
     fn expire_at_once(&self, state: &mut StateOf<W>) {
@@ -114,7 +114,7 @@ impl<W: Dispatch> CellMailbox<W> {
         self.core.queue.drop_quietly(too_late);
     }
 
-    /// As [`run`](Self::run), on the ways that are not worth a copy of it.
+    /// Works like [`run`](Self::run), on the paths that are not worth an inlined copy of it.
     #[inline(never)]
     fn run_later(
         &self,
@@ -138,10 +138,10 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        // Wakers and spans that panic are their owner's problem: the handler goes on.
+        // The caller's waker or span may panic. The handler goes on; the panic is resumed below.
         let (span, spans_panic) = caught_or(Span::current, Span::none);
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
-        // Before the task can go on with the handler.
+        // The edge must be there before the task can resume the handler.
         let node = self.core.node();
         let edge = if state.allows_cycle {
             None
@@ -157,7 +157,7 @@ impl<W: Dispatch> CellMailbox<W> {
         Poll::Pending
     }
 
-    /// The worker was not idle, or may not be claimed without the lock.
+    /// Polls a call that did not find the worker idle, or may not claim it without the lock.
     #[cold]
     #[inline(never)]
     fn poll_slowly(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
@@ -202,15 +202,14 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Returns whether this thread may run the request itself.
     ///
-    /// A cast never does: its sender does not wait for the handler, and may hold what that needs.
+    /// A cast never may: its sender does not wait for the handler, and may hold what that needs.
     fn may_run(&self, state: &StateOf<W>) -> bool {
         !state.terms.cast && self.core.inline.allows()
     }
 
-    /// T6, of a cast that nothing keeps from being accepted: it leaves neither a waker nor an edge.
-    /// Returns whether it was.
-    //
-    // Not where calls are polled that run at once: there it made each of them slower by a quarter.
+    /// T6, for a cast that nothing keeps from being accepted: it leaves neither a waker nor an
+    /// edge. Returns whether it was accepted.
+    // Kept off the path of calls that run at once: there it made each of them slower by a quarter.
     fn cast(&self, state: &mut StateOf<W>) -> bool {
         let core = &self.core;
         if state.terms.limit.is_expired() {
@@ -233,7 +232,7 @@ impl<W: Dispatch> CellMailbox<W> {
         }
     }
 
-    /// T6.
+    /// T6. Queues the request, or runs it if the worker is found idle under the lock.
     fn enter(
         &self,
         state: &mut StateOf<W>,
@@ -241,8 +240,8 @@ impl<W: Dispatch> CellMailbox<W> {
         context: Option<RuntimeContext>,
     ) -> Poll<()> {
         let core = &self.core;
-        // Before anything is taken: cloning it may panic. A cast mostly needs none, and one that
-        // has to wait for capacity registers it below.
+        // Before anything is taken: cloning the waker may panic. A cast mostly needs none, and one
+        // that has to wait for capacity registers it below.
         let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
         let (request, terms) = state.take_request(self.permit);
         let method = W::method(&request);
@@ -293,8 +292,8 @@ impl<W: Dispatch> CellMailbox<W> {
         state.readiness()
     }
 
-    /// As [`run`](Self::run), of a method that may answer after it has returned: the call waits for a
-    /// slot from the start.
+    /// Works like [`run`](Self::run), for a method that may answer after it has returned: the call
+    /// waits for a slot from the start.
     fn run_deferring(
         &self,
         mut owner: Owner<'_, W>,
@@ -307,11 +306,12 @@ impl<W: Dispatch> CellMailbox<W> {
         let served = Self::served(&request, state.terms);
         let slot = core.queue.occupy(None, None);
         state.phase = Phase::Waiting(slot);
-        // Spans that panic are their owner's problem, as in `wait`.
+        // A span may panic, as in `wait`.
         let (span, panic) = caught_or(Span::current, Span::none);
         let mut exchange = Phase::New(request);
         let ran = {
-            // The answer may come from anywhere, so the handler below waits for no handler.
+            // The answer may come from anywhere, so the handler below on the stack does not wait
+            // for this one.
             let _barrier = stack::barrier();
             owner.start_deferring(Some(slot), &span, &mut exchange, served, context)
         };
@@ -334,7 +334,7 @@ impl<W: Dispatch> CellMailbox<W> {
         self.look(state, cx)
     }
 
-    /// Looks what has become of a call that has left no waker yet, and leaves one.
+    /// Takes the outcome of a call that has left no waker yet, or leaves one.
     fn look(&self, state: &mut StateOf<W>, cx: &Context<'_>) -> Poll<()> {
         if let Phase::Waiting(slot) = state.phase {
             state.phase = self.core.queue.poll(slot, cx.waker());
@@ -342,19 +342,19 @@ impl<W: Dispatch> CellMailbox<W> {
         state.readiness()
     }
 
-    /// The call would have waited for itself.
+    /// Refuses a call that would wait for itself.
     fn refuse(&self, request: W::Request, cycle: Cycle, state: &mut StateOf<W>) {
         let (phase, unwanted) = state.terms.refuse(request, SendReason::WouldDeadlock(cycle));
         self.core.queue.drop_quietly(unwanted);
         state.phase = phase;
     }
 
-    /// A handler that makes this call waits for it, unless it does not. See [`waits`].
+    /// Adds the edge of a handler that makes this call, if it `waits` for it. See [`deadlock`].
     fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
         if waits { deadlock::wait(self.core.node(), method) } else { Ok(None) }
     }
 
-    /// A cast waits as long as there is no room for it, and so does who wants a permit.
+    /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
         match deadlock::wait(self.core.node(), method) {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
@@ -370,12 +370,12 @@ impl<W: Dispatch> CellMailbox<W> {
         }
     }
 
-    /// Waits a moment for a handler that runs on another thread, and claims the worker if it is idle then.
+    /// Waits briefly for a handler on another thread, and claims the worker if it is idle then.
     fn spin(&self) -> Option<Claim> {
         const LOOKS: u32 = 10;
         const PAUSES: u32 = 10;
         if cfg!(any(loom, shuttle)) {
-            // To the models it is only one more call that comes at another time.
+            // To the models this is only a call that comes at another time.
             return None;
         }
         for _ in 0..LOOKS {
@@ -418,7 +418,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
             Phase::Waiting(slot) => self.core.queue.abandon(slot),
             Phase::Permitted(request) => {
                 self.core.queue.unreserve(self.permit);
-                // It was never sent, and so it is its sender's own.
+                // The request was never sent, so it still belongs to its sender.
                 drop(request);
             }
             other => self.core.queue.drop_quietly(other),
@@ -453,7 +453,7 @@ impl<W: Dispatch> Control for CellMailbox<W> {
     }
 
     fn stop(&self) {
-        // A permit takes its request, and nothing else.
+        // An owned permit takes its request, and nothing else.
         if self.permit == PermitKind::Borrowed {
             self.core.close(StopReason::Requested);
         }
@@ -485,19 +485,18 @@ impl<W: Dispatch> Control for CellMailbox<W> {
 }
 
 impl<W: Dispatch> Core<W> {
-    /// The service has begun to stop without being asked to: limits how long that takes, if it is to be
-    /// limited.
+    /// Limits how long a stop may take that was not requested, if there is such a limit.
     pub(super) fn limit_drain(self: &Arc<Self>) {
         let Some(limit) = self.drain_limit else { return };
         if matches!(self.queue.close_reason(), Some(StopReason::CallersGone | StopReason::Idle)) {
-            // One that is no caller.
+            // Not a caller: dropping it stops nothing.
             let door = CellMailbox { core: Arc::clone(self), permit: PermitKind::Owned };
             abort_after(Arc::new(door), limit, self.runtime.handle().cloned());
         }
     }
 }
 
-/// What the user's code gives, or something else and why it gave nothing.
+/// Returns what the user's code returns, or `otherwise` with the payload if it panics.
 fn caught_or<T>(user: impl FnOnce() -> T, otherwise: impl FnOnce() -> T) -> (T, Option<Payload>) {
     match panics::catch(user) {
         Ok(value) => (value, None),
