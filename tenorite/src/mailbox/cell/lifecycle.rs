@@ -1,22 +1,24 @@
-//! What a service's task does besides serving: it makes workers, lets them go, and decides what comes after them.
+//! Makes workers, closes them, and decides what follows: what a service's task does besides
+//! serving.
 //!
 //! ```text
 //!             ┌───────────────── another worker ──────────────────┐
 //!             ▼                                                   │
 //!   config ─► opening ──► serving ──asked to, panicked──► closing ─► deciding
 //!             (init,      (requests)                      (on_stop)     │
-//!              on_start)      └──the door is shut, the line empty─► closing ─► over: the worker is handed back
+//!              on_start)      └──no new calls, the queue is empty─► closing ─► over: handed back
 //!                └───failed───────────────────────────────────────► deciding ─► over: nothing is
 //! ```
 //!
-//! Once another worker is decided on the service says that it restarts. There may be a pause before that worker is opened.
+//! Once another worker is decided on, the service reports that it restarts. There may be a pause
+//! before that worker is opened.
 //!
-//! The worker is in the cell while it serves, and in the hands of this task before and after. Whenever it is not in the cell,
-//! the word says `HELD`: calls stand in the line, and wait for the next. Only a service that has hooks, can be restarted, or
-//! stops when it is idle has a [`WorkerLifecycle`]; the others go without.
+//! The worker is in the cell while it serves, and with this task before and after. Whenever it is
+//! not in the cell, the word says `HELD`: calls are queued, and wait for the next worker. Only a
+//! service that has hooks, can be restarted, or stops when it is idle has a [`WorkerLifecycle`].
 //!
-//! Hooks are polled by the task alone. Each worker that has been opened is closed once, also one that has panicked, but not one
-//! whose task was aborted: there is nobody left to wait for it.
+//! Hooks are polled by the task alone. Each worker that has been opened is closed once, even one
+//! that has panicked. Not so if the task was aborted: no task is left to wait for the hook.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -41,13 +43,13 @@ use crate::restart::{Failure, Pause, RestartDecider, RestartDecision, after};
 use crate::status::StopReason;
 use crate::trace;
 
-/// What there is to the life of a worker besides requests.
+/// What a service's task needs besides serving.
 pub(super) struct WorkerLifecycle<W: Dispatch> {
     stage: Stage<W>,
     make_config: Option<MakeConfig<W::Config>>,
     decider: Option<Box<dyn RestartDecider>>,
     idle: Option<Idle>,
-    /// How the last worker went, and what the service yields if there is no other.
+    /// How the last worker ended, and the output of the service if no other follows.
     fallen: Option<(Failure, Option<End<W>>)>,
 }
 
@@ -63,14 +65,14 @@ enum Stage<W: Dispatch> {
     Over,
 }
 
-/// The worker is in the hands of its hook, and caught there if it panics: a worker that is dropped as its hook unwinds, and
-/// panics as well, would end the process.
+/// A hook owns the worker, and catches its own panic. A worker that was dropped as its hook
+/// unwinds, and panicked as well, would abort the process.
 type Hook<T> = BoxFuture<Result<T, Payload>>;
 
-/// What the service ends in, and why, unless that has been told.
+/// The output of the service, and the reason of its end unless that has been reported.
 pub(super) type Over<W> = (End<W>, Option<StopReason>);
 
-/// What the `JoinHandle` is to hear.
+/// What the `JoinHandle` is to yield.
 pub(super) enum End<W: Dispatch> {
     Output(W::Output),
     Panic(Payload),
@@ -81,7 +83,7 @@ struct Idle {
     sleep: Pin<Box<Sleep>>,
 }
 
-/// What hooks are called, to those who look who waits for whom.
+/// The names of the hooks in the graph of waiting handlers.
 struct Names<W>(PhantomData<W>);
 
 impl<W: Dispatch> Names<W> {
@@ -123,9 +125,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                         ready!(self.poll_idle(core, cx));
                         None
                     }
-                    // Nothing was to come after it.
+                    // No hook and no other worker were to follow it.
                     Released::HandedBack(worker) => Some(core.handed_back(worker)),
-                    // By the thread that ended it, which has told so.
+                    // The thread that ended the service has reported the end.
                     Released::Dead => Some((dead(core), None)),
                 },
                 Stage::Closing(close) => {
@@ -133,9 +135,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                     self.closed(core, closed)
                 }
                 Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.seal_if_done()) {
-                    // First, so that the reason of the end does not depend on whether there was anything left to do.
+                    // First, so that the reason of the end does not depend on what work is left.
                     (Poll::Ready(None), _) => Some(self.give_up(core, true)),
-                    // Nothing is left for another worker to do.
+                    // No work is left for another worker.
                     (_, true) => Some(self.give_up(core, false)),
                     (Poll::Ready(Some(pause)), false) => {
                         if let Some((failure, _)) = &self.fallen {
@@ -174,7 +176,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         core.queue.status.running();
     }
 
-    /// The worker has been left to the task. It is the one that closes it.
+    /// Takes out the worker that was left to the task, and closes it.
     fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
         let (worker, payload) = Owner::new(core, core.state.claim_held()).take_held();
         let (reason, failure) = match payload {
@@ -207,7 +209,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     }
 
     fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<Over<W>> {
-        // Its hook was the last chance to give the answers that it owes. A restart does not hold them up.
+        // The hook was the last chance to give owed replies. Their callers do not wait for a
+        // restart.
         core.queue.cut_owed(false);
         if let Err(payload) = &closed {
             trace::panicked(&core.queue.status, None, Some(Names::<W>::CLOSE.name()), payload);
@@ -228,7 +231,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                 });
                 self.decide(core, failure, end)
             }
-            // It is kept until there is another: the service may end before.
+            // Kept until there is another worker: the service may end before, and yields it.
             (Some((failure, None)), Ok(worker)) => {
                 self.decide(core, failure, End::Output(W::Output::hand_back(worker)))
             }
@@ -236,7 +239,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    /// Is there to be another worker?
+    /// Asks whether another worker follows.
     fn decide(&mut self, core: &Arc<Core<W>>, failure: Failure, end: End<W>) -> Option<Over<W>> {
         match &failure {
             Failure::StartFailed(why) => trace::start_failed(&core.queue.status, why),
@@ -273,7 +276,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    /// There is no other worker: after too many, or because none is wanted.
+    /// Ends the service without another worker: after too many, or because none is wanted.
     fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> Over<W> {
         let Some((failure, Some(end))) = self.fallen.take() else {
             unreachable!("a worker has fallen, in some way")
@@ -304,14 +307,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         (end, Some(reason))
     }
 
-    /// Ready if the service is to look again what there is to do.
+    /// Returns `Ready` once the service stops for being idle: the task then looks for work again.
     fn poll_idle(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(idle) = &mut self.idle else { return Poll::Pending };
         loop {
             ready!(idle.sleep.as_mut().poll(cx));
             let is_idle = || core.state.is_idle();
             let until = core.queue.close_if(idle.limit, Instant::now(), is_idle, || {
-                // The task is here, and looks again.
+                // No wake is needed: the task is being polled, and looks again.
                 let _ = core.state.close();
             });
             let Some(until) = until else {
@@ -326,14 +329,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
 
 impl<W: Dispatch> WorkerLifecycle<W> {
     fn go(&mut self, stage: Stage<W>) {
-        // What a hook leaves behind is the user's, and may panic.
+        // What a hook leaves behind belongs to the user, and may panic.
         panics::drop_quietly(mem::replace(&mut self.stage, stage));
     }
 }
 
 impl<W: Dispatch> Drop for WorkerLifecycle<W> {
     fn drop(&mut self) {
-        // What is under way is the user's, and may panic; and the payload of a panic may.
+        // What is under way belongs to the user, and may panic. So may the payload of a panic.
         self.go(Stage::Over);
         if let Some((_, Some(end))) = self.fallen.take() {
             discard(end);
@@ -341,7 +344,7 @@ impl<W: Dispatch> Drop for WorkerLifecycle<W> {
     }
 }
 
-/// Drops what no `JoinHandle` will hear of.
+/// Drops an output that no `JoinHandle` yields.
 pub(super) fn discard<W: Dispatch>(end: End<W>) {
     match end {
         End::Output(output) => drop(panics::drop_quietly(output)),
@@ -350,7 +353,7 @@ pub(super) fn discard<W: Dispatch>(end: End<W>) {
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
-    /// From a worker that is ready, or from what it is to be made of.
+    /// Begins with a worker that is ready, or with the config that it is to be made of.
     fn opening(config: Result<W, W::Config>) -> Self {
         Self::Opening(Box::pin(async move {
             let mut worker = match config {
@@ -371,7 +374,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
     }
 }
 
-/// Returns the text of what `init` failed with. That is the user's code, and may panic.
+/// Returns the text of what `init` failed with. `W::explain` is the user's code, and may panic.
 fn explain<W: Dispatch>(output: &W::Output) -> Reason {
     match panics::catch(|| W::explain(output)) {
         Ok(text) => Reason::from(text),
@@ -382,7 +385,7 @@ fn explain<W: Dispatch>(output: &W::Output) -> Reason {
     }
 }
 
-/// A hook is not run for anybody, but what it calls it waits for, like a handler.
+/// Polls a hook. It serves no call, but waits for the calls that it makes, like a handler.
 fn poll_hook<W: Dispatch, T>(
     core: &Arc<Core<W>>,
     method: &'static Method,
