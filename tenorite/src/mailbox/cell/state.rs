@@ -95,7 +95,7 @@ pub(super) enum Found {
 pub(super) enum JoinOutcome {
     /// The worker is claimed for this request.
     Claimed(Claim),
-    /// The request is to be appended. It will be served.
+    /// The request is to be appended, and will get its turn.
     Wait,
     /// Like `Wait`, and the task is to be woken for it.
     Wake,
