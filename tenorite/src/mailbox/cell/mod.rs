@@ -5,12 +5,12 @@
 //! place and takes the reply with it. That costs two atomic operations, like a mutex. If the
 //! handler has to wait, its future stays in the cell and the service's own task drives it on, so
 //! dropping the call cancels nothing. If the worker is busy, the request is put into the
-//! [queue](mod@super::line), which the service's task serves.
+//! [queue](mod@super::queue), which the service's task serves.
 //!
 //! A caller's thread runs its own request and no other. A handler that ran on the thread of another
 //! caller would see that caller's context, use its stack, and find the locks that it holds.
 //!
-//! # Who does what
+//! # Division of work
 //!
 //! ```text
 //!   a call                        the cell                         the task ([`Driver`])
@@ -20,7 +20,7 @@
 //!   cast? queue ────────────────►
 //! ```
 //!
-//! - [`state`]: who owns the worker. All transitions (T1 to T11) and the invariants I1 to I4.
+//! - [`state`]: which thread owns the worker. All transitions (T1 to T11) and the invariants I1 to I4.
 //! - [`storage`]: the worker and its handler's future, as raw memory.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
