@@ -1,20 +1,23 @@
-//! The line behind its lock, as callers and worker use it.
+//! Puts the [`Line`] behind a lock, for the callers and for the worker.
 //!
 //! # Why not a channel
 //!
-//! A bounded channel gives a free place to the *sender* that has waited longest, and waits until that sender is
-//! polled to use it. A sender that is never polled again (the losing arm of a `select!` that is still alive) then
-//! blocks everybody behind it. Here the request itself stands in the line: room admits it where it stands, and nobody
-//! needs to be polled for anybody else to move on. The line also tells what a channel and a oneshot cannot: whether a
-//! request that will not be answered was ever taken out.
+//! A bounded channel grants capacity to the *sender* that has waited longest, and waits until that
+//! sender is polled to use it. A sender that is never polled again (the losing arm of a `select!`
+//! that is still alive) then blocks all others. Here the request itself is queued and is admitted
+//! where it stands, so no call depends on another one being polled. The queue also knows what a
+//! channel and a oneshot cannot tell: whether a request that will not be answered was ever taken
+//! out.
 //!
 //! # What holds
 //!
-//! - Q1: No user code under the lock: no `Drop` of a request or reply, no `Waker` clone, wake or drop. They are moved out
-//!   of the line, and handled after the lock is released.
-//! - Q2: What others depend on comes first then: wakes, then drops, since those may take the user's time, or panic.
-//! - Q3: Everything that must be decided together is decided in one critical section: that a request leaves the line, and
-//!   who is admitted in its place; that the door shuts, and who fails; that a call has ended, and how.
+//! - Q1: No user code runs under the lock: no `Drop` of a request or reply, no `Waker` clone, wake
+//!   or drop. Such values are moved out of the queue, and handled after the lock is released.
+//! - Q2: After the release, wakes come first and drops second. Other tasks depend on the wakes; a
+//!   drop may take the user's time, or panic.
+//! - Q3: Whatever must be decided together is decided in one critical section: that a request
+//!   leaves the queue, and which one is admitted in its place; that the service stops accepting
+//!   calls, and which calls fail; that a call has ended, and how.
 
 pub(crate) mod line;
 #[cfg(all(test, loom))]
@@ -46,42 +49,43 @@ pub(crate) struct Queue<Rq, Rs, Er> {
     pub(crate) status: StatusCell,
 }
 
-/// What a request does that comes to the line.
+/// What happens to a request that arrives at the queue.
 pub(crate) enum Admission<T, C> {
-    /// It is appended.
+    /// The request is appended.
     Append(T),
-    /// It is not: the worker was idle, and the caller has claimed it.
+    /// The request is not appended: the worker was idle, and the caller has claimed it.
     Run(C),
 }
 
-/// What has become of a request that came to the line.
+/// What has become of a request that arrived at the queue.
 pub(crate) enum Entered<Rq, Rs, Er, T, C> {
-    /// It was refused, and this is why.
+    /// The request was refused; the phase says why.
     Refused(Phase<Rq, Rs, Er>),
-    /// It stands in the line.
+    /// The request is queued.
     Line(Phase<Rq, Rs, Er>, T),
-    /// The caller is to run it, with its claim.
+    /// The caller runs the request itself, with its claim of the worker.
     Own(Rq, C),
 }
 
-/// What the worker's side finds in the line.
+/// What the worker's side finds in the queue.
 pub(crate) enum Next<Rq> {
     Request(Dequeued<Rq>),
-    /// Nothing now; more may come.
+    /// Nothing now; requests may still come.
     Empty,
-    /// Nothing, and the door is shut.
+    /// Nothing, and the service accepts no more calls.
     Closed,
 }
 
 impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
-    /// `service` is what it is called.
+    /// Creates the queue of a service. `service` returns the service's name.
     pub(crate) fn new(backlog: usize, service: fn() -> &'static str) -> Self {
         Self { line: Mutex::new(Line::new(backlog)), status: StatusCell::new(service) }
     }
 
     // The callers' side.
 
-    /// Takes a place in the line of a worker that waits for requests itself. Returns the phase that the call is in then.
+    /// Queues a request for a worker that reads the queue itself. Returns the phase in which the
+    /// call is then.
     pub(crate) fn push(
         &self,
         request: Rq,
@@ -90,7 +94,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
         let entered = self.enter(request, terms, Some(waker), None, now, |line| {
-            // Also for one who has to wait for room: if that is all kept for others, the worker serves him all the same.
+            // Also for a request that waits for capacity: if permits hold all of it, the worker
+            // serves the request all the same.
             Admission::<_, Infallible>::Append(line.worker.take())
         });
         match entered {
@@ -103,10 +108,10 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// Takes a place in the line, unless `join` finds, under the lock and with all that refuses a request ruled out, that
-    /// the caller may run it itself.
+    /// Queues the request, unless `join` decides that the caller runs it itself.
     ///
-    /// `now` is the service's clock.
+    /// Calls `join` under the lock, once every reason to refuse the request is ruled out. `now` is
+    /// the service's clock.
     pub(in crate::mailbox) fn enter<T, C>(
         &self,
         request: Rq,
@@ -131,7 +136,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             }
             Some(SendReason::Expired)
         } else if no_wait && permit.is_none() && !line.has_room() {
-            // Nobody overtakes those who wait for room.
+            // Nor does this call overtake calls that wait for capacity.
             line.count().refused += 1;
             Some(SendReason::Full)
         } else {
@@ -168,21 +173,21 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             (true, false) => Awaited::Acceptance,
             (true, true) => Awaited::Nothing,
         };
-        // An accepted cast awaits nothing: its caller's waker has no place in the slot.
+        // An accepted cast awaits nothing, so its slot must not keep the caller's waker.
         let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
         let deadline = terms.deadline();
         let arrival =
             Arrival { request: Some(request), span, deadline, awaited, return_on_failure, accepted };
         let slot = line.append(arrival, kept, edge);
         drop(line);
-        // Wakers are the user's, and may panic when they are dropped.
+        // Dropping the user's waker may panic, so it comes after the lock is released.
         panics::drop_quietly(unused);
         let phase = if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) };
         Entered::Line(phase, found)
     }
 
-    /// Appends a cast for which there is capacity, and calls `join` under the lock. Gives the request back
-    /// if there is none, or if the service accepts no calls: that is for [`enter`](Self::enter) to tell.
+    /// Appends a cast and calls `join` under the lock. Gives the request back if there is no
+    /// capacity, or if the service accepts no calls; [`enter`](Self::enter) tells which.
     ///
     /// `now` is the service's clock.
     #[inline]
@@ -213,7 +218,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         Ok(joined)
     }
 
-    /// Asks for a permit.
+    /// Requests a permit.
     pub(crate) fn reserve(&self, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
         let waker = waker.clone();
         let mut line = self.line.lock();
@@ -228,7 +233,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             Phase::Failed(TenoriteError::SendFailure(SendReason::Full))
         } else {
             let (span, awaited) = (Span::none(), Awaited::Permit);
-            // Nobody starts it, so nobody asks whether it is too late but the one who waits.
+            // The worker never starts it, so only the waiting call checks its deadline.
             let arrival = Arrival {
                 request: None,
                 span,
@@ -244,12 +249,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         phase
     }
 
-    /// A permit that was granted is owned from here on.
+    /// Turns a granted permit into an owned one.
     pub(crate) fn own_permit(&self) {
         self.line.lock().own_permit();
     }
 
-    /// A permit is given back.
+    /// Gives a permit back.
     pub(crate) fn unreserve(&self, permit: PermitKind) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -258,22 +263,23 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.finish(deferred);
     }
 
-    /// Opens a slot for a request that runs at once, without standing in the line.
+    /// Opens a slot for a request that runs at once, without being queued.
     pub(crate) fn occupy(&self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
         self.line.lock().occupy(waker, edge)
     }
 
-    /// The reply of this slot may come after its method has returned.
+    /// Records that the reply of this slot may come after its method has returned.
     pub(crate) fn owe(&self, slot: usize) {
         self.line.lock().owe(slot);
     }
 
-    /// A task is to be spawned that answers this slot's call, or a cast. Returns its number.
+    /// Registers a task, not yet spawned, that answers this slot's call, or a cast. Returns its
+    /// number.
     pub(crate) fn begin_task(&self, slot: Option<usize>) -> u64 {
         self.line.lock().begin_task(slot)
     }
 
-    /// Keeps what ends the task, or ends it.
+    /// Keeps the handle that aborts the task, or aborts the task if it is to be ended already.
     pub(crate) fn task_spawned(&self, number: u64, task: AbortHandle) {
         let ended = self.line.lock().task_spawned(number, task);
         if let Some(task) = ended {
@@ -281,8 +287,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// The worker is gone, or about to go: ends the calls whose replies are still owed. With them the
-    /// tasks that answer calls, if the service is aborted.
+    /// Ends the calls whose replies are still owed, once the worker is gone or about to go. If the
+    /// service is aborted (`ends_tasks`), does so with the tasks that answer calls as well.
     pub(crate) fn cut_owed(&self, ends_tasks: bool) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -292,7 +298,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         tasks.iter().for_each(AbortHandle::abort);
     }
 
-    /// A handler waits for room for this cast. Not if that was made meanwhile.
+    /// Records that a handler waits for capacity for this cast, if the cast still does.
     pub(crate) fn wait_for_room(&self, slot: usize, edge: Arc<Edge>) {
         let mut line = self.line.lock();
         if line.waits_for_room(slot) {
@@ -302,8 +308,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// Takes a cast, or one who wants a permit, out of the line, with the request if there is one. `None` if it does not wait
-    /// for room any more.
+    /// Takes a cast, or a call for a permit, out of the queue, with its request if there is one.
+    /// Returns `None` if it does not wait for capacity any more.
     pub(crate) fn take_back(&self, slot: usize) -> Option<Option<Rq>> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -320,9 +326,10 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// Takes the outcome if the slot's call has ended, or else asks to be woken when it does.
+    /// Takes the outcome if the slot's call has ended, or registers `waker` to be woken when it
+    /// does.
     pub(crate) fn poll(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er> {
-        // Who comes back has mostly been woken, and needs no waker any more: so it is cloned only for those who wait on.
+        // A call that is polled again mostly has its outcome, so the waker is cloned only if not.
         let outcome = self.line.lock().take_outcome(slot);
         if let Some(outcome) = outcome {
             return outcome;
@@ -365,9 +372,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// The call was dropped: takes its request out of the line, or gives up its reply.
-    ///
-    /// A cast that was accepted stays: acceptance is what it wanted. A permit is given back.
+    /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
     pub(crate) fn abandon(&self, slot: usize) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -389,7 +394,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// A request that expired before it got as far as a slot.
+    /// Drops and counts a request that expired before it had a slot.
     pub(crate) fn skip(&self, request: Option<Rq>) {
         let mut line = self.line.lock();
         line.count().skipped += 1;
@@ -398,7 +403,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.drop_quietly(request);
     }
 
-    /// Shuts the door, for the first reason given. Those who wait for room fail, what was accepted stays.
+    /// Stops accepting new calls, and keeps the first reason given. Calls that wait for capacity
+    /// fail; accepted requests stay.
     pub(crate) fn close(&self, reason: StopReason) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -408,25 +414,25 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.finish(deferred);
     }
 
-    /// Seals the line if there is nothing left that a worker would have to do, and no task to wait for.
-    /// Returns whether it is sealed.
+    /// Seals the queue if nothing is left that a worker would have to do, and no task has to be
+    /// waited for. Returns whether it is sealed.
     ///
-    /// In one step: what comes with a permit is either seen here, or refused.
+    /// It is one step: a request that comes with a permit is either seen here, or refused.
     pub(crate) fn seal_if_done(&self) -> bool {
         self.line.lock().seal_if_done()
     }
 
-    /// A call was refused before it came to the line.
+    /// Counts a call that was refused before it reached the queue.
     pub(crate) fn refused(&self) {
         self.line.lock().count().refused += 1;
     }
 
-    /// Ends a call whose reply came after its deadline. The call may have left already.
+    /// Ends a call whose reply came after its deadline, unless the call has left already.
     #[cold]
     pub(crate) fn answer_late(&self, slot: usize) {
         let mut line = self.line.lock();
         let answered = line.answer(slot, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
-        // One that has left was counted then.
+        // A call that has left was counted when it left.
         if answered.is_ok() {
             line.count().expired += 1;
         }
@@ -436,22 +442,22 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// A handler has come to its end.
+    /// Counts a handler that has come to its end.
     pub(crate) fn replied(&self) {
         self.line.lock().count().replied += 1;
     }
 
-    /// A handler has panicked.
+    /// Counts a handler that has panicked.
     pub(crate) fn panicked(&self) {
         self.line.lock().count().panicked += 1;
     }
 
-    /// A call was too late that stood in no slot.
+    /// Counts an expired call that had no slot.
     pub(crate) fn expired(&self) {
         self.line.lock().count().expired += 1;
     }
 
-    /// A call was dropped that stood in no slot.
+    /// Counts a dropped call that had no slot.
     pub(crate) fn cancelled(&self) {
         self.line.lock().count().cancelled += 1;
     }
@@ -488,17 +494,19 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// From now on it is noted when the service is used.
+    /// Starts to record when the service is used.
     pub(crate) fn note_use(&self, now: Instant) {
         self.line.lock().note_use(now);
     }
 
-    /// Stops a service that has not been used for so long, or says when to look again. Its clock is what says `now`.
+    /// Stops a service that has not been used for `limit`, or returns when to check again. `now` is
+    /// read from the service's clock.
     pub(crate) fn close_if_idle(&self, limit: Duration, now: Instant) -> Option<Instant> {
         self.close_if(limit, now, || true, || {})
     }
 
-    /// As [`close_if_idle`](Self::close_if_idle), if more has to be asked and done under the lock.
+    /// Works like [`close_if_idle`](Self::close_if_idle), except that it also calls `is_idle`, as a
+    /// further condition, and `close`, if the service stops. Both run under the lock.
     pub(in crate::mailbox) fn close_if(
         &self,
         limit: Duration,
@@ -526,15 +534,15 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     // The worker's side.
 
-    /// Takes the request whose turn it is. `waker` is woken when there is one, if there is none now.
+    /// Takes the next request, or registers `waker` to be woken when there is one.
     ///
-    /// `generation` is whose turn it is to take it: a worker that is gone gets nothing.
+    /// `generation` identifies the worker that asks: a worker that is gone gets nothing.
     pub(crate) fn take(&self, generation: u32, waker: Option<&Waker>) -> Next<Rq> {
         let waker = waker.cloned();
         let mut previous = None;
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        // A worker that caught its own panic and goes on: nobody else will tell these callers for a while.
+        // A worker that caught its own panic goes on: nothing else would answer these calls soon.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
         let is_over = line.is_replacing_worker || line.generation != generation;
         let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut deferred) };
@@ -551,7 +559,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             }
             _ => {
                 if std::mem::take(&mut line.has_taken) {
-                    // It is done with what it took.
+                    // The worker has finished what it took, which counts as use.
                     line.used(Instant::now);
                 }
                 if let Some(waker) = waker {
@@ -569,8 +577,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         next
     }
 
-    /// One step of a worker that goes straight on: answers the last request and decides about the next, in one critical
-    /// section.
+    /// Answers the last request and decides about the next in one critical section: the step of a
+    /// worker that keeps running.
     pub(in crate::mailbox) fn step<T>(
         &self,
         finished: Option<(usize, Ended<Rs, Er>)>,
@@ -590,7 +598,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         decided
     }
 
-    /// There is a worker that reads. Returns its number.
+    /// Registers a worker that reads the queue. Returns its generation.
     pub(crate) fn begin_work(&self) -> u32 {
         let mut line = self.line.lock();
         line.has_worker = true;
@@ -598,7 +606,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         line.generation
     }
 
-    /// It is gone. Returns whether it was told to go. From now on it reads nothing.
+    /// Records that the worker is gone: it reads nothing more. Returns whether it was told to go.
     pub(crate) fn end_work(&self) -> bool {
         let mut line = self.line.lock();
         line.has_worker = false;
@@ -606,8 +614,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         std::mem::take(&mut line.is_replacing_worker)
     }
 
-    /// Ends the worker's receiver, though the door is open: another worker is to take over. Not if the door is shut; and not if
-    /// there is none, since then another comes anyway.
+    /// Ends the worker's receiver, so that another worker takes over. Does nothing if the service
+    /// accepts no more calls, or if there is no worker: another one comes then anyway.
     pub(crate) fn begin_replacement(&self) {
         let mut line = self.line.lock();
         let begins = line.closed.is_none() && line.has_worker;
@@ -625,12 +633,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().generation == generation
     }
 
-    /// Somebody has used the service. `now` is its clock.
+    /// Records that the service has been used. `now` is the service's clock.
     pub(crate) fn used(&self, now: impl FnOnce() -> Instant) {
         self.line.lock().used(now);
     }
 
-    /// Ready once there is nothing left that a worker would have to do. For the worker's side, while there is no worker.
+    /// Returns whether nothing is left that a worker would have to do, and registers `waker`. It is
+    /// for the worker's side, while there is no worker.
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut line = self.line.lock();
@@ -641,12 +650,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         is_done
     }
 
-    /// How many accepted requests wait.
+    /// Returns how many accepted requests wait.
     pub(crate) fn accepted(&self) -> usize {
         self.line.lock().accepted
     }
 
-    /// The worker is gone, and there will be no other: shuts the door and fails everything that was not started.
+    /// Stops accepting new calls and fails every request that was not started. It is called once
+    /// the worker is gone and no other will follow.
     pub(crate) fn shut_down(&self, reason: StopReason, failure: &SendReason) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -662,12 +672,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         panics::drop_quietly(worker);
     }
 
-    /// The worker is about to be dropped: clients that are dropped from here on are not dropped by a panic of its own.
+    /// Records that the worker is about to be dropped: a client that is dropped from here on was
+    /// not dropped by a panic of the worker's own.
     pub(crate) fn abort(&self) {
         self.line.lock().aborted = true;
     }
 
-    /// The panic that dropped clients has been caught: tells their callers why, as far as that is known.
+    /// Answers the calls whose clients were dropped by a panic that has been caught. `reason` is
+    /// given as far as it is known.
     pub(crate) fn settle_unwound(&self, reason: Option<&FetchReason>) {
         let unwound = self.line.lock().unwound.take();
         for slot in unwound {
@@ -678,11 +690,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     fn answer_unwound(&self, slot: usize, reason: Option<&FetchReason>) {
         let unknown = || FetchReason::Panicked(PanicMessage::from("its message is not known"));
         let failure = TenoriteError::FetchFailure(reason.cloned().unwrap_or_else(unknown));
-        // A caller that has gone needs no failure.
+        // A caller that is gone needs no failure.
         let _ = self.answer_slot(slot, Err(failure));
     }
 
-    /// Gives the reply back if its caller has gone.
+    /// Answers the call of this slot. Gives the reply back if its caller is gone.
     pub(crate) fn answer_slot(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
         let mut line = self.line.lock();
         let answered = line.answer(slot, reply);
@@ -697,14 +709,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     // After the lock.
 
-    /// Drops what nobody wants, and counts it if it panicked.
+    /// Drops a value that is no longer wanted, and counts it if its `Drop` panics.
     pub(crate) fn drop_quietly<T>(&self, unwanted: T) {
         if !panics::drop_quietly(unwanted) {
             self.line.lock().count().panicked_drops += 1;
         }
     }
 
-    /// Wakes first: dropping requests may take the user's time.
+    /// Wakes, and drops only then: see Q2.
     fn finish(&self, deferred: Deferred<Rq>) {
         for waker in deferred.to_wake {
             panics::wake(Some(waker));
@@ -717,7 +729,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 }
 
-/// A subscriber that panics is its owner's problem: the request is in hand, and a permit may be.
+/// Returns the current span, or none if the user's subscriber panics. The panic must not unwind
+/// from here, because the caller holds a request, and perhaps a permit.
 #[inline]
 fn current_span() -> Span {
     panics::catch(Span::current).unwrap_or_else(|payload| {
@@ -727,7 +740,7 @@ fn current_span() -> Span {
 }
 
 impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {
-    /// What calls that were forgotten have left behind.
+    /// Drops what forgotten calls have left behind.
     fn drop(&mut self) {
         let slots = self.line.lock().take_slots();
         panics::drop_quietly(slots);
@@ -755,17 +768,17 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
     fn unwound(&self, slot: usize, otherwise: &FetchReason) {
         let mut line = self.line.lock();
         if panics::defer_here(self) {
-            // The one who polls the worker will catch the panic and knows its text.
+            // The poll of the worker catches the panic, and knows its text.
             line.unwound.push(slot);
             return;
         }
-        // In a task of the worker's own, whose panic others catch; or dropped with its service, while its thread unwinds
-        // for a reason of its own.
+        // Either the panic is in a task of the worker's own and is caught elsewhere, or the client
+        // is dropped with its service, while its thread unwinds for another reason.
         let service_ended = line.aborted || *otherwise == FetchReason::Stopped;
         line.count().panicked += u64::from(!service_ended);
         drop(line);
         if service_ended {
-            // A caller that has gone needs no failure.
+            // A caller that is gone needs no failure.
             let _ = self.answer(slot, Err(TenoriteError::FetchFailure(otherwise.clone())));
         } else {
             self.answer_unwound(slot, None);
@@ -777,7 +790,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
     }
 
     fn now(&self) -> Instant {
-        // A worker by hand mostly answers at home.
+        // A hand-written worker mostly answers on its own runtime.
         runtime::now_in(None)
     }
 
