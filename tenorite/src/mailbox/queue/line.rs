@@ -1,13 +1,14 @@
-//! One line for the accepted and for those that wait for room, and the slots where replies are awaited.
+//! Queues the accepted requests and those that wait for capacity, and holds the slots of their
+//! replies.
 //!
 //! ```text
 //!   first ──► A ──► B ──► C │──► D ──► E ◄── last        backlog = 3
-//!             └─ accepted ─┘     └─ waiting for room
+//!             └─ accepted ─┘     └─ waiting for capacity
 //!                                ▲ first_waiting
 //! ```
 //!
-//! A doubly linked list through the slots of a slab, so that an entry anywhere leaves in constant time. First come,
-//! first served over both parts. An entry's life:
+//! A doubly linked list runs through the slots of a slab, so that an entry leaves from anywhere in
+//! constant time. The order is first come, first served over both parts. An entry's life:
 //!
 //! ```text
 //!   queued ──start──► running ──answer──► done ──the call takes it──► (free)
@@ -16,31 +17,33 @@
 //!     └─leave──► (free)
 //! ```
 //!
-//! A reply that is *owed* may come after its method has returned, so its client may be out when the
-//! service ends. Its call is ended without it then:
+//! A reply that is *owed* may come after its method has returned, so its client may still exist
+//! when the service ends. Its call is ended without the reply then:
 //!
 //! ```text
 //!   running ──cut──► cut ──the call takes it──► detached ──answer──► (free)
 //!                     └─answer──► done ──the call takes it──► (free)
 //! ```
 //!
-//! A *permit* is a place in the backlog that is kept free for a request to come. Who waits for one stands in the line like who
-//! waits for room, but is no request: the worker passes him over. Once it is granted, it is only a number.
+//! A *permit* keeps a place in the backlog free for a request to come. A call that waits for a
+//! permit is queued like one that waits for capacity, but it is no request: the worker passes it
+//! over. Once granted, a permit is only a number.
 //!
 //! # Invariants
 //!
-//! - L1: While the door is open, the accepted entries are the first of the line, as many as there are, or as `backlog` has room
-//!   for beside the permits. Whoever makes room admits the next in the same step.
+//! - L1: While the service accepts calls, the accepted entries are the first of the queue. They are
+//!   all entries, or as many as `backlog` allows besides the permits. The step that frees capacity
+//!   also admits the next entry.
 //! - L2: `first_waiting` is the first entry that is not accepted, or `None` if all are.
-//! - L3: Once the service is closed no entry waits for capacity: closing fails those. Permits that were
-//!   granted before are good until the line is sealed, and void then. It is sealed in the step that finds
-//!   it empty for the last time.
-//! - L4: A slot is freed by exactly one party: by the call that awaits it, or, if that has gone, by the worker's
-//!   side. So a slot's key is never used after it was given away. While a slot is cut both sides have
-//!   the key, and the one that comes last frees it.
+//! - L3: Once the service is closed no entry waits for capacity: closing fails those. Permits that
+//!   were granted before stay good until the queue is sealed, and are void then. It is sealed in
+//!   the step that finds it empty for the last time.
+//! - L4: A slot is freed by exactly one party: by the call that awaits it, or by the worker's side
+//!   if that call is gone. So a slot's key is never used after it was given away. While a slot is
+//!   cut both sides have the key, and the last of them frees it.
 //!
-//! Plain data, under the [`queue`](super::queue)'s lock: nothing in here wakes, drops or runs anything of the user's. What
-//! is to be done is left in an [`Deferred`].
+//! This is plain data under the [`queue`](super::queue)'s lock. Nothing in here wakes, drops or
+//! runs anything of the user's. What remains to be done is left in a [`Deferred`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,50 +69,52 @@ pub(in crate::mailbox) struct Line<Rq, Rs, Er> {
     last: Link,
     /// See L2.
     first_waiting: Link,
-    /// How many requests stand in it. Those who wait for a permit do not count.
+    /// The number of queued requests. Calls that wait for a permit do not count.
     pub(in crate::mailbox) len: usize,
     /// How many of `len` are accepted. See L1.
     pub(in crate::mailbox) accepted: usize,
-    /// How many permits have been granted, and not been used.
+    /// The number of permits that have been granted, and not been used.
     pub(in crate::mailbox) reserved: usize,
-    /// How many of those are owned: they do not count as use of the service.
+    /// How many of `reserved` are owned: they do not count as use of the service.
     reserved_owned: usize,
     pub(in crate::mailbox) backlog: usize,
-    /// Why the door is shut, if it is.
+    /// Why the service accepts no more calls, if it does not.
     pub(in crate::mailbox) closed: Option<StopReason>,
     /// See L3.
     is_sealed: bool,
-    /// The worker, waiting for a request.
+    /// The waker of the worker that waits for a request.
     pub(in crate::mailbox) worker: Option<Waker>,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
     pub(in crate::mailbox) unwound: Unwound,
     /// The worker is being dropped, not polled.
     pub(in crate::mailbox) aborted: bool,
-    /// Which worker reads the line itself, counted from the first; whether there is one; whether it is to be replaced by another;
-    /// and whether it has taken a request since it last found none.
+    /// The number of the worker that reads the queue itself, counted from the first. Then: whether
+    /// there is one, whether it is to be replaced, and whether it has taken a request since it last
+    /// found none.
     pub(in crate::mailbox) generation: u32,
     pub(in crate::mailbox) has_worker: bool,
     pub(in crate::mailbox) is_replacing_worker: bool,
     pub(in crate::mailbox) has_taken: bool,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
-    /// Down to how many occupied slots trimming is not worth another look.
+    /// Trimming is tried again once no more than this many slots are occupied.
     trim_below: u32,
-    /// Boxed, because most services that sleep have none.
+    /// Boxed, because most idle services have none.
     cold: Option<Box<ColdFields>>,
 }
 
-/// What has to be known of few services.
+/// Fields that few services need.
 #[derive(Default)]
 pub(in crate::mailbox) struct ColdFields {
     pub(in crate::mailbox) counts: Counts,
-    /// When it was last used, of one that stops if it is not.
+    /// When the service was last used, if it stops after a time without use.
     pub(in crate::mailbox) used: Option<Instant>,
-    /// Tasks that answer calls, by their numbers. `None` until what ends them is known.
+    /// Tasks that answer calls, by their numbers. `None` until the task's abort handle is known.
     tasks: BTreeMap<u64, Option<AbortHandle>>,
-    /// The number of the next. No number is used twice: a task may be over before it is told what ends it.
+    /// The number of the next task. No number is used twice: a task may be over before its abort
+    /// handle arrives.
     next_task: u64,
-    /// Tasks are to be ended, also those that are just being spawned.
+    /// Tasks are to be aborted, also those that are just being spawned.
     ends_tasks: bool,
 }
 
@@ -125,7 +130,7 @@ pub(in crate::mailbox) struct Counts {
     pub(in crate::mailbox) panicked_drops: u64,
 }
 
-/// A place in the line, or none: an `Option` of half the size.
+/// A slot of the slab, or none: an `Option` of half the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Link(usize);
 
@@ -161,9 +166,9 @@ impl Unwound {
 
 struct Slot<Rq, Rs, Er> {
     stage: Stage<Rq, Rs, Er>,
-    /// Who is waiting for this slot to change.
+    /// The waker of the call that waits for this slot to change.
     waker: Option<Waker>,
-    /// Which handler waits for it, if it is one.
+    /// The edge of the handler that waits for this slot, if one does.
     edge: Option<Arc<Edge>>,
     owed: Owed,
 }
@@ -172,9 +177,9 @@ struct Slot<Rq, Rs, Er> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owed {
     No,
-    /// From wherever the worker has put the `Reply`.
+    /// The reply comes from wherever the worker has put the `Reply`.
     Reply,
-    /// From a task that the service waits for before it ends.
+    /// The reply comes from a task that the service waits for before it ends.
     Task,
 }
 
@@ -189,34 +194,34 @@ impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
 enum Stage<Rq, Rs, Er> {
     Queued(Entry<Rq>),
     Running,
-    /// Running, and the caller has gone.
+    /// Running, and the caller is gone.
     Detached,
     Done(Ended<Rs, Er>),
-    /// The call has ended, and its client is still out.
+    /// The call has ended, while its client still exists.
     Cut(Ended<Rs, Er>),
-    /// It did not run, and its caller wants it back.
+    /// The request did not run, and its caller wants it back.
     Returned(Box<(TenoriteError, Rq)>),
-    /// A cast that waited for room was accepted, and has left the line before its caller saw it.
+    /// A cast that waited for capacity was accepted, and left the queue before its caller saw that.
     Accepted,
-    /// A permit was granted, and who waited for it has not seen it yet.
+    /// A permit was granted, and the call that waited for it has not seen it yet.
     Granted,
 }
 
 struct Entry<Rq> {
-    /// `None` of a permit.
+    /// `None` if the entry waits for a permit.
     request: Option<Rq>,
     /// Where its call was made.
     span: Span,
     deadline: Option<Instant>,
     awaited: Awaited,
-    /// Whether its caller wants it back if it does not run.
+    /// Whether the caller wants the request back if it does not run.
     return_on_failure: bool,
     accepted: bool,
     previous: Link,
     next: Link,
 }
 
-/// What the one who sent the request is waiting for.
+/// What the sender of the request waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::mailbox) enum Awaited {
     Reply,
@@ -226,9 +231,9 @@ pub(in crate::mailbox) enum Awaited {
     Permit,
 }
 
-/// A request that comes to the line.
+/// A request that arrives at the queue.
 pub(in crate::mailbox) struct Arrival<Rq> {
-    /// `None` of a permit.
+    /// `None` if the entry waits for a permit.
     pub(in crate::mailbox) request: Option<Rq>,
     pub(in crate::mailbox) span: Span,
     pub(in crate::mailbox) deadline: Option<Instant>,
@@ -237,7 +242,7 @@ pub(in crate::mailbox) struct Arrival<Rq> {
     pub(in crate::mailbox) accepted: bool,
 }
 
-/// A request that has left the line for the worker.
+/// A request that has left the queue for the worker.
 pub(crate) struct Dequeued<Rq> {
     pub(crate) request: Rq,
     pub(crate) deadline: Option<Instant>,
@@ -247,7 +252,7 @@ pub(crate) struct Dequeued<Rq> {
     pub(crate) slot: Option<usize>,
 }
 
-/// There is work for another.
+/// A request is queued, but the asking thread may not take it.
 pub(in crate::mailbox) struct TurnOver;
 
 /// What is left to do once the lock is released.
@@ -268,7 +273,7 @@ impl<Rq> Deferred<Rq> {
 
 /// How far a request had come when its call ended early.
 pub(in crate::mailbox) enum Withdrawn<Rq> {
-    /// Here it is.
+    /// It had not started; `None` if there was no request.
     BeforeStart(Option<Rq>),
     Running,
 }
@@ -300,7 +305,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// Whether one more may be accepted, without overtaking anybody.
+    /// Returns whether one more may be accepted without overtaking an entry that waits for
+    /// capacity.
     pub(in crate::mailbox) fn has_room(&self) -> bool {
         self.first_waiting == Link::NONE && self.accepted + self.reserved < self.backlog
     }
@@ -313,12 +319,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         &mut self.cold.get_or_insert_default().counts
     }
 
-    /// From now on it is noted when the line is used.
+    /// Starts to record when the service is used.
     pub(in crate::mailbox) fn note_use(&mut self, now: Instant) {
         self.cold.get_or_insert_default().used = Some(now);
     }
 
-    /// Somebody has used the service. `now` is its clock.
+    /// Records that the service has been used. `now` is the service's clock.
     pub(in crate::mailbox) fn used(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(used) = self.cold.as_mut().and_then(|cold| cold.used.as_mut()) {
             *used = now();
@@ -329,7 +335,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.cold.as_ref()?.used
     }
 
-    /// Whether nothing stands in it, waits for it, or runs.
+    /// Returns whether nothing is queued, waits for the queue, or runs.
     pub(in crate::mailbox) fn is_unused(&self) -> bool {
         self.reserved == self.reserved_owned && self.slots.is_empty() && !self.has_taken && !self.has_tasks()
     }
@@ -339,7 +345,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if permit.is_some() { !self.is_sealed } else { self.closed.is_none() }
     }
 
-    /// The line is empty, and so it stays: permits are void from here on.
+    /// Seals the queue, which is empty and stays so: permits are void from here on.
     pub(in crate::mailbox) fn seal(&mut self) {
         debug_assert!(self.closed.is_some(), "calls may still come");
         self.is_sealed = true;
@@ -347,7 +353,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.reserved_owned = 0;
     }
 
-    /// Seals the line if there is nothing left to do. Returns whether it is sealed.
+    /// Seals the queue if there is nothing left to do. Returns whether it is sealed.
     pub(in crate::mailbox) fn seal_if_done(&mut self) -> bool {
         let is_done = self.is_sealed || self.closed.is_some() && self.len == 0 && !self.has_tasks();
         if is_done {
@@ -356,14 +362,15 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         is_done
     }
 
-    /// The reply of this slot may come after its method has returned, and from anywhere: what it waits
-    /// for is not known.
+    /// Records that the reply of this slot may come after its method has returned, and from
+    /// anywhere. So it is not known what the call waits for, and the edge ends.
     pub(in crate::mailbox) fn owe(&mut self, slot: usize) {
         self.slots[slot].owed = Owed::Reply;
         self.slots[slot].end_wait();
     }
 
-    /// A task is to be spawned that answers this slot's call, or that of a cast. Returns its number.
+    /// Registers a task, not yet spawned, that answers this slot's call, or a cast. Returns its
+    /// number.
     pub(in crate::mailbox) fn begin_task(&mut self, slot: Option<usize>) -> u64 {
         if let Some(slot) = slot {
             self.slots[slot].owed = Owed::Task;
@@ -375,20 +382,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         number
     }
 
-    /// Keeps what ends the task, or gives it back if it is to be ended now.
+    /// Keeps the handle that aborts the task, or gives it back if the task is to be aborted now.
     pub(in crate::mailbox) fn task_spawned(&mut self, number: u64, task: AbortHandle) -> Option<AbortHandle> {
         let cold = self.cold.as_mut()?;
         if cold.ends_tasks {
             return Some(task);
         }
-        // Unless it is over already.
+        // The task may be over already.
         if let Some(place) = cold.tasks.get_mut(&number) {
             *place = Some(task);
         }
         None
     }
 
-    /// The task is over. Returns whether that was all that the service waited for.
+    /// Removes a task that is over. Returns whether it was all that the service waited for.
     pub(in crate::mailbox) fn task_ended(&mut self, number: u64) -> bool {
         if let Some(cold) = &mut self.cold {
             cold.tasks.remove(&number);
@@ -400,8 +407,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.cold.as_ref().is_some_and(|cold| !cold.tasks.is_empty())
     }
 
-    /// Ends the calls whose replies are owed, though their clients are out; those of tasks as well if
-    /// the tasks are to be ended, which are returned.
+    /// Ends the calls whose replies are owed, though their clients still exist. With `ends_tasks`,
+    /// also ends those that tasks answer, and returns the tasks to abort.
     pub(in crate::mailbox) fn cut_owed(
         &mut self,
         ends_tasks: bool,
@@ -418,13 +425,13 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if !ends_tasks {
             return Vec::new();
         }
-        // Also those that are spawned from here on.
+        // Tasks that are spawned from here on are aborted as well.
         let cold = self.cold.get_or_insert_default();
         cold.ends_tasks = true;
         cold.tasks.values_mut().filter_map(Option::take).collect()
     }
 
-    /// Opens a slot for a request that runs at once, without standing in the line.
+    /// Opens a slot for a request that runs at once, without being queued.
     pub(in crate::mailbox) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
         self.slots.insert(Slot { stage: Stage::Running, waker, edge, owed: Owed::No })
     }
@@ -433,17 +440,18 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         matches!(&self.slots[slot].stage, Stage::Queued(entry) if !entry.accepted)
     }
 
-    /// A handler waits for this slot.
+    /// Records the edge of the handler that waits for this slot.
     pub(in crate::mailbox) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
         self.slots[slot].edge = Some(edge);
     }
 
-    /// Who is to be woken when the slot changes. Returns who was.
+    /// Sets the waker for when the slot changes. Returns the previous one.
     pub(in crate::mailbox) fn register(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
         self.slots[slot].waker.replace(waker)
     }
 
-    /// The worker's side has an outcome for a request that runs. Returns whom to wake, or the reply if its caller has gone.
+    /// Ends the call of a request that runs. Returns the waker of its call, or the reply if the
+    /// caller is gone.
     pub(in crate::mailbox) fn answer(
         &mut self,
         slot: usize,
@@ -479,7 +487,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         matches!(self.slots[slot].stage, Stage::Detached | Stage::Cut(_))
     }
 
-    /// What calls that were forgotten have left behind.
+    /// Takes what forgotten calls have left behind.
     pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
         std::mem::take(&mut self.slots)
     }
@@ -496,12 +504,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// The request whose turn it is.
+    /// Returns the next request in the queue.
     pub(in crate::mailbox) fn first(&self) -> Option<usize> {
         if self.len == 0 {
             return None;
         }
-        // Those who wait for a permit stand behind all that is accepted: few, and mostly none, are passed over.
+        // Entries that wait for a permit are behind all accepted ones: mostly none is passed over.
         let mut place = self.first;
         while let Some(slot) = place.get() {
             match &self.slots[slot].stage {
@@ -512,7 +520,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         None
     }
 
-    /// Puts a request, or one who waits for a permit, into its place: behind all others, or behind those that are accepted.
+    /// Queues a request, or a call for a permit: behind the accepted entries if it is accepted, and
+    /// behind all others if not.
     pub(in crate::mailbox) fn append(
         &mut self,
         arrival: Arrival<Rq>,
@@ -546,7 +555,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         slot
     }
 
-    /// Takes an entry out of the line, whatever its place, and leaves `stage` in its slot. Keeps L1 and L2.
+    /// Takes an entry out of the queue from any position, and leaves `stage` in its slot. Keeps L1
+    /// and L2.
     fn unlink(&mut self, slot: usize, stage: Stage<Rq, Rs, Er>, deferred: &mut Deferred<Rq>) -> Entry<Rq> {
         let Stage::Queued(entry) = std::mem::replace(&mut self.slots[slot].stage, stage) else {
             unreachable!("only queued entries stand in the line");
@@ -570,7 +580,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         entry
     }
 
-    /// There may be room: admits those that have waited longest, where they stand.
+    /// Admits the entries that have waited longest, where they stand, while there is capacity.
     fn admit(&mut self, deferred: &mut Deferred<Rq>) {
         while self.closed.is_none()
             && self.accepted + self.reserved < self.backlog
@@ -579,7 +589,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             let entry = self.entry(admitted);
             let (awaited, next) = (entry.awaited, entry.next);
             if awaited == Awaited::Permit {
-                // From here on it is a number. Whoever does not look any more gives it back.
+                // From here on it is only a number. A call that is gone gives it back.
                 self.reserved += 1;
                 self.unlink(admitted, Stage::Granted, deferred);
             } else {
@@ -594,12 +604,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// Keeps a place free for a request to come.
+    /// Keeps a place in the backlog free for a request to come.
     pub(in crate::mailbox) fn reserve(&mut self) {
         self.reserved += 1;
     }
 
-    /// A permit is given back. It may be void.
+    /// Gives back a permit, which may be void.
     pub(in crate::mailbox) fn unreserve(&mut self, permit: PermitKind, deferred: &mut Deferred<Rq>) {
         if !self.is_sealed {
             self.redeem(permit);
@@ -607,22 +617,25 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// A permit becomes the request's own place.
+    /// Turns a permit into the request's own place.
     pub(in crate::mailbox) fn redeem(&mut self, permit: PermitKind) {
         self.reserved -= 1;
         self.reserved_owned -= usize::from(permit == PermitKind::Owned);
     }
 
-    /// A permit that was granted is owned from here on. It may be void.
+    /// Turns a granted permit into an owned one. It may be void.
     pub(in crate::mailbox) fn own_permit(&mut self) {
         self.reserved_owned += usize::from(!self.is_sealed);
     }
 
-    /// The worker takes the entry whose turn it is, if it `may`. `Err` if it may not, and there is one.
+    /// Starts the next request for the worker, if it `may`. `now` is the service's clock.
     ///
-    /// Those that are too late are passed over: their callers may not have noticed, or may never be polled again.
+    /// Fails the requests whose deadline has passed: their calls may not have noticed, or may never
+    /// be polled again.
     ///
-    /// `now` is the service's clock.
+    /// # Errors
+    ///
+    /// [`TurnOver`] if there is a request, and the worker may not take it.
     pub(in crate::mailbox) fn take_next(
         &mut self,
         may: bool,
@@ -643,7 +656,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         Ok(None)
     }
 
-    /// The worker takes this request, which is the first. (If permits take all the room, it need not have been accepted.)
+    /// Starts this request, which is the first. It need not be accepted, if permits take all the
+    /// capacity.
     fn start(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Dequeued<Rq> {
         let entry = self.unlink(slot, Stage::Running, deferred);
         let slot = match entry.awaited {
@@ -664,7 +678,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         Dequeued { request, deadline: entry.deadline, span: entry.span, slot }
     }
 
-    /// Ends an entry that will never be started.
+    /// Fails an entry that will never be started.
     pub(in crate::mailbox) fn fail_queued(
         &mut self,
         slot: usize,
@@ -689,7 +703,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// If the slot's call has ended: its outcome, and the slot is free.
+    /// Takes the outcome and frees the slot, if the slot's call has ended.
     pub(in crate::mailbox) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
         match &mut self.slots[slot].stage {
             Stage::Done(_) => match self.free(slot) {
@@ -709,7 +723,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 Some(Phase::Accepted)
             }
             Stage::Queued(entry) if entry.accepted && entry.awaited == Awaited::Acceptance => {
-                // Still in the line, and now on its own: whoever takes it frees the slot.
+                // The request stays queued without a call, so the step that takes it out frees the
+                // slot.
                 entry.awaited = Awaited::Nothing;
                 Some(Phase::Accepted)
             }
@@ -717,7 +732,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// The call will not come back for its outcome, which is not there yet.
+    /// Ends a call that will not come back for its outcome, which is not there yet.
     pub(in crate::mailbox) fn leave(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Withdrawn<Rq> {
         deferred.to_drop.1 = self.slots[slot].waker.take();
         self.slots[slot].end_wait();
@@ -736,7 +751,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// Why whoever comes to a shut door is refused.
+    /// Returns why calls are refused once the service is closed.
     pub(in crate::mailbox) fn refusal(&self) -> SendReason {
         match &self.closed {
             Some(StopReason::StartFailed(why)) => SendReason::StartFailed(why.clone()),
@@ -744,7 +759,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// Shuts the door, if it is open. `failure` is what those are told who wait for room.
+    /// Stops accepting new calls, unless that has happened. Calls that wait for capacity end in
+    /// `failure`.
     pub(in crate::mailbox) fn close(
         &mut self,
         reason: StopReason,
@@ -761,10 +777,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         deferred.wake(self.worker.take());
     }
 
-    /// After a burst, trims what is empty at the end of the slab.
+    /// Trims what is empty at the end of the slab, after a burst.
     ///
-    /// A trim takes time in proportion to the capacity. It is tried each time when half of what was there has gone, and
-    /// after as many frees as there is capacity, so that a free costs constant time on average.
+    /// A trim takes time in proportion to the capacity. It is tried each time when half of the
+    /// occupied slots have gone, and after as many frees as there is capacity, so that a free costs
+    /// constant time on average.
     fn give_memory_back(&mut self) {
         let (len, capacity) = (self.slots.len(), self.slots.capacity());
         let share = u32::try_from(len / 2).unwrap_or(u32::MAX);
@@ -810,7 +827,7 @@ mod tests {
             self.append(arrival, None, None)
         }
 
-        /// The line from the front, with L1, L2 and both directions of the list checked.
+        /// Returns the queue from the front, with L1, L2 and both directions of the list checked.
         fn checked(&mut self) -> Vec<u32> {
             let (mut requests, mut accepted, mut first_waiting) = (Vec::new(), 0, None);
             let (mut previous, mut next) = (Link::NONE, self.first);
@@ -838,13 +855,13 @@ mod tests {
         }
     }
 
-    /// Any order of joining, leaving, starting and failing, against a plain list.
+    /// Compares any order of joining, leaving, starting and failing with a plain list.
     #[test]
     fn the_line_is_the_list_that_it_pretends_to_be() {
         for seed in 1..200 {
             let mut random = Random(seed);
             let mut line = Tested::new(1 + random.below(4));
-            // What stands in the line, as request and slot; and the calls that are over but have not looked.
+            // What is queued, as request and slot; and the calls that are over but have not looked.
             let mut model: Vec<(u32, usize)> = Vec::new();
             let mut over: Vec<usize> = Vec::new();
             for request in 0..200 {
