@@ -1,14 +1,15 @@
-//! Where requests go: the one interface behind every caller.
+//! Delivers requests: the one interface behind every caller.
 //!
-//! A [`Mailbox`] is anything a request can be sent to. A caller holds one as a trait object and knows nothing else of
-//! it, so a feature that changes *where* a request runs is one new file here:
+//! A [`Mailbox`] is anything that a request can be sent to. A caller holds one as a trait object
+//! and knows nothing else of it. So a feature that changes *where* a request runs is one new file
+//! here:
 //!
-//! - [`cell`]: a worker that is lent to whoever finds it idle, for derived services;
-//! - [`task`]: a worker's own task with a queue in front of it, for those written by hand;
+//! - [`cell`]: a worker that is lent to any call that finds it idle, for derived services;
+//! - [`task`]: a worker's own task behind a queue, for hand-written workers;
 //! - [`function`]: an async closure, for mocks and adapters.
 //!
-//! All keep what waits in a [`queue`], which is a [line](mod@line) behind a lock. What changes *how* a call waits (deadlines, casts, blocking) is in
-//! [`call`](crate::call), once.
+//! All keep what waits in a [`queue`], which is a [`Line`](queue::line::Line) behind a lock. What
+//! changes *how* a call waits (deadlines, casts, blocking) is in [`call`](crate::call), once.
 //!
 //! # The way of a request
 //!
@@ -19,12 +20,13 @@
 //!   Answered(reply) ◄poll── slot: done     ◄───send───── client
 //! ```
 //!
-//! Who owns the request at each step decides what an end in the middle means. In the `CallState`: nothing has
-//! happened. In the slot: it certainly did not run, and whoever removes it from the line under the lock decides its
-//! end alone. In the worker's hands: it may have run, and the client answers for it.
+//! The owner of the request at each step decides what an early end means. In the `CallState`,
+//! nothing has happened. In the slot, the request certainly did not run, and the thread that
+//! removes it from the queue under the lock decides its end alone. With the worker, it may have
+//! run, and the client answers for it.
 
 pub(crate) mod abort;
-// The only one.
+// The only module with unsafe code.
 #[allow(unsafe_code)]
 pub(crate) mod cell;
 pub(crate) mod function;
@@ -47,7 +49,7 @@ use crate::handler::stack::Node;
 use crate::reply::Ended;
 use crate::status::StatusCell;
 
-/// Controls a service, whatever it is asked and answers.
+/// Controls a service, whatever its requests and replies are.
 pub(crate) trait Control: Send + Sync {
     /// Stops accepting new calls. What was accepted is still handled.
     fn stop(&self);
@@ -55,13 +57,13 @@ pub(crate) trait Control: Send + Sync {
     /// Ends whatever the service is doing. Returns `false` if it has not started yet.
     fn abort(&self) -> bool;
 
-    /// Asks for another worker. Returns whether there can be one.
+    /// Asks for another worker. Returns whether the worker can be replaced.
     fn restart(&self) -> bool;
 
     /// Returns whether the service accepts no more calls.
     fn is_closed(&self) -> bool;
 
-    /// Returns where the service tells its status.
+    /// Returns the cell that holds the service's status.
     fn status(&self) -> &StatusCell;
 
     /// Returns the service's node in the graph of waiting handlers, if its handlers are part of it.
@@ -69,69 +71,71 @@ pub(crate) trait Control: Send + Sync {
         None
     }
 
-    /// Returns the runtime that the service lives on. Its clock judges deadlines, and it serves callers
-    /// that have none.
+    /// Returns the runtime that the service lives on. Deadlines are measured by its clock, and it
+    /// serves callers that have none.
     fn runtime(&self) -> Option<&Handle>;
 
-    /// Returns the service's figures.
+    /// Returns the service's statistics.
     fn stats(&self) -> Stats;
 }
 
 /// Takes a caller's requests.
 ///
-/// The value behind the `Arc` is the callers' side of the service. The strong count of that `Arc` *is*
-/// the number of callers, a `Weak` is a weak caller, and its `Drop` is the event "the last caller is
-/// gone". Workers hold what is behind it, never the value itself.
+/// The value behind the `Arc` is the callers' side of the service. The strong count of that `Arc`
+/// *is* the number of callers, a `Weak` is a weak caller, and its `Drop` is the event "the last
+/// caller is gone". Workers hold what is behind it, never the value itself.
 pub(crate) trait Mailbox<Rq, Rs, Er>: Control {
-    /// Drives a call. The first poll takes its place in the order; `Ready` leaves the outcome in the state.
+    /// Drives a call. The first poll takes the call's place in the order; `Ready` leaves the
+    /// outcome in the state.
     ///
-    /// A call with `no_wait` that is a cast is always ready at its first poll.
+    /// A cast with `no_wait` is always ready at its first poll.
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// The deadline has passed: ends the call, unless its outcome arrived first. Leaves the outcome in the state.
+    /// Ends a call whose deadline has passed, unless its outcome arrived first. Leaves the outcome
+    /// in the state.
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>);
 
-    /// The call was dropped before its outcome.
+    /// Ends a call that was dropped before its outcome.
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>);
 
-    /// A permit that was granted is given back.
+    /// Gives back a permit that was granted.
     fn unreserve(&self);
 
-    /// Makes a permit that was granted an owned one: returns what takes its request. That does not
-    /// count as a caller, and takes nothing else.
+    /// Turns a granted permit into an owned one. Returns a mailbox that takes the permit's request,
+    /// and nothing else, and does not count as a caller.
     fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
 }
 
-/// One call as its mailbox sees it.
+/// A call as its mailbox sees it.
 pub(crate) struct CallState<Rq, Rs, Er> {
     pub(crate) phase: Phase<Rq, Rs, Er>,
     pub(crate) terms: Terms,
-    /// Its handler may go on without it.
+    /// The calling handler may go on without it.
     pub(crate) allows_cycle: bool,
 }
 
-/// What a request's place in the line depends on.
+/// The terms that decide a request's place in the queue.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms {
     pub(crate) limit: Limit,
-    /// The limit is the caller's default, and not the call's own.
+    /// Whether the limit is the caller's default, and not the call's own.
     pub(crate) has_default_limit: bool,
-    /// No reply is wanted: the call ends when the request is accepted.
+    /// Whether no reply is wanted: the call ends when the request is accepted.
     pub(crate) cast: bool,
-    /// Fail rather than wait for room.
+    /// Whether to fail rather than wait for capacity.
     pub(crate) no_wait: bool,
-    /// The request is to come back if it does not run.
+    /// Whether the request is to come back if it does not run.
     pub(crate) return_on_failure: bool,
-    /// A place in the backlog is kept for it.
+    /// The permit that keeps a place in the backlog for the request.
     pub(crate) permit: Option<PermitKind>,
 }
 
-/// Who keeps a place in the backlog.
+/// The kind of permit that keeps a place in the backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PermitKind {
-    /// One that borrows a caller.
+    /// The permit borrows a caller.
     Borrowed,
-    /// One that keeps the service alive no more than a weak caller does.
+    /// The permit keeps the service alive no more than a weak caller does.
     Owned,
 }
 
@@ -140,11 +144,11 @@ pub(crate) enum PermitKind {
 pub(crate) enum Limit {
     /// Never.
     None,
-    /// So long after its first poll.
+    /// This long after the first poll.
     For(Duration),
-    /// Then, by the service's clock. (From the first poll on.)
+    /// At this time, by the service's clock. (From the first poll on.)
     Until(Instant),
-    /// It is already.
+    /// The deadline has passed.
     Expired,
 }
 
@@ -154,7 +158,7 @@ impl Limit {
     }
 
     pub(crate) fn deadline(self) -> Option<Instant> {
-        // First what most calls have.
+        // The most common cases come first.
         match self {
             Self::None => None,
             Self::Until(deadline) => Some(deadline),
@@ -163,27 +167,28 @@ impl Limit {
     }
 }
 
-/// Where a call stands. It only ever moves downwards.
-// With a tag of its own: to find the phase in unused bits of a request costs more than the byte, several times a call.
+/// The state of a call. It only ever moves downwards.
+// The tag is explicit: finding the phase in unused bits of a request costs more than the byte,
+// several times a call.
 #[repr(u8)]
 pub(crate) enum Phase<Rq, Rs, Er> {
     /// Never polled. The call owns the request.
     New(Rq),
-    /// As `New`, with a permit.
+    /// Like `New`, with a permit.
     Permitted(Rq),
-    /// Never polled. What is wanted is a permit.
+    /// Never polled. The call asks for a permit.
     Permit,
-    /// The request, then its reply, is in this slot of the mailbox.
+    /// This slot of the mailbox holds the request, and then its reply.
     Waiting(usize),
-    /// The call drives its own handler: a closure polled where there is no runtime to give it to.
+    /// The call drives its own handler: a closure polled where there is no runtime to spawn it on.
     Driven(BoxFuture<Ended<Rs, Er>>),
     /// The call ended in the worker's answer.
     Answered(Result<Rs, Er>),
-    /// The call, or the cast, ended without one.
+    /// The call, or the cast, ended without an answer.
     Failed(TenoriteError),
-    /// As `Failed`, with the request, which did not run.
+    /// Like `Failed`, with the request, which did not run.
     Returned(Box<(TenoriteError, Rq)>),
-    /// The cast ended: its request was accepted; or the permit was granted.
+    /// The cast ended because its request was accepted, or the permit was granted.
     Accepted,
     /// The outcome was taken.
     Spent,
@@ -208,7 +213,8 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
         self.phase.take()
     }
 
-    /// The request of a call that is new, and its terms. `permit` is the kind that it has, if it has one.
+    /// Takes the request of a new call, and its terms. `permit` is the kind of the call's permit,
+    /// if it has one.
     pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
         match self.take() {
             Phase::New(request) => (request, self.terms),
@@ -217,8 +223,9 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
         }
     }
 
-    /// For callers that an owned permit has made: they take its request, and refuse everything else.
-    /// Returns whether they do, with what is to be dropped.
+    /// Refuses everything but the request of an owned permit, for the mailbox that such a permit
+    /// has made. Returns `None` if nothing was refused, or else the request to drop, if there is
+    /// one.
     pub(crate) fn refuse_without_permit(&mut self) -> Option<Option<Rq>> {
         match self.phase {
             Phase::New(_) => {
@@ -235,7 +242,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
         }
     }
 
-    /// What a poll that leaves it like this has to say.
+    /// Returns the result of a poll that leaves this state.
     pub(crate) fn readiness(&self) -> Poll<()> {
         match self.phase {
             Phase::Waiting(_) | Phase::Driven(_) => Poll::Pending,
@@ -259,19 +266,20 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
         mem::replace(self, Self::Spent)
     }
 
-    /// Puts the next phase into the place of one that has been taken.
+    /// Puts the next phase into the place of a phase that was taken.
     #[inline]
     pub(crate) fn put(&mut self, next: Self) {
         debug_assert!(matches!(self, Self::Spent));
-        // Without looking for something to drop: a call has one phase after the other in the same place, and this is on the
-        // way of each.
+        // `Spent` has nothing to drop. Every call comes through here several times, so the check
+        // for it is skipped.
         mem::forget(mem::replace(self, next));
     }
 }
 
 impl Terms {
-    /// Returns whether the limit bounds when the request starts, and not only how long its sender waits
-    /// for capacity. A default limit is meant for callers that wait, and a cast's does not.
+    /// Returns whether the limit bounds when the request starts, and not only how long its sender
+    /// waits for capacity. A default limit is meant for callers that wait, and the caller of a cast
+    /// does not.
     pub(crate) fn bounds_start(self) -> bool {
         !(self.cast && self.has_default_limit)
     }
@@ -281,7 +289,8 @@ impl Terms {
         if self.bounds_start() { self.limit.deadline() } else { None }
     }
 
-    /// A request was refused: how its call ends, and the request, if that does not want it back.
+    /// Returns how the call of a refused request ends, and the request, if the call does not want
+    /// it back.
     pub(crate) fn refuse<Rq, Rs, Er>(
         self,
         request: Rq,
@@ -296,27 +305,29 @@ impl Terms {
     }
 }
 
-/// What a service has in hand, and what has become of what was asked of it: see
+/// Counts the requests that a service holds, and what has become of earlier ones: see
 /// [`TenoriteCaller::stats`](crate::TenoriteCaller::stats).
 ///
 /// A snapshot: by the time it is read, it may have changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// What all services of its type are called: as `#[tenorite::service]` uses it for what it derives, of a hand-written worker
-    /// the name of its type. A closure is called `closure`.
+    /// The name that all services of its type share. For a derived service it is the name that
+    /// `#[tenorite::service]` uses for what it derives. For a hand-written worker it is the name of
+    /// its type, and for a closure `closure`.
     pub service: &'static str,
-    /// The name that it was [given](crate::Builder::name).
+    /// The name that the service was [given](crate::Builder::name).
     pub name: Option<Arc<str>>,
     /// Accepted requests that wait for their turn. Never more than the backlog.
     pub queued: usize,
-    /// How many may wait for their turn.
+    /// How many accepted requests may wait for their turn.
     pub backlog: usize,
-    /// Requests that wait for room in the backlog.
+    /// Requests that wait for capacity in the backlog.
     pub waiting_for_room: usize,
     /// Places in the backlog that are kept for [permits](crate::Permit).
     pub reserved: usize,
-    /// Handlers that came to their end, in whatever their worker answered; of a hand-written worker, its answers.
+    /// Handlers that came to their end, whatever they answered; for a hand-written worker, its
+    /// answers.
     pub replied: u64,
     /// Handlers that panicked.
     pub panicked: u64,
@@ -324,15 +335,17 @@ pub struct Stats {
     pub expired: u64,
     /// Calls that were dropped while their request ran.
     pub cancelled: u64,
-    /// Requests that were never started, because their caller was dropped or their deadline passed first.
+    /// Requests that were never started, because their caller was dropped or their deadline passed
+    /// first.
     pub skipped: u64,
-    /// Requests that were refused: no room for one that would not wait, a shut door, a call that would wait for itself.
+    /// Requests that were refused: because there was no capacity for one that would not wait,
+    /// because the service accepts no more calls, or because the call would wait for itself.
     pub refused: u64,
     /// How often the worker was replaced by another.
     pub restarts: u32,
     /// The longest time that a handler took, of those that had to wait; of all, if the service
     /// [measures its handlers](crate::Builder::measure_handlers).
     pub longest: Duration,
-    /// Requests and replies that nobody wanted any more and whose `Drop` panicked.
+    /// Requests and replies that were no longer wanted and whose `Drop` panicked.
     pub panicked_drops: u64,
 }
