@@ -1,12 +1,13 @@
-//! An async closure as a mailbox: mocks, adapters, and ways to services that are elsewhere.
+//! Makes an async closure a mailbox: for mocks, adapters, and ways to services that are elsewhere.
 //!
-//! There is no queue: the closure's own concurrency is what there is, and a request has started when it is first
-//! polled. It is polled in place. If it has to wait it is given to the runtime, like a handler, so that dropping its
-//! caller cancels nothing. Where there is no runtime the caller drives it, and a thread takes it over if the caller
-//! leaves: what has started runs to its end. (A call that is forgotten there is driven by nobody.)
+//! There is no queue: the closure's own concurrency is all there is, and a request has started when
+//! it is first polled. It is polled in place. If it has to wait it is spawned on the runtime, like
+//! a handler, so that dropping its caller cancels nothing. Where there is no runtime the caller
+//! drives it, and a thread takes it over if the caller leaves: what has started runs to its end. (A
+//! call that is forgotten there is not driven any more.)
 //!
-//! A closure that only *sends* its request is different: what it does is wait for a reply, and nobody has to wait for longer than
-//! there is somebody to have it. So that one is driven by its call always, and dropped with it.
+//! A closure that only *sends* its request is different. It only waits for a reply, which is of no
+//! use once its call is gone. So it is always driven by its call, and dropped with it.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -28,36 +29,37 @@ use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;
 use crate::trace;
 
-/// A request on its way to a service that is elsewhere: what [`TenoriteCaller::remote`](crate::TenoriteCaller::remote) is given to
-/// send.
+/// A request on its way to a service that is elsewhere: what the function passed to
+/// [`TenoriteCaller::remote`](crate::TenoriteCaller::remote) has to send.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct OutgoingRequest<Rq> {
-    /// What is asked.
+    /// The request itself.
     pub request: Rq,
-    /// When the call will have failed as too late, if it has a deadline: its own, its caller's default, or that of the call
-    /// which the handler serves that makes it.
+    /// When the call fails as too late, if it has a deadline: its own, its caller's default, or
+    /// that of the call which the handler serves that makes it.
     pub deadline: Option<Instant>,
-    /// When the request is too late to be started, if that is the case at all: not for a cast without a
-    /// limit of its own, whose `deadline` bounds only how long its sender waits.
+    /// When the request is too late to be started, if it ever is. A cast without a limit of its own
+    /// never is: its `deadline` bounds only how long its sender waits.
     pub expires: Option<Instant>,
-    /// No reply is wanted.
+    /// Whether no reply is wanted.
     pub is_cast: bool,
 }
 
-/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
+/// The callers' side of the service, dropped with the last caller; or what takes the request of an
+/// owned permit.
 pub(crate) struct FnMailbox<F, Rq, Rs, Er> {
-    /// Gone with the last caller.
+    /// Dropped with the last caller.
     function: Held<F>,
-    /// It only sends, and is dropped with its call.
+    /// Whether the closure only sends, so that its future is dropped with its call.
     sends: bool,
     shared: Arc<Shared<Rq, Rs, Er>>,
 }
 
 enum Held<F> {
-    /// By the callers. There until this is dropped.
+    /// Held by the callers. `Some` until the mailbox is dropped.
     Callers(Option<Arc<F>>),
-    /// By a permit, which does not keep it.
+    /// Known to a permit, which does not keep it alive.
     Permit(Weak<F>),
 }
 
@@ -67,21 +69,21 @@ struct Shared<Rq, Rs, Er> {
     slots: Arc<Queue<Rq, Rs, Er>>,
 }
 
-/// Decides, under one lock, who still gets in and who is the last to leave.
+/// Decides, under one lock, which calls still start and which is the last to end.
 struct Gate {
     closed: Option<StopReason>,
-    /// Those that run, each with its task, if it had to wait.
+    /// The requests that run, each with its task, if it had to wait.
     flights: BTreeMap<u64, Option<AbortHandle>>,
     next: u64,
-    /// Those that have to wait are to be ended.
+    /// Whether the requests that have to wait are to be aborted.
     is_aborted: bool,
 }
 
-/// One request that runs. The last one to end behind a shut door ends the service.
+/// A request that runs. The last one to end after the service was closed ends the service.
 struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
 
 impl<F, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er> {
-    /// `sends`: requests run elsewhere.
+    /// Creates the mailbox of a closure. With `sends`, its requests run elsewhere.
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
         let slots = Arc::new(Queue::new(1, || "closure"));
@@ -151,7 +153,7 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> FnMailbox<F, Rq, Rs, Er> {
         }
     }
 
-    /// Nobody waits for it any more.
+    /// Drops the future of a call that is gone if it only sends, or else drives it on a thread.
     fn leave(&self, future: BoxFuture<Ended<Rs, Er>>) {
         if self.sends {
             self.shared.slots.drop_quietly(future);
@@ -164,7 +166,7 @@ impl<F, Rq: 'static, Rs: 'static, Er: 'static> FnMailbox<F, Rq, Rs, Er> {
 impl<F, Rq, Rs, Er> Drop for FnMailbox<F, Rq, Rs, Er> {
     fn drop(&mut self) {
         if let Held::Callers(function) = &mut self.function {
-            // What the closure holds is gone when the service is.
+            // What the closure holds has to be gone when the service ends, so it is dropped first.
             self.shared.slots.drop_quietly(function.take());
             self.shared.close(StopReason::CallersGone);
         }
@@ -181,7 +183,7 @@ where
 {
     fn start(&self, request: Rq, state: &CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let slots = &self.shared.slots;
-        // What is sent is waited for by its call alone: a stop has nothing to wait for.
+        // Only its call waits for what is sent: a stop has nothing to wait for.
         let sends = self.sends && !(state.terms.cast && state.terms.no_wait);
         let function = self.function();
         let entered = match &function {
@@ -211,9 +213,9 @@ where
             Ok(future) => future,
             Err(payload) => return self.ended(state.terms, self.shared.panicked(payload)),
         };
-        // The last caller may have gone meanwhile.
+        // The last caller may have gone meanwhile, so this may drop the closure.
         slots.drop_quietly(function);
-        // A cast that may not wait is sent by somebody else.
+        // Without a flight, the call drives the future. (A cast that may not wait has one even so.)
         let Some(flight) = flight else { return self.send(future, state.terms, cx) };
         let mut future = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
@@ -226,7 +228,7 @@ where
         }
     }
 
-    /// Drives it with its call.
+    /// Polls a future that only sends, and leaves it to its call to drive.
     fn send(&self, future: Fut, terms: Terms, cx: &mut Context<'_>) -> Phase<Rq, Rs, Er> {
         let mut future: BoxFuture<Ended<Rs, Er>> = Box::pin(async move { into_reply(future.await) });
         match panics::poll_caught(future.as_mut(), cx) {
@@ -239,11 +241,11 @@ where
         }
     }
 
-    /// The closure is through. A cast was accepted all the same, whatever came of it.
+    /// Ends the call of a closure that has returned. A cast was accepted whatever the outcome.
     fn ended(&self, terms: Terms, mut reply: Ended<Rs, Er>) -> Phase<Rq, Rs, Er> {
         match &reply {
             Ok(_) => self.shared.slots.replied(),
-            // Whoever sends requests may keep their deadlines as well.
+            // A closure that sends requests may enforce their deadlines as well.
             Err(
                 TenoriteError::FetchFailure(FetchReason::Expired)
                 | TenoriteError::SendFailure(SendReason::Expired),
@@ -258,9 +260,11 @@ where
         }
         match (terms.cast, reply) {
             (false, reply) => Phase::from(reply),
-            // The closure refused in the service's name: a cast hears of it, as it would from a service.
+            // The closure refused in the service's name: a cast reports that, as it would for a
+            // service.
             (true, Err(failure @ TenoriteError::SendFailure(_))) => Phase::Failed(failure),
-            // Of what is only sent nobody knows whether it has arrived, unless that is said.
+            // Whether a request that is only sent has arrived is unknown, unless the closure says
+            // so.
             (true, Err(failure)) if self.sends && !is_unanswered(&failure) => Phase::Failed(failure),
             (true, unwanted) => {
                 self.shared.slots.drop_quietly(unwanted);
@@ -269,7 +273,7 @@ where
         }
     }
 
-    /// Sees to it that a request that has to wait runs to its end.
+    /// Makes sure that a request that has to wait runs to its end.
     fn run_on(
         &self,
         future: BoxFuture<Ended<Rs, Er>>,
@@ -288,11 +292,11 @@ where
                     let reply =
                         panics::caught(future).await.unwrap_or_else(|payload| shared.panicked(payload));
                     client.finish(reply);
-                    // The service may end, now that the call has.
+                    // The service may end only once the call has.
                     drop(flight);
                 });
                 let mut gate = self.shared.gate.lock();
-                // Unless it is over already.
+                // The task may be over already.
                 if let Some(place) = gate.flights.get_mut(&number) {
                     *place = Some(task.abort_handle());
                 }
@@ -341,7 +345,7 @@ where
                 let (request, _) = state.take_request(PermitKind::Borrowed);
                 self.start(request, state, cx)
             }
-            // There is always room.
+            // There is always capacity.
             Phase::Permit => match (self.is_closed(), state.terms.limit.is_expired()) {
                 (true, _) => Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped)),
                 (_, true) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
@@ -380,7 +384,7 @@ where
                 self.leave(future);
                 self.shared.slots.cancelled();
             }
-            // It was never sent, and so it is its sender's own.
+            // The request was never sent, so a panic of its `Drop` is the sender's own.
             Phase::Permitted(request) => drop(request),
             other => self.shared.slots.drop_quietly(other),
         }
@@ -415,7 +419,7 @@ where
         if !gate.flights.is_empty() {
             gate.closed = Some(StopReason::Aborted);
         }
-        // Each ends its call, and its flight, as its future is dropped.
+        // Each task ends its call and its flight as its future is dropped.
         let tasks: Vec<_> = gate.flights.values().flatten().cloned().collect();
         drop(gate);
         self.shared.close(StopReason::Aborted);
@@ -453,20 +457,23 @@ where
 fn into_reply<Rs, Er>(result: Result<Option<Rs>, TenoriteError<Er>>) -> Ended<Rs, Er> {
     match result {
         Ok(Some(response)) => Ok(Ok(response)),
-        // That is all a cast wants.
+        // A cast wants no more than that.
         Ok(None) => Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
         Err(error) => error.into_service_error().map(Err),
     }
 }
 
-/// That is what [`into_reply`] makes of a cast that is on its way.
+/// Returns whether this is what [`into_reply`] makes of a cast that is on its way.
 fn is_unanswered(failure: &TenoriteError) -> bool {
     matches!(failure, TenoriteError::FetchFailure(FetchReason::Unanswered))
 }
 
-/// If the system has no thread left the future is dropped instead: there is nobody to be told, and this may be a `Drop`.
+/// Drives a future on a thread of its own.
+///
+/// Drops the future if the system has no thread left. The failure cannot be reported, and this may
+/// run in a `Drop`.
 fn drive_on_thread<T: 'static>(future: BoxFuture<T>) {
-    // Shared, so that a failed start does not drop it where its panic would escape.
+    // Shared, so that a failed start does not drop the future where its panic would escape.
     let future = Arc::new(Mutex::new(Some(future)));
     let theirs = Arc::clone(&future);
     let started = thread::Builder::new().spawn(move || {
