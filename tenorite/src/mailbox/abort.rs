@@ -1,4 +1,4 @@
-//! Ending tasks that do not end by themselves, or not in time.
+//! Ends tasks that do not end by themselves, or not in time.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -23,14 +23,14 @@ pub(crate) fn stop_within(service: &Arc<dyn Control>, limit: Duration) {
     }
 }
 
-/// Aborts a service that has not ended when the limit is over. It accepts no more calls, so it does not
-/// matter that this holds it.
+/// Aborts a service that has not ended after the limit. The service accepts no more calls, so it
+/// does not matter that this function holds it.
 ///
-/// The time is that of `runtime`, if it has timers, and the machine's otherwise.
+/// The limit is timed by `runtime`, if that has timers, and by the system's clock otherwise.
 pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: Option<Handle>) {
     let by_runtime = runtime.and_then(|runtime| {
         let _entered = runtime.enter();
-        // Panics where there is no clock.
+        // `sleep` panics if the runtime has no timers.
         let timer = panics::catch(|| Box::pin(sleep(limit))).map_err(panics::discard).ok()?;
         Some((runtime.clone(), timer))
     });
@@ -41,7 +41,7 @@ pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: O
                 Poll::Ready(_) => Poll::Ready(false),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
             });
-            // The thread that spawns the service may not have told yet what it has spawned.
+            // The thread that spawns the service may not have stored the task's handle yet.
             if is_late.await {
                 while !service.abort() {
                     yield_now().await;
@@ -60,13 +60,13 @@ pub(crate) fn abort_after(service: Arc<dyn Control>, limit: Duration, runtime: O
     }
 }
 
-/// Ends the current task, which is this one, without an output: none is wanted, and the service is over.
+/// Ends the current task without an output. The service is over, so none is wanted.
 ///
-/// A task that aborts itself is cancelled once its poll has returned.
+/// A task that aborts itself is cancelled once its poll has returned. `this` is the current task.
 pub(crate) fn end_task<T>(this: Option<&AbortHandle>, cx: &Context<'_>) -> Poll<T> {
     match this {
         Some(task) => task.abort(),
-        // The thread that spawned it has not told yet.
+        // The thread that spawned the task has not stored its handle yet.
         None => cx.waker().wake_by_ref(),
     }
     Poll::Pending
