@@ -1,4 +1,4 @@
-//! Whether a call may run its handler itself.
+//! Decides whether a call may run its handler itself.
 
 use crate::rng;
 use crate::sync::{AtomicU32, Ordering};
@@ -13,18 +13,18 @@ pub enum Inline {
     Auto,
     /// All handlers run on the service's task.
     Never,
-    /// Each call decides by chance, from this seed: for tests, so that both ways are gone in one run.
+    /// Each call decides at random, from this seed: for tests, so that one run covers both ways.
     Random(u64),
 }
 
-/// Decides it, call by call.
+/// Decides, for one call after the other, where its handler runs.
 pub(crate) struct InlinePolicy {
     seed: u64,
     throws: AtomicU32,
     mode: Mode,
 }
 
-/// As [`Inline`], which takes twice the room.
+/// The kind of an [`Inline`], without the seed: `Inline` takes twice the space.
 #[derive(Clone, Copy)]
 enum Mode {
     Auto,
