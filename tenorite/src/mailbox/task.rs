@@ -1,4 +1,4 @@
-//! A worker's own task behind a queue.
+//! Makes a mailbox of a worker's own task and the queue in front of it.
 
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -13,19 +13,20 @@ use super::{CallState, Control, Mailbox, PermitKind, Phase, Stats};
 use crate::handler::runtime;
 use crate::status::{StatusCell, StopReason};
 
-/// The callers' side: dropped with the last of them. Or what takes the request of an owned permit.
+/// The callers' side of the service, dropped with the last caller; or what takes the request of an
+/// owned permit.
 pub(crate) struct TaskMailbox<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
     queue: Arc<Queue<Rq, Rs, Er>>,
     runtime: Handle,
     spawned: Arc<OnceLock<AbortHandle>>,
     can_restart: bool,
-    /// How long it may take to stop when its last caller is gone.
+    /// How long the service may take to stop when its last caller is gone.
     drain_limit: Option<Duration>,
     permit: PermitKind,
 }
 
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> TaskMailbox<Rq, Rs, Er> {
-    /// `spawned` is the worker's task, once it is there.
+    /// Creates the mailbox of a worker. `spawned` is the worker's task, once that is spawned.
     pub(crate) fn new(
         queue: Arc<Queue<Rq, Rs, Er>>,
         runtime: Handle,
@@ -36,7 +37,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> TaskMailbox<Rq,
         Self { queue, runtime, spawned, can_restart, drain_limit, permit: PermitKind::Borrowed }
     }
 
-    /// The same service, without being one of its callers.
+    /// Returns a mailbox of the same service that is not one of its callers.
     fn for_permit(&self) -> Self {
         Self {
             queue: Arc::clone(&self.queue),
@@ -73,11 +74,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
             self.queue.drop_quietly(unwanted);
             return Poll::Ready(());
         }
-        // The phase of a call that waits stays where it is: cloning its waker may panic, and then it still waits.
+        // The phase of a waiting call is not taken: cloning its waker may panic, and then it still
+        // waits.
         let next = match state.phase {
             Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
             Phase::New(_) | Phase::Permitted(_) => {
-                // Before anything is taken: it may panic.
+                // The clone comes before anything is taken, because it may panic.
                 let waker = cx.waker().clone();
                 let (request, terms) = state.take_request(self.permit);
                 let now = || runtime::now_in(Some(&self.runtime));
@@ -101,7 +103,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
             Phase::Waiting(slot) => self.queue.abandon(slot),
             Phase::Permitted(request) => {
                 self.queue.unreserve(self.permit);
-                // It was never sent, and so it is its sender's own.
+                // The request was never sent, so a panic of its `Drop` is the sender's own.
                 drop(request);
             }
             other => self.queue.drop_quietly(other),
@@ -135,7 +137,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Tas
     }
 
     fn stop(&self) {
-        // A permit takes its request, and nothing else.
+        // The mailbox of a permit takes its request, and does nothing else.
         if self.permit == PermitKind::Borrowed {
             self.queue.close(StopReason::Requested);
         }
