@@ -1,9 +1,9 @@
-//! Loom models of the queue: the interleavings of two or three threads.
+//! Models the queue with loom: all interleavings of two or three threads.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p tenorite --lib --release models`
 //!
-//! Each checks that nobody waits for ever (loom reports a deadlock), that a request that was reported as not run did
-//! not run, and that no slot is left over.
+//! Each model checks that no call waits for ever (loom reports a deadlock), that a request that was
+//! reported as not run did not run, and that no slot is left over.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn answered(value: u32) -> Ended<u32, ()> {
     Ok(Ok(value))
 }
 
-/// Takes a place in the line and waits for the outcome.
+/// Queues a request and waits for the outcome.
 fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
@@ -42,7 +42,7 @@ fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
     }))
 }
 
-/// How a call has ended, if it has.
+/// Returns how a call has ended, if it has.
 fn ended(phase: Phase<u32, u32, ()>) -> Option<Ended<u32, ()>> {
     match phase {
         Phase::Answered(answer) => Some(Ok(answer)),
@@ -52,7 +52,7 @@ fn ended(phase: Phase<u32, u32, ()>) -> Option<Ended<u32, ()>> {
     }
 }
 
-/// Waits for a request, answers it, and returns it. `None` at the end.
+/// Waits for a request, answers it, and returns it. Returns `None` at the end.
 fn serve_one(queue: &Model) -> Option<u32> {
     let taken = block_on(poll_fn(|cx| match queue.take(0, Some(cx.waker())) {
         Next::Request(taken) => Poll::Ready(Some(taken)),
@@ -71,7 +71,8 @@ fn serve_all(queue: &Model) -> Vec<u32> {
 
 fn model(check: impl Fn(Arc<Model>) + Send + Sync + 'static, backlog: usize) {
     let mut builder = loom::model::Builder::new();
-    // Every interleaving with up to three switches away from a thread that could have gone on.
+    // Covers every interleaving with up to three switches away from a thread that could have gone
+    // on.
     builder.preemption_bound = Some(3);
     builder.check(move || {
         let queue = Arc::new(Queue::new(backlog, || "model"));
@@ -142,7 +143,8 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
             };
             let leaving = spawn(&queue, move |queue| queue.abandon(first));
             let waiting = spawn(&queue, |queue| call(queue, 2));
-            // The first may have been served before it left, so the second is served second or first.
+            // The first request may be served before it leaves, so the second is served second or
+            // first.
             while serve_one(&queue) != Some(2) {}
             assert_eq!(waiting.join().unwrap(), answered(2));
             leaving.join().unwrap();
@@ -244,7 +246,7 @@ fn a_cast_that_waits_for_room_and_leaves() {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {
-                // It sees itself accepted, or it leaves without having seen it.
+                // The call sees that it was accepted, or it leaves without having seen it.
                 match queue.poll(waiting, Waker::noop()) {
                     Phase::Accepted => true,
                     _ => {
