@@ -1,34 +1,38 @@
-//! Who waits for whom, so that a call that would wait for itself is refused instead.
+//! Refuses calls that would wait for themselves, by tracking which handler waits for which service.
 //!
-//! The nodes are services, the edges are calls that handlers wait for: the handler that service A runs waits for a call to
-//! service B. A handler's call that has to wait adds its edge, unless the new edge would close a circle: then nobody in it could
-//! ever go on, and the call is refused with the names of all that are in it. A call that does not have to wait adds nothing and
+//! The nodes are services, and the edges are calls that handlers wait for: the handler that service
+//! A runs waits for a call to service B. A handler's call that has to wait adds its edge, unless
+//! the new edge would close a cycle. No handler in the cycle could ever go on then, and the call is
+//! refused with the names of all that are in it. A call that does not have to wait adds nothing and
 //! costs nothing.
 //!
 //! # What is an edge, and for how long
 //!
-//! From before the request stands in the line until its call is answered, fails or leaves, decided where that is decided: the
-//! edge ends under the lock of the service that is called. So there is no moment after a reply at which its edge is still
-//! there. What a handler that is through has left behind (a call that it polled and forgot) is cleared with it.
+//! An edge exists from before the request is queued until its call is answered, fails or leaves. It
+//! ends where that is decided, under the lock of the service that is called. So there is no moment
+//! after a reply at which its edge is still there. What a completed handler has left behind (a call
+//! that it polled and forgot) is cleared with the handler.
 //!
-//! Calls nest on one stack: a handler of A that called idle B runs B's handler itself, without an edge. If B's handler then has
-//! to wait, so has A's; so whoever adds an edge from the top of a stack first adds those between what lies below. A
-//! thread that serves *others* on top of a handler is different, since the handler does not wait for them: there the stack is
-//! [cut](stack::cut).
+//! Calls nest on one stack: a handler of A that called idle B runs B's handler itself, without an
+//! edge. If B's handler then has to wait, so has A's. So a thread that adds an edge from the top of
+//! a stack first adds those between the frames below. A thread that serves *other* calls on top of
+//! a handler is different, since the handler does not wait for them: there the stack is
+//! [cut](stack::barrier).
 //!
 //! # What is not seen
 //!
-//! Calls that are made in tasks that a handler has spawned; calls of workers written by hand, and of closures. A circle through
-//! one of those waits, as any circle would without this.
+//! Not seen are calls made in tasks that a handler has spawned, and calls of hand-written workers
+//! and of closures. A cycle through one of those waits, as any cycle would without this module.
 //!
 //! # What it costs
 //!
-//! One lock for all services, taken only by handlers whose calls have to wait.
+//! It costs one lock for all services, taken only by handlers whose calls have to wait.
 //!
-//! Calls of one handler to one service are one wait, with a count: however many are in flight, a search passes them once, and a call
-//! that ends counts down without the lock. A wait whose calls have all ended stays where it is until the waits that are over
-//! outnumber those that are not; then all of them are removed in one go. So each wait that is added pays for a constant number
-//! of removals, and there are never many more waits than there are calls in flight.
+//! Calls of one handler to one service are one wait, with a count. However many are in flight, a
+//! search visits them once, and a call that ends counts down without the lock. A wait whose calls
+//! have all ended stays in the graph until such waits outnumber the others; then all of them are
+//! removed in one go. So each wait that is added pays for a constant number of removals, and there
+//! are never many more waits than there are calls in flight.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -47,7 +51,7 @@ struct Frame {
     method: &'static Method,
 }
 
-/// A call that somebody waits for. Whoever decides that it is over says so here.
+/// A call that a handler waits for. The side that decides that the call is over ends the edge.
 #[derive(Debug)]
 pub(crate) struct Edge {
     is_over: AtomicBool,
@@ -64,7 +68,7 @@ impl Edge {
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        // Nobody else could end it now.
+        // This was the last reference: nothing else can end the edge any more.
         self.end();
     }
 }
@@ -74,15 +78,17 @@ impl Drop for Edge {
 struct Calls {
     /// Counted up under the lock of the graph, and down without it.
     in_flight: AtomicUsize,
-    /// How many waits of the graph have become idle since those were removed the last time.
+    /// How many waits of the graph have become idle since idle waits were last removed.
     idle: Arc<AtomicUsize>,
 }
 
 impl Calls {
     fn end_one(&self) {
-        // Told before the one who waits can go on: under the lock that he takes to hear of it.
+        // This runs before the waiting handler can go on: under the lock that its call takes to see
+        // the outcome.
         if self.in_flight.fetch_sub(1, Ordering::Release) == 1 {
-            // A hint when to tidy up: it may be behind, or count one that comes back or is gone already.
+            // Only a hint when to tidy up: it may lag, or count a wait that is in use again or
+            // already gone.
             self.idle.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -103,7 +109,7 @@ impl Wait {
 /// For each service, what its handler waits for, by the service that is called.
 struct Graph {
     waits: BTreeMap<Node, BTreeMap<Node, Wait>>,
-    /// How many waits there are, over ones among them.
+    /// The number of waits, including those that are over.
     len: usize,
     /// See [`Calls`].
     idle: Option<Arc<AtomicUsize>>,
@@ -112,17 +118,20 @@ struct Graph {
 }
 
 static GRAPH: Mutex<Graph> = Mutex::new(Graph::new());
-/// How many waits there are: to look whether it is worth to take the lock.
+/// The number of waits: tells whether it is worth taking the lock.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Whether the handler that was run last has added an edge, or there are implied ones. Mostly not.
+    /// Whether the handler that was run last has added an edge, or there are implied ones. Mostly
+    /// not.
     static IS_MARKED: Cell<bool> = const { Cell::new(false) };
-    /// Edges between frames of this thread's stack, each with the depth at which the frame stands that it leads to.
+    /// Edges between frames of this thread's stack, each with the depth of the frame that it leads
+    /// to.
     static IMPLIED: RefCell<Vec<(usize, Arc<Edge>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The handler of `node` that has just been left is through. Cheap, if nothing of it waited.
+/// Clears the waits of a completed handler of `node` that has just been left. Cheap if it never
+/// waited.
 #[inline]
 pub(crate) fn handler_finished(node: Node) {
     if IS_MARKED.get() {
@@ -131,15 +140,16 @@ pub(crate) fn handler_finished(node: Node) {
     }
 }
 
-/// A handler has been left, for now or for good, that was not run for the one below it on the stack: what that one waits for is
-/// its own call, which has an edge of its own.
+/// Ends the implied edge of a handler that has been left, for now or for good, and that was not run
+/// for the handler below it on the stack. That one waits for its own call, which has an edge of its
+/// own.
 pub(crate) fn handler_suspended() {
     if let Some(edge) = take_implied() {
         edge.end();
     }
 }
 
-/// The edge that stands for the call whose handler has just been left, if there is one.
+/// Takes the edge that stands for the call whose handler has just been left, if there is one.
 pub(crate) fn take_implied() -> Option<Arc<Edge>> {
     let depth = stack::depth();
     let take = |implied: &RefCell<Vec<(usize, Arc<Edge>)>>| {
@@ -150,7 +160,7 @@ pub(crate) fn take_implied() -> Option<Arc<Edge>> {
     IMPLIED.try_with(take).ok().flatten()
 }
 
-/// The handler of this service is through, or gone: whatever it waited for, it does no more.
+/// Removes all waits of this service's handler, which has completed or is gone.
 #[cold]
 pub(crate) fn clear(node: Node) {
     let is_marked = IMPLIED.try_with(|implied| !implied.borrow().is_empty()).unwrap_or(false);
@@ -164,15 +174,16 @@ pub(crate) fn clear(node: Node) {
     WAITS.store(graph.len, Ordering::Relaxed);
 }
 
-/// A handler polls for the end of its own service, which comes after the handler's.
+/// Whether a handler polls for the end of its own service, which comes after the handler's.
 ///
-/// It may do so in a `select!`, and then something else ends the wait. So the service's task looks whether
-/// anything else could wake the handler, and says so here if not: see `Owner::await_own_end`.
+/// It may do so in a `select!`, and then something else ends the wait. So the service's task checks
+/// whether anything else could wake the handler, and refuses the wait if not: see
+/// `Owner::await_own_end`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OwnEnd {
     NotAwaited,
     Awaited(Node),
-    /// Nothing else could wake it.
+    /// Nothing else could wake the handler.
     Refused(Node),
 }
 
@@ -180,7 +191,8 @@ thread_local! {
     static OWN_END: Cell<OwnEnd> = const { Cell::new(OwnEnd::NotAwaited) };
 }
 
-/// Returns whether the handler on top of this thread's stack is one of `node`, whose end it awaits.
+/// Returns whether the handler on top of this thread's stack is one of `node`, and so awaits its
+/// own service's end.
 ///
 /// # Panics
 ///
@@ -199,7 +211,8 @@ pub(crate) fn awaits_own_end(node: Node) -> bool {
     true
 }
 
-/// Returns whether the handler of `node` that was polled last on this thread awaits its service's end.
+/// Returns whether the handler of `node` that was polled last on this thread awaits its service's
+/// end, and forgets it.
 pub(crate) fn take_own_end(node: Node) -> bool {
     let is_awaited = OWN_END.get() == OwnEnd::Awaited(node);
     if is_awaited {
@@ -208,21 +221,23 @@ pub(crate) fn take_own_end(node: Node) -> bool {
     is_awaited
 }
 
-/// The handler of `node` that is polled next on this thread awaits its service's end, and nothing else.
+/// Refuses the wait of the handler of `node` that is polled next on this thread: it awaits its
+/// service's end, and nothing else.
 pub(crate) fn refuse_own_end(node: Node) {
     OWN_END.set(OwnEnd::Refused(node));
 }
 
-/// That handler has been polled, and has asked or not.
+/// Forgets the wait of a handler that has been polled, whether or not it awaited the end.
 pub(crate) fn forget_own_end() {
     OWN_END.set(OwnEnd::NotAwaited);
 }
 
-/// The handler on top of this thread's stack will wait for a call of this method. `None` if there is no handler.
+/// Adds the wait of the handler on top of this thread's stack for a call of this method. Returns
+/// `None` if there is no handler.
 ///
 /// # Errors
 ///
-/// If it would wait for itself.
+/// Returns the cycle if the handler would wait for itself.
 #[cold]
 pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>>, Cycle> {
     let frame = |(depth, frame): (usize, stack::Frame)| {
@@ -232,7 +247,7 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
     let Some((_, top)) = frames.last() else { return Ok(None) };
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
 
-    // Those below wait as soon as the top does.
+    // The frames below wait as soon as the top does.
     let _ = IMPLIED.try_with(|implied| {
         let mut implied = implied.borrow_mut();
         for pair in frames.windows(2) {
@@ -252,7 +267,7 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
             let service = names::in_full(method.service(), names::name_at(node).as_deref());
             (Arc::from(service), Arc::from(method.name()))
         };
-        // From the service that is called, around, and to it again.
+        // The hops lead from the called service around and back to it.
         let hops = path.into_iter().chain([*top, Frame { node: to, method: called }]).map(hop);
         return Err(Cycle::new(hops.collect()));
     }
@@ -260,7 +275,7 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
 }
 
 impl Graph {
-    /// So many waits may be over, besides as many as are not, before they are removed.
+    /// This many waits may be over, besides as many as are not, before they are removed.
     const SPARE: usize = 16;
 
     const fn new() -> Self {
@@ -283,13 +298,13 @@ impl Graph {
             let calls = Calls { in_flight: AtomicUsize::new(0), idle: Arc::clone(idle) };
             Wait { from: from.method, calls: Arc::new(calls) }
         });
-        // A service runs one handler at a time: what is left of another's is over.
+        // A service runs one handler at a time: what is left of an earlier handler is over.
         wait.from = from.method;
         wait.calls.in_flight.fetch_add(1, Ordering::Relaxed);
         Arc::new(Edge { is_over: AtomicBool::new(false), calls: Arc::clone(&wait.calls) })
     }
 
-    /// The handler of this service waits for nothing any more.
+    /// Removes all waits of this service's handler.
     fn remove(&mut self, node: Node) {
         self.len -= self.waits.remove(&node).map_or(0, |waits| waits.len());
         self.tidy_up();
@@ -316,13 +331,13 @@ impl Graph {
         self.waits = waits;
     }
 
-    /// What is called on the way from one service's handler to another, if it waits for it, by whatever detour: the handlers
-    /// from `start` on, without that of `end`. It is one of the shortest ways.
+    /// Returns a shortest path from `start` to `end`: the handlers from that of `start` on, without
+    /// that of `end`. Returns `None` if `start` does not wait for `end`, not even through others.
     fn path(&self, start: Node, end: Node) -> Option<Vec<Frame>> {
         if start == end {
             return Some(Vec::new());
         }
-        // Breadth first. Each service is visited once, and has whose wait led to it.
+        // Breadth first. Each service is visited once, and `before` holds the wait that led to it.
         let mut before = BTreeMap::new();
         let mut open = VecDeque::from([start]);
         while let Some(node) = open.pop_front() {
@@ -350,7 +365,7 @@ impl Graph {
         None
     }
 
-    /// Something is done whose number tests look at.
+    /// Counts a step of work, which tests check.
     fn step(&self) {
         #[cfg(test)]
         self.steps.set(self.steps.get() + 1);
@@ -368,7 +383,7 @@ mod tests {
         Frame { node, method: const { &Method::new("Service", "method") } }
     }
 
-    /// Which nodes can be reached from which, in the plainest way there is (Warshall 1962).
+    /// Returns which nodes can be reached from which, in the plainest way (Warshall 1962).
     fn reachable(edges: &[(Node, Node, Arc<Edge>)]) -> [[bool; NODES]; NODES] {
         let mut reaches = [[false; NODES]; NODES];
         for (from, to, _) in edges {
@@ -384,7 +399,7 @@ mod tests {
         reaches
     }
 
-    /// How many edges a way between two nodes has at least.
+    /// Returns the least number of edges on a path between two nodes.
     fn shortest(edges: &[(Node, Node, Arc<Edge>)], start: Node, end: Node) -> usize {
         let mut reached = vec![start];
         let mut length = 0;
@@ -396,8 +411,8 @@ mod tests {
         length
     }
 
-    /// Edges that come and end in any order, many between the same two at times, and handlers that leave theirs behind, against a
-    /// plain list.
+    /// Compares the graph with a plain list. Edges come and end in any order, at times many between
+    /// the same two nodes, and handlers leave theirs behind.
     #[test]
     fn a_path_is_found_if_and_only_if_there_is_one() {
         for seed in 1..500 {
@@ -410,14 +425,14 @@ mod tests {
                         model.push((from, to, graph.add(frame(from), to)));
                     }
                     3 if !model.is_empty() => {
-                        // Beside one that is there.
+                        // A second edge beside an existing one.
                         let (from, to, _) = model[random.below(model.len())];
                         model.push((from, to, graph.add(frame(from), to)));
                     }
                     4 | 5 if !model.is_empty() => {
                         let (_, _, edge) = model.swap_remove(random.below(model.len()));
                         edge.end();
-                        // Told twice, or not looked at any more.
+                        // Ended twice, or not looked at any more.
                         if random.below(2) == 0 {
                             edge.end();
                         }
@@ -429,7 +444,7 @@ mod tests {
                         let (left, kept): (Vec<_>, Vec<_>) =
                             model.into_iter().partition(|(from, ..)| *from == gone);
                         model = kept;
-                        // What it left behind ends when it likes, and is nobody's wait by then.
+                        // An edge that it left behind may end at any time, and is no wait by then.
                         if random.below(2) == 0 {
                             model.push((gone, 0, graph.add(frame(gone), 0)));
                         }
@@ -445,7 +460,7 @@ mod tests {
                             *is_reached || start == end,
                             "seed {seed}: {start} to {end}"
                         );
-                        // No detour.
+                        // The path is a shortest one.
                         assert!(path.is_none_or(|path| path.len() == shortest(&model, start, end)));
                     }
                 }
@@ -454,20 +469,21 @@ mod tests {
         }
     }
 
-    /// As [`wait`] does.
+    /// Adds an edge like [`wait`] does.
     fn call(graph: &mut Graph, from: Node, to: Node) -> Arc<Edge> {
         assert!(graph.path(to, from).is_none());
         graph.add(frame(from), to)
     }
 
-    /// So many calls in flight from one handler, to services of which each waits for others: how much work it was.
+    /// Returns the steps of work for this many calls in flight from one handler, to services of
+    /// which each waits for others.
     fn steps_of(calls: usize, target: impl Fn(usize) -> Node) -> usize {
         const HANDLER: Node = 1;
         const FURTHER: Node = 2;
         let mut graph = Graph::new();
         let further: Vec<_> = (0..calls).map(|n| call(&mut graph, target(n), FURTHER)).collect();
         let in_flight: Vec<_> = (0..calls).map(|n| call(&mut graph, HANDLER, target(n))).collect();
-        // They end in another order than that in which they began.
+        // The calls end in another order than they began.
         in_flight.iter().skip(1).step_by(2).for_each(|edge| edge.end());
         in_flight.iter().step_by(2).for_each(|edge| edge.end());
         further.iter().rev().for_each(|edge| edge.end());
@@ -476,7 +492,8 @@ mod tests {
         graph.steps.get()
     }
 
-    /// The work for calls in flight is in proportion to them, whether they go to one service or to as many.
+    /// The work for calls in flight is in proportion to them, whether they go to one service or to
+    /// many.
     #[test]
     fn calls_in_flight_cost_in_proportion_to_their_number() {
         for services in [1, 100, usize::MAX] {
@@ -487,7 +504,7 @@ mod tests {
         }
     }
 
-    /// A search passes the calls between two services once.
+    /// A search visits the calls between two services once.
     #[test]
     fn a_search_visits_parallel_calls_once() {
         let mut graph = Graph::new();
@@ -496,14 +513,14 @@ mod tests {
         assert_eq!(graph.path(0, 10).map(|path| path.len()), Some(10));
         assert_eq!(graph.path(10, 0), None);
         assert_eq!(graph.steps.get() - before, 10);
-        // One of them is enough, whichever.
+        // Any one of them is enough.
         edges.iter().filter(|edge| !Arc::ptr_eq(edge, &edges[505])).for_each(|edge| edge.end());
         assert_eq!(graph.path(5, 6).map(|path| path.len()), Some(1));
         edges[505].end();
         assert_eq!(graph.path(5, 6), None);
     }
 
-    /// A handler that goes on for ever, and calls one service after the other.
+    /// Runs a handler that never ends, and calls one service after the other.
     #[test]
     fn waits_that_are_over_do_not_pile_up() {
         let mut graph = Graph::new();
@@ -514,14 +531,14 @@ mod tests {
         }
         assert!(graph.steps.get() <= 4 * 100_000, "{}", graph.steps.get());
 
-        // Beside others that stay.
+        // Beside waits that stay.
         let stay: Vec<_> = (0..1_000).map(|n| call(&mut graph, 2, 10 + n)).collect();
         for n in 0..100_000 {
             call(&mut graph, 1, 10 + n).end();
             assert!(graph.len <= 2 * 1_000 + Graph::SPARE + 2, "{n}: {}", graph.len);
         }
         stay.iter().for_each(|edge| edge.end());
-        // Whoever comes next tidies up, be it by leaving.
+        // The next change of the graph tidies up, even if it is a removal.
         graph.remove(3);
         assert!(graph.len <= Graph::SPARE, "{}", graph.len);
         graph.remove(1);
