@@ -1,17 +1,18 @@
-//! In which runtime a thread runs a handler.
+//! Decides whether a thread may run a handler, and enters the service's runtime for it.
 //!
-//! A handler may be polled by any thread that calls its service: a task of another runtime, or a thread
-//! without any. It sees the runtime that its service was started on all the same, so that `spawn`,
-//! timers and IO work from anywhere.
+//! A handler may be polled by any thread that calls its service: a task of another runtime, or a
+//! thread without any. It sees the runtime that its service was started on all the same, so that
+//! `spawn`, timers and IO work from anywhere.
 //!
 //! So each call that runs its own handler asks which runtime is the current one, and enters the
-//! service's unless it is that. Asking takes 4 to 6 ns, and two operations on the runtime's reference
-//! count; entering takes about 24 ns. A key that is cheaper to look at (the task's id, its waker) is
-//! not certain: `Handle::enter` and `block_on` inside of a task, a `LocalSet` that two runtimes drive in
-//! turn, and tokio-util's `TokioContext` all change the runtime, and leave the key as it was.
+//! service's unless it is that. Asking takes 4 to 6 ns, and two operations on the runtime's
+//! reference count; entering takes about 24 ns. A key that is cheaper to look at (the task's id,
+//! its waker) is not reliable: `Handle::enter` and `block_on` inside a task, a `LocalSet` that two
+//! runtimes drive in turn, and tokio-util's `TokioContext` all change the runtime, and leave the
+//! key as it was.
 //!
-//! Calls nest (see [`nesting`](crate::handler::stack)). A request whose thread is too deep already is queued
-//! instead.
+//! Calls nest (see [`stack`](crate::handler::stack)). A request whose thread is too deep already is
+//! queued instead.
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -22,18 +23,18 @@ pub(crate) use real::ServiceRuntime;
 #[cfg(any(loom, shuttle))]
 pub(crate) use modelled::ServiceRuntime;
 
-/// In whose surroundings a handler is about to run.
+/// How a handler runs on this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RuntimeContext {
     /// The service's runtime is the current one.
     Native,
-    /// It has to be entered.
+    /// The service's runtime has to be entered.
     Foreign,
 }
 
-/// The time, by the clock of that runtime, whichever is the current one.
+/// Returns the time by the clock of `runtime`, whichever runtime is the current one.
 pub(crate) fn now_in(runtime: Option<&Handle>) -> Instant {
-    // A thread that is being torn down has no runtime any more, and to ask for one is to panic.
+    // Using a runtime panics on a thread that is being torn down, since its thread-locals are gone.
     if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
         return Instant::from_std(std::time::Instant::now());
     }
@@ -57,8 +58,7 @@ mod real {
         id: runtime::Id,
     }
 
-    /// A thread that has entered a service's runtime. It leaves it when this is dropped, on unwind as
-    /// well.
+    /// Keeps a service's runtime entered on this thread until it is dropped, on unwind as well.
     ///
     /// The drop panics if the handler has leaked an `EnterGuard` of its own.
     pub(crate) struct Entered<'a>(#[expect(dead_code, reason = "it is a guard")] EnterGuard<'a>);
@@ -72,11 +72,11 @@ mod real {
             Some(&self.handle)
         }
 
-        /// Returns in which runtime this thread would run a handler now, or `None` if the request has
-        /// to be queued.
+        /// Returns how this thread would run a handler now, or `None` if the request has to be
+        /// queued.
         ///
-        /// That is so while the thread unwinds: a handler would see that, and take the panic for its
-        /// own.
+        /// A request is also queued while the thread unwinds: a handler would see that, and take
+        /// the panic for its own.
         #[inline]
         pub(crate) fn can_run_here(&self) -> Option<RuntimeContext> {
             if stack::is_deep() || thread::panicking() { None } else { self.context() }
@@ -92,7 +92,7 @@ mod real {
             }
         }
 
-        /// Returns the time by the service's clock, for a thread of this stance.
+        /// Returns the time by the service's clock, for a thread in this context.
         pub(crate) fn now(&self, context: RuntimeContext) -> Instant {
             match context {
                 RuntimeContext::Native => Instant::now(),
@@ -114,8 +114,8 @@ mod real {
             Entered(self.handle.enter())
         }
 
-        /// Returns whether the runtime is being shut down, or has been. What is spawned then has ended
-        /// at once. For the end of a service: it spawns a task to find out.
+        /// Returns whether the runtime is being shut down, or has been: a task that is spawned then
+        /// has ended at once. It is for the end of a service, because it spawns a task to find out.
         #[cold]
         pub(crate) fn is_shut_down(&self) -> bool {
             let probe = self.handle.spawn(std::future::pending::<()>());
@@ -124,8 +124,9 @@ mod real {
             is_refused
         }
 
-        /// Calls what may need the runtime, on whichever thread. For `Drop`s at the end of a service,
-        /// which cannot be left to another thread: so it does not matter how deep this one is.
+        /// Calls `user`, which may need the runtime, on any thread. It is for `Drop`s at the end of
+        /// a service, which cannot be left to another thread. So it ignores how deep this thread
+        /// is.
         pub(crate) fn within<T>(&self, user: impl FnOnce() -> T) -> T {
             let _entered = self.context().map(|context| self.enter(context));
             let _nested = stack::deeper();
