@@ -1,11 +1,13 @@
-//! The handlers that run on top of each other on a thread.
+//! Tracks the handlers that run on top of each other on a thread.
 //!
-//! A handler that calls an idle service runs that one's handler on its own stack. So a thread has a stack of frames, one for
-//! each handler, and most of what a handler is told about its surroundings is read off the top of it: [`context`](crate::context())
-//! what it serves and until when, [`waits`](crate::handler::deadlock) who would wait for whom, [`home`](crate::handler::runtime) how deep it is already.
+//! A handler that calls an idle service runs that service's handler on its own stack. So a thread
+//! has a stack of frames, one for each handler. The frames tell most of what is known about a
+//! handler's surroundings: [`context`](crate::context()) reads which call is served and until when,
+//! [`deadlock`](crate::handler::deadlock) which handlers would wait for which,
+//! [`runtime`](crate::handler::runtime) how deep the stack is already.
 //!
-//! A frame is written when a handler is polled and left where it is afterwards: then only the length goes back, on unwind as
-//! well. That is all that a call pays for the three.
+//! A frame is written when a handler is polled and left in place afterwards: only the length is
+//! reset, on unwind as well. A call pays no more than that for all three.
 
 use std::cell::Cell;
 use std::num::NonZero;
@@ -14,15 +16,17 @@ use tokio::time::Instant;
 
 use crate::handler::method::{CallInfo, Method};
 
-/// A service, by an address that is its own while it lives.
+/// A service, by an address that no other service has while it lives.
 pub(crate) type Node = usize;
 
 /// How many handlers run on top of each other at most.
 pub(crate) const MAX_DEPTH: usize = 32;
-/// How much stack, in bytes, handlers on top of each other may have used before one more is queued instead.
+/// How much stack, in bytes, handlers on top of each other may have used before a further request
+/// is queued instead.
 pub(crate) const MAX_STACK: usize = 64 * 1024;
 
-/// More than [`MAX_DEPTH`], which those do not keep to who do not ask: handlers that drive runtimes of their own. A power of two.
+/// More than [`MAX_DEPTH`], because handlers that drive runtimes of their own do not check that
+/// limit. A power of two.
 const PLACES: usize = 64;
 
 /// What is served at one level of the stack.
@@ -42,21 +46,22 @@ impl Frame {
     }
 }
 
-/// Without a destructor, and so without a look whether it is still there.
+/// The frames of a thread. It has no destructor, so an access does not check whether it still
+/// exists.
 ///
-/// Invariant: the frames at 1 to `len` are those of the handlers, and of the scopes in them, that are under way; that at 0 is of
-/// whatever is below the first.
+/// Invariant: the frames at 1 to `len` are those of the handlers in progress, and of the scopes in
+/// them; the frame at 0 is that of whatever runs below the first handler.
 struct Stack {
     len: Cell<usize>,
-    /// Where on the machine's stack the outermost one began.
+    /// Where on the machine's stack the outermost handler began.
     base: Cell<usize>,
-    /// Nobody at or below this waits for what is above.
+    /// No frame at or below this depth waits for what is above.
     cut: Cell<usize>,
     frames: [Cell<Frame>; PLACES],
 }
 
 impl Stack {
-    /// Of those too deep to have one, any other.
+    /// Returns a frame's place. A frame that is too deep to have one gets that of another.
     #[inline]
     fn place(&self, at: usize) -> &Cell<Frame> {
         &self.frames[at % PLACES]
@@ -81,7 +86,7 @@ thread_local! {
 /// A handler that is polled on this thread, until this is dropped.
 pub(crate) struct Nested(usize);
 
-/// A handler of this service is about to be polled.
+/// Pushes the frame of a handler that is about to be polled.
 #[inline]
 pub(crate) fn enter(node: Node, served: CallInfo) -> Nested {
     push(Frame { node: NonZero::new(node), ..Frame::serving(served) })
@@ -112,18 +117,18 @@ impl Drop for Nested {
     }
 }
 
-/// Something that is not a handler, and serves a call all the same, until this is dropped.
+/// A scope that is not a handler but serves a call all the same, until this is dropped.
 pub(crate) struct ScopeGuard {
     len: usize,
     at: usize,
-    /// What was there before.
+    /// The frame that was there before.
     before: Frame,
 }
 
-/// Whatever runs until this is dropped serves that call.
+/// Makes whatever runs until the guard is dropped serve that call.
 ///
-/// Inside of a handler it has a frame of its own: the handler's says who would wait. Outside it is no level: who calls from there
-/// is a task like others.
+/// Inside a handler the scope has a frame of its own, because the handler's tells which handler
+/// would wait. Outside it is no level: a call from there is one of an ordinary task.
 pub(crate) fn serve(served: CallInfo) -> ScopeGuard {
     STACK.with(|stack| {
         let len = stack.len.get();
@@ -148,31 +153,32 @@ impl Drop for ScopeGuard {
     }
 }
 
-/// A level more, of nothing that is served or waits: `Drop`s that end services, which may drop the callers of others.
+/// Adds a level that serves no call of its own and never waits: for `Drop`s that end services,
+/// which may drop the callers of others.
 pub(crate) fn deeper() -> Nested {
     let top = STACK.with(Stack::top);
     push(Frame { node: None, ..top })
 }
 
-/// The call that is served here.
+/// Returns the call that is served here.
 pub(crate) fn served() -> Option<CallInfo> {
     let top = STACK.with(Stack::top);
     top.method.filter(|method| !method.is_hook()).map(|method| CallInfo { method, deadline: top.deadline })
 }
 
-/// The deadline of the call that is served here.
+/// Returns the deadline of the call that is served here.
 #[inline]
 pub(crate) fn deadline() -> Option<Instant> {
     STACK.with(|stack| stack.place(stack.len.get()).get().deadline)
 }
 
-/// How many handlers are under way.
+/// Returns how many handlers are in progress.
 #[inline]
 pub(crate) fn depth() -> usize {
     STACK.with(|stack| stack.len.get())
 }
 
-/// Whether there is to be none on top of what there is.
+/// Returns whether the stack is too deep for another handler on top.
 #[inline]
 pub(crate) fn is_deep() -> bool {
     STACK.with(|stack| {
@@ -181,7 +187,7 @@ pub(crate) fn is_deep() -> bool {
     })
 }
 
-/// What runs on this thread until this is dropped is not waited for by what ran before.
+/// Cuts the stack until this is dropped: what runs below does not wait for what runs above.
 pub(crate) struct Barrier(usize);
 
 pub(crate) fn barrier() -> Barrier {
@@ -194,14 +200,15 @@ impl Drop for Barrier {
     }
 }
 
-/// The frames above the cut, from below, each with the depth that it stands on.
+/// Returns the frames above the cut, from the lowest on, each with the depth below it.
 pub(crate) fn frames_above_barrier() -> Vec<(usize, Frame)> {
     STACK.with(|stack| {
         (stack.cut.get()..stack.len.get().min(PLACES - 1)).map(|at| (at, stack.place(at + 1).get())).collect()
     })
 }
 
-/// About where the stack ends now. Not in an async function: its variables may be anywhere.
+/// Returns about where the stack ends now. Not for async functions, whose variables may be
+/// anywhere.
 #[inline]
 fn stack_address() -> usize {
     let here = 0_u8;
@@ -251,7 +258,7 @@ mod tests {
             assert_eq!(names(), Some("find"));
         }
         assert_eq!((names(), depth()), (Some("get"), 1));
-        // The one who waits is the handler, by the name of its method.
+        // The handler waits, by the name of its method.
         let _scope = serve(serving(FIND));
         let waits: Vec<_> =
             frames_above_barrier().into_iter().filter(|(_, frame)| frame.node.is_some()).collect();
