@@ -1,4 +1,4 @@
-//! What is called, by name.
+//! Names the methods of services.
 
 use tokio::time::Instant;
 
@@ -18,14 +18,14 @@ impl Method {
         Self { service, name, answers_later: false, is_hook: false }
     }
 
-    /// As `new`, of a method that may answer after it has returned.
+    /// Works like `new`, except that the method may answer after it has returned.
     #[doc(hidden)]
     #[must_use]
     pub const fn answering_later(service: &'static str, name: &'static str) -> Self {
         Self { answers_later: true, ..Self::new(service, name) }
     }
 
-    /// Of a hook, which serves nobody.
+    /// Creates the method of a hook, which serves no call.
     pub(crate) const fn hook(service: &'static str, name: &'static str) -> Self {
         Self { is_hook: true, ..Self::new(service, name) }
     }
