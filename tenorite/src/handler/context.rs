@@ -1,4 +1,5 @@
-//! The call that a handler serves: [`context()`] tells the handler, and the calls that the handler makes inherit its deadline.
+//! Describes the call that a handler serves: [`context()`] returns it, and the calls that the
+//! handler makes inherit its deadline.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,11 +14,11 @@ use crate::handler::stack;
 #[derive(Clone, Copy, Debug)]
 pub struct Context(CallInfo);
 
-/// The call that is being served here, if this is called in a handler of a derived service.
+/// Returns the call that is served here, if this is called in a handler of a derived service.
 ///
-/// It is known while the handler is polled, whoever polls it, and not in tasks that the handler spawns; for those there is
-/// [`Context::scope`]. (A hand-written worker finds the deadline of a request at its
-/// [`Client`](crate::Client::deadline).)
+/// It is known while the handler is polled, on any thread, and not in tasks that the handler
+/// spawns; for those there is [`Context::scope`]. (A hand-written worker finds the deadline of a
+/// request at its [`Client`](crate::Client::deadline).)
 ///
 /// # Examples
 ///
@@ -49,7 +50,7 @@ pub fn context() -> Option<Context> {
 }
 
 impl Context {
-    /// Returns what a future is run in that answers a call with this deadline.
+    /// Returns the context for a future that answers a call with this deadline.
     pub(crate) fn answering(deadline: Option<Instant>) -> Option<Self> {
         const ANSWER: &Method = &Method::new("Reply", "spawn");
         let method = stack::served().map(|served| served.method);
@@ -57,31 +58,32 @@ impl Context {
         is_known.then(|| Self(CallInfo { method: method.unwrap_or(ANSWER), deadline }))
     }
 
-    /// The name of the service, as `#[tenorite::service]` uses it for what it derives.
+    /// Returns the name of the service, as `#[tenorite::service]` uses it for what it derives.
     #[must_use]
     pub fn service(&self) -> &'static str {
         self.0.method.service()
     }
 
-    /// The name of the method.
+    /// Returns the name of the method.
     #[must_use]
     pub fn method(&self) -> &'static str {
         self.0.method.name()
     }
 
-    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    /// Returns when the caller will have stopped waiting, if it has set a limit, or inherited one.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.0.deadline
     }
 
-    /// How much of the caller's time is left. Zero once the deadline has passed.
+    /// Returns how much of the caller's time is left. It is zero once the deadline has passed.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Takes this context along into a future, which may be spawned: its calls inherit the deadline as the handler's own do.
+    /// Runs a future, which may be spawned, in this context: its calls inherit the deadline like
+    /// those of the handler itself.
     ///
     /// ```
     /// # use tenorite::prelude::*;
