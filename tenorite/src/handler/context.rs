@@ -33,7 +33,8 @@ pub struct Context(CallInfo);
 ///     pub async fn find(&mut self, text: &str) -> Vec<String> {
 ///         let left = tenorite::context().and_then(|context| context.remaining());
 ///         // As good an answer as there is time for.
-///         let depth = if left.is_some_and(|left| left < Duration::from_millis(50)) { 1 } else { 10 };
+///         let depth =
+///             if left.is_some_and(|left| left < Duration::from_millis(50)) { 1 } else { 10 };
 ///         vec![text.to_owned(); depth]
 ///     }
 /// }

@@ -759,8 +759,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
-    /// Stops accepting new calls, unless that has happened. Calls that wait for capacity end in
-    /// `failure`.
+    /// Stops accepting new calls, unless the service is closed already. Calls that wait for
+    /// capacity end in `failure`.
     pub(in crate::mailbox) fn close(
         &mut self,
         reason: StopReason,

@@ -287,8 +287,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
-    /// Ends the calls whose replies are still owed, once the worker is gone or about to go. If the
-    /// service is aborted (`ends_tasks`), does so with the tasks that answer calls as well.
+    /// Ends the calls whose replies are still owed, once the worker is gone or about to go. With
+    /// `ends_tasks` (the service is aborted), also ends those that tasks answer, and aborts the
+    /// tasks.
     pub(crate) fn cut_owed(&self, ends_tasks: bool) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
@@ -372,6 +373,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
     }
 
+    /// Ends a call that was dropped: takes its request out of the queue, or gives up its reply.
+    ///
     /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
     pub(crate) fn abandon(&self, slot: usize) {
         let mut deferred = Deferred::new();
