@@ -42,7 +42,7 @@
 //!   if that call is gone. So a slot's key is never used after it was given away. While a slot is
 //!   cut both sides have the key, and the last of them frees it.
 //!
-//! This is plain data under the [`queue`](super::queue)'s lock. Nothing in here wakes, drops or
+//! This is plain data under the [`queue`](super)'s lock. Nothing in here wakes, drops or
 //! runs anything of the user's. What remains to be done is left in a [`Deferred`].
 
 use std::collections::BTreeMap;
