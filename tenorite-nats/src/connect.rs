@@ -1,12 +1,12 @@
-//! The caller's side: a service that is elsewhere, as a caller like any other.
+//! Connects a caller to a service that runs elsewhere. The caller works like any other.
 //!
-//! # The way of a call
+//! # The path of a call
 //!
 //! ```text
-//!   the call's future                  pending map                 the listener (one task a caller)
-//!   encode, look: connected? ───────► id → (sender, subject)
+//!   the call's future                  pending map            the listener (one task per caller)
+//!   encode, check: connected? ───────► id → (sender, subject)
 //!   through the outbox, reply to `<inbox>.<id>`
-//!        ⋮                             id ◄───────────────────────── a message on `<inbox>.*`
+//!        ⋮                             id ◄──────────────────── a message on `<inbox>.*`
 //!   decode ◄────────────────────────── taken out, sent on
 //! ```
 
@@ -30,15 +30,18 @@ use crate::error::Error;
 use crate::remote::{MAX_PENDING, Remote, Settings, TIMEOUT};
 use crate::wire;
 
-/// A caller of the service that [`serve`](crate::serve) has put behind this prefix, in this process or in any other.
+/// Connects to the service that [`serve`](crate::serve) exposes under this prefix, in this process
+/// or any other.
 ///
-/// It is of the same type as a caller in the service's own process, and does the same: see the crate's documentation for
-/// what each promise becomes. Await it, or set options first.
+/// The caller has the same type as a caller in the service's own process and works the same way.
+/// The crate's documentation says what each promise becomes. Await the returned value, or set
+/// options first.
 ///
 /// ```no_run
 /// # use tenorite::prelude::*;
 /// # struct Store;
-/// # #[tenorite::service(serde)] impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
+/// # #[tenorite::service(serde)]
+/// # impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let nats = tenorite_nats::Nats::connect("nats://127.0.0.1:4222").await?;
 /// let store: StoreCaller = tenorite_nats::connect(nats, "shop").await?;
@@ -48,7 +51,8 @@ use crate::wire;
 ///
 /// # Errors
 ///
-/// [`Error::Subject`] if prefix and service make no subject, [`Error::Denied`] if nothing may be listened to for replies,
+/// Fails with [`Error::Subject`] if prefix and service do not form a valid subject, with
+/// [`Error::Denied`] if the server does not permit the subscription for replies, and with
 /// [`Error::Unreachable`] if the client is closed.
 pub fn connect<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> Connect<C> {
     Connect {
@@ -65,7 +69,7 @@ pub fn connect<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> Connect<C
     }
 }
 
-/// A caller to be: see [`connect`].
+/// Configures a caller and connects it when awaited: see [`connect`].
 #[must_use = "nothing is connected unless it is awaited"]
 pub struct Connect<C, K = Json> {
     nats: Nats,
@@ -76,35 +80,35 @@ pub struct Connect<C, K = Json> {
 }
 
 impl<C, K> Connect<C, K> {
-    /// The limit of calls that set none and inherit none. 30 s, unless it is said otherwise here. There is no way to have
-    /// none: of a call without one, `.timeout(Duration::MAX)`, this is the limit all the same.
+    /// Sets the timeout of calls that set none and inherit none. Defaults to 30 s. It cannot be
+    /// turned off: it also limits a call with `.timeout(Duration::MAX)`.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.settings.timeout = limit;
         self
     }
 
-    /// How many calls may wait for their reply at once, 65,536 unless it is said otherwise here. One more fails with
-    /// [`SendFailure(Full)`](tenorite::SendReason::Full).
+    /// Sets how many calls may wait for their reply at once. Defaults to 65,536. A call beyond that
+    /// fails with [`SendFailure(Full)`](tenorite::SendReason::Full).
     pub fn max_pending(mut self, calls: usize) -> Self {
         self.settings.max_pending = calls;
         self
     }
 
-    /// How long calls go on waiting after the connection was lost: replies may still come when it is back soon. Not at all,
-    /// unless it is said here.
+    /// Sets how long calls keep waiting after the connection was lost: replies may still arrive if
+    /// it is back soon. Defaults to zero.
     pub fn grace_period(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
     }
 
-    /// Adds to the headers of each request: this is where a trace context goes, such as `traceparent`. It is called where the
-    /// call is first polled, so in the span that it is made in.
+    /// Adds to the headers of each request, such as a trace context in `traceparent`. The closure
+    /// runs where the call is first polled, and so in the span in which the call is made.
     pub fn inject(mut self, inject: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
         self.settings.inject = Some(Arc::new(inject));
         self
     }
 
-    /// Another encoding than JSON. The service has to have the same.
+    /// Sets the encoding, which defaults to JSON. The service must use the same.
     pub fn codec<L: Codec>(self, codec: L) -> Connect<C, L> {
         let Self { nats, prefix, settings, caller, .. } = self;
         Connect { nats, prefix, settings, codec, caller }
@@ -133,7 +137,8 @@ where
         Box::pin(async move {
             let subject = wire::subject(&prefix, C::Request::SERVICE)?;
             let remote = Remote::open::<C::Request>(nats, subject, settings).await?;
-            // Without a limit of its own: the listener keeps that, with one timer for all calls.
+            // The caller gets no timeout of its own: the listener ends late calls, with one timer
+            // for all.
             Ok(C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
                 Arc::clone(&remote).call::<C::Request, C::Response, K>(outgoing, codec.clone())
             })))
