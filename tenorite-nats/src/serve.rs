@@ -1,29 +1,34 @@
-//! The service's side: a local service, behind a subject for each of its methods.
+//! Exposes a local service over NATS, with one subject for each of its methods.
 //!
-//! # The way of a request
+//! # The path of a request
 //!
 //! ```text
 //!   message on `<prefix>.<service>.<method>`
-//!     ├─ not to be understood, another version ──► rejected-incompatible
+//!     ├─ unreadable, or another version ─────────► rejected-incompatible
 //!     ├─ too late ───────────────────────────────► rejected-expired
 //!     ▼
-//!   a call of the local caller, with `no_wait` and what is left of the time
-//!     first poll, in the order of the messages: it has its place in the service's line, or has run
+//!   a call of the local caller, with `no_wait` and the remaining time
+//!     first poll, in the order of the messages: it is in the service's queue, or has run
 //!     ├─ ready ──────► reply
-//!     └─ waits ──────► a task waits for it, then the reply
+//!     └─ pending ────► a task waits for it, then the reply
 //! ```
 //!
-//! One subscription for all methods, so their order is that of the messages. What the local service promises, it promises
-//! here: one at a time, in order, at most `backlog` that wait. One more is told at once that there is no room.
+//! One subscription covers all methods, so requests have the order of the messages. The promises of
+//! the local service hold here as well: it runs one request at a time, in order, and at most
+//! `backlog` requests wait. A request beyond that is refused at once as `Full`.
 //!
-//! # What happens when somebody leaves
+//! # Shutdown and failure
 //!
-//! | who leaves | what follows |
+//! | event | effect |
 //! |---|---|
-//! | the [`Serving`], or `stop` is called | no more messages (late callers hear `NoService` at once); what came is answered and flushed. What the server sends at that very moment may hear nothing, and expire |
-//! | the local service | no more messages; what still came is told that it has stopped |
-//! | the connection | the client comes back by itself, and what runs goes on; its reply is sent once it is back |
-//! | a remote caller | nobody hears of it: the handler runs to its end, and its reply is dropped by its caller's end |
+//! | [`Serving`] is dropped or stopped | no more messages are taken: see below |
+//! | the local service stops | no more messages; requests that still arrive fail as `Stopped` |
+//! | the connection is lost | running calls continue; replies are sent after the reconnect |
+//! | a remote caller goes away | the handler runs to its end; the caller's side drops the reply |
+//!
+//! After a drop or [`stop`](Serving::stop), requests that were received are answered and the
+//! answers flushed. Later calls fail with `NoService` at once. A request that the server sends at
+//! that very moment may get no answer, and expires. The client reconnects by itself.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -54,39 +59,41 @@ use crate::error::Error;
 use crate::trace::Span;
 use crate::wire::{self, Received};
 
-/// The group of all that are served without another.
+/// The queue group of services that set no other.
 const QUEUE_GROUP: &str = "tenorite";
 
-/// Clocks of different machines may differ by so much.
+/// The default tolerance for the difference between the clocks of two machines.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(500);
 
-/// Puts a local service behind subjects of NATS, `<prefix>.<service>.<method>`: whoever [connects](crate::connect) with the same
-/// prefix calls it from wherever he is.
+/// Exposes a local service on the NATS subjects `<prefix>.<service>.<method>`. Any process that
+/// [connects](crate::connect) with the same prefix can call it.
 ///
-/// Any caller will do, and whatever is behind it: it is one of the service's callers, so the service lives at least until this
-/// stops. Await it, or set options first.
+/// `caller` may be any caller, whatever is behind it. It counts as one of the service's callers, so
+/// the service lives at least until serving stops. Await the returned value, or set options first.
 ///
 /// ```no_run
 /// # use tenorite::prelude::*;
 /// # #[derive(Default)] struct Store;
-/// # #[tenorite::service(serde)] impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
+/// # #[tenorite::service(serde)]
+/// # impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let (task, store) = StoreService.start_task(32, Store::default());
 /// let nats = tenorite_nats::Nats::connect("nats://127.0.0.1:4222").await?;
 /// let serving = tenorite_nats::serve(nats, "shop", store).await?;
 /// tokio::signal::ctrl_c().await?;
-/// // What was accepted is answered.
+/// // Answers every request that was accepted.
 /// serving.stop().await;
 /// task.await?;
 /// # Ok(()) }
 /// ```
 ///
-/// A handler that computes for long, and does not wait, holds up the reading of messages: start such a service
-/// [`on_worker_task`](tenorite::Builder::on_worker_task).
+/// A handler that computes for long without awaiting delays the reading of messages. Start such a
+/// service [`on_worker_task`](tenorite::Builder::on_worker_task).
 ///
 /// # Errors
 ///
-/// [`Error::Subject`] if prefix and service make no subject, [`Error::Denied`] if they may not be listened to,
+/// Fails with [`Error::Subject`] if prefix and service do not form a valid subject, with
+/// [`Error::Denied`] if the server does not permit the subscription, and with
 /// [`Error::Unreachable`] if the client is closed.
 pub fn serve<C>(nats: impl Into<Nats>, prefix: impl Into<String>, caller: C) -> Serve<C> {
     let settings = Settings {
@@ -98,7 +105,7 @@ pub fn serve<C>(nats: impl Into<Nats>, prefix: impl Into<String>, caller: C) -> 
     Serve { nats: nats.into(), prefix: prefix.into(), settings, codec: Json, caller }
 }
 
-/// A service that is to be served: see [`serve`].
+/// Configures a service and serves it when awaited: see [`serve`].
 #[must_use = "nothing is served unless it is awaited"]
 pub struct Serve<C, K = Json> {
     nats: Nats,
@@ -108,7 +115,7 @@ pub struct Serve<C, K = Json> {
     caller: C,
 }
 
-/// What is there while a request is handed to the service.
+/// Wraps the hand-over of a request to the service.
 type Scope = Arc<dyn Fn(Option<&HeaderMap>, &'static Signature, &mut dyn FnMut()) + Send + Sync>;
 
 struct Settings {
@@ -119,39 +126,46 @@ struct Settings {
 }
 
 impl<C, K> Serve<C, K> {
-    /// Sets the group that this shares its requests with: each request goes to one of its members. Defaults to
-    /// `tenorite`, the same for all that are served without another. So while a new version of a process takes
-    /// over from an old one, each request runs once.
+    /// Sets the queue group. Each request goes to one member of the group. Defaults to `tenorite`,
+    /// which all services share that set no other. So each request runs once while a new version of
+    /// a process takes over from an old one.
     ///
-    /// Within one process requests run in the order in which they are sent; among several there is no order. Two
-    /// groups behind one prefix both run each request.
+    /// Within one process requests run in the order in which they are sent. Among several processes
+    /// there is no order. If two groups serve one prefix, both run each request.
     pub fn queue_group(mut self, group: impl Into<String>) -> Self {
         self.settings.queue_group = group.into();
         self
     }
 
-    /// By how much the clocks of caller and service may differ, 500 ms unless it is said here. A request is never given more
-    /// time than its caller has given it, and one that is late by less than this may still run.
+    /// Sets by how much the clocks of caller and service may differ. Defaults to 500 ms. A request
+    /// never gets more time than its caller gave it. A request that is late by less than the
+    /// tolerance may still run.
     pub fn clock_tolerance(mut self, tolerance: Duration) -> Self {
         self.settings.tolerance = tolerance;
         self
     }
 
-    /// What discovery tells of the service's version: three numbers, as in `1.2.3`.
+    /// Sets the version of the service that discovery reports: three numbers, as in `1.2.3`.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.settings.version = version.into();
         self
     }
 
-    /// Calls this with the headers of each request, and with what hands the request to the service, which it has to call. This is
-    /// where a trace context is taken out: with the feature `tracing` of the core, the handler runs in the span in which it is
-    /// handed over.
+    /// Calls `scope` with the headers of each request, its method, and a function that hands the
+    /// request to the service. `scope` must call that function.
+    ///
+    /// This is the place to extract a trace context: with the feature `tracing` of the core crate,
+    /// the handler runs in the span in which its request is handed over.
     ///
     /// ```no_run
     /// # use tenorite::prelude::*;
     /// # struct Store;
-    /// # #[tenorite::service(serde)] impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
-    /// # async fn example(nats: tenorite_nats::Nats, store: StoreCaller) -> Result<(), tenorite_nats::Error> {
+    /// # #[tenorite::service(serde)]
+    /// # impl Store { pub fn get(&self, key: &str) -> Option<String> { None } }
+    /// # async fn example(
+    /// #     nats: tenorite_nats::Nats,
+    /// #     store: StoreCaller,
+    /// # ) -> Result<(), tenorite_nats::Error> {
     /// let serving = tenorite_nats::serve(nats, "shop", store)
     ///     .scope(|headers, method, hand_over| {
     ///         let parent = headers.and_then(|headers| headers.get("traceparent"));
@@ -170,7 +184,7 @@ impl<C, K> Serve<C, K> {
         self
     }
 
-    /// Another encoding than JSON. Callers have to have the same.
+    /// Sets the encoding, which defaults to JSON. Callers must use the same.
     pub fn codec<L: Codec>(self, codec: L) -> Serve<C, L> {
         let Self { nats, prefix, settings, caller, .. } = self;
         Serve { nats, prefix, settings, codec, caller }
@@ -227,7 +241,7 @@ where
                 running: TaskTracker::new(),
             };
             let task = tokio::spawn(async move {
-                // Whatever ends it, nobody is told of a service that is not there.
+                // However this task ends, discovery must not report a service that no longer runs.
                 let _discovery = discovery;
                 worker.serve(messages, stopping).await;
             });
@@ -236,7 +250,7 @@ where
     }
 }
 
-/// A service that is served. Dropped, it stops as by [`stop`](Self::stop), without anybody waiting for it.
+/// A service that is being served. Dropping it stops as [`stop`](Self::stop) does, without waiting.
 #[derive(Debug)]
 #[must_use = "dropped, it stops serving"]
 pub struct Serving {
@@ -245,15 +259,15 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Takes no more requests, and waits until those that were accepted are answered and the answers have left. Without a connection
-    /// that is as much as can be done: it does not wait for one.
+    /// Stops taking requests, and waits until the accepted ones are answered and the answers are
+    /// sent. Without a connection it does not wait for one to send the answers.
     ///
-    /// A request that is on its way from the server at that very moment may be dropped by the client: its call ends at its
-    /// limit, as `FetchFailure(Expired)`.
+    /// A request that is on its way from the server at that very moment may be dropped by the
+    /// client. Its call fails at its deadline with `FetchFailure(Expired)`.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it goes on by itself.
+    /// If the future is dropped, stopping continues in the background.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Some(task) = self.task.take() {
@@ -261,11 +275,11 @@ impl Serving {
         }
     }
 
-    /// Waits until it serves no more: the service has stopped, or the client is closed.
+    /// Waits until serving has ended because the service has stopped or the client is closed.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped and asked again.
+    /// The future may be dropped, and `ended` called again.
     pub async fn ended(&mut self) {
         if let Some(task) = &mut self.task {
             let _ = task.await;
@@ -287,7 +301,7 @@ struct Worker<C, K> {
     tolerance: Duration,
     scope: Option<Scope>,
     figures: Arc<EndpointStats>,
-    /// For the next reply.
+    /// The expected size of the next reply.
     capacity: Arc<CapacityHint>,
     running: TaskTracker,
 }
@@ -308,7 +322,7 @@ where
         loop {
             tokio::select! {
                 biased;
-                // First, so that a stop is heard however much is asked.
+                // First, so that a stop is noticed under any load.
                 () = stopping.cancelled(), if !is_draining => {
                     is_draining = true;
                     if messages.drain().await.is_err() {
@@ -323,10 +337,10 @@ where
                 }
                 message = messages.next() => match message {
                     Some(message) => self.handle_caught(message).await,
-                    // All of them have come, or the client is closed.
+                    // All messages are drained, or the client is closed.
                     None => break,
                 },
-                // Without a connection nothing comes, and nobody says so.
+                // Without a connection the drain never ends, and no message reports that.
                 _ = looks.tick(), if is_draining => {
                     if self.client.connection_state() != State::Connected {
                         break;
@@ -339,7 +353,8 @@ where
         flush(&self.client).await;
     }
 
-    /// As `handle`. What panics in there is the user's: what reads a request or writes a reply, or the scope.
+    /// Works like `handle`, except that it turns a panic into an error reply. Only user code panics
+    /// there: the decoding of a request, the encoding of a reply, or the scope.
     async fn handle_caught(&self, message: Message) {
         let reply = message.reply.clone();
         if let Err(payload) = AssertUnwindSafe(self.handle(message)).catch_unwind().await {
@@ -350,7 +365,7 @@ where
         }
     }
 
-    /// Takes the request's place in the line.
+    /// Polls the request's call once, which queues or runs it, before the next message is handled.
     async fn handle(&self, message: Message) {
         let began = Instant::now();
         let (request, method, left) =
@@ -376,7 +391,8 @@ where
         let headers = message.headers.as_ref();
         let span = Span::of(headers, C::Request::SERVICE, method);
         let Some(reply) = message.reply else {
-            // Nobody hears of it. Of a cast that is accepted no more is known here either.
+            // Without a reply subject no result is sent. A cast reports only whether it is
+            // accepted.
             let mut call = Some(call);
             let sent = self.in_scope(&span, headers, method, || call.take().map(Call::try_cast));
             let sent = sent.flatten();
@@ -405,7 +421,7 @@ where
         }
     }
 
-    /// `None` if what was to call it did not.
+    /// Returns `None` if the scope did not call the function it was given.
     fn in_scope<T>(
         &self,
         span: &Span,
@@ -415,7 +431,7 @@ where
     ) -> Option<T> {
         let Some(scope) = &self.scope else { return Some(span.in_scope(hand_over)) };
         let mut outcome = None;
-        // Once: a second time it would be another request.
+        // A second call of the function would be a second request.
         let mut once = || {
             if outcome.is_none() {
                 outcome = Some(hand_over());
@@ -426,16 +442,16 @@ where
     }
 }
 
-/// A request, its method, and how much time is left for it.
+/// A request, its method, and its remaining time.
 pub(crate) type Read<Rq> = (Rq, &'static Signature, Option<Duration>);
-/// What the sender of something else is told; with the method, if it names one.
+/// The error that is sent to the caller, and the method if the message names one.
 pub(crate) type Unread = (TenoriteError, Option<&'static Signature>);
 
-/// Reads what a message asks, and for how long that is of use: for ever without a tolerance.
+/// Reads the request in a message and its remaining time, which is `None` without a tolerance.
 ///
 /// # Errors
 ///
-/// What its sender is told; with the method, if it is one.
+/// Returns the error to send to the caller, and the method if the message names one.
 pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     message: &Message,
     codec: &K,
@@ -461,7 +477,7 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     }
     let request: Rq =
         codec.decode(request).map_err(|error| refuse(format!("the request is no `{method}`: {error}")))?;
-    // Whoever may publish to one subject is not to reach the method of another by it.
+    // A sender that may publish to one subject must not reach the method of another through it.
     let asked = request.signature().name();
     if asked != name {
         return Err(refuse(format!("a request of `{asked}` came to the subject of `{name}`")));
@@ -473,19 +489,20 @@ pub(crate) fn read_request<Rq: WireRequest, K: Codec>(
     Ok((request, method, left))
 }
 
-/// Waits until what was sent has left, if it can leave.
+/// Waits until everything published so far is sent, if there is a connection.
 pub(crate) async fn flush(client: &Client) {
     if client.connection_state() == State::Connected {
-        // It may be lost meanwhile, and does not say so.
+        // If the connection is lost meanwhile, the flush does not report it.
         let _ = timeout(Duration::from_secs(5), client.flush()).await;
     }
 }
 
-/// A reply as it is sent.
+/// Encodes a reply.
 ///
 /// # Errors
 ///
-/// If it cannot be: the client would refuse it, and nobody would hear of that.
+/// Fails if the reply cannot be encoded or is too large. The client would refuse a reply that is
+/// too large, and the caller would never be notified.
 pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
     client: &Client,
     response: &Rs,
@@ -511,7 +528,7 @@ pub(crate) fn encode_reply<Rs: Serialize, K: Codec>(
     }
 }
 
-/// Sends a reply, or why there is none.
+/// Sends the reply, or the error in its place.
 async fn answer<Rs: Serialize, K: Codec>(
     client: &Client,
     reply: Option<Subject>,
@@ -520,7 +537,7 @@ async fn answer<Rs: Serialize, K: Codec>(
     capacity: &CapacityHint,
 ) {
     let Some(reply) = reply else { return };
-    // An error here is that of a client that is closed: nobody can be told.
+    // Publishing fails only on a closed client, which can send no error either.
     let _ = match outcome.and_then(|response| encode_reply(client, &response, codec, capacity)) {
         Ok(bytes) => client.publish(reply, bytes).await,
         Err(error) => {
