@@ -1,4 +1,4 @@
-//! The connection.
+//! Connects to NATS, and tracks what the server permits and refuses.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,17 +10,19 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::Error;
 
-/// How many events may wait to be looked at. What is more is missed, and found out a little later. The client
-/// keeps 128 for its callback, and drops what comes beyond that: so this is never what is short.
+/// How many events a receiver may lag behind. Events beyond that are missed, and what they report
+/// is noticed a little later. The client keeps 128 events for its callback and drops any more, so
+/// this is never the limit that is hit.
 const EVENTS: usize = 1024;
-/// How long a server may take to answer at all, where that is asked.
+/// How long to wait for any answer of the server.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A connection to NATS, shared by all that is made from it. Cheap to clone.
+/// A connection to NATS, shared by everything that is created from it. Cheap to clone.
 ///
-/// Any [`async_nats::Client`] is one, by `From`. One that is made here hears at once what happens to the connection: a call ends
-/// within a millisecond or two when it is lost, and one that is not permitted does not have to wait for its deadline. Of
-/// a client that was made elsewhere the connection's state is looked at now and then, and of permissions nothing is heard.
+/// Any [`async_nats::Client`] converts into one with `From`. A connection that is created here
+/// learns of its events at once: when it is lost, calls end within a millisecond or two, and a call
+/// that is not permitted does not wait for its deadline. A client that was created elsewhere has
+/// its connection state polled, and reports no permission errors.
 #[derive(Clone, Debug)]
 pub struct Nats {
     client: Client,
@@ -28,7 +30,7 @@ pub struct Nats {
     refusal: Arc<Refused>,
 }
 
-/// Why the server refuses the connection, since it was lost.
+/// Why the server refuses to connect again since the connection was lost.
 #[derive(Debug, Default)]
 struct Refused(Mutex<Option<String>>);
 
@@ -50,7 +52,7 @@ impl Refused {
     }
 }
 
-/// Whether it says that who this is is not known, or not any more.
+/// Returns whether the server no longer accepts, or never accepted, the client's credentials.
 fn is_refusal(text: &str) -> bool {
     let text = text.to_lowercase();
     ["authorization", "authentication", "credentials"].iter().any(|word| text.contains(word))
@@ -62,27 +64,28 @@ impl From<Client> for Nats {
     }
 }
 
-/// How to connect: see [`Nats::options`].
+/// Configures a connection: see [`Nats::options`].
 #[derive(Debug)]
 pub struct Options(ConnectOptions);
 
 impl Nats {
-    /// Connects as [`options`](Self::options) does, with all defaults.
+    /// Connects with the default [`options`](Self::options).
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`], which says why.
+    /// Returns [`Error::Connect`] with the cause.
     pub async fn connect(servers: impl ToServerAddrs) -> Result<Self, Error> {
         Self::options(ConnectOptions::new()).connect(servers).await
     }
 
-    /// Connects with the user's own options: TLS, a name and password, a token, an nkey, credentials.
+    /// Connects with custom options: TLS, a name and password, a token, an nkey, credentials.
     ///
-    /// Three of them are set here: how soon it is tried again when the connection is lost (20 to 500 ms, with some chance), how
-    /// often a server is asked whether it is there (every 2 s), and who hears of events.
+    /// Three options are overwritten: the delay before a reconnect (20 to 500 ms, with jitter), the
+    /// ping interval (2 s), and the event callback.
     ///
-    /// Credentials from a file are read once, and are refused when they have expired: calls end as
-    /// [`SendFailure(Denied)`](tenorite::SendReason::Denied) then. A callback is asked at each new connection:
+    /// Credentials from a file are read once and refused once they have expired. Calls then fail
+    /// with [`SendFailure(Denied)`](tenorite::SendReason::Denied). A callback is called for each
+    /// new connection:
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -98,21 +101,22 @@ impl Nats {
     /// # Ok(()) }
     /// ```
     ///
-    /// A file of credentials holds a JWT and a seed: `auth.jwt` is the one, and `auth.signature` is the nonce signed
-    /// by a key pair of the other (`nkeys::KeyPair::from_seed(seed)?.sign(&nonce)?`).
+    /// A credentials file holds a JWT and a seed. Set `auth.jwt` to the JWT, and `auth.signature`
+    /// to the nonce signed by the key pair of the seed
+    /// (`nkeys::KeyPair::from_seed(seed)?.sign(&nonce)?`).
     #[must_use]
     pub fn options(options: ConnectOptions) -> Options {
         Options(options)
     }
 
-    /// The client beneath.
+    /// Returns the underlying client.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Returns why there is no connection, if the server refuses it: a password that was changed, credentials
-    /// that have expired.
+    /// Returns why there is no connection if the server refuses it: a changed password, expired
+    /// credentials.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.refusal.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -121,18 +125,19 @@ impl Nats {
         self.events.as_ref().map(broadcast::Sender::subscribe)
     }
 
-    /// Waits until the server has seen all that was sent before, and says whether it took it amiss.
+    /// Waits until the server has processed everything sent before, and checks that it permitted
+    /// it.
     ///
     /// # Errors
     ///
-    /// If it does not permit one of these subjects, or does not answer.
+    /// Fails if the server does not permit one of these subjects, or does not answer.
     pub(crate) async fn settle(
         &self,
         events: Option<broadcast::Receiver<Event>>,
         subjects: &[&str],
     ) -> Result<(), Error> {
-        // Nobody listens there, and a server says so; or that it is not permitted to ask. Both after what it has to say of what came
-        // before.
+        // The probe has no responders. The server reports that, or that the probe itself is not
+        // permitted. Either comes after its reports on everything sent before.
         let asked = self.client.new_inbox();
         let mut probe = pin!(timeout(PATIENCE, self.client.request(asked.clone(), Vec::new().into())));
         let mut events = events;
@@ -160,7 +165,8 @@ impl Nats {
                 },
             }
         }
-        // They take a way of their own, by the client's task for events.
+        // Events come by a separate path, through the client's task for events, so they may be
+        // late.
         let mut last = pin!(sleep(Duration::from_millis(5)));
         loop {
             tokio::select! {
@@ -175,7 +181,7 @@ impl Nats {
     }
 }
 
-/// The next thing that is heard, if anything ever is.
+/// Returns the next event. Never returns if there are no events.
 pub(crate) async fn next(events: &mut Option<broadcast::Receiver<Event>>) -> Event {
     while let Some(receiver) = events {
         match receiver.recv().await {
@@ -192,7 +198,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`], which says why.
+    /// Returns [`Error::Connect`] with the cause.
     pub async fn connect(self, servers: impl ToServerAddrs) -> Result<Nats, Error> {
         let (sender, _) = broadcast::channel(EVENTS);
         let events = sender.clone();
@@ -204,7 +210,7 @@ impl Options {
             .ping_interval(Duration::from_secs(2))
             .event_callback(move |event| {
                 refused.hear(&event);
-                // Nobody has to listen.
+                // Fails only without receivers.
                 let _ = events.send(event);
                 std::future::ready(())
             })
@@ -214,14 +220,15 @@ impl Options {
     }
 }
 
-/// Doubles from 20 ms to 500 ms, less up to a half of it: so that not all come back at once.
+/// Doubles from 20 ms up to 500 ms, minus up to half of it, so that clients do not all reconnect at
+/// once.
 fn delay(attempt: usize) -> Duration {
     let whole = 20_u64.saturating_mul(1 << attempt.min(10)).min(500);
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     Duration::from_millis(whole - u64::from(clock) % (whole / 2))
 }
 
-/// What a server does not permit, and of which subject.
+/// Which operation on a subject the server does not permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     Publish,
