@@ -1,47 +1,48 @@
-//! What can go wrong before there is anything to call.
+//! Defines the errors of [`serve`](crate::serve), [`connect`](crate::connect) and the like.
 
 use std::fmt;
 
-/// Why a service is not served, or there is no caller of it.
+/// Why a service is not served, or a caller not connected.
 ///
-/// What goes wrong later is told by each call, as a [`TenoriteError`](tenorite::TenoriteError).
+/// Later failures are reported by each call, as a [`TenoriteError`](tenorite::TenoriteError).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no connection: nobody listens there, the name or password is wrong, or a certificate is not trusted.
+    /// The connection failed: no server listens there, the name or password is wrong, or a
+    /// certificate is not trusted.
     #[error("cannot connect to NATS: {0}")]
     Connect(Refusal),
-    /// The connection is there, but not what has to be listened to: the account has no permission for it.
+    /// The connection works, but the account has no permission for a subject that is needed.
     #[error("permission denied: {0}")]
     Denied(String),
-    /// Prefix and service make no subject: each part must be there, without spaces, `*` and `>`, and both have
-    /// at most 199 bytes together.
+    /// Prefix and service do not form a valid subject. No part may be empty or contain spaces, `*`
+    /// or `>`, and both together have at most 199 bytes.
     #[error(
         "`{0}` is not a subject: its parts must be there, without spaces, `*` and `>`, and have at most 199 bytes together"
     )]
     Subject(String),
-    /// JetStream is not there, is too old, or does not do what it was asked for.
+    /// JetStream is missing, is too old, or did not do what was requested.
     #[cfg(feature = "durable")]
     #[error("JetStream request failed: {0}")]
     JetStream(String),
-    /// The service has another number of shards already, or there is no telling how many: what is there under its
-    /// name is not its own. Two prefixes that differ in a `.` and a `_` come to the same name, and only one of
-    /// them can have shards.
+    /// The service already has another number of shards, or the number is unknown because what
+    /// exists under its name belongs to something else. Two prefixes that differ only in a `.` and
+    /// a `_` map to the same name, and only one of them can have shards.
     #[cfg(feature = "durable")]
     #[error("{}", Self::of_shards(*asked, *there))]
     Shards {
-        /// How many were asked for.
+        /// How many were requested.
         asked: u32,
-        /// How many there are, if that is known: the stream of that name may be another's.
+        /// How many exist, if that is known: the stream of that name may belong to something else.
         there: Option<u32>,
     },
-    /// What there is already differs from what is needed or asked for, and the server does not change it. The
-    /// text names each difference.
+    /// What exists already differs from what is needed or requested, and the server does not change
+    /// it. The text names each difference.
     #[cfg(feature = "durable")]
     #[error("JetStream configuration differs: {0}")]
     Differs(String),
-    /// The shards are in another account than this connection. A request would reach them, and its reply would
-    /// not come back: owners reply in their own account.
+    /// The shards are in another account than this connection. A request would reach them, but its
+    /// reply would not come back, because owners reply in their own account.
     #[cfg(feature = "durable")]
     #[error(
         "the shards are in another account{}: their owners' replies do not reach this one, so connect to that account",
@@ -58,7 +59,7 @@ pub enum Error {
 pub struct Refusal(async_nats::ConnectError);
 
 impl Refusal {
-    /// In the client's words.
+    /// Returns the kind that the client reports.
     #[must_use]
     pub fn kind(&self) -> async_nats::ConnectErrorKind {
         self.0.kind()
