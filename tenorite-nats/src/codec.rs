@@ -1,4 +1,4 @@
-//! How requests and responses are written down.
+//! Encodes and decodes requests and responses.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,33 +6,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A way to write requests and responses down.
+/// Encodes and decodes requests and responses.
 ///
-/// Both sides say which one they use, by its [`NAME`](Self::NAME), and do not talk to each other if they differ.
+/// Each side states which codec it uses by its [`NAME`](Self::NAME). Sides with different codecs
+/// refuse to talk to each other.
 pub trait Codec: Clone + Send + Sync + 'static {
-    /// What it is called on the wire: a word of at most 64 printable characters of ASCII. Anything else does not compile, where it
-    /// is used.
+    /// The name on the wire: a word of at most 64 printable ASCII characters. Using a codec with
+    /// any other name does not compile.
     const NAME: &'static str;
-    /// Whether fields are written with their names: then arguments that are `Option`s may be added (see
-    /// [`Signature::is_met_by`](tenorite::wire::Signature::is_met_by)).
+    /// Whether fields are encoded with their names. If so, arguments of type `Option` may be added
+    /// (see [`Signature::is_met_by`](tenorite::wire::Signature::is_met_by)).
     const NAMES_FIELDS: bool;
 
-    /// Writes a value, after what is there already.
+    /// Encodes a value and appends it to `bytes`.
     ///
     /// # Errors
     ///
-    /// If the value cannot be written. What is there then is of no use.
+    /// Fails if the value cannot be encoded. The content of `bytes` is then unusable.
     fn encode<T: Serialize>(&self, value: &T, bytes: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Reads a value.
+    /// Decodes a value.
     ///
     /// # Errors
     ///
-    /// If that is not what the bytes are.
+    /// Fails if the bytes do not encode a value of this type.
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CodecError>;
 }
 
-/// That what a codec is called can stand in the head of a request.
+/// Checks at compile time that the codec's name can be part of a request's head.
 pub(crate) const fn has_a_name<K: Codec>() {
     let name = K::NAME.as_bytes();
     let mut is_word = !name.is_empty() && name.len() <= 64;
@@ -44,12 +45,13 @@ pub(crate) const fn has_a_name<K: Codec>() {
     assert!(is_word, "what a codec is called is a word: at most 64 printable characters of ASCII");
 }
 
-/// How much room what is written next may need: as much as the last time, within reason. What has to grow is copied each time.
+/// Estimates the capacity for the next encoding: the size of the last one, within limits. Growing a
+/// buffer copies it each time.
 #[derive(Debug, Default)]
 pub(crate) struct CapacityHint(AtomicUsize);
 
 impl CapacityHint {
-    /// In bytes.
+    /// The bounds of the capacity, in bytes.
     const LEAST: usize = 256;
     const MOST: usize = 128 * 1024;
 
@@ -63,12 +65,12 @@ impl CapacityHint {
     }
 }
 
-/// Why something could not be written, or read.
+/// Why a value could not be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodecError(String);
 
 impl CodecError {
-    /// For this reason.
+    /// Creates an error with this reason.
     pub fn new(why: impl fmt::Display) -> Self {
         Self(why.to_string())
     }
@@ -82,7 +84,7 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-/// JSON: any tool can read it, and write it.
+/// Encodes as JSON, which any tool can read and write.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Json;
 
@@ -99,7 +101,8 @@ impl Codec for Json {
     }
 }
 
-/// Postcard: small, without names. Methods are known by their place among the others, so new ones go to the end.
+/// Encodes with Postcard: small, without names. Methods are identified by their position, so new
+/// ones go to the end.
 #[cfg(feature = "postcard")]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Postcard;
