@@ -1,8 +1,8 @@
-//! The trace context of a request, from the span that its call is made in to that of its handler, in the headers in which
-//! everybody else has it (`traceparent`, with the propagator of the W3C).
+//! Carries the trace context of a request from the span of its call to the span of its handler, in
+//! the standard headers (`traceparent`, with the W3C propagator).
 //!
-//! Without the feature `opentelemetry` there is nothing to carry, and all of this is nothing. With it that is so until a
-//! propagator is set: then a request has no headers.
+//! Without the feature `opentelemetry` this module does nothing. With the feature, a request has no
+//! such headers until a propagator is set.
 
 use std::future::Future;
 
@@ -20,12 +20,12 @@ use {
     tracing_opentelemetry::OpenTelemetrySpanExt,
 };
 
-/// Adds the context of the span that this is called in.
+/// Adds the context of the current span.
 #[cfg(feature = "opentelemetry")]
 pub(crate) fn inject(headers: &mut Option<HeaderMap>) {
     let mut context = tracing::Span::current().context();
     if !context.span().span_context().is_valid() {
-        // Of somebody who does without `tracing`.
+        // The application may use OpenTelemetry without `tracing`.
         context = Context::current();
     }
     global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
@@ -34,7 +34,7 @@ pub(crate) fn inject(headers: &mut Option<HeaderMap>) {
 #[cfg(not(feature = "opentelemetry"))]
 pub(crate) fn inject(_: &mut Option<HeaderMap>) {}
 
-/// The span of a request, as long as it is served.
+/// The span of a request while it is served.
 pub(crate) struct Span {
     #[cfg(feature = "opentelemetry")]
     span: tracing::Span,
@@ -42,7 +42,7 @@ pub(crate) struct Span {
 
 #[cfg(feature = "opentelemetry")]
 impl Span {
-    /// A child of the call's.
+    /// Creates a child of the call's span.
     pub(crate) fn of(headers: Option<&HeaderMap>, service: &str, method: &Signature) -> Self {
         let span = tracing::info_span!(
             "serve",
@@ -55,7 +55,7 @@ impl Span {
         if let Some(headers) = headers {
             let theirs = Theirs(headers);
             let parent = global::get_text_map_propagator(|propagator| propagator.extract(&theirs));
-            // Nobody may listen to this span.
+            // Fails if no subscriber records this span.
             let _ = span.set_parent(parent);
         }
         Self { span }
@@ -86,14 +86,14 @@ impl Span {
     }
 }
 
-/// There are none until there is something to be said.
+/// Creates the header map only when a header is set.
 #[cfg(feature = "opentelemetry")]
 struct Headers<'a>(&'a mut Option<HeaderMap>);
 
 #[cfg(feature = "opentelemetry")]
 impl Injector for Headers<'_> {
     fn set(&mut self, name: &str, value: String) {
-        // What NATS cannot carry is not carried.
+        // Skips what NATS cannot carry.
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>())
             && !AsRef::<str>::as_ref(&name).is_empty()
         {
