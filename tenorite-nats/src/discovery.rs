@@ -1,8 +1,9 @@
-//! What the NATS tools see of a service: `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, as the protocol for services has them
-//! (ADR-32 of NATS, versions `io.nats.micro.v1`).
+//! Makes a service visible to the NATS tools: answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` as
+//! the service protocol defines them (ADR-32 of NATS, versions `io.nats.micro.v1`).
 //!
-//! Each method is an endpoint. The protocol's own helpers give each endpoint a subscription of its own, and lose the order
-//! between methods; so this only answers questions.
+//! Each method is reported as an endpoint. The protocol's own helpers give each endpoint a separate
+//! subscription, which loses the order between methods. So this module only answers discovery
+//! requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 #[cfg(feature = "durable")]
 use crate::shards::Board;
 
-/// What has become of the requests, method by method.
+/// Counts the outcomes of requests per method.
 pub(crate) struct EndpointStats {
     methods: Vec<(&'static Signature, Figure)>,
 }
@@ -65,7 +66,7 @@ impl EndpointStats {
     }
 }
 
-/// Who answers.
+/// The service that answers discovery requests.
 pub(crate) struct Discovery {
     name: &'static str,
     id: String,
@@ -78,7 +79,7 @@ pub(crate) struct Discovery {
     board: Option<Arc<Board>>,
 }
 
-/// What is asked.
+/// The kinds of discovery requests.
 #[derive(Clone, Copy)]
 enum Verb {
     Ping,
@@ -112,15 +113,16 @@ impl Discovery {
         }
     }
 
-    /// Tells of these shards as well.
+    /// Includes these shards in the answers.
     #[cfg(feature = "durable")]
     pub(crate) fn with_shards(self, board: Arc<Board>) -> Self {
         Self { board: Some(board), ..self }
     }
 
-    /// Answers until the task is ended. If it is not permitted to hear the questions, it hears none.
+    /// Answers until the task ends. Receives no requests on subjects that the server does not
+    /// permit.
     pub(crate) async fn listen(mut self, client: &Client) -> JoinHandle<()> {
-        // As unique as an inbox.
+        // The last token of an inbox is unique, so it serves as the instance id.
         self.id = client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
         let mut asked = Vec::new();
         for (word, verb) in Verb::ALL {
@@ -182,8 +184,9 @@ impl Discovery {
         answer
     }
 
-    /// The protocol has a place for a service's own figures: an endpoint's `data`. Shards are not those of an
-    /// endpoint, and stand beside them, under the same name. Metadata are texts.
+    /// Adds the shards to an answer. The protocol has a field for a service's own figures, `data`,
+    /// but within an endpoint. Shards belong to no endpoint, so they stand beside the endpoints
+    /// under the same name. Values in `metadata` must be strings.
     #[cfg(feature = "durable")]
     fn tell_of_shards(&self, board: &Board, verb: Verb, answer: &mut Value) {
         use crate::shards::ShardState;
@@ -238,8 +241,8 @@ impl Discovery {
     }
 }
 
-/// As the protocol has it: `2026-01-31T12:00:00Z`. Days to dates as of H. Hinnant, "chrono-compatible low-level date
-/// algorithms" (`civil_from_days`).
+/// Formats a time as the protocol requires: `2026-01-31T12:00:00Z`. Converts days to dates as in H.
+/// Hinnant, "chrono-compatible low-level date algorithms" (`civil_from_days`).
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
