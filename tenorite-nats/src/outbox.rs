@@ -1,28 +1,29 @@
-//! The way of requests to the client: one at a time, in the order in which they come here.
+//! Hands requests to the client one at a time, in the order in which they arrive here.
 //!
-//! # The way of a request
+//! # The path of a request
 //!
 //! ```text
-//!   is there a line? ── no ──► has the client room? ── yes ──► sent, before its call is polled again
-//!         │ yes                       │ no
-//!         ▼                           ▼
-//!   the end of the line ◄────── a line, and a task that empties it
+//!   is there a queue? ── no ──► has the client capacity? ── yes ──► sent, before the next poll
+//!         │ yes                          │ no
+//!         ▼                              ▼
+//!   the end of the queue ◄───── a new queue, and a task that empties it
 //!         │
-//!         ├─ its turn, and the client has room ──► sent
-//!         └─ its call is over before that ───────► passed over: it certainly does not run
+//!         ├─ its turn, and the client has capacity ──► sent
+//!         └─ its call ends before that ──────────────► skipped: it certainly does not run
 //! ```
 //!
-//! The client has a line of its own, for those who wait for room in it. A request's call is not to stand there: room that is given
-//! to a call that is not polled is room that nobody has, and a call that is sent later by a task of its own may be overtaken.
-//! So one task stands there for all, and only as long as there is a line here.
+//! The client has its own queue of senders that wait for capacity. A request's call must not wait in
+//! it. Capacity that is granted to a call that is not being polled is lost to all others, and a call
+//! that is sent later by a separate task may be overtaken. So one task waits there for all calls, and
+//! only while there is a queue here.
 //!
-//! # What happens when somebody leaves
+//! # Shutdown and failure
 //!
-//! | who leaves | what follows |
+//! | event | effect |
 //! |---|---|
-//! | a call | its request is sent no more, and its place is given away, at the latest when half of the line is of such |
-//! | the client (closed) | whoever stands in the line, or comes, is told `SendFailure(Disconnected)` |
-//! | the runtime of the task | the same, of those in the line. Who comes finds no line, and is sent if there is room |
+//! | a call ends | its request is not sent; its place is freed once half of the queue has ended |
+//! | the client is closed | queued and new requests fail with `SendFailure(Disconnected)` |
+//! | the task's runtime ends | queued requests fail likewise; new ones find no queue |
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -44,19 +45,21 @@ use crate::pending::{Outcome, reply};
 
 pub(crate) struct Outbox {
     client: Client,
-    /// How many may stand in the line.
+    /// How many requests may be queued.
     limit: usize,
     state: Mutex<State>,
 }
 
-/// Whoever holds it decides what is sent next. Nobody is woken, and nothing of a user's is dropped, while it is held.
+/// The lock on it decides what is sent next. While it is held, no call is woken and no user value
+/// is dropped.
 struct State {
-    /// It has no place in the client's own line, unless this is held.
+    /// Holds no place in the client's own queue while the lock is free.
     client: Client,
     line: VecDeque<Queued>,
-    /// How many of the line are over, and until the next time that those are taken out those of a line that is gone.
+    /// How many queued requests have a call that has ended. May count requests of an earlier queue
+    /// until the next cleanup.
     over: usize,
-    /// There is a task that empties the line. As long as there is one, it alone sends.
+    /// A task empties the queue. As long as it exists, only it sends.
     has_flusher: bool,
 }
 
@@ -66,11 +69,12 @@ struct Queued {
     sender: oneshot::Sender<Sent>,
 }
 
-/// Whether the client has taken a request.
+/// Whether the client has accepted a request.
 type Sent = Result<(), TenoriteError>;
 
-/// Who decides on a request in the line: the task, which sends it, or its call, which does not want it any more. Whoever changes
-/// it first. Nothing but the decision itself is told by it, so no ordering is needed; what became of it is told by a channel.
+/// Decides a queued request between the task, which sends it, and its call, which gives it up. The
+/// first change wins. Relaxed ordering suffices: the decision publishes no other data, and a
+/// channel carries the outcome.
 #[derive(Default)]
 struct Claim(AtomicU8);
 
@@ -88,7 +92,7 @@ impl Claim {
     }
 }
 
-/// A place in the line. Dropped, it is given up.
+/// A place in the queue. Dropping it gives it up.
 pub(crate) struct QueuedSend {
     outbox: Arc<Outbox>,
     claim: Arc<Claim>,
@@ -96,11 +100,13 @@ pub(crate) struct QueuedSend {
 }
 
 impl QueuedSend {
-    /// Waits until the request is sent. If its call is over at the same time, that is what is returned.
+    /// Waits until the request is sent. Returns the outcome of its call if that ends at the same
+    /// time.
     ///
     /// # Errors
     ///
-    /// If it cannot be sent, or if its call is over before that. Then it is sent no more, and the error says so.
+    /// Fails if the request cannot be sent, or if its call ends first. The request is then never
+    /// sent, and the error says so.
     pub(crate) async fn in_turn(
         mut self,
         outcome: &mut oneshot::Receiver<Outcome>,
@@ -117,7 +123,7 @@ impl QueuedSend {
             Err(TenoriteError::FetchFailure(FetchReason::Expired)) => {
                 TenoriteError::SendFailure(SendReason::Expired)
             }
-            // The listener is gone, or takes it for one that was sent.
+            // The listener is gone, or ended the call as if its request had been sent.
             Err(TenoriteError::FetchFailure(_)) | Ok(_) => {
                 TenoriteError::SendFailure(SendReason::Disconnected)
             }
@@ -125,13 +131,13 @@ impl QueuedSend {
         })
     }
 
-    /// `None` if it was not sent, and never will be; otherwise what became of it.
+    /// Returns `None` if the request was not sent and never will be, otherwise its outcome.
     pub(crate) async fn give_up(mut self) -> Option<Sent> {
         if self.claim.decide(Claim::OVER) {
             self.outbox.one_is_over();
             return None;
         }
-        // It is being sent at this moment, or was already.
+        // The task is sending the request, or has sent it.
         Some(told((&mut self.sent).await))
     }
 }
@@ -144,7 +150,7 @@ impl Drop for QueuedSend {
     }
 }
 
-/// Whoever was to send it is gone, if nothing is told: then it was not sent.
+/// Converts a dropped sender: its request was not sent.
 fn told(sent: Result<Sent, oneshot::error::RecvError>) -> Sent {
     sent.unwrap_or(Err(TenoriteError::SendFailure(SendReason::Disconnected)))
 }
@@ -159,12 +165,12 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a request to the client, or, if that has no room at the moment, puts it into the line. Either way it has its place
-    /// among the others when this returns.
+    /// Hands a request to the client, or queues it if the client has no capacity. Either way its
+    /// place in the order is fixed when this returns.
     ///
     /// # Errors
     ///
-    /// `SendFailure`, if the client or the line does not take it.
+    /// Returns `SendFailure` if neither the client nor the queue accepts the request.
     pub(crate) fn send(
         self: &Arc<Self>,
         message: OutboundMessage,
@@ -176,14 +182,15 @@ impl Outbox {
             if has_room(&mut state.client) {
                 let sent = self.send_through(&mut state.client, message);
                 if sent.is_err() {
-                    // The room that it had is free again.
+                    // Dropping the old clone frees the capacity that it had reserved.
                     let stale = mem::replace(&mut state.client, self.client.clone());
                     drop(state);
                     drop(stale);
                 }
                 return sent.map(|()| None);
             }
-            // It has a place in the client's line now, where nobody would be to take the room that it is given.
+            // The clone now has a place in the client's queue, where no task would use the capacity
+            // it is granted.
             crowd = Some(mem::replace(&mut state.client, self.client.clone()));
         }
         if state.line.len().saturating_sub(state.over) >= self.limit {
@@ -196,14 +203,15 @@ impl Outbox {
         drop(state);
         if let Some(stale) = crowd {
             drop(stale);
-            // A runtime that is gone drops the task at once, and that comes back here.
+            // A runtime that has shut down drops the task at once. Its `Drop` locks the state
+            // again.
             let flusher = Flusher { outbox: Arc::clone(self), is_empty: false };
             runtime.spawn(flusher.flush());
         }
         Ok(Some(QueuedSend { outbox: Arc::clone(self), claim, sent }))
     }
 
-    /// There is room, or the client is closed.
+    /// Sends a message. The client must have capacity or be closed.
     fn send_through(&self, client: &mut Client, message: OutboundMessage) -> Sent {
         let size = message.payload.len();
         client.start_send_unpin(message).map_err(|error| {
@@ -218,7 +226,8 @@ impl Outbox {
         })
     }
 
-    /// Of those in the line.
+    /// Counts a queued request whose call has ended. Removes all of them once they exceed half of
+    /// the queue.
     fn one_is_over(&self) {
         let mut state = self.state();
         state.over += 1;
@@ -235,29 +244,30 @@ impl Outbox {
     }
 }
 
-/// Whether there is room for one message.
+/// Returns whether the client has capacity for one message.
 fn has_room(client: &mut Client) -> bool {
-    // Whatever there is of the task's budget: if this were cut short by it, the next request might come first.
+    // Ignores the task's cooperative budget: if it cut this short, the next request might be sent
+    // first.
     let mut room = pin!(unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
     room.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// Whoever empties the line.
+/// Empties the queue.
 struct Flusher {
     outbox: Arc<Outbox>,
-    /// It is, and the next line has a task of its own.
+    /// The queue was emptied, and the next queue gets a task of its own.
     is_empty: bool,
 }
 
 impl Flusher {
-    /// Sends what stands in the line, as the client has room for it.
+    /// Sends the queued requests as the client has capacity.
     async fn flush(mut self) {
         let mut client = self.outbox.client.clone();
         loop {
-            // If it is closed, sending says so as well.
+            // If the client is closed, the send below reports it.
             let _ = poll_fn(|cx| client.poll_ready_unpin(cx)).await;
             let Some(Queued { message, sender, .. }) = self.next() else { return };
-            // Until the line is empty nobody else sends anything.
+            // No other thread sends until the queue is empty.
             let sent = self.outbox.send_through(&mut client, message);
             if sent.is_err() {
                 client = self.outbox.client.clone();
@@ -266,7 +276,7 @@ impl Flusher {
         }
     }
 
-    /// Whose turn it is, if anybody is there.
+    /// Takes the next request whose call has not ended.
     fn next(&mut self) -> Option<Queued> {
         let mut over = Vec::new();
         let mut state = self.outbox.state();
@@ -289,7 +299,7 @@ impl Flusher {
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        // The task's runtime is gone before it is done. What stands there is not sent.
+        // The runtime ended before the task did. The queued requests are not sent.
         if !self.is_empty {
             let mut state = self.outbox.state();
             state.has_flusher = false;
