@@ -1,20 +1,21 @@
-//! The calls that wait for a reply.
+//! Tracks the calls that wait for a reply.
 //!
-//! The pending map owns the one end of a call that waits, the call's future the other. Whoever takes the entry out decides how
-//! the call ends:
+//! The pending map owns one end of a waiting call, and the call's future owns the other. Removing the
+//! entry from the map decides how the call ends:
 //!
-//! | who | when | the call ends in |
+//! | removed by | when | the call ends with |
 //! |---|---|---|
-//! | the listener | a reply came | what it says |
-//! | | the server says that nobody listens (503) | `SendFailure(NoService)` |
+//! | the listener | a reply arrives | its content |
+//! | | the server reports no responders (503) | `SendFailure(NoService)` |
 //! | | the connection is lost | `FetchFailure(Disconnected)`, after the grace period |
 //! | | the server does not permit the subject | `SendFailure(Denied)` |
-//! | the call, dropped or later than its own deadline | | nothing, `FetchFailure(Expired)`. A reply that comes then finds no entry, and is dropped |
-//! | the listener | its limit is that of all calls, and its time is up | `FetchFailure(Expired)` |
-//! | | the call was forgotten, and its time is up | nothing: nobody asks |
+//! | the call | it is dropped | nothing |
+//! | | its own deadline passes | `FetchFailure(Expired)` |
+//! | the listener | the default timeout of all calls passes | `FetchFailure(Expired)` |
+//! | | the call was forgotten, and its time is up | nothing: it is not being polled |
 //!
-//! A request that is queued in the [outbox](crate::outbox) was not sent: if its call ends by the listener, it ends as
-//! `SendFailure`.
+//! A reply that arrives after the entry was removed is dropped. A request that is queued in the
+//! [outbox](crate::outbox) was not sent: if the listener ends its call, it ends with `SendFailure`.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -30,59 +31,63 @@ use tokio::sync::watch;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-/// How much later a call may end than its limit is: so that not each of many is looked for by itself.
+/// How much later than its timeout a call may end. Calls that expire close together are ended at
+/// once.
 const PRECISION: Duration = Duration::from_millis(10);
-/// How many denials at once may be more than the client tells: it keeps 128 events.
+/// From this many denials in a burst, the client may have dropped some: it keeps 128 events.
 const MANY_DENIALS: u32 = 64;
-/// Denials that are closer together may be of one burst: what tells of them may have had to wait.
+/// Denials that are closer together may belong to one burst: the task that reports them may have
+/// been delayed.
 const BURST: Duration = Duration::from_secs(1);
 
-/// The calls that wait.
+/// The pending calls.
 pub(crate) struct Pending {
     calls: Mutex<Calls>,
     /// The id of the next call.
     next: AtomicU64,
-    /// There is one whose time is up before all others'.
+    /// Notified when a call expires earlier than all others.
     pub(crate) is_earlier: Notify,
-    /// Told of each connection but the first. What was said to this caller between two of them, nobody has heard.
+    /// Notified of each connection but the first. Messages to this caller between two connections
+    /// are lost.
     #[cfg(feature = "durable")]
     pub(crate) connections: watch::Sender<()>,
 }
 
 struct Calls {
     waiting: HashMap<u64, Waiting, BuildHasherDefault<Spread>>,
-    /// When the listener looks whose time is up: not later than that is of any of them. `None` if there was none.
+    /// When the listener next looks for expired calls: at most `PRECISION` after the earliest of
+    /// them expires. `None` if there was none.
     look: Option<Instant>,
-    /// How often there was a connection. What is not permitted was not permitted to those of now.
+    /// How many connections there have been. A denial concerns only requests of the current one.
     connection: u64,
-    /// Nobody listens for replies any more.
+    /// No task receives replies any more.
     listener_gone: bool,
-    /// What has been answered over this connection, and so was permitted.
+    /// The subjects that were answered over this connection, and so are permitted.
     answered: HashSet<String>,
-    /// The last of them.
+    /// The latest of them.
     last_answered: Option<Subject>,
-    /// By the subject.
+    /// Keyed by subject.
     denials: HashMap<String, Denials>,
 }
 
-/// What was heard of requests to one subject that were not permitted.
+/// The denials of requests to one subject.
 struct Denials {
-    /// How many, of one burst.
+    /// How many there were in one burst.
     heard: u32,
     last: Instant,
 }
 
 struct Waiting {
     outcome: oneshot::Sender<Outcome>,
-    /// That it was sent to, with its method.
+    /// The subject of the request, including its method.
     subject: Subject,
     connection: u64,
-    /// When the listener ends it, as too late.
+    /// When the listener ends the call as expired.
     until: Instant,
 }
 
-/// Spreads numbers that follow each other, which are the caller's own: nobody else chooses them. By Fibonacci hashing (Knuth, The
-/// Art of Computer Programming, volume 3, 6.4).
+/// Spreads consecutive ids by Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3,
+/// 6.4). The caller assigns the ids itself, so no one else can choose colliding ones.
 #[derive(Default)]
 struct Spread(u64);
 
@@ -102,10 +107,10 @@ impl Hasher for Spread {
     }
 }
 
-/// How a call ended: in a message, whatever that says, or without one.
+/// How a call ended: with a message, whatever it says, or without one.
 pub(crate) type Outcome = Result<Message, TenoriteError>;
 
-/// A call in the map, until this is dropped.
+/// A call in the map. Dropping this removes it.
 pub(crate) struct Entry<'a> {
     pending: &'a Pending,
     pub(crate) id: u64,
@@ -138,11 +143,11 @@ impl Pending {
         }
     }
 
-    /// Adds a call that waits, until it is ended at `until` at the latest.
+    /// Adds a pending call, which ends at `until` at the latest.
     ///
     /// # Errors
     ///
-    /// `SendFailure`, if `limit` calls wait already, or if the listener is gone.
+    /// Returns `SendFailure` if `limit` calls are pending already, or if the listener is gone.
     pub(crate) fn register(
         &self,
         subject: &Subject,
@@ -171,12 +176,12 @@ impl Pending {
         Ok((Entry { pending: self, id }, receiver))
     }
 
-    /// Returns when the listener is to look whose time is up, if any call has waited.
+    /// Returns when the listener must next look for expired calls, if any call has been pending.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.lock().look
     }
 
-    /// There is another connection. What was denied or answered over the one before says nothing of it.
+    /// Starts a new connection. Denials and answers of the previous one do not apply to it.
     pub(crate) fn reconnected(&self) {
         let mut calls = self.lock();
         calls.connection += 1;
@@ -188,7 +193,7 @@ impl Pending {
         let _ = self.connections.send(());
     }
 
-    /// The listener is gone: ends what waits, and refuses what comes.
+    /// Ends all pending calls and refuses new ones, because the listener is gone.
     pub(crate) fn close(&self) {
         // First, so that no call is added in between.
         self.lock().listener_gone = true;
@@ -199,7 +204,8 @@ impl Pending {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server did not permit a request to this subject: the one that was sent last, as far as it is known.
+    /// Ends the call that the server did not permit: as far as is known, the latest to this
+    /// subject.
     pub(crate) fn denied(&self, subject: &str, why: Reason) {
         let mut calls = self.lock();
         let connection = calls.connection;
@@ -212,7 +218,7 @@ impl Pending {
             .iter()
             .filter(|(_, waiting)| &*waiting.subject == subject && waiting.connection == connection);
         let Some(id) = sent.map(|(id, _)| *id).max() else { return };
-        // If others were permitted, this may be one of them.
+        // If others were answered, this request may have been permitted.
         let is_certain = !calls.answered.contains(subject);
         let waiting = calls.waiting.remove(&id);
         drop(calls);
@@ -226,9 +232,9 @@ impl Pending {
         }
     }
 
-    /// No more has been heard of denials for a while. If there were so many at once that the client may have
-    /// dropped some, the calls before those that were heard of end as well: their denials are not to come.
-    /// Whether they were denied is not certain.
+    /// Ends the other calls of a large burst of denials, once no more have arrived for a while. The
+    /// client may have dropped some denials, and the calls sent before the reported ones would wait
+    /// for them in vain. Whether these calls were denied is not certain.
     pub(crate) fn settle_denials(&self) {
         let mut calls = self.lock();
         let calls = &mut *calls;
@@ -249,7 +255,8 @@ impl Pending {
         }
     }
 
-    /// The connection is gone, or was. What was sent over it may have arrived.
+    /// Ends all calls because the connection is or was lost. Requests sent over it may have
+    /// arrived.
     pub(crate) fn disconnected(&self) {
         let failed = mem::take(&mut self.lock().waiting);
         for waiting in failed.into_values() {
@@ -258,7 +265,7 @@ impl Pending {
         }
     }
 
-    /// Ends those whose time is up, and says when to look again.
+    /// Ends the calls whose time is up, and returns when to look again.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut next = None;
         let mut calls = self.lock();
@@ -270,7 +277,7 @@ impl Pending {
             is_over
         });
         let over: Vec<_> = over.collect();
-        // Not for each of many by itself.
+        // Calls that expire close together share one wakeup.
         let look = next.map(|next| next.max(now + PRECISION));
         calls.look = look;
         drop(calls);
@@ -299,6 +306,6 @@ impl Pending {
     }
 }
 pub(crate) fn reply(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outcome {
-    // Otherwise whoever listens is gone.
+    // If the sender was dropped, the listener is gone.
     outcome.unwrap_or(Err(TenoriteError::FetchFailure(FetchReason::Disconnected)))
 }
