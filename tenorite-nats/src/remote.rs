@@ -1,4 +1,4 @@
-//! A service that is elsewhere, as its callers hold it: how a request is written and sent, and the task that
+//! Connects the callers of a remote service: encodes and sends requests, and runs the task that
 //! listens for replies.
 
 use std::fmt::Write;
@@ -28,19 +28,20 @@ use crate::pending::{Pending, reply};
 use crate::trace;
 use crate::wire::{self, Head};
 
-/// No call waits for longer, whatever its limit.
+/// The longest time that any call waits, whatever its timeout.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-/// The subject of what waits for no reply.
+/// The subject of a call that waits for no reply.
 const NONE: Subject = Subject::from_static("");
-/// How long after its deadline a call that ends itself is ended all the same: it was forgotten.
+/// How long after its deadline the listener ends a call that should have ended itself: it was
+/// forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(1);
-/// How often it is looked whether the connection is still there, of a client that does not tell.
+/// How often to check the connection of a client that reports no events.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long it is waited for more of them.
+/// How long to wait for more denials before they are settled.
 const DENIALS: Duration = Duration::from_millis(20);
-/// And of one that does: for what an event has not told.
+/// How often to check the connection of a client that reports events, in case one is missed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// The limit of calls that have none of their own. Without one a call to a worker that has vanished would wait for ever.
+/// The default timeout. Without one, a call to a worker that has vanished would wait forever.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// How many calls may wait for their reply at once.
 pub(crate) const MAX_PENDING: usize = 65_536;
@@ -54,19 +55,19 @@ pub(crate) struct Settings {
     pub(crate) inject: Option<Inject>,
 }
 
-/// The callers' end of a service that is elsewhere. With the last of them the listener goes.
+/// The callers' side of a remote service. The listener ends once the last reference is dropped.
 pub(crate) struct Remote {
     nats: Nats,
     client: Client,
     pub(crate) outbox: Arc<Outbox>,
-    /// Of each method, in their order.
+    /// One for each method, in the order of the methods.
     subjects: Vec<Subject>,
     pub(crate) settings: Settings,
     pub(crate) inbox: String,
     pub(crate) pending: Arc<Pending>,
-    /// For the next request.
+    /// The expected size of the next request.
     capacity: CapacityHint,
-    /// Where timers are, for callers that have none.
+    /// The runtime for timers and tasks, for callers outside of one.
     pub(crate) runtime: Handle,
 }
 
@@ -81,7 +82,7 @@ impl Remote {
         let client = nats.client().clone();
         let inbox = client.new_inbox();
         let all = format!("{inbox}.*");
-        // Before there is anything to hear of.
+        // Subscribes to events first, so that none is missed.
         let (settling, events) = (nats.events(), nats.events());
         let connects = connects(&client);
         let replies = client.subscribe(all.clone()).await;
@@ -113,7 +114,8 @@ impl Remote {
 
     /// Sends a request, and waits for its reply.
     ///
-    /// All that is refused here was not handed to the client: it certainly does not run. What was is another matter.
+    /// A request that is refused here was not handed to the client and certainly does not run.
+    /// After the hand-over that is no longer certain.
     pub(crate) async fn call<Rq, Rs, K>(
         self: Arc<Self>,
         outgoing: OutgoingRequest<Rq>,
@@ -129,7 +131,8 @@ impl Remote {
         drop(outgoing);
         if is_cast {
             if let Some(queued) = self.outbox.send(message.addressed(None), &self.runtime)? {
-                // It has no reply, but it may be too late, or the listener gone. It counts as one of the line.
+                // A cast has no reply, but while it is queued its deadline may pass or the listener
+                // may end. The queue's own limit bounds it, so it has none here.
                 match self.pending.register(&NONE, until, usize::MAX) {
                     Ok((_entry, mut outcome)) => drop(queued.in_turn(&mut outcome).await?),
                     Err(gone) => queued.give_up().await.unwrap_or(Err(gone))?,
@@ -164,7 +167,7 @@ impl Remote {
         let signature = outgoing.request.signature();
         let now = Instant::now();
         let limit = outgoing.deadline.map_or(self.settings.timeout, |own| own.saturating_duration_since(now));
-        // A limit without an end is none.
+        // A timeout that never ends is none.
         let budget = limit.min(LONGEST);
         let deadline = now + budget;
         let ends_itself = outgoing.deadline.is_some_and(|own| own <= deadline);
@@ -189,7 +192,7 @@ impl Remote {
     }
 
     pub(crate) fn inbox_of(&self, id: u64) -> Subject {
-        // As long as it will be: what has room to spare is kept in one allocation more.
+        // The exact capacity: a string with spare capacity would cost one more allocation.
         let digits = id.checked_ilog2().map_or(1, |log| log / 4 + 1);
         let mut subject = String::with_capacity(self.inbox.len() + 1 + digits as usize);
         write!(subject, "{}.{id:x}", self.inbox).expect("a string has room");
@@ -197,20 +200,20 @@ impl Remote {
     }
 }
 
-/// A request as it is sent.
+/// An encoded request.
 #[derive(Clone)]
 pub(crate) struct OutgoingMessage {
     pub(crate) subject: Subject,
     pub(crate) headers: Option<HeaderMap>,
     payload: Bytes,
-    /// When its call is too late.
+    /// When its call expires.
     pub(crate) deadline: Instant,
     /// When the listener ends its call.
     pub(crate) until: Instant,
 }
 
 impl OutgoingMessage {
-    /// With where the reply goes.
+    /// Adds the reply subject.
     pub(crate) fn addressed(self, reply: Option<Subject>) -> OutboundMessage {
         let Self { subject, headers, payload, .. } = self;
         OutboundMessage { subject, payload, reply, headers }
@@ -231,16 +234,16 @@ pub(crate) fn read<Rs: DeserializeOwned, K: Codec>(
     })
 }
 
-/// Hears of replies, and of what happens to the connection. If it is gone, with its runtime or because the client was closed, no
-/// call waits for it any more.
+/// Receives replies and connection events. When it is dropped, with its runtime or because the
+/// client was closed, no call waits for it any longer.
 struct Listener {
     client: Client,
     remote: Weak<Remote>,
     pending: Arc<Pending>,
     grace: Duration,
-    /// When the connection was lost, while calls still wait for it to be back.
+    /// When the connection was lost, while calls still wait for its return.
     lost: Option<Instant>,
-    /// How often the client was connected so far, for what no event has told.
+    /// How many connections the client has had so far. Detects those that no event has reported.
     connects: u64,
 }
 
@@ -256,7 +259,8 @@ impl Listener {
             if self.remote.strong_count() == 0 {
                 return;
             }
-            // Here, and not where the alarm goes off: however many replies there are, and those use up what this task may do at once.
+            // Here and not in the alarm's branch: a steady flow of replies uses up the task's
+            // budget and would delay expiry.
             let mut look = self.pending.next_look();
             let now = Instant::now();
             if look.is_some_and(|look| look <= now) {
@@ -270,14 +274,15 @@ impl Listener {
             }
             tokio::select! {
                 biased;
-                // Before what is heard of the connection: a reply that has come is worth more than that it is lost.
+                // Before the events: a reply that has arrived takes precedence over a lost
+                // connection.
                 message = replies.next() => {
                     let Some(message) = message else {
                         // The client is closed.
                         return;
                     };
                     self.pending.reply(message);
-                    // What has come with it.
+                    // Takes the replies that have arrived together with it.
                     while let Some(Some(message)) = replies.next().now_or_never() {
                         self.pending.reply(message);
                     }
@@ -313,8 +318,8 @@ impl Listener {
         }
     }
 
-    /// There is a connection. The client counts them before it tells of one, and may tell late: also of the
-    /// one that was there when this began to listen.
+    /// Notes that there is a connection. The client counts a connection before it reports it, and
+    /// may report it late, even the one that existed when listening began.
     fn notice_connection(&mut self) {
         self.lost = None;
         let connects = connects(&self.client);
@@ -330,7 +335,7 @@ impl Listener {
         }
     }
 
-    /// What no event has told.
+    /// Checks the connection for changes that no event has reported.
     fn look(&mut self) {
         if self.client.connection_state() != State::Connected {
             self.lose();
