@@ -1,31 +1,32 @@
-//! What stands in a message besides the request: subjects, heads, headers, and how a failure is told.
+//! Defines the wire format: subjects, the head of a request, headers, and encoded failures.
 //!
 //! # A request
 //!
 //! ```text
 //!   subject   shop.Store.get
 //!   headers   those of `Connect::inject`, if there are any
-//!   payload   tenorite/1 json 5f0c8d… 30000 1764115200000        the head, a line
-//!             {"Get":{"key":"test"}}                             the request, as its codec has written it
+//!   payload   tenorite/1 json 5f0c8d… 30000 1764115200000        the head, one line
+//!             {"Get":{"key":"test"}}                             the request, encoded by its codec
 //! ```
 //!
-//! The head says of which version this protocol is; how the request is encoded; the
-//! [fingerprint](tenorite::wire::Signature::fingerprint) of the method, 16 hexadecimal digits; how much of the caller's time is
-//! left, in milliseconds; and when that will have been used up, in milliseconds since 1970.
+//! The head has five parts: the version of this protocol; the codec; the
+//! [fingerprint](tenorite::wire::Signature::fingerprint) of the method, in 16 hexadecimal digits; the
+//! caller's remaining time, in milliseconds; and when that time ends, in milliseconds since 1970.
 //!
-//! It is a header of ours, and none of NATS': a single one of those takes a sixth off the throughput of requests, in the client
-//! at both ends and in the server (`benches/nats` measures that: "async-nats, one header").
+//! The head is part of the payload and not a NATS header. A single NATS header costs a sixth of the
+//! throughput of requests, in the client at both ends and in the server (measured by `benches/nats`:
+//! "async-nats, one header").
 //!
-//! | header of a request that is stored | is |
+//! | header of a stored request | content |
 //! |---|---|
 //! | `Tenorite-Reply` | where the reply goes |
 //! | `Tenorite-Call` | the id of its caller, and its sequence number in its shard |
-//! | `Tenorite-Keep` | it has no limit: once it is stored it runs, however late |
+//! | `Tenorite-Keep` | it has no deadline: once it is stored it runs, however late |
 //!
 //! # A reply
 //!
-//! Without a `Tenorite-Failure` it is a response, a service's own error among them. With one the payload is a text, or what
-//! the reason consists of.
+//! A reply without `Tenorite-Failure` is a response, which includes a service's own errors. With that
+//! header, the payload is a text or the parts of the reason.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -48,10 +49,10 @@ const FAILURE: HeaderName = HeaderName::from_static("Tenorite-Failure");
 
 const PROTOCOL: &str = "tenorite/";
 const OURS: &str = "tenorite/1";
-/// In bytes. What has no end by then is something else.
+/// The maximum length of a head, in bytes. A longer first line is not a head.
 const LONGEST_HEAD: usize = 256;
 
-/// What a request begins with.
+/// The first line of a request's payload.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
     pub(crate) codec: &'static str,
@@ -59,7 +60,7 @@ pub(crate) struct Head {
     pub(crate) budget: Duration,
 }
 
-/// The same, as it arrived.
+/// A head as it was received.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Received<'a> {
     pub(crate) codec: &'a str,
@@ -78,11 +79,11 @@ impl Head {
 }
 
 impl<'a> Received<'a> {
-    /// And the request after it.
+    /// Reads the head, and returns it with the request that follows.
     ///
     /// # Errors
     ///
-    /// Says what is missing, or not as it should be.
+    /// Says what is missing or malformed.
     pub(crate) fn read(payload: &'a [u8]) -> Result<(Self, &'a [u8]), String> {
         let head = payload.iter().take(LONGEST_HEAD).position(|byte| *byte == b'\n');
         let head = head.and_then(|end| Some((str::from_utf8(&payload[..end]).ok()?, &payload[end + 1..])));
@@ -109,10 +110,11 @@ impl<'a> Received<'a> {
         Ok((Self { codec, fingerprint, budget, expires }, request))
     }
 
-    /// How much time is left for it, by a clock that may be off by so much. Zero if it is too late.
+    /// Returns the remaining time, by a clock that may be off by `tolerance`. Zero if it is too
+    /// late.
     pub(crate) fn left(&self, now: SystemTime, tolerance: Duration) -> Duration {
         match self.expires.duration_since(now) {
-            // A clock that is behind gives no more than there was.
+            // A clock that is behind must not grant more than the budget.
             Ok(left) => left.saturating_add(tolerance).min(self.budget),
             Err(late) => tolerance.saturating_sub(late.duration()).min(self.budget),
         }
@@ -124,8 +126,8 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Returns how a refusal as too late is told to a call that still has so much time `left`: its clock and the
-/// one that judged it differ, and nothing else helps than to set them right.
+/// Explains an expiry to a call that still has time `left`: the clocks of caller and service
+/// differ, and nothing helps but correcting them.
 pub(crate) fn blame_clocks(error: TenoriteError, message: &Message, left: Duration) -> TenoriteError {
     if error != TenoriteError::SendFailure(SendReason::Expired) || left.is_zero() {
         return error;
@@ -140,10 +142,11 @@ pub(crate) fn blame_clocks(error: TenoriteError, message: &Message, left: Durati
     ))))
 }
 
-/// How much is said of a failure, in bytes: a panic may have said more than a message can hold.
+/// The maximum length of a failure's text, in bytes: a panic message may exceed what a message can
+/// hold.
 const LONGEST: usize = 8 * 1024;
 
-/// As much of a text as is told.
+/// Truncates a text to what is sent.
 pub(crate) fn told(mut text: String) -> String {
     if text.len() > LONGEST {
         let end = (0..=LONGEST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
@@ -153,7 +156,7 @@ pub(crate) fn told(mut text: String) -> String {
     text
 }
 
-/// The same failure, of a request that may have run all the same.
+/// Converts a failure for a request that may have run nevertheless.
 #[cfg(feature = "durable")]
 pub(crate) fn uncertain(error: TenoriteError) -> TenoriteError {
     let TenoriteError::SendFailure(reason) = error else { return error };
@@ -165,7 +168,7 @@ pub(crate) fn uncertain(error: TenoriteError) -> TenoriteError {
     })
 }
 
-/// How a failure is told: a word for the header, and the payload.
+/// Encodes a failure: a word for the header, and the payload.
 pub(crate) fn failure(error: &TenoriteError) -> (&'static str, String) {
     let (word, text) = failure_in_full(error);
     (word, told(text))
@@ -176,7 +179,7 @@ fn failure_in_full(error: &TenoriteError) -> (&'static str, String) {
     match error {
         TenoriteError::SendFailure(reason) => match reason {
             SendReason::Full => plain("rejected-full"),
-            // With the clock that it was judged by.
+            // Carries the time of the clock that judged the request: see `blame_clocks`.
             SendReason::Expired => ("rejected-expired", now().as_millis().to_string()),
             SendReason::StartFailed(why) => ("rejected-start-failed", why.to_string()),
             SendReason::WouldDeadlock(cycle) => {
@@ -188,7 +191,8 @@ fn failure_in_full(error: &TenoriteError) -> (&'static str, String) {
             SendReason::TooLarge(size) => ("rejected-too-large", sizes(*size)),
             SendReason::Incompatible(why) => ("rejected-incompatible", why.to_string()),
             SendReason::Denied(why) => ("rejected-denied", why.to_string()),
-            // And what may come later: that it did not run is what matters.
+            // Covers reasons that are added later as well: what matters is that the request did not
+            // run.
             _ => plain("rejected-stopped"),
         },
         TenoriteError::FetchFailure(reason) => match reason {
@@ -215,13 +219,14 @@ pub(crate) fn failure_headers(word: &str) -> HeaderMap {
     headers
 }
 
-/// Where the reply to a request goes that is stored: the message's own reply subject is that of the server.
+/// Sets where the reply to a stored request goes: the server uses the message's own reply subject.
 #[cfg(feature = "durable")]
 pub(crate) fn reply_to(headers: &mut HeaderMap, subject: &str) {
     headers.insert(REPLY, subject);
 }
 
-/// Where it goes, if that is an inbox. An owner may publish where its callers may not, and does not do it for them.
+/// Returns where the reply goes, if that is an inbox. An owner may be permitted to publish where
+/// its callers are not, and must not do so for them.
 #[cfg(feature = "durable")]
 pub(crate) fn reply_of(headers: Option<&HeaderMap>, inbox: &str) -> Option<Subject> {
     let subject = headers?.get(REPLY)?.as_str();
@@ -234,18 +239,18 @@ pub(crate) fn reply_of(headers: Option<&HeaderMap>, inbox: &str) -> Option<Subje
 #[cfg(feature = "durable")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallId {
-    /// Stands for the caller's inbox.
+    /// Identifies the caller's inbox.
     pub(crate) caller: u64,
     pub(crate) number: u64,
 }
 
-/// Says who sends a request that is stored, and the how manieth of his to its shard it is.
+/// Sets the caller of a stored request, and the sequence number of the request in its shard.
 #[cfg(feature = "durable")]
 pub(crate) fn number(headers: &mut HeaderMap, call: CallId) {
     headers.insert(CALL, format!("{:016x} {}", call.caller, call.number));
 }
 
-/// Says that the request runs however late, once it is stored.
+/// Marks a request that runs however late, once it is stored.
 #[cfg(feature = "durable")]
 pub(crate) fn keep(headers: &mut HeaderMap) {
     headers.insert(KEEP, "1");
@@ -260,25 +265,25 @@ pub(crate) fn is_kept(headers: Option<&HeaderMap>) -> bool {
 pub(crate) fn number_of(headers: Option<&HeaderMap>) -> Option<CallId> {
     let (caller, number) = headers?.get(CALL)?.as_str().split_once(' ')?;
     let call = CallId { caller: u64::from_str_radix(caller, 16).ok()?, number: number.parse().ok()? };
-    // Neither is a caller's: both stand for something else in a record.
+    // A caller uses neither zero: both have another meaning in a record.
     (call.caller != 0 && call.number != 0).then_some(call)
 }
 
-/// What the server says of a message that it was to store.
+/// The server's answer to a message that it should store.
 #[cfg(feature = "durable")]
 pub(crate) enum Stored {
     Yes,
-    /// There is no room.
+    /// The limit is reached.
     Full,
-    /// It does not, for this reason.
+    /// It was not stored, for this reason.
     No(String),
-    /// What it says is not to be understood.
+    /// The answer cannot be understood.
     Unknown,
 }
 
 #[cfg(feature = "durable")]
 pub(crate) fn read_stored(message: &Message) -> Stored {
-    /// More messages of a subject than there may be.
+    /// The server's code for more messages of a subject than permitted.
     const FULL: u64 = 10_077;
     let ack: serde_json::Value = serde_json::from_slice(&message.payload).unwrap_or_default();
     let Some(error) = ack.get("error") else {
@@ -291,7 +296,7 @@ pub(crate) fn read_stored(message: &Message) -> Stored {
     }
 }
 
-/// The failure that a reply tells of, if it is not a response.
+/// Returns the failure in a reply, or `None` if the reply is a response.
 pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
     let word = message.headers.as_ref()?.get(FAILURE)?.as_str();
     let text = || String::from_utf8_lossy(&message.payload).into_owned();
@@ -324,7 +329,7 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
         "failed-disconnected" => lost(FetchReason::Disconnected),
         "failed-too-large" => lost(FetchReason::TooLarge(size())),
         "failed-undecodable" => lost(FetchReason::Undecodable(Reason::from(text()))),
-        // Of a later version. Whether the request ran is all that has to be known.
+        // From a later version. Callers only need to know whether the request ran.
         other if other.starts_with("rejected-") => {
             sent(SendReason::Incompatible(Reason::from(format!("{other}: {}", text()))))
         }
@@ -332,15 +337,16 @@ pub(crate) fn read_failure(message: &Message) -> Option<TenoriteError> {
     })
 }
 
-/// The longest subject of a service, in bytes: with a method and a reply it still fits into a line of the
-/// protocol, and as a name into a file's. A longer one would have the server end the connection.
+/// The limit on a service's subject, in bytes. With a method and a reply it still fits into a line
+/// of the protocol, and as a name into a file name. The server would close the connection on a
+/// longer one.
 const LONGEST_SUBJECT: usize = 200;
 
-/// The subject of a service, without its method: `<prefix>.<service>`.
+/// Returns the subject of a service, without its method: `<prefix>.<service>`.
 ///
 /// # Errors
 ///
-/// If that is none.
+/// Fails if that is not a valid subject.
 pub(crate) fn subject(prefix: &str, service: &str) -> Result<String, Error> {
     let is_short = prefix.len() + service.len() < LONGEST_SUBJECT;
     if prefix.split('.').all(is_token) && is_token(service) && is_short {
@@ -350,11 +356,11 @@ pub(crate) fn subject(prefix: &str, service: &str) -> Result<String, Error> {
     }
 }
 
-/// The subject of a method: `<subject>.<method>`.
+/// Returns the subject of a method: `<subject>.<method>`.
 ///
 /// # Errors
 ///
-/// If that is none.
+/// Fails if that is not a valid subject.
 pub(crate) fn method_subject(subject: &str, method: &str) -> Result<String, Error> {
     let all = format!("{subject}.{method}");
     if is_token(method) { Ok(all) } else { Err(Error::Subject(all)) }
@@ -395,7 +401,7 @@ mod tests {
             blamed.contains("clocks differ") && blamed.contains("ahead of the caller's by 6"),
             "{blamed}"
         );
-        // Of a service of before.
+        // From a service of an earlier version.
         let silent = message(reply.headers.clone(), String::new());
         assert!(
             blame_clocks(expired, &silent, Duration::from_secs(29)).to_string().contains("clocks differ")
@@ -484,7 +490,7 @@ mod tests {
         let left = |at, tolerance| received.left(UNIX_EPOCH + seconds(at), seconds(tolerance));
         assert_eq!(left(97, 0), seconds(3));
         assert_eq!(left(97, 2), seconds(5));
-        // Here it is earlier than the caller ever was.
+        // This clock is earlier than the caller's ever was.
         assert_eq!(left(80, 0), seconds(10));
         assert_eq!(left(101, 2), seconds(1));
         assert_eq!(left(103, 2), seconds(0));
