@@ -12,18 +12,18 @@
 //!         └─ its call ends before that ──────────────► skipped: it certainly does not run
 //! ```
 //!
-//! The client has its own queue of senders that wait for capacity. A request's call must not wait in
-//! it. Capacity that is granted to a call that is not being polled is lost to all others, and a call
-//! that is sent later by a separate task may be overtaken. So one task waits there for all calls, and
-//! only while there is a queue here.
+//! The client has its own queue of senders that wait for capacity. A request's call must not wait
+//! in it. Capacity that is granted to a call that is not being polled is lost to all others, and a
+//! call that is sent later by a separate task may be overtaken. So one task waits there for all
+//! calls, and only while there is a queue here.
 //!
 //! # Shutdown and failure
 //!
 //! | event | effect |
 //! |---|---|
-//! | a call ends | its request is not sent; its place is freed once half of the queue has ended |
+//! | a call ends | its request is not sent, and is removed at the latest when half the queue ended |
 //! | the client is closed | queued and new requests fail with `SendFailure(Disconnected)` |
-//! | the task's runtime ends | queued requests fail likewise; new ones find no queue |
+//! | the task's runtime ends | the same for queued requests; new ones are sent if there is capacity |
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};

@@ -1,7 +1,7 @@
 //! Tracks the calls that wait for a reply.
 //!
-//! The pending map owns one end of a waiting call, and the call's future owns the other. Removing the
-//! entry from the map decides how the call ends:
+//! The pending map owns one end of a waiting call, and the call's future owns the other. Removing
+//! the entry from the map decides how the call ends:
 //!
 //! | removed by | when | the call ends with |
 //! |---|---|---|

@@ -167,7 +167,7 @@ impl Remote {
         let signature = outgoing.request.signature();
         let now = Instant::now();
         let limit = outgoing.deadline.map_or(self.settings.timeout, |own| own.saturating_duration_since(now));
-        // A timeout that never ends is none.
+        // Bounds a timeout that would never end.
         let budget = limit.min(LONGEST);
         let deadline = now + budget;
         let ends_itself = outgoing.deadline.is_some_and(|own| own <= deadline);

@@ -10,12 +10,13 @@
 //! ```
 //!
 //! The head has five parts: the version of this protocol; the codec; the
-//! [fingerprint](tenorite::wire::Signature::fingerprint) of the method, in 16 hexadecimal digits; the
-//! caller's remaining time, in milliseconds; and when that time ends, in milliseconds since 1970.
+//! [fingerprint](tenorite::wire::Signature::fingerprint) of the method, in 16 hexadecimal digits;
+//! the caller's remaining time, in milliseconds; and when that time ends, in milliseconds since
+//! 1970.
 //!
 //! The head is part of the payload and not a NATS header. A single NATS header costs a sixth of the
-//! throughput of requests, in the client at both ends and in the server (measured by `benches/nats`:
-//! "async-nats, one header").
+//! throughput of requests, in the client at both ends and in the server (measured by
+//! `benches/nats`: "async-nats, one header").
 //!
 //! | header of a stored request | content |
 //! |---|---|
@@ -25,8 +26,8 @@
 //!
 //! # A reply
 //!
-//! A reply without `Tenorite-Failure` is a response, which includes a service's own errors. With that
-//! header, the payload is a text or the parts of the reason.
+//! A reply without `Tenorite-Failure` is a response, which includes a service's own errors. With
+//! that header, the payload is a text or the parts of the reason.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
