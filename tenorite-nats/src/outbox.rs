@@ -21,9 +21,9 @@
 //!
 //! | event | effect |
 //! |---|---|
-//! | a call ends | its request is not sent, and is removed at the latest when half the queue ended |
+//! | a call ends | its request is not sent; it is removed at the latest when half the queue ended |
 //! | the client is closed | queued and new requests fail with `SendFailure(Disconnected)` |
-//! | the task's runtime ends | the same for queued requests; new ones are sent if there is capacity |
+//! | the task's runtime ends | the same for queued requests; new ones are sent if capacity allows |
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
