@@ -1,4 +1,4 @@
-//! From what the user wrote to the model: every decision and every mistake.
+//! Lowers what the user wrote to the model: makes every decision and finds every mistake.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, format_ident};
@@ -14,15 +14,16 @@ use crate::generics;
 use crate::model::{Arg, Field, Hook, Hooks, Init, Method, Names, Reply, ReplyKind, Service};
 use crate::types::{self, Misfit};
 
-/// Said of methods that may not have been meant as requests.
+/// Appended to errors on methods that may not be meant as requests.
 const OR_SKIP: &str = ". If it is no request, say so with `#[service(skip)]`";
 
-/// Methods that every caller has.
+/// The names of methods that every caller has.
 const RESERVED: [&str; 4] = ["clone", "from_fn", "with_timeout", "downgrade"];
 
-/// Returns the user's item, without the attributes that were meant for us, and what is to be derived from it.
+/// Returns the user's item without this macro's attributes, and the service to derive from it.
 ///
-/// There is a service even after mistakes, of all that can be made sense of; only a wrong kind of item has none.
+/// After mistakes, the service contains everything that can be understood. Only an unsuitable item
+/// yields none.
 pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream, Option<Service>) {
     let mut item = match item {
         Item::Impl(item) => item,
@@ -59,7 +60,7 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
     (item.into_token_stream(), service)
 }
 
-/// Takes out `#[service(…)]` and `#[tenorite::service(…)]`.
+/// Removes and returns `#[service(…)]` and `#[tenorite::service(…)]`.
 fn take_attributes(attributes: &mut Vec<Attribute>) -> Vec<Attribute> {
     let is_ours = |attribute: &mut Attribute| {
         attribute.path().segments.last().is_some_and(|segment| segment.ident == "service")
@@ -79,7 +80,7 @@ fn wrong_item(item: &Item) -> String {
     format!("`#[tenorite::service]` goes on the `impl` block with the worker's methods, not on {kind}")
 }
 
-/// Enough of an item to point at.
+/// Returns enough of an item for an error to point at.
 fn first_line(item: &Item) -> TokenStream {
     match item {
         Item::Struct(item) => item.ident.to_token_stream(),
@@ -150,7 +151,7 @@ fn field_type(field: &Field) -> Option<TokenStream> {
 fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut Errors) -> Option<Names> {
     let renamed = name.is_some();
     let base = name.unwrap_or_else(|| worker.clone());
-    // Derived names stand at the worker's name, so that a collision is shown there.
+    // Derived names have the span of the worker's name, so that a collision is reported there.
     let derived = |suffix: &str| format_ident!("{}{suffix}", base.unraw(), span = worker.span());
     let names = Names {
         service_doc: base.unraw().to_string(),
@@ -188,7 +189,7 @@ fn names(name: Option<Ident>, worker: &Ident, generics: &Generics, errors: &mut 
     Some(names)
 }
 
-/// What a method is to the service, if its attribute says so.
+/// The role of a method in the service, if its attribute gives it one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Skip,
@@ -208,7 +209,8 @@ impl Role {
     ];
 }
 
-/// The methods that are requests, and the hooks. Takes our attributes out of all of them.
+/// Returns the methods that are requests, and the hooks. Removes this macro's attributes from all
+/// methods.
 fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
     let worker = (*item.self_ty).clone();
     let generics = item.generics.clone();
@@ -272,7 +274,7 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
     (methods, hooks)
 }
 
-/// Takes out `#[service(key)]`, and says of which argument it was.
+/// Removes `#[service(key)]`, and returns the name of its argument.
 fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
     let mut key: Option<Ident> = None;
     for input in &mut function.sig.inputs {
@@ -295,7 +297,7 @@ fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
     key
 }
 
-/// As soon as one request says to which shard it goes, the others have to.
+/// Checks that all requests state their shard as soon as one of them does.
 fn keys(methods: &[Method], serde: bool, errors: &mut Errors) {
     let keyed = methods.iter().find(|method| method.key.is_some());
     let Some(first) = keyed.or_else(|| methods.iter().find(|method| method.any_shard)) else { return };
@@ -327,7 +329,7 @@ fn replaces<T>(place: &mut Option<T>, value: Option<T>) -> bool {
     value.is_some_and(|value| place.replace(value).is_some())
 }
 
-/// What hooks may not be, any of them.
+/// Checks the rules that apply to every hook.
 fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
     let before = errors.len();
     let signature = &function.sig;
@@ -347,7 +349,7 @@ fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
     errors.len() == before
 }
 
-/// `#[service(init)]`
+/// Lowers `#[service(init)]`.
 fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Init> {
     if !plain_hook(function, errors) {
         return None;
@@ -388,7 +390,7 @@ fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Ini
     Some(Init { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), config, output })
 }
 
-/// `#[service(on_start)]`, `#[service(on_stop)]`
+/// Lowers `#[service(on_start)]` and `#[service(on_stop)]`.
 fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> {
     if !plain_hook(function, errors) {
         return None;
@@ -425,7 +427,7 @@ fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
     }
 }
 
-/// Reads and takes out `#[service(skip)]` and its like.
+/// Removes `#[service(skip)]` and the like, and returns the role.
 fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
     let mut role = None;
     let hides = |attribute: &mut Attribute| {
@@ -470,7 +472,7 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
     role
 }
 
-/// A request, or `None` if it cannot be one.
+/// Lowers a request. Returns `None` if the method cannot be one.
 fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mut Errors) -> Option<Method> {
     let signature = &function.sig;
     let name = &signature.ident;
@@ -625,7 +627,7 @@ fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
     Some(Arg { name, field, borrowed: false })
 }
 
-/// The handler borrows; the request owns what it borrows.
+/// Lowers an argument that the handler borrows and the request owns.
 fn borrowed_arg(
     name: Ident,
     written: &Type,
@@ -705,7 +707,7 @@ fn reply(written: &Type, worker: &Type, generics: &Generics, errors: &mut Errors
     let kind = if let Some((ok, err)) = types::result_arguments(&ty) {
         ReplyKind::Result(Box::new(ok.clone()), Box::new(err.clone()))
     } else if is_generic {
-        // An associated type, `S::Result`, may be anything.
+        // An associated type such as `S::Result` may be anything.
         let is_associated = types::plain_path(&ty).is_none_or(|path| {
             let first = path.segments[0].ident.to_token_stream();
             path.segments.len() > 1 && !generics::named_in(generics, &first).params.is_empty()
