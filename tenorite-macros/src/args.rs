@@ -1,4 +1,4 @@
-//! The options in the attribute's parentheses.
+//! Parses the options in the attribute's parentheses.
 
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::ext::IdentExt;
@@ -8,16 +8,16 @@ use syn::{LitStr, Path, Token, parenthesized};
 
 use crate::errors::Errors;
 
-/// `#[tenorite::service(name = "…", derive(…), serde, crate = path)]`
+/// The options of `#[tenorite::service(name = "…", derive(…), serde, crate = path)]`.
 #[derive(Default)]
 pub(crate) struct Args {
-    /// What derived names begin with, instead of the worker's name.
+    /// The prefix of derived names, in place of the worker's name.
     pub(crate) name: Option<Ident>,
-    /// Further derives for requests and responses.
+    /// Additional derives for requests and responses.
     pub(crate) derives: Option<Vec<Path>>,
-    /// Requests and responses can leave the process.
+    /// Whether requests and responses can leave the process.
     pub(crate) serde: bool,
-    /// Where the core crate is found.
+    /// The path of the core crate.
     pub(crate) krate: Option<Path>,
 }
 
@@ -87,7 +87,7 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
     Ok(())
 }
 
-/// So that one mistake does not hide the next.
+/// Skips to the next option, so that one mistake does not hide the next.
 fn skip_to_comma(input: ParseStream<'_>) -> syn::Result<()> {
     while !input.is_empty() && !input.peek(Token![,]) {
         input.parse::<TokenTree>()?;
