@@ -1,4 +1,4 @@
-//! Mistakes, collected: the user hears of all of them at once.
+//! Collects mistakes, so that all of them are reported at once.
 
 use proc_macro2::TokenStream;
 use quote::ToTokens;
@@ -7,7 +7,7 @@ use quote::ToTokens;
 pub(crate) struct Errors(Vec<syn::Error>);
 
 impl Errors {
-    /// A mistake at these tokens. The message says what to write instead.
+    /// Adds a mistake at these tokens. The message says what to write instead.
     pub(crate) fn at(&mut self, tokens: impl ToTokens, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new_spanned(tokens, message));
     }
