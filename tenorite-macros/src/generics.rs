@@ -1,4 +1,4 @@
-//! Which of the worker's parameters a derived type needs.
+//! Determines which of the worker's parameters a derived type needs.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::ToTokens;
@@ -10,7 +10,8 @@ use syn::{
 
 use crate::types::names;
 
-/// The parameters that `tokens` name, in their order, with the bounds and predicates that speak of nothing else.
+/// Returns the parameters that `tokens` name, in their order, with the bounds and predicates that
+/// mention no other parameter.
 ///
 /// A bound like `Iterator<Item = T>` without its `T` is kept as `Iterator`.
 pub(crate) fn named_in(generics: &Generics, tokens: &TokenStream) -> Generics {
@@ -48,7 +49,7 @@ pub(crate) fn named_in(generics: &Generics, tokens: &TokenStream) -> Generics {
 
 type Bounds = Punctuated<TypeParamBound, Token![+]>;
 
-/// The bounds that can be said without these names.
+/// Returns the bounds that can be expressed without these names.
 fn without(bounds: &Bounds, foreign: &[&Ident]) -> Bounds {
     let is_foreign = |tokens: TokenStream| foreign.iter().any(|name| names(tokens.clone(), name));
     let without_bindings = |bound: &TypeParamBound| {
@@ -71,7 +72,7 @@ fn without(bounds: &Bounds, foreign: &[&Ident]) -> Bounds {
     bounds.iter().map(without_bindings).filter(|bound| !is_foreign(bound.to_token_stream())).collect()
 }
 
-/// The same parameters with more to their `where` clause.
+/// Returns the same parameters with additional predicates in their `where` clause.
 pub(crate) fn with(generics: &Generics, predicates: impl IntoIterator<Item = WherePredicate>) -> Generics {
     let mut generics = generics.clone();
     for predicate in predicates {
@@ -80,7 +81,7 @@ pub(crate) fn with(generics: &Generics, predicates: impl IntoIterator<Item = Whe
     generics
 }
 
-/// `wanted`, or what comes nearest to it and is no parameter's name.
+/// Returns `wanted`, or a similar name if a parameter has that name.
 pub(crate) fn free_name(generics: &Generics, wanted: &str) -> Ident {
     let is_free = |name: &str| generics.params.iter().all(|param| parameter_name(param) != name);
     let mut name = wanted.to_owned();
