@@ -1,4 +1,4 @@
-//! What is to be derived: everything is decided, nothing is written down yet.
+//! Models what is to be derived: all decisions are made, and no tokens are built yet.
 
 use proc_macro2::Ident;
 use syn::{Attribute, Generics, Path, Type, Visibility};
@@ -12,15 +12,15 @@ pub(crate) struct Service {
     /// The parameters of the `impl` block.
     pub(crate) generics: Generics,
     pub(crate) names: Names,
-    /// What the user allows all over the `impl` block.
+    /// The user's `allow` attributes on the `impl` block.
     pub(crate) allows: Vec<Attribute>,
-    /// What the user asked for, on both enums.
+    /// The user's additional derives, on both enums.
     pub(crate) derives: Vec<Path>,
-    /// Requests and responses can leave the process.
+    /// Whether requests and responses can leave the process.
     pub(crate) serde: bool,
     pub(crate) methods: Vec<Method>,
     pub(crate) hooks: Hooks,
-    /// Each enum takes the parameters that its fields name, the caller those of both.
+    /// Each enum has the parameters that its fields name. The caller has the parameters of both.
     pub(crate) request_generics: Generics,
     pub(crate) response_generics: Generics,
     pub(crate) caller_generics: Generics,
@@ -28,21 +28,21 @@ pub(crate) struct Service {
 
 /// The derived names.
 pub(crate) struct Names {
-    /// As documentation calls the service.
+    /// The name of the service in documentation.
     pub(crate) service_doc: String,
     pub(crate) request: Ident,
     pub(crate) response: Ident,
     pub(crate) call: Ident,
     pub(crate) caller: Ident,
     pub(crate) service: Ident,
-    /// Parameters that no parameter of the user's is called.
+    /// Type parameters that differ from all of the user's.
     pub(crate) value: Ident,
     pub(crate) error: Ident,
     pub(crate) function: Ident,
     pub(crate) future: Ident,
 }
 
-/// What is done before the first request, and after the last.
+/// The hooks that run before the first request and after the last.
 #[derive(Default)]
 pub(crate) struct Hooks {
     pub(crate) init: Option<Init>,
@@ -50,70 +50,70 @@ pub(crate) struct Hooks {
     pub(crate) on_stop: Option<Hook>,
 }
 
-/// Makes the worker.
+/// The hook that creates the worker.
 pub(crate) struct Init {
     pub(crate) name: Ident,
     pub(crate) is_async: bool,
-    /// What it is made of, unless it is of nothing.
+    /// The type of the config, if the hook takes one.
     pub(crate) config: Option<Type>,
-    /// What is returned: the worker, or a `Result` of it.
+    /// The return type: the worker, or a `Result` of it.
     pub(crate) output: Type,
 }
 
 pub(crate) struct Hook {
     pub(crate) name: Ident,
     pub(crate) is_async: bool,
-    /// It takes what it is told.
+    /// Whether it takes the stop reason.
     pub(crate) takes_reason: bool,
 }
 
-/// A method that can be called from afar.
+/// A method that callers can call.
 pub(crate) struct Method {
     pub(crate) name: Ident,
     pub(crate) variant: Ident,
     pub(crate) visibility: Visibility,
     pub(crate) is_async: bool,
-    /// It takes its worker by `&self`.
+    /// Whether it takes its worker by `&self`.
     pub(crate) reads: bool,
     pub(crate) args: Vec<Arg>,
-    /// Which of its arguments says where among shards it runs, if one does.
+    /// The index of the argument that determines the shard, if there is one.
     pub(crate) key: Option<usize>,
-    /// It may run on any.
+    /// Whether it may run on any shard.
     pub(crate) any_shard: bool,
-    /// Where among its arguments it takes a `Reply`, if it answers with one.
+    /// The index at which it takes a `Reply`, if it answers with one.
     pub(crate) reply_at: Option<usize>,
     pub(crate) reply: Reply,
     pub(crate) docs: Vec<Attribute>,
-    /// On everything that is derived from the method.
+    /// Copied to everything that is derived from the method.
     pub(crate) cfgs: Vec<Attribute>,
-    /// On everything as well: lints that the user turned off for it.
+    /// The user's `allow` attributes, copied to everything that is derived from the method.
     pub(crate) allows: Vec<Attribute>,
-    /// On the caller's method.
+    /// Copied to the caller's method.
     pub(crate) deprecated: Vec<Attribute>,
 }
 
 pub(crate) struct Arg {
     pub(crate) name: Ident,
     pub(crate) field: Field,
-    /// The handler takes it by reference.
+    /// Whether the handler takes it by reference.
     pub(crate) borrowed: bool,
 }
 
 /// An argument as its request owns it.
 pub(crate) enum Field {
-    /// This type, and the caller takes just that.
+    /// This type, which the caller takes as it is.
     Exactly(Type),
-    /// This type, and the caller takes whatever converts into it.
+    /// This type. The caller takes anything that converts into it.
     Into(Type),
-    /// A reference to something that has no size of its own: this type of the standard library owns it.
+    /// The owned counterpart, from the standard library, of a reference to an unsized type.
     Owner(&'static str),
-    /// A slice of these.
+    /// The element type of a slice.
     Slice(Type),
 }
 
-/// What a method answers with.
+/// The answer of a method.
 pub(crate) struct Reply {
-    /// The return type as declared, `()` if there is none; or what its `Reply` takes.
+    /// The return type as declared, `()` if there is none, or the argument of its `Reply`.
     pub(crate) ty: Type,
     pub(crate) kind: ReplyKind,
 }
@@ -121,12 +121,12 @@ pub(crate) struct Reply {
 pub(crate) enum ReplyKind {
     /// `Result<T, E>`, written out.
     Result(Box<Type>, Box<Type>),
-    /// Named like a `Result`: the compiler tells whether it is one.
+    /// Named like a `Result`: the compiler determines whether it is one.
     MaybeResult,
-    /// Called `Result`, and names a parameter of the worker's.
+    /// Named `Result`, with a parameter of the worker.
     GenericResult,
-    /// Not named like a `Result`, and the compiler checks that it is none.
+    /// Not named like a `Result`. The compiler checks that it is not one.
     Value,
-    /// As `Value`, and names a parameter of the worker's.
+    /// Like `Value`, with a parameter of the worker.
     GenericValue,
 }
