@@ -1,4 +1,4 @@
-//! Questions about types, answered by their tokens: a macro sees names, not meanings.
+//! Answers questions about types from their tokens: a macro sees names, not meanings.
 
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use quote::ToTokens;
@@ -10,7 +10,7 @@ use syn::{
     TypePath, TypeReference, TypeTraitObject,
 };
 
-/// The type without what parentheses and macros wrap around it.
+/// Returns the type without the parentheses and invisible groups around it.
 pub(crate) fn peeled(mut ty: &Type) -> &Type {
     loop {
         ty = match ty {
@@ -21,7 +21,7 @@ pub(crate) fn peeled(mut ty: &Type) -> &Type {
     }
 }
 
-/// The segments of a plain path: no `<T as Trait>::`, no arguments but at the end.
+/// Returns a plain path: no `<T as Trait>::`, and arguments only at the end.
 pub(crate) fn plain_path(ty: &Type) -> Option<&Path> {
     match peeled(ty) {
         Type::Path(TypePath { qself: None, path, .. }) => Some(path),
@@ -29,7 +29,7 @@ pub(crate) fn plain_path(ty: &Type) -> Option<&Path> {
     }
 }
 
-/// Whether the type is this name of the standard library's, alone or with the path it has there.
+/// Returns whether the type is this item of the standard library, by name or by its full path.
 pub(crate) fn is_std(ty: &Type, module: &str, name: &str) -> bool {
     let Some(path) = plain_path(ty) else { return false };
     if path.segments.iter().any(|segment| !segment.arguments.is_none()) {
@@ -44,7 +44,7 @@ pub(crate) fn is_std(ty: &Type, module: &str, name: &str) -> bool {
     }
 }
 
-/// Who owns what this type is a borrow of, for those of the standard library that have no size.
+/// Returns the owned counterpart of an unsized type of the standard library.
 pub(crate) fn owner(ty: &Type) -> Option<&'static str> {
     if plain_path(ty).is_some_and(|path| path.is_ident("str")) {
         return Some("::std::string::String");
@@ -58,7 +58,7 @@ pub(crate) fn owner(ty: &Type) -> Option<&'static str> {
     .find_map(|(module, name, owner)| is_std(ty, module, name).then_some(owner))
 }
 
-/// The two arguments of a `Result<T, E>` that is written out.
+/// Returns the two arguments of a `Result<T, E>` that is written out.
 pub(crate) fn result_arguments(ty: &Type) -> Option<(&Type, &Type)> {
     let last = plain_path(ty)?.segments.last()?;
     if last.ident != "Result" {
@@ -73,7 +73,7 @@ pub(crate) fn result_arguments(ty: &Type) -> Option<(&Type, &Type)> {
     }
 }
 
-/// What the answer is that a `Reply<T>` takes: an argument of that name is one.
+/// Returns the type of the answer that a `Reply<T>` takes. Any type named `Reply` counts.
 pub(crate) fn reply_argument(ty: &Type) -> Option<Type> {
     let last = plain_path(ty)?.segments.last()?;
     let PathArguments::AngleBracketed(AngleBracketedGenericArguments { args, .. }) = &last.arguments else {
@@ -85,7 +85,7 @@ pub(crate) fn reply_argument(ty: &Type) -> Option<Type> {
     }
 }
 
-/// The name a type goes by: the last segment of its path.
+/// Returns the last segment of the type's path.
 pub(crate) fn last_name(ty: &Type) -> Option<String> {
     match peeled(ty) {
         Type::Path(TypePath { path, .. }) => path.segments.last().map(|last| last.ident.to_string()),
@@ -97,13 +97,13 @@ pub(crate) fn is_static(lifetime: Option<&Lifetime>) -> bool {
     lifetime.is_some_and(|lifetime| lifetime.ident == "static")
 }
 
-/// What cannot be part of a request or response, with what to say about it.
+/// A part of a type that cannot be in a request or response.
 pub(crate) enum Misfit<'a> {
     Borrow(&'a dyn ToTokens),
     ImplTrait(&'a TypeImplTrait),
 }
 
-/// Everything in a type that borrows for less than `'static`, or has no name.
+/// Finds everything in a type that borrows for less than `'static`, or has no name.
 pub(crate) fn misfits(ty: &Type) -> Vec<Misfit<'_>> {
     let mut finder = MisfitFinder { found: Vec::new() };
     finder.visit_type(ty);
@@ -133,12 +133,12 @@ impl<'a> Visit<'a> for MisfitFinder<'a> {
         self.found.push(Misfit::ImplTrait(ty));
     }
 
-    // What functions take and return is borrowed by those who call them.
+    // The inputs and outputs of functions are borrowed by their callers, not by the type.
     fn visit_type_fn_ptr(&mut self, _: &'a TypeFnPtr) {}
     fn visit_parenthesized_generic_arguments(&mut self, _: &'a ParenthesizedGenericArguments) {}
 
     fn visit_type_trait_object(&mut self, object: &'a TypeTraitObject) {
-        // `dyn for<'a> Visitor<'a>` brings its own lifetimes.
+        // `dyn for<'a> Visitor<'a>` declares its own lifetimes.
         if !object.to_token_stream().into_iter().any(|token| is_ident(&token, "for")) {
             visit::visit_type_trait_object(self, object);
         }
@@ -149,9 +149,10 @@ fn is_ident(token: &TokenTree, name: &str) -> bool {
     matches!(token, TokenTree::Ident(ident) if ident == name)
 }
 
-/// Whether these tokens name a parameter.
+/// Returns whether these tokens name a parameter.
 ///
-/// By name alone, but not as a later segment of a path (`module::T`), nor as what is bound (`Iterator<T = u8>`).
+/// Compares names only, but ignores later segments of a path (`module::T`) and names of associated
+/// types in bindings (`Iterator<T = u8>`).
 pub(crate) fn names(tokens: TokenStream, parameter: &Ident) -> bool {
     let tokens: Vec<_> = tokens.into_iter().collect();
     let is_punct = |index: usize, wanted: char| matches!(tokens.get(index), Some(TokenTree::Punct(punct)) if punct.as_char() == wanted);
@@ -166,12 +167,12 @@ pub(crate) fn names(tokens: TokenStream, parameter: &Ident) -> bool {
     })
 }
 
-/// Puts the worker's type where `Self` stands: derived items have another `Self`, or none.
+/// Replaces `Self` by the worker's type, because derived items have another `Self`, or none.
 pub(crate) fn replace_self(ty: &mut Type, worker: &Type) {
     ReplaceSelf { worker }.visit_type_mut(ty);
 }
 
-/// The same for bounds.
+/// Does the same for bounds.
 pub(crate) fn replace_self_in_generics(generics: &mut Generics, worker: &Type) {
     ReplaceSelf { worker }.visit_generics_mut(generics);
 }
@@ -181,7 +182,7 @@ struct ReplaceSelf<'a> {
 }
 
 impl ReplaceSelf<'_> {
-    /// `Self::NAME` to `<Worker>::NAME`.
+    /// Turns `Self::NAME` into `<Worker>::NAME`.
     fn qualify(&self, qself: &mut Option<QSelf>, path: &mut Path) {
         if qself.is_none() && path.segments.len() > 1 && path.segments[0].ident == "Self" {
             let rest = path.segments.iter().skip(1).cloned().collect();
