@@ -1,4 +1,4 @@
-//! What the attribute expands to, written down: would you have written it yourself?
+//! Compares expansions with snapshots, which should read like code written by hand.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -56,7 +56,7 @@ fn a_generic_service() {
     insta::assert_snapshot!(expanded);
 }
 
-/// What can be made sense of is derived, beside the errors and the impl as it was.
+/// Derives what can be understood, beside the errors and the unchanged `impl`.
 #[test]
 fn a_service_with_mistakes() {
     let expanded = expand(
@@ -86,7 +86,7 @@ fn all_paths_are_absolute_or_the_users() {
     };
     let derived = expand(quote!(crate = elsewhere::core), methods);
     assert!(!derived.contains("tenorite::"), "another path was asked for: {derived}");
-    // Whatever is not the user's starts at a crate's root or at the core's path.
+    // Every path that is not the user's starts at a crate's root or at the core's path.
     for name in ["Into", "From", "Clone", "Debug", "Send", "Sync", "Future", "Infallible", "Fn", "Duration"] {
         for (at, _) in derived.match_indices(name) {
             let before = &derived[..at];
