@@ -1,18 +1,18 @@
-//! The attribute behind `#[tenorite::service]`.
+//! Implements the attribute behind `#[tenorite::service]`.
 //!
-//! Its output names the public items and the hidden module of one version of the `tenorite` crate, which pins this one;
-//! use it from there.
+//! The expansion names public items and the hidden module of one version of the `tenorite` crate,
+//! which pins the version of this crate. Use the attribute through `tenorite`.
 //!
-//! The pipeline, one module each:
+//! The pipeline has one module for each step:
 //!
 //! ```text
 //! tokens ──args, parse──► what the user wrote ──lower──► model ──expand──► tokens
-//!                          (syn's types)         │
-//!                                                └─► errors, all of them
+//!                              (syn's types)         │
+//!                                                    └─► errors, all of them
 //! ```
 //!
-//! `lower` makes every decision and finds every mistake, and builds no tokens; `expand` only writes down what the model
-//! says and cannot fail.
+//! `lower` makes every decision, finds every mistake and builds no tokens. `expand` only writes
+//! down what the model says, and cannot fail.
 
 mod args;
 mod errors;
@@ -34,7 +34,8 @@ pub fn service(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     service_impl(args.into(), item.into()).into()
 }
 
-/// On a mistake the errors come along with all that could be made of the rest, so that an editor keeps working.
+/// Expands to errors and to everything that can be derived in spite of them, so that an editor
+/// keeps working.
 fn service_impl(args: TokenStream, item: TokenStream) -> TokenStream {
     let mut errors = errors::Errors::default();
     let args = args::parse(args, &mut errors);
