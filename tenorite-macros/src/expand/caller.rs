@@ -1,4 +1,4 @@
-//! The typed caller: a newtype over `TenoriteCaller` with a method for each request.
+//! Derives the typed caller: a newtype over `TenoriteCaller` with a method for each request.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
@@ -32,7 +32,7 @@ pub(super) fn types(service: &Service) -> TokenStream {
     }
 }
 
-/// Both enums with their arguments.
+/// Returns both enums with their arguments.
 pub(super) fn messages(service: &Service) -> (TokenStream, TokenStream) {
     let (request, response) = (&service.names.request, &service.names.response);
     let (_, request_args, _) = service.request_generics.split_for_impl();
@@ -40,14 +40,15 @@ pub(super) fn messages(service: &Service) -> (TokenStream, TokenStream) {
     (quote!(#request #request_args), quote!(#response #response_args))
 }
 
-/// The caller with its arguments.
+/// Returns the caller with its arguments.
 pub(super) fn caller(service: &Service) -> TokenStream {
     let caller = &service.names.caller;
     let (_, args, _) = service.caller_generics.split_for_impl();
     quote!(#caller #args)
 }
 
-/// What generic enums have to be. Of those that are not generic the compiler knows it.
+/// Returns the bounds that generic enums need. For other enums the compiler checks them without a
+/// bound.
 pub(super) fn message_bounds(service: &Service, bound: &TokenStream) -> Vec<syn::WherePredicate> {
     let (request, response) = messages(service);
     [(request, &service.request_generics), (response, &service.response_generics)]
@@ -57,7 +58,7 @@ pub(super) fn message_bounds(service: &Service, bound: &TokenStream) -> Vec<syn:
         .collect()
 }
 
-/// The caller's parameters as a type alias declares them: it holds nobody to their bounds.
+/// Returns the caller's parameters as a type alias declares them: an alias does not enforce bounds.
 fn plain_params(service: &Service) -> Vec<TokenStream> {
     let params = service.caller_generics.params.iter();
     params
@@ -87,7 +88,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let inner = quote!(#krate::TenoriteCaller<#request, #response>);
     let (params, _, clause) = caller_generics.split_for_impl();
     let methods = service.methods.iter().map(|method| method_of(service, method));
-    // The names and the number of arguments are the user's; a service with one request has no other to be mismatched.
+    // The user chose the names and the number of arguments. A service with one request has no
+    // second variant that could mismatch.
     let allow = allowing!(
         dead_code,
         non_snake_case,
@@ -213,14 +215,15 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     });
     let fields = if method.args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
     let ty = &method.reply.ty;
-    // A name of ours, and a place of the user's: what is wrong with a reply is wrong with the return type.
+    // The name is hygienic, and its span is the return type, where errors about the reply belong.
     let reply = Ident::new("reply", Span::mixed_site().located_at(ty.span()));
     let (returned, answer) = match &method.reply.kind {
         ReplyKind::Value | ReplyKind::GenericValue => {
             (quote!(#ty), quote!(::core::result::Result::Ok(#reply)))
         }
         ReplyKind::Result(ok, err) => {
-            // If this is not the `Result`, the error belongs on the type that looks like it.
+            // If this is another `Result` than the standard one, the error belongs on the type that
+            // looks like it.
             let answer = quote_spanned!(ty.span()=> #krate::__private::reply::<true, _>(#reply));
             (quote!(#ok, #err), answer)
         }
@@ -258,7 +261,7 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     }
 }
 
-/// `<K, V>` to `K, V,`.
+/// Turns `<K, V>` into `K, V,`.
 fn caller_args_only(args: &TokenStream) -> TokenStream {
     let args: Vec<_> = args.clone().into_iter().collect();
     match args.as_slice() {
@@ -270,7 +273,7 @@ fn caller_args_only(args: &TokenStream) -> TokenStream {
     }
 }
 
-/// What the caller's method takes.
+/// Returns the argument type of the caller's method.
 fn accepted(arg: &Arg) -> TokenStream {
     let owned = messages::owned(arg);
     if converts(arg) { quote!(impl ::core::convert::Into<#owned>) } else { owned }
