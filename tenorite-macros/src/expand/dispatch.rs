@@ -1,4 +1,4 @@
-//! From a request to its method.
+//! Derives the dispatch from a request to its method.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
@@ -15,10 +15,10 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let (request, response) = caller::messages(service);
     let generics = worker_generics(service);
     let (params, _, clause) = generics.split_for_impl();
-    // The user's word against calling a method is for its callers.
+    // A deprecation is meant for the method's callers, not for the dispatch.
     let is_deprecated = service.methods.iter().any(|method| !method.deprecated.is_empty());
     let allow = is_deprecated.then(|| allowing!(deprecated));
-    // An argument may be called so as well.
+    // Hygienic, because an argument may have the same name.
     let job = Ident::new("job", Span::mixed_site());
     let make = &service.names.function;
 
@@ -31,7 +31,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
             .collect();
         let later = reply_at.map(|at| {
-            // Where the user takes it, so that a `Reply` of another making is told there.
+            // The span is the user's `Reply` argument, so that an error about another `Reply` type
+            // points at it.
             let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
             passed.insert(at, quote!(#reply));
             quote! {
@@ -42,7 +43,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             }
         });
         let called = quote!(Self::#name(self, #(#passed),*));
-        // A future that is not `Send` is the method's fault: the error points at its name.
+        // If the future is not `Send`, the error points at the method's name.
         let awaited = quote_spanned!(name.span()=> .await);
         let step = match (is_async, &later) {
             (false, None) => quote!(#job.reply(#response_name::#variant(#called))),
@@ -151,7 +152,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     }
 }
 
-/// What the worker is made of, and what the service yields in the end.
+/// Returns the type of the config, and the type that the service yields in the end.
 fn config_and_output(service: &Service) -> (TokenStream, TokenStream) {
     match &service.hooks.init {
         None => (quote!(Self), quote!(Self)),
@@ -162,7 +163,8 @@ fn config_and_output(service: &Service) -> (TokenStream, TokenStream) {
     }
 }
 
-/// The functions around a worker's time. All but the first only if there is something to be done.
+/// The functions around a worker's lifetime. All but the first exist only if there is a hook for
+/// them.
 struct Hooks {
     ready: TokenStream,
     open: Option<TokenStream>,
@@ -182,7 +184,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
         let passed = argument.as_ref().map_or_else(TokenStream::new, |_| quote!(config));
         let init = called(name, *is_async, passed);
         let unused = argument.is_none().then(|| quote!(let () = config;));
-        // What is no worker and no `Result` of one is told at the return type.
+        // If it is neither a worker nor a `Result` of one, the error points at the return type.
         let opened = quote_spanned!(returned.span()=> #krate::__private::Opened::<Self>::opened);
         quote! {
             async fn open(config: #config) -> ::core::result::Result<Self, #output> {
@@ -222,7 +224,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
     Hooks { ready, open, begin, close }
 }
 
-/// The parameters of the worker, with what running it as a service asks for.
+/// Returns the worker's parameters, with the bounds that running it as a service needs.
 pub(super) fn worker_generics(service: &Service) -> syn::Generics {
     let worker = &service.worker;
     let bound = quote!(::core::marker::Send + 'static);
