@@ -1,4 +1,4 @@
-//! Requests and responses: plain data.
+//! Derives requests and responses as plain data.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
@@ -64,7 +64,8 @@ pub(super) fn types(service: &Service) -> TokenStream {
     }
 }
 
-/// The first paragraph of a method's documentation: the rest, and its examples, are about calling it.
+/// Returns the first paragraph of a method's documentation. The rest, with its examples, is about
+/// calling it.
 fn summary(method: &Method) -> Option<String> {
     let lines = method.docs.iter().filter_map(|doc| match &doc.meta {
         syn::Meta::NameValue(syn::MetaNameValue {
@@ -78,7 +79,7 @@ fn summary(method: &Method) -> Option<String> {
     (!paragraph.trim().is_empty() && !paragraph.contains("```")).then_some(paragraph)
 }
 
-/// The type of the request's field.
+/// Returns the type of the request's field.
 pub(super) fn owned(arg: &Arg) -> TokenStream {
     match &arg.field {
         Field::Exactly(ty) | Field::Into(ty) => quote!(#ty),
@@ -94,9 +95,10 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     quote!(#sendable #(#checks)* #debug)
 }
 
-/// What cannot be sent is told at the type at fault, before the compiler tells it of everything that is made of it.
+/// Checks that each type can be sent, so that the error points at that type before the compiler
+/// reports everything that contains it.
 ///
-/// Of a type that names a parameter it is told where the service is started.
+/// A type that names a parameter is checked where the service is started.
 fn sendable_check(service: &Service) -> TokenStream {
     let krate = &service.krate;
     let is_generic = |ty: &TokenStream| !generics::named_in(&service.generics, ty).params.is_empty();
@@ -114,7 +116,8 @@ fn sendable_check(service: &Service) -> TokenStream {
     quote!(const _: fn() = || { #(#checks)* };)
 }
 
-/// A return type that is not called `Result` must not be one: its error would be lost inside a value.
+/// Checks that a return type that is not named `Result` is not one: its error would be lost inside
+/// a value.
 fn value_check(service: &Service, method: &Method) -> Option<TokenStream> {
     if !matches!(method.reply.kind, ReplyKind::Value) {
         return None;
@@ -133,7 +136,7 @@ pub(super) fn value_assertion(service: &Service, method: &Method) -> TokenStream
         }
         _ => "this is an alias of `Result`: write `Result<T, E>`, or end its name in `Result`",
     };
-    // On the return type as it was written.
+    // The error points at the return type as written.
     quote_spanned!(ty.span()=> ::core::assert!(!#krate::__private::Probe::<#ty>::FALLIBLE, #advice))
 }
 
@@ -141,7 +144,8 @@ fn derives_debug(service: &Service) -> bool {
     service.derives.iter().any(|path| path.segments.last().is_some_and(|last| last.ident == "Debug"))
 }
 
-/// By hand, so that a field without `Debug` prints as `..` instead of being an error.
+/// Implements `Debug` without the derive, so that a field without `Debug` prints as `..` instead of
+/// being an error.
 fn debug(service: &Service) -> TokenStream {
     let krate = &service.krate;
     let formatter = Ident::new("formatter", Span::mixed_site());
