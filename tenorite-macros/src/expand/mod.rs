@@ -1,8 +1,8 @@
-//! From the model to tokens.
+//! Expands the model to tokens.
 //!
-//! The derived types stand beside the user's impl; everything that is not a name of theirs stands in one anonymous
-//! const, so that the traits it needs in scope leak nowhere. Locals have hygienic names where a field's name could
-//! capture them.
+//! The derived types stand beside the user's `impl`. Everything without a public name stands in one
+//! anonymous const, so that the traits in its scope do not leak. Locals have hygienic names
+//! wherever a field's name could capture them.
 
 mod caller;
 mod dispatch;
@@ -41,7 +41,7 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
     }
 }
 
-/// Turns lints off that would tell the user of things that only the derive could change.
+/// Turns off lints about code that only the derive could change.
 macro_rules! allowing {
     ($($lint:path),+) => {
         ::quote::quote!(#[allow($($lint),+)])
