@@ -1,4 +1,4 @@
-//! The unit struct that starts the service.
+//! Derives the unit struct that starts the service.
 
 use proc_macro2::TokenStream;
 use quote::quote;
