@@ -1,4 +1,4 @@
-//! What lets requests and responses leave the process.
+//! Derives what requests and responses need to leave the process.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -12,7 +12,7 @@ use crate::model::{Method, Service};
 pub(super) fn derives(service: &Service) -> Option<TokenStream> {
     let krate = &service.krate;
     let path = text(&quote!(#krate::wire::__serde));
-    // What parameters have to be stands at the `impl` block.
+    // The bounds on parameters stand at the `impl` block.
     let bound = (!service.caller_generics.params.is_empty()).then(|| quote!(, bound = ""));
     service.serde.then(|| {
         quote! {
@@ -38,7 +38,7 @@ pub(super) fn impls(service: &Service) -> Option<TokenStream> {
     let arms = service.methods.iter().zip(&signatures).map(|(Method { cfgs, variant, .. }, signature)| {
         quote!(#(#cfgs)* Self::#variant { .. } => const { &#signature },)
     });
-    // Of enums that are not generic the compiler knows it.
+    // For enums that are not generic the compiler checks them without a bound.
     let bounds: Vec<syn::WherePredicate> = if request_generics.params.is_empty() {
         Vec::new()
     } else {
@@ -72,7 +72,7 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
     let reply = text(&method.reply.ty);
     let args = method.args.iter().map(|arg| {
         let (name, ty) = (arg.name.unraw().to_string(), text(&messages::owned(arg)));
-        // As it would be written.
+        // As a user would write the type.
         let ty = ty.strip_prefix("::std::string::").or(ty.strip_prefix("::std::vec::")).unwrap_or(&ty);
         quote!((#name, #ty))
     });
@@ -80,7 +80,7 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
     quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply) #reading)
 }
 
-/// Only of services whose requests say to which shard they go.
+/// Derives `Sharded`, but only for services with a key or `any_shard`.
 fn sharded(service: &Service, bounded: &Generics) -> Option<TokenStream> {
     service.methods.iter().find(|method| method.key.is_some() || method.any_shard)?;
     let krate = &service.krate;
@@ -103,7 +103,7 @@ fn sharded(service: &Service, bounded: &Generics) -> Option<TokenStream> {
     })
 }
 
-/// Tokens as a person would write them.
+/// Formats tokens the way they would be written by hand.
 fn text(tokens: &impl ToTokens) -> String {
     fn add(tokens: TokenStream, text: &mut String) {
         for token in tokens {
