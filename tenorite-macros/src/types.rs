@@ -21,7 +21,7 @@ pub(crate) fn peeled(mut ty: &Type) -> &Type {
     }
 }
 
-/// Returns a plain path: no `<T as Trait>::`, and arguments only at the end.
+/// Returns the path of a type, unless it is qualified as in `<T as Trait>::`.
 pub(crate) fn plain_path(ty: &Type) -> Option<&Path> {
     match peeled(ty) {
         Type::Path(TypePath { qself: None, path, .. }) => Some(path),

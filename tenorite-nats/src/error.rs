@@ -1,4 +1,4 @@
-//! Defines the errors of [`serve`](crate::serve), [`connect`](crate::connect) and the like.
+//! Defines the errors that can occur before a service is served or a caller connected.
 
 use std::fmt;
 
