@@ -1,4 +1,5 @@
-//! The start of shards, and what their process sees and stops of them. The work is in [`owner`](super::owner).
+//! Starts the owners of a service's shards, and is the handle that watches and stops them. The
+//! owners do the work: see [`owner`](super::owner).
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -26,15 +27,17 @@ use crate::discovery::{Discovery, EndpointStats};
 use crate::error::Error;
 use crate::serve::TOLERANCE;
 
-/// How long a handler may take, unless it is said.
+/// The default limit of one handler run.
 const HANDLER_LIMIT: Duration = Duration::from_secs(60);
-/// How often a request's handler may be started, unless it is said.
+/// The default number of times that the handler of one request may be started.
 const ATTEMPTS: u32 = 3;
 
-/// Owns shards of a service: as many as there are, if this is the only process that does; its part of them, if there are more.
+/// Owns the shards of a service: all of them if this is the only owning process, else a share of
+/// them.
 ///
-/// A worker is all that it takes: `#[tenorite::service(serde)]`, with `#[service(key)]` on an argument of each method, on a worker
-/// that is `Serialize` and `Deserialize`. `initial` makes the worker of a shard that has no state yet.
+/// The worker is an ordinary service: `#[tenorite::service(serde)]`, with `#[service(key)]` on an
+/// argument of each method, on a worker that is `Serialize` and `Deserialize`. `initial` creates
+/// the worker of a shard that has no state yet.
 ///
 /// ```no_run
 /// # use std::collections::HashMap;
@@ -52,37 +55,41 @@ const ATTEMPTS: u32 = 3;
 /// }
 ///
 /// # async fn example(nats: tenorite_nats::Nats) -> Result<(), Box<dyn std::error::Error>> {
-/// let owning = tenorite_nats::serve_shards(nats.clone(), "bank", |_shard| Accounts::default()).shards(8).await?;
+/// let owning = tenorite_nats::serve_shards(nats.clone(), "bank", |_shard| Accounts::default())
+///     .shards(8)
+///     .await?;
 /// let accounts: AccountsCaller = tenorite_nats::connect_shards(nats, "bank").await?;
 /// accounts.pay_in("alice", 100).await?;
 /// println!("{:?}", owning.shards());
 /// # Ok(()) }
 /// ```
 ///
-/// The shards are shared out among all processes that own some, in proportion to their
-/// [weights](ServeShards::weight). When a process joins, its share comes to it within a few seconds, and no
-/// call fails for that.
+/// The shards are divided among all owning processes in proportion to their
+/// [weights](ServeShards::weight). When a process joins, it takes over its share within a few
+/// seconds. No call fails because of that.
 ///
-/// After each request that takes `&mut self` the state is written, as a whole: so it must fit into a message (1 MiB, unless the
-/// server is told otherwise), or the request fails with [`FetchFailure(TooLarge)`](tenorite::FetchReason::TooLarge) and has no
-/// effect. Requests that take `&self` write nothing.
+/// After each request that takes `&mut self` the whole state is written. So the state must fit into
+/// one message (1 MiB, unless the server is configured otherwise). If it does not fit, the request
+/// fails with [`FetchFailure(TooLarge)`](tenorite::FetchReason::TooLarge) and has no effect.
+/// Requests that take `&self` write nothing.
 ///
-/// A state that cannot be read, because its worker has changed, is left alone: each call hears at once what its state lacks
-/// ([`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible), or
-/// [`FetchFailure(Undecodable)`](tenorite::FetchReason::Undecodable) if another owner has had it before), and another owner, if
-/// there is one that can read it, has the next request. New fields of a worker need a `#[serde(default)]`. A
-/// version that does not know a field erases it when it writes the state: with
-/// `#[serde(deny_unknown_fields)]` such a version cannot read the state, and leaves it alone.
+/// A state that cannot be read, because its worker has changed, is left as it is. Each call fails
+/// at once with the reason: [`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible), or
+/// [`FetchFailure(Undecodable)`](tenorite::FetchReason::Undecodable) if another owner has received
+/// the request before. If another owner can read the state, it gets the next request. New fields of
+/// a worker need a `#[serde(default)]`. A version that does not know a field erases it when it
+/// writes the state. With `#[serde(deny_unknown_fields)]` such a version cannot read the state, and
+/// so leaves it as it is.
 ///
 /// # Errors
 ///
-/// Nothing is served then, not a part of it.
+/// After an error nothing is served, not even some of the shards.
 ///
-/// - [`Error::Shards`] if there are as many shards as before, and that is another number.
-/// - [`Error::Differs`] if the stream, a consumer or the bucket is there already, is not what is asked for, and
-///   the server does not change it.
+/// - [`Error::Shards`] if the service exists already with another number of shards.
+/// - [`Error::Differs`] if the stream, a consumer or the bucket exists already with another
+///   configuration, and the server does not change it.
 /// - [`Error::JetStream`] if the server has no JetStream, or is older than 2.11.
-/// - [`Error::Denied`] if the connection may not do what owners have to; [`Error::Subject`].
+/// - [`Error::Denied`] if the connection lacks a permission that owners need; [`Error::Subject`].
 pub fn serve_shards<W, F>(nats: impl Into<Nats>, prefix: impl Into<String>, initial: F) -> ServeShards<W>
 where
     F: Fn(u32) -> W + Send + Sync + 'static,
@@ -108,7 +115,7 @@ where
     }
 }
 
-/// Shards to be owned: see [`serve_shards`].
+/// Configures the owning of shards: see [`serve_shards`].
 #[must_use = "nothing is served unless it is awaited"]
 pub struct ServeShards<W, K = Json> {
     nats: Nats,
@@ -133,86 +140,94 @@ struct Settings {
 }
 
 impl<W, K> ServeShards<W, K> {
-    /// Sets how many shards there are. Defaults to 1. It stays what it was when the first owner came.
+    /// Sets the number of shards. Defaults to 1. The first owner fixes it: later owners must set
+    /// the same number.
     pub fn shards(mut self, shards: u32) -> Self {
         self.settings.shards = shards;
         self
     }
 
-    /// Sets how many requests of each method may wait for each shard. One more is refused with
-    /// [`SendFailure(Full)`](tenorite::SendReason::Full). Defaults to what there is already, or to 1,024.
+    /// Sets how many requests of each method may wait for each shard. A request beyond that is
+    /// refused with [`SendFailure(Full)`](tenorite::SendReason::Full). Defaults to the existing
+    /// setting, or to 1,024.
     pub fn backlog(mut self, requests: u32) -> Self {
         self.settings.backlog = Some(requests);
         self
     }
 
-    /// Sets on how many servers of a cluster requests and states are stored. Defaults to what there is already, or to
-    /// 1.
+    /// Sets the number of servers of a cluster that store requests and states. Defaults to the
+    /// existing setting, or to 1.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.settings.replicas = Some(replicas);
         self
     }
 
-    /// Sets the JetStream domain in which requests and states are stored. Defaults to that of the server. Callers
-    /// are told the same ([`ConnectShards::domain`](super::ConnectShards::domain)).
+    /// Sets the JetStream domain that stores requests and states. Defaults to the domain of the
+    /// server. Callers must use the same one
+    /// ([`ConnectShards::domain`](super::ConnectShards::domain)).
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.settings.domain = Some(domain.into());
         self
     }
 
-    /// Sets what the subjects of replies begin with. Defaults to `_INBOX`. Callers whose connection has a
-    /// [`custom_inbox_prefix`](async_nats::ConnectOptions::custom_inbox_prefix) get no replies otherwise: an owner may publish where its
-    /// callers may not, and replies to inboxes alone.
+    /// Sets the prefix of reply subjects. Defaults to `_INBOX`. Callers whose connection has a
+    /// [`custom_inbox_prefix`](async_nats::ConnectOptions::custom_inbox_prefix) get no replies
+    /// unless it is set here: an owner may have permission to publish where its callers may not, so
+    /// it replies to inboxes only.
     pub fn inbox_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.inbox = prefix.into();
         self
     }
 
-    /// Sets what this process is called, to those who ask [who owns a shard](ShardInfo::owner). Defaults to the id of
-    /// the process.
+    /// Sets the name under which this process is reported as the [owner of a
+    /// shard](ShardInfo::owner). Defaults to the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = Some(name.into());
         self
     }
 
-    /// Sets how many shares of the shards this process takes, from 1 to 256: with a weight of 2 twice as many shards
-    /// as another with 1. Defaults to 1.
+    /// Sets the weight of this process, from 1 to 256. With a weight of 2 it owns twice as many
+    /// shards as a process with 1. Defaults to 1.
     pub fn weight(mut self, shares: u32) -> Self {
         self.settings.weight = shares;
         self
     }
 
-    /// Sets by how much the clocks of callers and owners may differ. Defaults to 500 ms. A request that is late by
-    /// less than this may still run. A larger difference is told to the call, by an error that names clocks.
+    /// Sets by how much the clocks of callers and owners may differ. Defaults to 500 ms. A request
+    /// that is late by less than this may still run. If the clocks differ by more, the call fails
+    /// with an error that names the clocks.
     pub fn clock_tolerance(mut self, tolerance: Duration) -> Self {
         self.settings.tolerance = tolerance;
         self
     }
 
-    /// Sets how long a handler may take. Defaults to 60 s. One that takes longer is dropped: its call ends as
-    /// [`FetchFailure(Expired)`](tenorite::FetchReason::Expired), the state is the one of before, and the shard goes
-    /// on. A handler that blocks its thread cannot be dropped.
+    /// Sets how long a handler may take. Defaults to 60 s. A handler that takes longer is dropped:
+    /// its call ends with [`FetchFailure(Expired)`](tenorite::FetchReason::Expired), the state
+    /// stays as it was before the request, and the shard goes on. A handler that blocks its thread
+    /// cannot be dropped.
     pub fn handler_limit(mut self, limit: Duration) -> Self {
         self.settings.handler_limit = limit;
         self
     }
 
-    /// Sets how often the handler of one request may be started without coming to its end, because its owner is
-    /// killed or suspended. Defaults to 3, and is at least 2. Then the request does not run any more: its call ends
-    /// as [`FetchFailure(Panicked)`](tenorite::FetchReason::Panicked), with a text that says where in the bucket of
-    /// states the request is kept for a look (`aside-<shard>-<number>`).
+    /// Sets how often the handler of one request may be started without completing because its
+    /// owner is killed or suspended. Defaults to 3; the minimum is 2. After that the request does
+    /// not run any more. Its call ends with
+    /// [`FetchFailure(Panicked)`](tenorite::FetchReason::Panicked), and the text names the key in
+    /// the bucket of states under which the request is kept for inspection
+    /// (`aside-<shard>-<number>`).
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.settings.attempts = attempts.max(2);
         self
     }
 
-    /// Sets what discovery tells of the service's version: three numbers, as in `1.2.3`.
+    /// Sets the version that discovery reports for the service: three numbers, as in `1.2.3`.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.settings.version = version.into();
         self
     }
 
-    /// Sets another encoding than JSON, of requests, responses and states.
+    /// Sets the codec of requests, responses and states. Defaults to JSON.
     pub fn codec<L: Codec>(self, codec: L) -> ServeShards<W, L> {
         let Self { nats, prefix, initial, settings, .. } = self;
         ServeShards { nats, prefix, initial, settings, codec }
@@ -250,8 +265,8 @@ where
     }
 }
 
-/// Starts nothing that goes on by itself until all is there that it needs: an error, or a drop of this,
-/// leaves nothing behind but what the server has.
+/// Creates what the owners need, and spawns tasks only when all of it exists. So after an error, or
+/// when this future is dropped, nothing stays behind except what was created in the server.
 async fn start<W, K>(builder: ServeShards<W, K>) -> Result<ServingShards, Error>
 where
     W: Dispatch + Serialize + DeserializeOwned,
@@ -295,7 +310,7 @@ where
         .with_shards(Arc::clone(&board));
     let discovery = AbortOnDropHandle::new(discovery.listen(&client).await);
 
-    // Nothing is awaited from here on.
+    // No await from here on: a drop cannot leave only some of the tasks running.
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     let shared = Arc::new(Shared {
@@ -332,55 +347,57 @@ where
     Ok(ServingShards { stop, cut, tasks, board })
 }
 
-/// Shards that are owned, or stood by for. Dropped, it stops as by [`stop`](Self::stop), and nothing waits for it.
+/// A handle to the shards of this process. Dropping it stops serving like [`stop`](Self::stop),
+/// without waiting for the end.
 #[derive(Debug)]
 #[must_use = "dropped, it stops serving"]
 pub struct ServingShards {
     stop: CancellationToken,
-    /// Ends handlers that are still under way.
+    /// Drops handlers that are still running.
     cut: CancellationToken,
     tasks: TaskTracker,
     board: Arc<Board>,
 }
 
 impl ServingShards {
-    /// Ends the requests in hand, and hands the shards over: others have the next request within milliseconds.
-    /// It takes as long as the handlers in hand, so at most the [handler limit](ServeShards::handler_limit) unless
-    /// one blocks its thread.
+    /// Finishes the requests in progress and hands the shards over. Other owners get the next
+    /// request within milliseconds. It takes as long as the running handlers: at most the [handler
+    /// limit](ServeShards::handler_limit), unless a handler blocks its thread.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it goes on by itself.
+    /// If the future is dropped, the shards stop all the same.
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.wait().await;
     }
 
-    /// As [`stop`](Self::stop), and drops the handlers that take longer than `limit`. Their requests have had no
-    /// effect on the state, and run again where their shards are owned next. Returns whether all ended by
-    /// themselves.
+    /// Works like [`stop`](Self::stop), except that it drops the handlers that take longer than
+    /// `limit`. Their requests have had no effect on the state, and run again on the next owners of
+    /// their shards. Returns whether all handlers completed by themselves.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it goes on as `stop` does.
+    /// If the future is dropped, it goes on as `stop` does.
     pub async fn stop_within(self, limit: Duration) -> bool {
         self.stop.cancel();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_ok() {
             return true;
         }
         self.cut.cancel();
-        // One that blocks its thread is not waited for.
+        // Do not wait longer for a handler that blocks its thread.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
         false
     }
 
-    /// Returns what is known of each shard: what this process does about it, who owns it, and its figures.
+    /// Returns what is known of each shard: what this process does about it, which process owns it,
+    /// and its figures.
     #[must_use]
     pub fn shards(&self) -> Vec<ShardInfo> {
         self.board.shards()
     }
 
-    /// Returns what tells of changes of [`shards`](Self::shards).
+    /// Returns a watch that reports changes of [`shards`](Self::shards).
     #[must_use]
     pub fn watch(&self) -> ShardsWatch {
         ShardsWatch { changes: self.board.watch(), board: Arc::clone(&self.board) }
