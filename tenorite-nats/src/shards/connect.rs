@@ -1,4 +1,4 @@
-//! The caller's side of shards.
+//! Sends the calls of a caller to the shards of a service.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -28,24 +28,27 @@ use crate::pending::{Entry, Outcome, reply};
 use crate::remote::{MAX_PENDING, OutgoingMessage, Remote, Settings, TIMEOUT, read};
 use crate::wire::{self, CallId};
 
-/// After which time a request is sent again that is not known to be stored.
+/// The time after which a request that is not known to be stored is sent again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// A caller of the service whose shards [`serve_shards`](crate::serve_shards) has put behind this prefix.
+/// Connects to the service that [`serve_shards`](crate::serve_shards) serves under this prefix.
 ///
-/// Each request goes to the shard of its key (`#[service(key)]`), those without one to any. It is stored before it runs, so it may
-/// wait for an owner, and a cast is over when it is stored. It runs at least once, and has its effect on the state once.
+/// Each request goes to the shard of its key (`#[service(key)]`); a request without a key goes to
+/// any shard. It is stored before it runs, so it may wait for an owner, and a cast completes when
+/// it is stored. A request runs at least once, and has its effect on the state once.
 ///
-/// A lost connection does not end a call: it is stored, or is sent again, and its reply comes over the next connection. If the reply
-/// was there before that, it is asked for again: an owner knows its last answers (256, of 4 MiB together), and of its predecessor
-/// the very last. If that one is gone as well, the call ends as
-/// [`FetchFailure(Unanswered)`](tenorite::FetchReason::Unanswered). (Unless there is a
-/// [`grace_period`](ConnectShards::grace_period).)
+/// A lost connection does not end a call. Its request is stored, or is sent again, and its reply
+/// comes over the next connection. If the reply came while there was no connection, the call asks
+/// for it again. An owner keeps its last answers (256, of 4 MiB together), and the very last answer
+/// of its predecessor. If the answer is gone, the call ends with
+/// [`FetchFailure(Unanswered)`](tenorite::FetchReason::Unanswered). A
+/// [`grace_period`](ConnectShards::grace_period) ends calls earlier.
 ///
 /// # Errors
 ///
-/// [`Error::Subject`], [`Error::Denied`] and [`Error::Unreachable`] as of [`connect`](crate::connect); [`Error::JetStream`] if the
-/// shards are not there, and their number was not given.
+/// [`Error::Subject`], [`Error::Denied`] and [`Error::Unreachable`] as for
+/// [`connect`](crate::connect); [`Error::JetStream`] if the shards do not exist and their number
+/// was not given.
 pub fn connect_shards<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> ConnectShards<C> {
     ConnectShards {
         nats: nats.into(),
@@ -58,7 +61,7 @@ pub fn connect_shards<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> Co
     }
 }
 
-/// A caller to be: see [`connect_shards`].
+/// Configures a caller of shards: see [`connect_shards`].
 #[must_use = "nothing is connected unless it is awaited"]
 pub struct ConnectShards<C, K = Json> {
     nats: Nats,
@@ -71,44 +74,45 @@ pub struct ConnectShards<C, K = Json> {
 }
 
 impl<C, K> ConnectShards<C, K> {
-    /// How many shards there are, so that the server need not be asked: then the shards need not be there yet.
+    /// Sets the number of shards, so that the server need not be asked. Then the shards need not
+    /// exist yet.
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = Some(shards);
         self
     }
 
-    /// Sets the JetStream domain of the shards. Defaults to that of the server. See
+    /// Sets the JetStream domain of the shards. Defaults to the domain of the server. See
     /// [`ServeShards::domain`](super::ServeShards::domain).
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.domain = Some(domain.into());
         self
     }
 
-    /// As [`Connect::timeout`](crate::Connect::timeout).
+    /// Works like [`Connect::timeout`](crate::Connect::timeout).
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.settings.timeout = limit;
         self
     }
 
-    /// As [`Connect::max_pending`](crate::Connect::max_pending).
+    /// Works like [`Connect::max_pending`](crate::Connect::max_pending).
     pub fn max_pending(mut self, calls: usize) -> Self {
         self.settings.max_pending = calls;
         self
     }
 
-    /// How long calls go on waiting after the connection was lost. As long as they may wait at all, unless it is said here.
+    /// Sets how long calls wait after the connection is lost. By default they wait until they expire.
     pub fn grace_period(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
     }
 
-    /// As [`Connect::inject`](crate::Connect::inject).
+    /// Works like [`Connect::inject`](crate::Connect::inject).
     pub fn inject(mut self, inject: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
         self.settings.inject = Some(Arc::new(inject));
         self
     }
 
-    /// Another encoding than JSON. The owners have to have the same.
+    /// Sets another codec than JSON. The owners must use the same one.
     pub fn codec<L: Codec>(self, codec: L) -> ConnectShards<C, L> {
         let Self { nats, prefix, shards, domain, settings, caller, .. } = self;
         ConnectShards { nats, prefix, shards, domain, settings, codec, caller }
@@ -144,7 +148,7 @@ where
             };
             let remote = Remote::open::<C::Request>(nats, streams.subject.clone(), settings).await?;
             let callers = Arc::new(Shards {
-                // As unique as its inbox.
+                // The inbox is unique, so its hash identifies this caller.
                 id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox).max(1),
                 remote,
                 subject: streams.subject,
@@ -159,10 +163,10 @@ where
     }
 }
 
-/// Returns the number of shards that there are, or that was given.
+/// Returns the given number of shards, or the number that the server knows.
 ///
-/// A request may get to shards in another account, by an export of theirs, but no reply comes back from
-/// there. That is found out here.
+/// A request can reach shards in another account through an export, but no reply comes back from
+/// there. This function detects that.
 async fn find<Rq: WireRequest>(
     nats: &Nats,
     streams: &StreamNames,
@@ -171,7 +175,7 @@ async fn find<Rq: WireRequest>(
     let mut events = nats.events();
     let asked = tokio::select! {
         asked = streams.shards() => asked,
-        // It would be waited for in vain.
+        // The server does not reply to a denied request, so the answer would never come.
         why = denied(&mut events, &streams.name) => Err(Error::Denied(why).into()),
     };
     match asked {
@@ -183,18 +187,19 @@ async fn find<Rq: WireRequest>(
             }
         }
         Err(ShardsError::Missing(why)) => {
-            // There is none in this account. So what takes requests is in another one.
+            // This account has no such stream. If something takes requests, it is in another
+            // account.
             let is_elsewhere = match Rq::METHODS.first() {
                 Some(method) => streams.takes(method.name()).await,
                 None => false,
             };
-            // Unless it was made in between.
+            // The stream may have been created between the two questions.
             if is_elsewhere && matches!(streams.shards().await, Err(ShardsError::Missing(_))) {
                 return Err(Error::Account(None).into());
             }
             given.ok_or(ShardsError::Missing(why))
         }
-        // That it may not be asked is no matter to those who need not ask.
+        // With a given number of shards, the permission to ask is not needed.
         Err(ShardsError::Other(error)) => match given {
             Some(given) if matches!(error, Error::JetStream(_) | Error::Denied(_)) => Ok(given),
             _ => Err(error.into()),
@@ -202,7 +207,7 @@ async fn find<Rq: WireRequest>(
     }
 }
 
-/// Waits until the server says that this connection may not ask for the stream.
+/// Waits until the server reports that this connection may not ask for the stream.
 async fn denied(events: &mut Option<broadcast::Receiver<Event>>, stream: &str) -> String {
     loop {
         let event = next(events).await;
@@ -213,41 +218,41 @@ async fn denied(events: &mut Option<broadcast::Receiver<Event>>, stream: &str) -
     }
 }
 
-/// The callers' end of the shards of a service.
+/// The state that all clones of a caller share.
 struct Shards {
     remote: Arc<Remote>,
-    /// Without the shard and the method.
+    /// The subject without the shard and the method.
     subject: String,
-    /// Stands for this caller.
+    /// The id of this caller.
     id: u64,
-    /// Of the next request to each of them.
+    /// The number of the next request to each shard.
     numbers: Vec<AtomicU64>,
-    /// Where the next one goes that may go to any.
+    /// Picks the shard of the next request without a key.
     any: AtomicU32,
 }
 
-/// A request that was sent once.
+/// One sending of a request.
 struct Attempt<'a> {
     _entry: Entry<'a>,
-    /// Whether it is stored.
+    /// Receives the server's acknowledgement that the request is stored.
     acknowledged: oneshot::Receiver<Outcome>,
-    /// If it has not been sent yet.
+    /// The place in the outbox, if the request has not been sent yet.
     queued: Option<outbox::QueuedSend>,
-    /// Those that come after it was sent.
+    /// Reports connections that are made after the request was sent.
     connections: watch::Receiver<()>,
 }
 
-/// A shard, and the how manieth request of this caller to it this is.
+/// A shard, and the number of a request among those of this caller to that shard.
 type Numbered = (u32, u64);
 
 impl Shards {
     fn place(&self, shard: Option<u32>, shards: u32) -> Numbered {
-        // In turn.
+        // Round robin.
         let shard = shard.unwrap_or_else(|| self.any.fetch_add(1, Ordering::Relaxed) % shards);
         (shard, self.numbers[shard as usize].fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Sends a request, with the same id, until it is known that it is stored, and waits for its reply.
+    /// Sends a request with the same id until it is known to be stored, and waits for its reply.
     async fn call<Rq, Rs, K>(
         self: Arc<Self>,
         outgoing: OutgoingRequest<Rq>,
@@ -269,7 +274,7 @@ impl Shards {
         let (entry, mut outcome) =
             remote.pending.register(&message.subject, message.until, remote.settings.max_pending)?;
         let inbox = remote.inbox_of(entry.id);
-        // As unique as the inbox, and as this call within it.
+        // The message id: unique to the inbox, and to this call within it.
         let headers = message.headers.get_or_insert_default();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
         wire::number(headers, CallId { caller: self.id, number });
@@ -284,23 +289,25 @@ impl Shards {
         let deadline = message.deadline;
         let read = |outcome| {
             let outcome = reply(outcome).and_then(|message| read(&message, &codec, deadline));
-            // Of two that are sent one may run, whatever is said of the other.
+            // If a request was sent twice, one copy may run, whatever is reported of the other.
             let is_certain = attempts.load(Ordering::Relaxed) <= 1;
             if is_certain { outcome } else { outcome.map_err(wire::uncertain) }.map(Some)
         };
-        // At once: by the time that this waits it has its place among the others.
+        // Send before the first await, so that a pending call already has its place in the order.
         let mut attempt = Ok(self.attempt(&message, &attempts)?);
         let mut asked = 0;
         loop {
             tokio::select! {
                 biased;
-                // A reply says more than that it is stored. And what is too late, or will have none, ends here.
+                // A reply implies that the request is stored. A call that expires, or that can have
+                // no reply, ends here as well.
                 outcome = &mut outcome => return read(outcome),
                 stored = self.store(&message, attempt, &attempts) => stored?,
             }
             if is_cast {
-                // So many of this caller's may have been stored before it, as it was sent again, that its owner takes it for one of
-                // those that it knows.
+                // Sent again, the request may be stored after so many later ones of this caller
+                // that it falls out of the owner's window, and the owner takes it for one that has
+                // had its effect.
                 let ahead = self.numbers[shard as usize].load(Ordering::Relaxed) - number;
                 let may_be_passed_over = attempts.load(Ordering::Relaxed) > 1 && ahead > WINDOW;
                 let lost = TenoriteError::FetchFailure(FetchReason::Disconnected);
@@ -311,8 +318,9 @@ impl Shards {
                 outcome = &mut outcome => return read(outcome),
                 Ok(()) = connections.changed() => {}
             }
-            // The reply may have been there while this caller was not. The server knows the request, and would not have it again;
-            // its owner knows it as well, and answers it without running it.
+            // The reply may have come while there was no connection. The server would drop the
+            // known message id as a duplicate, so the request is sent with a new one. The owner
+            // recognizes the call and answers it without running it.
             asked += 1;
             let id = format!("{inbox}.{asked}");
             message.headers.get_or_insert_default().insert(async_nats::header::NATS_MESSAGE_ID, id);
@@ -320,7 +328,8 @@ impl Shards {
         }
     }
 
-    /// Has a request stored, however often that takes. An error is certain: it was sent once.
+    /// Sends a request until it is stored. A `SendFailure` is certain: it is returned only if the
+    /// request was sent once.
     async fn store<'a>(
         &'a self,
         message: &OutgoingMessage,
@@ -334,7 +343,7 @@ impl Shards {
             };
             match stored {
                 Some(Ok(())) => return Ok(()),
-                // One that was sent before may be stored, whatever is said of this one.
+                // An earlier attempt may be stored, whatever is reported of this one.
                 Some(Err(TenoriteError::SendFailure(_))) if attempts.load(Ordering::Relaxed) > 1 => {
                     self.sleep(AGAIN).await;
                 }
@@ -345,20 +354,21 @@ impl Shards {
         }
     }
 
-    /// Sends a request, or puts it into the line. An error is certain, of this one.
+    /// Sends a request, or queues it. An error is certain for this attempt.
     fn attempt(&self, message: &OutgoingMessage, attempts: &AtomicU32) -> Result<Attempt<'_>, TenoriteError> {
         let remote = &self.remote;
         attempts.fetch_add(1, Ordering::Relaxed);
         let connections = remote.pending.connections.subscribe();
-        // Beside the reply's: it counts as one call.
+        // A second entry, beside that of the reply. The limit was checked for the reply's entry.
         let (entry, acknowledged) = remote.pending.register(&message.subject, message.until, usize::MAX)?;
         let message = message.clone().addressed(Some(remote.inbox_of(entry.id)));
         let queued = remote.outbox.send(message, &remote.runtime)?;
         Ok(Attempt { _entry: entry, acknowledged, queued, connections })
     }
 
-    /// What the server says of it, unless it says nothing for too long. How long it stands in the line does not count: there it would
-    /// lose its place. An error is certain, of this one.
+    /// Returns what the server reports of an attempt, or `None` if the request has to be sent again.
+    /// The time in the queue does not count: sending again would lose the place there. An error is
+    /// certain for this attempt.
     async fn stored(&self, attempt: Attempt<'_>) -> Option<Result<(), TenoriteError>> {
         let Attempt { _entry, mut acknowledged, queued, mut connections } = attempt;
         let mut ended = None;
@@ -373,7 +383,8 @@ impl Shards {
             None => tokio::select! {
                 biased;
                 acknowledged = acknowledged => reply(acknowledged),
-                // What was on its way is gone, one way or the other. Those that come later are not to come before it.
+                // What was in flight is delivered or lost. Send again now, before later requests
+                // are sent.
                 Ok(()) = connections.changed() => return None,
                 () = self.sleep(AGAIN) => return None,
             },
