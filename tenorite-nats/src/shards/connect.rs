@@ -100,7 +100,8 @@ impl<C, K> ConnectShards<C, K> {
         self
     }
 
-    /// Sets how long calls wait after the connection is lost. By default they wait until they expire.
+    /// Sets how long calls wait after the connection is lost. By default they wait until they
+    /// expire.
     pub fn grace_period(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
@@ -359,16 +360,16 @@ impl Shards {
         let remote = &self.remote;
         attempts.fetch_add(1, Ordering::Relaxed);
         let connections = remote.pending.connections.subscribe();
-        // A second entry, beside that of the reply. The limit was checked for the reply's entry.
+        // A second entry, beside that of the reply. The limit was checked for the first one.
         let (entry, acknowledged) = remote.pending.register(&message.subject, message.until, usize::MAX)?;
         let message = message.clone().addressed(Some(remote.inbox_of(entry.id)));
         let queued = remote.outbox.send(message, &remote.runtime)?;
         Ok(Attempt { _entry: entry, acknowledged, queued, connections })
     }
 
-    /// Returns what the server reports of an attempt, or `None` if the request has to be sent again.
-    /// The time in the queue does not count: sending again would lose the place there. An error is
-    /// certain for this attempt.
+    /// Returns what the server reports of an attempt, or `None` if it has to be sent again. The time in
+    /// the queue does not count: sending again would lose the place there. An error is certain for
+    /// this attempt.
     async fn stored(&self, attempt: Attempt<'_>) -> Option<Result<(), TenoriteError>> {
         let Attempt { _entry, mut acknowledged, queued, mut connections } = attempt;
         let mut ended = None;

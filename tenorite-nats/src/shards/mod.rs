@@ -1,67 +1,93 @@
-//! Owned shards: a service in so many parts, each of which has one owner among all processes, and a state that
-//! outlives it.
+//! Divides a service into shards. Each shard has one owner among all processes, and a state that
+//! outlives its owner.
 //!
 //! # The way of a request
 //!
 //! ```text
-//!   caller                    the stream                       the shard's owner
+//!   caller                 the stream                      the shard's owner
 //!   key → shard n
-//!   publish ────────────────► stored; acknowledged ──pinned──► is it known? then the answer of then, again
-//!     ⋮ again, with the same    consumer, one message at a      run the handler
-//!       id, if it is not known  time, in order                  write {state, its number, answer}, if no other has
-//!       to be stored                                            ▲ refused: another owns it. No reply, no acknowledgement
-//!   reply ◄──────────────────────────────────────────────────── reply, then acknowledge
+//!   publish ─────────────► stored; acknowledged
+//!     ⋮ again, same id,      │ the pinned consumer, one
+//!       until it is known    │ message at a time, in order
+//!       to be stored         └───────────────────────────► is it known? then the earlier answer
+//!                                                          run the handler
+//!                                                          write {state, request number, answer}
+//!                                                            if no other owner has written
+//!                                                          ▲ refused: another owner has written.
+//!                                                            No reply, no acknowledgement
+//!   reply ◄─────────────────────────────────────────────── reply, then acknowledge
 //! ```
 //!
 //! # Who owns a shard
 //!
-//! Three things decide, each about something else:
+//! Three mechanisms decide, each about something else:
 //!
 //! | what | decides | if it is wrong |
 //! |---|---|---|
-//! | the [members](members), by a [rule](assign) | which processes ask for a shard's requests | a shard waits, or moves once more than it has to |
-//! | the server's pin (priority policy `pinned_client`) | which of those gets them | two processes work on a request, and one of them in vain |
-//! | the record's revision | whose work counts | nothing would be left to rely on: it is the fence |
+//! | [members](members), [rule](assign) | which process pulls | a shard waits or moves |
+//! | the server's pin (`pinned_client`) | which of them gets requests | two work, one in vain |
+//! | the record's revision | whose work counts | nothing else protects the state: it is the fence |
 //!
-//! The pin is an election, and not a fence: a process that was suspended goes on with the message that it had.
-//! What it cannot do is write the state. That names the revision that it goes out from, and the server takes
-//! it from one of them only. With the state is written [which requests](dedup) have had their effect on it. So a
-//! request has it once, however often it is delivered, and however often it was sent. What else a handler
-//! does it may do more than once.
+//! The pin is an election, not a fence: a suspended process goes on with its message when it is
+//! resumed. But it cannot write the state. Each write names the revision that it is based on, and
+//! the server accepts one write per revision. The record also holds [which requests](dedup) have
+//! had their effect. So a request has its effect on the state once, however often it is delivered
+//! or sent. Other effects of a handler may happen more than once.
 //!
 //! # What is relied upon
 //!
-//! Each place where a number, a time or the word of a server decides about a request, and why it holds.
+//! Each decision about a request that depends on a number, a time or an answer of the server, and
+//! why it is sound.
 //!
-//! | decides | by | holds, because |
-//! |---|---|---|
-//! | a request has had its effect ([`dedup`]) | the caller's id and its own number | both are the caller's: no server counts them, and none can count them anew. A stream may go back in its sequence (a power cut, a directory that is restored) |
-//! | the same, without a number | the place and the moment at which it was stored | the place may come again after such a fall, but not in the same nanosecond |
-//! | a caller is forgotten | the moment at which the request in hand was stored, against the expiries that the caller's own requests name | both travel with the requests, so owners with different clocks forget alike. A copy that turns up later expires before the horizon, and does not run |
-//! | a request is too late | the owner's clock against the expiry that it names, with a tolerance | a wrong clock refuses a request that would have run, and its caller is told that clocks differ. It runs none twice |
-//! | the record is the last one | the leader's answer (`STREAM.MSG.GET`), and then a write of the same record at its revision | a follower may lag, and is not asked. A leader of before may answer, but cannot store. From that write on no other owner's write is taken |
-//! | a state was written | the revision that the server's acknowledgement names | it is acknowledged once a majority has stored it |
-//! | an owner of before reads no more | the pin's id on each message | the server makes a new one for each owner. With another than before, the record is read anew |
-//! | an answer is sent again | the caller's id and number, in the [memory](reply_cache) of the owner or the record | as in the first row |
-//! | the consumer is behind the stream | what it has delivered, asked before the stream's last number | the stream only grows between the two questions; if it is behind all the same, it has gone back, and the consumer is made anew |
-//! | a request has ended its owners | a note of the owner itself, before it starts a handler again | how often the server has delivered it says nothing of handlers. The first start is not noted |
+//! - **A request has had its effect** ([`dedup`]): decided by the id of the caller and the caller's
+//!   own number. The caller makes both, so no server can count them anew. A stream may go back in
+//!   its sequence (after a power cut, or when a directory is restored).
+//! - **The same, without a number**: decided by the sequence and the time at which the request was
+//!   stored. The sequence may repeat after a stream goes back, but not in the same nanosecond.
+//! - **A caller is forgotten**: decided by the time at which the current request was stored,
+//!   against the expiries in the caller's own requests. Both travel with the requests, so owners
+//!   with different clocks forget alike. A copy that turns up later expires before the horizon, and
+//!   does not run.
+//! - **A request is too late**: decided by the owner's clock against the expiry in the request,
+//!   with a tolerance. A wrong clock refuses a request that would have run, and the error says that
+//!   the clocks differ. It runs none twice.
+//! - **The record is the last one**: decided by the leader's answer (`STREAM.MSG.GET`), then by a
+//!   write of the same record at its revision. A follower may lag, and is not asked. A former
+//!   leader may answer, but cannot store. After that write no other owner's write is accepted.
+//! - **A state was written**: decided by the revision in the server's acknowledgement. The server
+//!   acknowledges after a majority has stored the message.
+//! - **A former owner runs no more reads**: decided by the pin id on each message. The server makes
+//!   a new one for each owner. If the pin id changes, the record is read again.
+//! - **An answer is sent again**: decided by the caller's id and number, in the [reply
+//!   cache](reply_cache) of the owner or in the record. It is sound for the first reason above.
+//! - **The stream has not gone back**: decided by what the consumer has delivered, asked before the
+//!   stream's last sequence. A stream only grows between the two questions. If its last sequence is
+//!   lower all the same, it has gone back, and the consumer is created anew.
+//! - **A request has ended its owners**: decided by a note that the owner writes before it starts a
+//!   handler again. The server's delivery count says nothing of handlers. The first start is not
+//!   noted.
 //!
-//! Not relied upon: the stream's sequence (a record still has it, for owners of older versions), the server's memory of
-//! message ids (it saves work, no more), direct gets, and the clocks of two machines against each other.
+//! Not relied upon: the stream's sequence (a record still has it, for owners of older versions),
+//! the server's memory of message ids (it only saves work), direct gets, and the clocks of two
+//! machines against each other.
 //!
 //! # What happens when one leaves
 //!
-//! | who leaves | what follows |
-//! |---|---|
-//! | the owner, by `stop` | it ends the request in hand, and is unpinned: the one that stands by has the next within milliseconds |
-//! | the owner, killed or suspended | the one that stands by is pinned after the pin's time (2 s), and has the message in hand once that counts as lost (4 s) |
-//! | a suspended owner comes back | what it had in hand is refused, and it stands by |
-//! | a handler, by not ending | it is dropped at its limit, and the state is the one of before |
-//! | the owner, by what a request does to it | that request is started at most so often, and then set aside |
-//! | the caller | the request is stored, and runs |
-//! | the server | what it had acknowledged it has stored, unless the power is cut before it has synced. Callers send again, with the same id, what they do not know to be stored |
-//! | the stream, a consumer or the bucket, deleted | the owner makes it anew. With the bucket the states are gone |
-//! | the connection, of a caller or of the server | what was said to the caller meanwhile is gone. It asks again, with another id, and the owner has its last [answers](reply_cache) |
+//! - **The owner, by `stop`**: it finishes the current request, and is unpinned. The standby gets
+//!   the next request within milliseconds.
+//! - **The owner, killed or suspended**: the standby is pinned after the pin's time (2 s). It gets
+//!   the current message when that counts as lost (4 s).
+//! - **A suspended owner that comes back**: what it was working on is refused, and it stands by.
+//! - **A handler that does not end**: it is dropped at its limit, and the state stays as before.
+//! - **The owner, because of a request**: the request is started a limited number of times, and
+//!   then set aside.
+//! - **The caller**: the request is stored, and runs.
+//! - **The server**: what it has acknowledged is stored, unless the power is cut before it has
+//!   synced. Callers send again, with the same id, what they do not know to be stored.
+//! - **The stream, a consumer or the bucket, deleted**: the owner creates it anew. With the bucket
+//!   the states are lost.
+//! - **The connection, of a caller or of the server**: replies that are sent meanwhile are lost.
+//!   The caller asks again with another id, and the owner has its last [answers](reply_cache).
 
 mod assign;
 mod connect;
@@ -83,13 +109,13 @@ pub use self::serve::{ServeShards, ServingShards, serve_shards};
 pub(crate) use self::status::Board;
 pub use self::status::{ShardInfo, ShardState, ShardsWatch};
 
-/// How long an owner may not be heard of before another is pinned.
+/// The time without a pull after which the server pins another owner.
 const PIN: Duration = Duration::from_secs(2);
-/// How long a pull lasts: half of that, so that the pin is not lost between two.
+/// The length of a pull: half of [`PIN`], so that the pin is not lost between two pulls.
 const PULL: Duration = Duration::from_secs(1);
-/// How long a message may be in hand without a word. Not less than the pin's time.
+/// The time without progress after which a message is redelivered. Not less than [`PIN`].
 const ACK_WAIT: Duration = Duration::from_secs(4);
-/// How long the server knows the ids of messages.
+/// The time for which the server remembers message ids.
 const DUPLICATES: Duration = Duration::from_secs(60);
-/// The group within which one is pinned.
+/// The priority group within which one owner is pinned.
 const GROUP: &str = "owner";
