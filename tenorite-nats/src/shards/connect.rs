@@ -367,9 +367,9 @@ impl Shards {
         Ok(Attempt { _entry: entry, acknowledged, queued, connections })
     }
 
-    /// Returns what the server reports of an attempt, or `None` if it has to be sent again. The time in
-    /// the queue does not count: sending again would lose the place there. An error is certain for
-    /// this attempt.
+    /// Returns what the server reports of an attempt, or `None` if it has to be sent again. The
+    /// time in the queue does not count: sending again would lose the place there. An error is
+    /// certain for this attempt.
     async fn stored(&self, attempt: Attempt<'_>) -> Option<Result<(), TenoriteError>> {
         let Attempt { _entry, mut acknowledged, queued, mut connections } = attempt;
         let mut ended = None;

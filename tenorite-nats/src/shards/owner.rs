@@ -1,4 +1,5 @@
-//! The owner of one shard. See [`super`] for who owns what, and for why each check holds.
+//! Runs the owner of one shard. See [`super`] for how ownership is decided, and why each check is
+//! sound.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -37,16 +38,16 @@ use crate::serve::{encode_reply, flush, read_request};
 use crate::trace::Span;
 use crate::wire::{self, CallId, Received};
 
-/// How long an owner rests that could not go on.
+/// The pause of an owner that could not go on.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long an owner that hands over waits for the message that may be on its way to it.
+/// How long an owner that hands over waits for a message that may be in flight to it.
 const LAST: Duration = Duration::from_millis(20);
-/// How often an owner looks whether its connection is still the same.
+/// How often an owner checks whether its connection is still the same.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much of a message is not the state, at most.
+/// An upper bound for the part of a message that is not the record, in bytes.
 const HEADERS: usize = 256;
 
-/// What the owners of one process have in common.
+/// The state that the owners of one process share.
 pub(super) struct Shared<W, K> {
     pub(super) client: Client,
     pub(super) streams: StreamNames,
@@ -60,12 +61,12 @@ pub(super) struct Shared<W, K> {
     pub(super) tolerance: Duration,
     pub(super) handler_limit: Duration,
     pub(super) attempts: u32,
-    /// For the next reply.
+    /// The size to allocate for the next reply.
     pub(super) capacity: CapacityHint,
     pub(super) board: Arc<Board>,
     pub(super) figures: Arc<EndpointStats>,
     pub(super) stop: CancellationToken,
-    /// Handlers are to be dropped.
+    /// When cancelled, running handlers are dropped.
     pub(super) cut: CancellationToken,
 }
 
@@ -78,42 +79,45 @@ impl<W, K> Shared<W, K> {
     }
 }
 
-/// The owner of one shard, or what stands by for it.
+/// The owner of one shard, or its standby.
 pub(super) struct Owner<W, K> {
     shared: Arc<Shared<W, K>>,
     shard: u32,
     directive: watch::Receiver<Directive>,
-    /// Of requests that have had their effect, whichever process holds the state by now.
+    /// Answers of requests that have had their effect. They stay true whichever process owns the
+    /// state.
     answers: Mutex<ReplyCache>,
-    /// When the stream was made that it serves from, in nanoseconds since 1970.
+    /// When the stream in use was created, in nanoseconds since 1970.
     age: AtomicI64,
 }
 
-/// A shard's state, as its owner has it in hand.
+/// The state of a shard in the memory of its owner.
 struct Held<W: Dispatch> {
     hand: Runner<W>,
-    /// Of the record that this comes from: the fence.
+    /// The revision of the record that this state comes from: the fence.
     revision: u64,
     known: DedupWindow,
-    /// By what the server knows this owner. With another, others may have been there in between.
+    /// The server's pin id of this owner. If it changes, there may have been other owners in
+    /// between.
     pin: Option<String>,
 }
 
-/// A message, and what the server says of it.
+/// A message, and what the server reports of it.
 struct Delivery {
     message: Message,
     call: CallId,
     sequence: u64,
     /// When it was stored, in seconds since 1970.
     stored: u64,
-    /// How often it was delivered, this time included.
+    /// How often it was delivered, including this time.
     times: i64,
     expiry: Expiry,
     pin: Option<String>,
 }
 
-/// An owner cannot go on with what it has in hand: another has written the state, the server does not answer,
-/// or what it has is not to be understood. Whichever it is, it begins anew with what the server has.
+/// The owner cannot go on with its state in memory: another owner has written the state, the server
+/// does not answer, or something cannot be parsed. In each case it starts again from what the
+/// server has.
 struct Lost(String);
 
 impl Lost {
@@ -125,9 +129,10 @@ impl Lost {
 /// Why an owner does not go on with a request.
 enum Leave {
     Lost(Lost),
-    /// The state is of another worker, or of another version of this one: another owner may be able to read it.
+    /// The state belongs to another worker or another version of it. Another owner may be able to
+    /// read it.
     Unreadable(Box<Unreadable>),
-    /// The handler was dropped, so that this process can stop.
+    /// The handler was dropped so that this process can stop.
     Cut,
 }
 
@@ -138,20 +143,21 @@ impl From<Lost> for Leave {
 }
 
 struct Unreadable {
-    /// What can be read of it all the same.
+    /// The record, if all but the state in it can be read.
     record: Option<Record>,
     why: String,
 }
 
-/// Why the owner asks for requests no more.
+/// Why the owner stops pulling requests.
 enum End {
     /// It has handed the shard over.
     HandedOver,
-    /// It could not read the state, and has left it to others.
+    /// It could not read the state, and has left the shard to other owners.
     Unreadable(String),
 }
 
-/// Which request was started before, and how often: kept where the states are.
+/// Which request was started again, and how often it had been started. Stored in the bucket of
+/// states.
 #[derive(Debug, Serialize, Deserialize)]
 struct Attempts {
     caller: u64,
@@ -179,19 +185,19 @@ where
                 biased;
                 () = shared.stop.cancelled() => break,
                 asked = asked => if asked.is_err() {
-                    // The membership is over: nobody says any more whose turn it is.
+                    // The membership has ended, so no more directives come.
                     break;
                 },
             }
             let mut held = None;
-            // What panics in there is the user's: what makes, reads or writes a state.
+            // User code may panic here: the code that creates, reads or writes a state.
             let served = AssertUnwindSafe(self.serve(&mut held, has_failed)).catch_unwind();
             let served = tokio::select! {
                 served = served => served,
-                // Without a connection it may wait for one, and there is nothing to be handed over.
+                // Without a connection `serve` may wait for one, and nothing can be handed over.
                 () = shared.stopped_without_a_connection() => break,
             };
-            // And what panics in its hook, or when it is dropped: the shard goes on without it.
+            // The worker's close hook and its drop may panic too. The shard goes on.
             let _ = AssertUnwindSafe(close(held.take())).catch_unwind().await;
             has_failed = true;
             match served {
@@ -233,7 +239,7 @@ where
     }
 
     fn failed(&self, state: ShardState, why: String) {
-        // First the reason: a state that is seen is seen with it.
+        // The reason first, so that a reader of the new state sees it too.
         let is_news = self.shared.board.failed(self.shard, why.clone());
         let had = self.shared.board.set_state(self.shard, state) == ShardState::Owned;
         if is_news || had {
@@ -253,25 +259,26 @@ where
         self.shared.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// Looks at what this owner serves from. It may be another stream by now, under the same name, and its
-    /// sequence may be behind what the consumer has delivered.
+    /// Checks the stream that this owner serves from. It may be another stream under the same name
+    /// by now, and its sequence may be behind what the consumer has delivered.
     async fn look_at_the_stream(&self, consumer: &PullConsumer) -> Result<(), Lost> {
         let shared = &self.shared;
-        // First the consumer: what it has delivered then the stream has had by the time that it is asked.
+        // The consumer first: whatever it has delivered, the stream has had by the time it is
+        // asked.
         let delivered = consumer.get_info().await.map_err(Lost::because)?.delivered.stream_sequence;
         let info = shared.stream.get_info().await.map_err(Lost::because)?;
         shared.streams.is_ours(&info.config, shared.shards).map_err(Lost::because)?;
         let made = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
         self.age.store(made, Ordering::Relaxed);
         if delivered > info.state.last_sequence {
-            // It would pass over all requests up to what it has delivered before.
+            // The consumer would skip all requests up to the sequence that it delivered before.
             let _ = shared.stream.delete_consumer(&self.name()).await;
             return Err(Lost("the stream has gone back in its sequence".to_owned()));
         }
         Ok(())
     }
 
-    /// Makes anew what is gone, if something is.
+    /// Creates the stream and the bucket again if they are gone.
     async fn restore(&self) -> Result<(), Lost> {
         let shared = &self.shared;
         shared.streams.stream(&shared.wanted).await.map_err(Lost::because)?;
@@ -279,7 +286,7 @@ where
         Ok(())
     }
 
-    /// Serves as long as it can, and as it is asked to.
+    /// Serves until the owner is stopped, is directed to hand over, or fails.
     async fn serve(&mut self, held: &mut Option<Held<W>>, has_failed: bool) -> Result<End, Lost> {
         let shared = Arc::clone(&self.shared);
         let mut connects = self.connects();
@@ -318,8 +325,9 @@ where
                     }
                     message = messages.next() => message.ok_or_else(|| Lost("the client is closed".to_owned()))?,
                     _ = looks.tick() => {
-                        // It may be another server, or have lost something. The pulls come back by themselves, and what
-                        // has come by them is not to wait until it counts as lost.
+                        // The server may be another one, or have lost something. The pulls resume
+                        // by themselves and are kept: a message that they have received must not
+                        // wait for redelivery.
                         let now = self.connects();
                         if std::mem::replace(&mut connects, now) != now {
                             self.look_at_the_stream(&consumer).await?;
@@ -331,7 +339,7 @@ where
             let message = match message {
                 Ok(message) => message,
                 Err(error) => {
-                    // It asks again by itself, if what it asks is still there.
+                    // The stream pulls again by itself if the consumer still exists.
                     consumer.get_info().await.map_err(|gone| Lost(format!("{error}: {gone}")))?;
                     sleep(PAUSE / 2).await;
                     continue;
@@ -349,7 +357,8 @@ where
                     return Err(lost);
                 }
                 Err(Leave::Unreadable(unreadable)) => {
-                    // A process that can read it is not to wait until this one is forgotten.
+                    // Hand over now: a process that can read the state should not have to wait for
+                    // the pin to expire.
                     *held = None;
                     self.hand_over(pin.as_deref(), consumer, messages, ahead).await;
                     return Ok(End::Unreadable(unreadable.why));
@@ -366,7 +375,8 @@ where
         Ok(End::HandedOver)
     }
 
-    /// Lets another one be pinned at once, and have at once what has come to this one.
+    /// Unpins this owner, so that another is pinned at once and gets at once what was delivered
+    /// here.
     async fn hand_over(
         &self,
         pin: Option<&str>,
@@ -375,7 +385,8 @@ where
         ahead: Option<Result<Message, pull::MessagesError>>,
     ) {
         flush(&self.shared.client).await;
-        // The last acknowledgement has made way for one more message, if there is one. There is no second.
+        // The last acknowledgement lets the server deliver one more message, if there is one. It
+        // cannot deliver two (`max_ack_pending` is 1).
         let next = match ahead {
             Some(next) => Some(next),
             None => timeout(LAST, messages.next()).await.ok().flatten(),
@@ -408,7 +419,7 @@ where
                 let expires = received.expires.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 Expiry { expires: expires.as_secs(), budget: received.budget.as_secs() + 1 }
             }
-            // Something else than a request. It does not run, and nothing is known of it.
+            // This is not a request. It does not run, and its expiry is unknown.
             Err(_) => Expiry { expires: u64::MAX, budget: 0 },
         };
         Ok(Delivery {
@@ -451,16 +462,17 @@ where
 
         let answered = self.answers().of(call);
         if let Some(answer) = answered {
-            // It was sent again, or delivered again.
+            // It was sent or delivered again.
             self.reply(message, answer).await;
             return Ok(self.acknowledge(message).await?);
         }
         let tolerance = (!wire::is_kept(message.headers.as_ref())).then_some(shared.tolerance);
         let read = read_request::<W::Request, K>(message, &shared.codec, tolerance);
-        // What reads has no effect, and is not among those that are known. What is not to be understood may be anything.
+        // A request that only reads has no effect, and is not in the window. One that cannot be
+        // decoded may be of either kind.
         let reads = matches!(&read, Ok((_, method, _)) if method.reads());
         if !reads && held.known.has(call, delivery.expiry.expires) {
-            // It has had its effect, or may have had it. Its answer is gone.
+            // It has, or may have, had its effect. Its answer is gone.
             self.reply(message, unanswered()).await;
             return Ok(self.acknowledge(message).await?);
         }
@@ -484,7 +496,7 @@ where
         if delivery.times > 1
             && let Some(answer) = self.give_up_on(&delivery).await?
         {
-            // DedupWindow, so that it does not begin anew if it is sent again.
+            // Write the request to the window, so that it does not start again if it is sent again.
             let _ = self.write(held, &delivery, &answer).await?;
             self.answers().add(call, answer.clone());
             self.reply(message, answer).await;
@@ -511,13 +523,13 @@ where
                         let _ = message.ack_with(AckKind::Nak(None)).await;
                         return Err(Leave::Cut);
                     }
-                    // With it the handler is dropped.
+                    // This drops the handler.
                     () = &mut limit => break Err(TenoriteError::FetchFailure(FetchReason::Expired)),
-                    // It is in hand, and is not to be delivered to anybody else.
+                    // Keep the server from redelivering the message while its handler runs.
                     _ = progress.tick() => {
                         let _ = message.ack_with(AckKind::Progress).await;
                     }
-                    // Without this the pin would be lost.
+                    // Keep pulling: otherwise the pin would be lost.
                     next = messages.next(), if ahead.is_none() => match next {
                         Some(next) => *ahead = Some(next),
                         None => return Err(Lost("the client is closed".to_owned()).into()),
@@ -528,8 +540,8 @@ where
         let took = began.elapsed();
         shared.figures.ended(method, took, outcome.as_ref().err());
         shared.board.ran(self.shard, took, outcome.is_err());
-        // After a panic, or a limit, its worker is gone, and with it what it had done: the next request finds
-        // the state of before.
+        // After a panic or at the limit the worker is gone, with the changes it had made. The next
+        // request finds the previous state.
         let is_torn = held.hand.worker().is_none();
         let reply = outcome
             .and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.capacity));
@@ -538,11 +550,12 @@ where
             && !method.reads()
             && let Err(error) = self.write(held, &delivery, &answer).await?
         {
-            // Nothing of it lasts, and so nothing of it may be seen.
+            // Nothing of the change is stored, so none of it may be seen.
             answer = failure(&error);
             *place = None;
         }
-        // Of what changed nothing as well, if it was to: its caller has been told so, and it is not to run when it comes again.
+        // Keep the answer even if the state has not changed: its caller is told, and the request
+        // must not run when it comes again.
         if !method.reads() {
             self.answers().add(call, answer.clone());
         }
@@ -550,11 +563,11 @@ where
         Ok(self.acknowledge(message).await?)
     }
 
-    /// Notes that a request that was delivered before is started again. Returns its answer if it was started
-    /// so often, and came to no end, that it is to be started no more.
+    /// Notes that a request that was delivered before is started again. Returns its answer if it
+    /// has been started too often without completing.
     ///
-    /// How often it was delivered says less: an owner that is killed may not have got as far as this. So the
-    /// first start is the only one that is not noted.
+    /// The delivery count says less: an owner that is killed may not have started the handler. So
+    /// the first start is the only one that is not noted.
     async fn give_up_on(&self, delivery: &Delivery) -> Result<Option<Answer>, Lost> {
         let shared = &self.shared;
         let (name, call) = (format!("attempts-{}", self.shard), delivery.call);
@@ -591,8 +604,9 @@ where
         Ok(Some(failure(&error)))
     }
 
-    /// Tells a call that its shard's state cannot be read, and what is known of it all the same. What nobody waits for is left to
-    /// another owner, as long as it is not too late.
+    /// Replies to a call that its shard's state cannot be read, with what the record tells all the
+    /// same. A request without a waiting call is left to another owner as long as it has not
+    /// expired.
     async fn refuse(&self, delivery: &Delivery, unreadable: &Unreadable) -> Result<(), Lost> {
         let shared = &self.shared;
         let Delivery { message, call, .. } = delivery;
@@ -614,7 +628,7 @@ where
         }
         let is_awaited = wire::reply_of(message.headers.as_ref(), &shared.inbox).is_some();
         match read {
-            // Without the record nobody knows whether it has had its effect.
+            // Without the record it is unknown whether the request has had its effect.
             _ if is_awaited && record.is_none() => {
                 self.reply(message, failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))))
                     .await;
@@ -628,7 +642,8 @@ where
         }
     }
 
-    /// Tells a call that its request does not run. First that has to be certain: that it is delivered to nobody else, and was not.
+    /// Refuses a request. First it must be certain that it is delivered to no other owner, now or
+    /// before.
     async fn turn_away(&self, delivery: &Delivery, error: TenoriteError) -> Result<(), Lost> {
         let message = &delivery.message;
         let over = message.double_ack().await;
@@ -638,12 +653,13 @@ where
         over.map_err(Lost::because)
     }
 
-    /// Reads the state, and makes certain that this owner is the only one that can write it from here on.
+    /// Reads the state, and ensures that from here on only this owner can write it.
     ///
-    /// The record is read from the leader, but a server that was the leader, and was suspended, answers as well
-    /// when it is resumed. So the record is written once more, as it is: that is taken from one owner only, and
-    /// only if it has read the last one. From then on what an owner of before has in hand is refused, and what
-    /// this one answers to those who read is the state that was written last.
+    /// The record is read from the leader. But a former leader that was suspended answers as well
+    /// when it is resumed. So the record is written once more, unchanged. The server accepts that
+    /// from one owner only, and only if that owner has read the last record. From then on the
+    /// writes of former owners are refused, and the reads that this owner answers see the last
+    /// written state.
     async fn load(&self, pin: Option<String>) -> Result<Held<W>, Leave> {
         let shared = &self.shared;
         let stored = shared.streams.read(&shared.states, &self.name()).await.map_err(Lost)?;
@@ -658,7 +674,7 @@ where
                     Err(error) => return Err(self.unreadable(Some(record), &error)),
                 };
                 if let Some(call) = record.call {
-                    // Not as a part of the record, which would be kept with it.
+                    // Copy the answer: a slice would keep the whole record alive.
                     let answer = match &record.answer {
                         Answer::Response(bytes) => Answer::Response(Bytes::copy_from_slice(bytes)),
                         failure @ Answer::Failure(..) => failure.clone(),
@@ -670,7 +686,8 @@ where
             None => {
                 let worker = (shared.initial)(self.shard);
                 let mut state = Vec::new();
-                // One that cannot be written is told to each request that changes it, and no owner changes it.
+                // A state that cannot be written is reported to each request that changes it. No
+                // owner can change it.
                 let record = shared.codec.encode(&worker, &mut state).ok().map(|()| {
                     let record = Record {
                         stream: 0,
@@ -707,13 +724,14 @@ where
         Leave::Unreadable(Box::new(Unreadable { record, why: why.to_string() }))
     }
 
-    /// How large a message may be, in bytes.
+    /// Returns the maximum size of a message, in bytes.
     fn most(&self) -> usize {
         self.shared.client.max_payload()
     }
 
-    /// Writes the state, with the request that has changed it and its answer. The fence: it is taken only from
-    /// an owner that has the last state. In it the error of a state that cannot be written.
+    /// Writes the state, with the request that has changed it and its answer. This is the fence:
+    /// the server accepts it only from the owner that has the last state. The inner error is that
+    /// of a state that cannot be written.
     async fn write(
         &self,
         held: &mut Held<W>,
@@ -738,7 +756,7 @@ where
             state: state.into(),
         };
         let record = record.write();
-        // With the headers that say which revision it goes out from.
+        // The headers name the revision that the write is based on.
         let (size, limit) = (record.len() + HEADERS, self.most());
         if size > limit {
             return Ok(Err(TenoriteError::FetchFailure(FetchReason::TooLarge(TooLarge { size, limit }))));
@@ -751,7 +769,7 @@ where
                 shared.board.recorded(self.shard, revision, length);
                 Ok(Ok(()))
             }
-            // Another has written it, or nobody knows.
+            // Another owner has written it, or the outcome is unknown.
             Err(error) => Err(Lost::because(error)),
         }
     }
@@ -759,7 +777,7 @@ where
     async fn reply(&self, message: &Message, answer: Answer) {
         let shared = &self.shared;
         let Some(reply) = wire::reply_of(message.headers.as_ref(), &shared.inbox) else { return };
-        // An error here is that of a client that is closed.
+        // It fails only if the client is closed.
         let _ = match answer {
             Answer::Response(bytes) => shared.client.publish(reply, bytes).await,
             Answer::Failure(word, text) => {
@@ -773,7 +791,7 @@ where
     }
 }
 
-/// Ends a worker that is let go.
+/// Closes a worker that is no longer needed.
 async fn close<W: Dispatch>(held: Option<Held<W>>) {
     if let Some(mut held) = held
         && let Some(worker) = held.hand.worker()
@@ -782,20 +800,21 @@ async fn close<W: Dispatch>(held: Option<Held<W>>) {
     }
 }
 
-/// Returns whether the owner of this pin is the one that the server sends to.
+/// Returns whether this pin is the current one of the consumer.
 async fn is_pinned(pin: Option<&str>, consumer: &PullConsumer) -> Result<bool, Lost> {
     let info = consumer.get_info().await.map_err(Lost::because)?;
     let pinned = info.priority_groups.iter().find(|group| group.group == GROUP);
     Ok(pin.is_some() && pinned.is_some_and(|group| group.pinned_client_id.as_deref() == pin))
 }
 
-/// By what the server knows the owner that it has sent this to.
+/// Returns the server's pin id of the owner that a message was sent to.
 fn pin_of(message: &Message) -> Option<String> {
     let pin = message.headers.as_ref()?.get_last(async_nats::header::NATS_PIN_ID)?;
     Some(pin.to_string())
 }
 
-/// It has had its effect, or may have had it, and what it was answered is gone.
+/// Returns the answer of a request that has, or may have, had its effect, and whose own answer is
+/// gone.
 fn unanswered() -> Answer {
     failure(&TenoriteError::FetchFailure(FetchReason::Unanswered))
 }
