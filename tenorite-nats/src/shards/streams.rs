@@ -1,9 +1,10 @@
-//! What a sharded service has in the server: a stream of requests with a consumer for each shard, and a
-//! bucket of states.
+//! Creates, checks and updates what a sharded service has in the server: a stream of requests with
+//! a consumer for each shard, and a bucket of states.
 //!
-//! Whatever is there already is compared with what is needed. What the server can change is changed; what
-//! it cannot is an error that names each difference. Nothing is taken as it happens to be: a consumer
-//! without a pin, or a stream that forgets, looks like one that works until something fails.
+//! Whatever exists already is compared with what is needed. A difference is changed if the server
+//! can change it. Otherwise it is an error that names each difference. No configuration is accepted
+//! unchecked: a consumer without a pin, or a stream that loses messages, seems to work until
+//! something fails.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,16 +23,16 @@ use crate::connection::Nats;
 use crate::error::Error;
 use crate::wire;
 
-/// Where the number of shards is written down, in the stream's metadata.
+/// The key of the number of shards in the stream's metadata.
 const SHARDS: &str = "tenorite-shards";
-/// Where the account of the owners is written down, in the stream's metadata.
+/// The key of the owners' account in the stream's metadata.
 const ACCOUNT: &str = "tenorite-account";
-/// How many requests of one method may wait for a shard, unless it is said.
+/// The default limit of requests of one method that wait for a shard.
 const BACKLOG: u32 = 1024;
-/// How many consumers are asked for at the same time.
+/// How many consumers are created concurrently.
 pub(super) const AT_ONCE: usize = 16;
 
-/// The names of a service's stream and bucket, and how to reach them.
+/// The names of a service's stream and bucket, and the JetStream context to reach them.
 #[derive(Clone)]
 pub(crate) struct StreamNames {
     pub(super) context: Context,
@@ -41,17 +42,17 @@ pub(crate) struct StreamNames {
     pub(super) name: String,
 }
 
-/// What is asked for. `None` is to leave what is there, or to take the default.
+/// The configuration that is asked for. `None` keeps the existing setting, or takes the default.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) shards: u32,
     pub(super) backlog: Option<u32>,
     pub(super) replicas: Option<usize>,
-    /// The account of the owners, if the server tells it.
+    /// The account of the owners, if the server reports it.
     pub(super) account: Option<String>,
 }
 
-/// What the leader has of a key.
+/// The last message of a key, read from the leader.
 pub(super) struct Stored {
     pub(super) revision: u64,
     /// `None` if it was deleted.
@@ -72,7 +73,7 @@ impl StreamNames {
         Ok(Self { context, subject: format!("{subject}.shard"), name })
     }
 
-    /// Where owners tell each other that they are there.
+    /// Returns the subject on which members announce themselves.
     pub(super) fn owners(&self) -> String {
         format!("{}.owners", self.subject)
     }
@@ -81,7 +82,7 @@ impl StreamNames {
         format!("{}.*.*", self.subject)
     }
 
-    /// Returns the stream, made or changed to what is wanted.
+    /// Returns the stream, created or updated as wanted.
     pub(super) async fn stream(&self, wanted: &Wanted) -> Result<Stream, Error> {
         let mut metadata = std::collections::HashMap::from([(SHARDS.to_owned(), wanted.shards.to_string())]);
         metadata.extend(wanted.account.clone().map(|account| (ACCOUNT.to_owned(), account)));
@@ -91,7 +92,7 @@ impl StreamNames {
             retention: RetentionPolicy::WorkQueue,
             storage: StorageType::File,
             num_replicas: wanted.replicas.unwrap_or(1),
-            // One more is refused, and its caller is told.
+            // Reject new messages at the limit, so that the caller gets an error.
             discard: DiscardPolicy::New,
             discard_new_per_subject: true,
             max_messages_per_subject: wanted.backlog.unwrap_or(BACKLOG).into(),
@@ -148,7 +149,7 @@ impl StreamNames {
         })
     }
 
-    /// Returns the number of shards, and the account of their owners if they have told it.
+    /// Returns the number of shards, and the account of their owners if it is known.
     pub(super) async fn shards(&self) -> Result<(u32, Option<String>), ShardsError> {
         let stream = self.context.get_stream(&self.name).await.map_err(|error| {
             let is_missing = matches!(error.kind(), GetStreamErrorKind::JetStream(error) if [
@@ -164,7 +165,7 @@ impl StreamNames {
         Ok((shards, there.metadata.get(ACCOUNT).cloned()))
     }
 
-    /// Two subjects may come to the same name, and only one of them can have it.
+    /// Checks the subjects: two services can map to the same stream name, and only one can have it.
     pub(super) fn is_ours(&self, there: &stream::Config, asked: u32) -> Result<(), Error> {
         if there.subjects == [self.subjects()] {
             return Ok(());
@@ -172,7 +173,7 @@ impl StreamNames {
         Err(Error::Shards { asked, there: None })
     }
 
-    /// Returns the bucket of states, made or changed to what is wanted.
+    /// Returns the bucket of states, created or updated as wanted.
     pub(super) async fn states(&self, replicas: Option<usize>) -> Result<Store, Error> {
         let new = kv::Config {
             bucket: self.name.clone(),
@@ -185,7 +186,7 @@ impl StreamNames {
             Ok(store) => store,
             Err(missing) => match self.context.create_key_value(new).await {
                 Ok(store) => store,
-                // Another was faster, or this is not what is missing.
+                // Another process may have created it in between.
                 Err(error) => match self.context.get_key_value(&self.name).await {
                     Ok(store) => store,
                     Err(_) => return Err(Error::JetStream(format!("{error}; {missing}"))),
@@ -205,7 +206,7 @@ impl StreamNames {
         Ok(store)
     }
 
-    /// Returns a shard's consumer, made or changed to what is needed.
+    /// Returns the consumer of a shard, created or updated as needed.
     pub(super) async fn consumer(&self, stream: &Stream, shard: u32) -> Result<PullConsumer, Error> {
         let name = name_of(shard);
         let wanted = pull::Config {
@@ -213,7 +214,7 @@ impl StreamNames {
             filter_subject: format!("{}.{shard}.*", self.subject),
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            // One at a time, in order.
+            // One message at a time, in order.
             max_ack_pending: 1,
             priority_policy: PriorityPolicy::PinnedClient,
             priority_groups: vec![GROUP.to_owned()],
@@ -230,19 +231,19 @@ impl StreamNames {
         let changed = changed.map_err(|error| {
             Error::Differs(format!("{differences}; the server does not change it: {error}"))
         })?;
-        // A server that does not know of pins says nothing, and leaves them out.
+        // A server that does not support pins ignores these fields silently.
         let differences = differences_of(&name, &changed.cached_info().config, &wanted);
         differences.refuse()?;
         Ok(changed)
     }
 
-    /// Reads a key of the bucket from the leader. A direct get, which is a bucket's usual way, may be answered
-    /// by a follower that lags behind.
+    /// Reads a key of the bucket from the leader. A direct get, which a bucket uses by default, may
+    /// be answered by a follower that lags.
     pub(super) async fn read(&self, states: &Store, key: &str) -> Result<Option<Stored>, String> {
         let subject = format!("{}{key}", states.prefix);
         match states.stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => {
-                // A bucket marks what is deleted by a header.
+                // A bucket marks a deleted key with this header.
                 let is_there = message.headers.get("KV-Operation").is_none();
                 Ok(Some(Stored { revision: message.sequence, value: is_there.then_some(message.payload) }))
             }
@@ -251,8 +252,8 @@ impl StreamNames {
         }
     }
 
-    /// Returns whether the stream takes what is published to it, from this account. Nothing is stored: the
-    /// message names a stream that there cannot be.
+    /// Returns whether a stream takes what this account publishes to the subject. Nothing is
+    /// stored, because the message expects a stream name that cannot exist.
     pub(super) async fn takes(&self, method: &str) -> bool {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert(async_nats::header::NATS_EXPECTED_STREAM, "-");
@@ -265,14 +266,14 @@ impl StreamNames {
     }
 }
 
-/// What a shard's consumer and its record are called.
+/// Returns the name of a shard's consumer and of its record.
 pub(super) fn name_of(shard: u32) -> String {
     format!("shard-{shard}")
 }
 
-/// Why the number of shards is not known.
+/// Why the number of shards is unknown.
 pub(super) enum ShardsError {
-    /// There is no such stream in this account.
+    /// This account has no such stream.
     Missing(String),
     Other(Error),
 }
@@ -296,12 +297,12 @@ fn differences_of(name: &str, there: &consumer::Config, wanted: &pull::Config) -
     differences.compare("priority_policy", &there.priority_policy, &wanted.priority_policy);
     differences.compare("priority_groups", &there.priority_groups, &wanted.priority_groups);
     differences.compare("priority_timeout", &there.priority_timeout, &wanted.priority_timeout);
-    // A limit of deliveries on the server would drop a request, and tell nobody.
+    // At a delivery limit the server would drop a request without an error.
     differences.compare("max_deliver", &there.max_deliver.max(-1), &-1);
     differences
 }
 
-/// What differs between what is there and what is needed.
+/// The differences between the existing and the needed configuration.
 struct Differences {
     what: String,
     lines: Vec<String>,
@@ -333,10 +334,11 @@ impl fmt::Display for Differences {
     }
 }
 
-/// The oldest server that pins consumers.
+/// The oldest server version that supports pinned consumers.
 const OLDEST: (u64, u64) = (2, 11);
 
-/// Refuses a server that does not know of pins. Such a server takes the configuration, and leaves it out.
+/// Refuses a server that does not support pins. Such a server accepts the configuration, and
+/// ignores the pin.
 pub(super) fn is_new_enough(nats: &Nats) -> Result<(), Error> {
     let version = nats.client().server_info().version;
     if !is_too_old(&version) {
@@ -346,13 +348,14 @@ pub(super) fn is_new_enough(nats: &Nats) -> Result<(), Error> {
     Err(Error::JetStream(format!("the server is {version}, and shards need {major}.{minor} or newer")))
 }
 
-/// What is not to be understood is taken for new: a consumer without a pin is noticed later.
+/// Returns whether the version is too old. A version that cannot be parsed counts as new: a missing
+/// pin is noticed later.
 fn is_too_old(version: &str) -> bool {
     let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u64>().ok());
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < OLDEST)
 }
 
-/// Returns the account of this connection, if the server tells it.
+/// Returns the account of this connection, if the server reports it.
 pub(super) async fn account(nats: &Nats) -> Option<String> {
     let asked = nats.client().request("$SYS.REQ.USER.INFO", Bytes::new());
     let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
@@ -388,7 +391,7 @@ mod tests {
             priority_policy: PriorityPolicy::PinnedClient,
             ..Default::default()
         };
-        // As a server of before pins would answer.
+        // The answer of a server without pins.
         let there = consumer::Config { max_ack_pending: 1000, max_deliver: -1, ..Default::default() };
         let differences = differences_of("shard-0", &there, &wanted);
         let error = differences.refuse().unwrap_err().to_string();
