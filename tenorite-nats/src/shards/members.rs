@@ -1,11 +1,11 @@
-//! Who owns shards, and which of them each is to own.
+//! Tracks the processes that own shards, and directs which shards this process asks for.
 //!
-//! Every process that owns shards says twice a second that it is there, and what it does about each shard, on
-//! a subject of core NATS. All of them compute from that, by the same [rule](super::assign), who the first
-//! and the second owner of each shard is. Nothing is decided by it but who *asks* for a shard's requests:
-//! which of those gets them is the server's decision (it pins one), and whose work counts is the record's
-//! (see [`super`]). So two processes that differ about the members do no harm. They ask for the same
-//! shard, or neither does until they agree.
+//! Each process announces itself twice a second on a subject of core NATS, with its state for each
+//! shard. From these announcements all of them compute, by the same [rule](super::assign), the
+//! first and the second owner of each shard. This decides only which processes *ask* for a shard's
+//! requests. The server decides which of them gets the requests (it pins one), and the record
+//! decides whose work counts (see [`super`]). So processes that disagree about the members do no
+//! harm. Both ask for the same shard, or neither does until they agree.
 //!
 //! # How a shard moves
 //!
@@ -20,23 +20,23 @@
 //!   unpins: Elsewhere ─────► the next request: Owned ─► asks: Ready
 //! ```
 //!
-//! - M1: The first asks for its shard's requests, always.
-//! - M2: The second asks only while the first is known to be pinned (`Owned`). Then what it asks for comes
-//!   to it when the first is gone, and not before.
-//! - M3: An owner that is not the first keeps the shard until the first asks for it and no third does. It
-//!   does not wait longer than [`GRACE`] for a third: that may be of an older version.
+//! - M1: The first always asks for its shard's requests.
+//! - M2: The second asks only while the first is known to be pinned (`Owned`). Then the second gets
+//!   requests when the first is gone, and not before.
+//! - M3: An owner that is not the first keeps the shard until the first asks for it and no third
+//!   member does. It waits for a third at most [`GRACE`]: that member may run an older version.
 //! - M4: A shard moves for balance at most once in [`KEPT`].
-//! - M5: A shard whose first cannot read its state belongs to whichever member can. Each of them asks,
-//!   until one of them owns it.
+//! - M5: A shard whose first cannot read its state belongs to any member that can. Each of them
+//!   asks, until one of them owns it.
 //!
 //! # What happens when a member leaves
 //!
-//! | what | then |
-//! |---|---|
-//! | it stops | it says so; the others compute anew at once, and it unpins its shards |
-//! | it is killed, or suspended | the server pins the second, which asks already, after the pin's time. After [`SILENCE`] the others compute anew |
-//! | it comes back from being suspended | it has heard nothing meanwhile, and does not take the others for gone |
-//! | its connection | it takes nobody for gone while it hears nothing |
+//! - **It stops**: it announces that. The others compute the plan again at once, and it unpins its
+//!   shards.
+//! - **It is killed or suspended**: the server pins the second, which asks already, after the pin's
+//!   time. After [`SILENCE`] the others compute the plan again.
+//! - **It is resumed**: it has heard nothing meanwhile, and does not consider the others gone.
+//! - **It loses its connection**: it considers no member gone while it hears nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,32 +53,34 @@ use tokio_util::sync::CancellationToken;
 use super::assign::{LARGEST_WEIGHT, Member, Owners, assign};
 use super::status::{Board, ShardState};
 
-/// How often a member says that it is there.
+/// The interval of announcements.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long a member may be silent until it is taken for gone. About as long as a pin lasts: where none stands
-/// by, another asks as soon as the server lets it.
+/// How long a member may be silent before it counts as gone. About as long as a pin lasts: without
+/// a standby, another process asks as soon as the server lets it.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How long the members have to be the same until the shards are shared out anew, when one has joined.
+/// How long the members must stay the same, after one has joined, before the plan is computed
+/// again.
 const SETTLED: Duration = Duration::from_secs(1);
-/// The longest that is waited for that.
+/// The limit of that wait.
 const UNSETTLED: Duration = Duration::from_secs(2);
-/// How long a new member waits for others to answer it.
+/// How long a new member waits for answers of others.
 const HELLO: Duration = Duration::from_millis(50);
 /// See M4.
 const KEPT: Duration = Duration::from_secs(3);
 /// See M3.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often what depends on time is looked at.
+/// The interval of checks that depend on time.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long it is waited for more news before the others are told.
+/// How long a change waits for further ones before it is announced.
 const MORE_NEWS: Duration = Duration::from_millis(5);
 
 /// What the owner of a shard in this process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Directive {
-    /// Ask for its requests, or hand it over.
+    /// Whether to ask for the shard's requests. Otherwise the owner hands the shard over.
     pub(super) asks: bool,
-    /// Raised when another says that it owns the shard as well: look which of both is pinned.
+    /// Raised when another member also claims to own the shard. The owner then checks which one is
+    /// pinned.
     pub(super) doubts: u64,
 }
 
@@ -86,13 +88,13 @@ impl Directive {
     pub(super) const REST: Self = Self { asks: false, doubts: 0 };
 }
 
-/// What a member says.
+/// The announcement of a member.
 #[derive(Debug, Serialize, Deserialize)]
 struct Word {
     id: u64,
     name: String,
     weight: u32,
-    /// A digit for each shard.
+    /// One digit for each shard.
     states: String,
     #[serde(default)]
     kind: Kind,
@@ -102,7 +104,7 @@ struct Word {
 enum Kind {
     #[default]
     Here,
-    /// It is new, and the others are to answer.
+    /// The member is new, and asks the others to answer.
     Hello,
     Bye,
 }
@@ -115,7 +117,7 @@ struct Other {
     heard: Instant,
 }
 
-/// This process among the owners.
+/// This process as a member.
 pub(super) struct Membership {
     pub(super) client: Client,
     pub(super) subject: String,
@@ -126,9 +128,9 @@ pub(super) struct Membership {
     others: BTreeMap<u64, Other>,
     /// Empty until the members are known.
     plan: Vec<Owners>,
-    /// When a member joined that the plan does not have yet: the first and the last of them.
+    /// When the first and the last member joined that the plan does not contain yet.
     joined: Option<(Instant, Instant)>,
-    /// Since when each shard could be handed over, but for a third that asks as well.
+    /// Since when each shard could be handed over, except that a third member may still ask.
     ready: BTreeMap<usize, Instant>,
     looked: Instant,
     said: Instant,
@@ -143,7 +145,7 @@ impl Membership {
         board: Arc<Board>,
         directives: Vec<watch::Sender<Directive>>,
     ) -> Self {
-        // As unique as an inbox. By FNV-1a.
+        // The inbox is unique, so its FNV-1a hash identifies this member.
         let inbox = client.new_inbox();
         let id = inbox.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
@@ -165,12 +167,12 @@ impl Membership {
         }
     }
 
-    /// Says that this member is new.
+    /// Announces that this member is new.
     pub(super) async fn say_hello(&self) {
         self.say(Kind::Hello).await;
     }
 
-    /// Takes part until it is to stop, and says so then.
+    /// Takes part until `stop` is cancelled, then announces the departure.
     pub(super) async fn take_part(mut self, mut words: Subscriber, stop: CancellationToken) {
         let news = Arc::clone(&self.board);
         let mut looks = interval(LOOK);
@@ -181,7 +183,8 @@ impl Membership {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                // Before the clock is looked at: what was said may have waited while this process did not run.
+                // Before the timers: announcements may have queued up while this process was
+                // suspended.
                 word = words.next() => match word {
                     Some(word) => self.hear(&word).await,
                     // The client is closed.
@@ -189,13 +192,13 @@ impl Membership {
                 },
                 () = &mut hello, if !is_greeted => {
                     is_greeted = true;
-                    // If there are others, all wait until the members are settled.
+                    // If there are others, the plan waits until the members are settled.
                     if self.others.is_empty() {
                         self.share_out();
                     }
                 }
                 () = news.has_news.notified() => {
-                    // As much longer as there are more shards: each word tells of all of them.
+                    // With more shards wait longer, because each announcement contains all of them.
                     let hundreds = u32::try_from(self.directives.len() / 100).unwrap_or(u32::MAX);
                     sleep(MORE_NEWS.saturating_mul(1 + hundreds.min(20))).await;
                     self.say(Kind::Here).await;
@@ -218,7 +221,7 @@ impl Membership {
             kind,
         };
         let word = serde_json::to_vec(&word).expect("numbers and texts can be written");
-        // An error is that of a client that is closed.
+        // It fails only if the client is closed.
         let _ = self.client.publish(self.subject.clone(), word.into()).await;
     }
 
@@ -261,7 +264,8 @@ impl Membership {
             self.said = now;
             self.say(Kind::Here).await;
         }
-        // Whoever was suspended, or has no connection, has heard nothing and knows nothing.
+        // A process that was suspended or is disconnected has missed announcements, so silence
+        // proves nothing.
         if was_away || self.client.connection_state() != State::Connected {
             self.others.values_mut().for_each(|other| other.heard = now);
         }
@@ -275,7 +279,7 @@ impl Membership {
         self.direct();
     }
 
-    /// Computes anew who is to own what.
+    /// Computes the plan again.
     fn share_out(&mut self) {
         self.joined = None;
         let mut members = vec![self.me];
@@ -288,7 +292,7 @@ impl Membership {
         self.others.get(&member).map_or(ShardState::Elsewhere, |other| other.states[shard])
     }
 
-    /// Tells each owner in this process what to do.
+    /// Sends each owner in this process its directive.
     fn direct(&mut self) {
         let now = Instant::now();
         let states = self.board.states();
@@ -314,7 +318,7 @@ impl Membership {
         self.board.set_owners(&owners);
     }
 
-    /// Returns what the process is called that owns a shard, or that has its next request.
+    /// Returns the name of the process that owns a shard, or that gets its next request.
     fn owner_of(&self, shard: usize, state: ShardState) -> Option<&str> {
         let mine = |wanted| (state == wanted).then_some(&*self.board.name);
         let theirs = |wanted| self.others.values().find(|other| other.states[shard] == wanted);
