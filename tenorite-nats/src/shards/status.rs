@@ -1,7 +1,7 @@
-//! What is known of the shards in this process: for those who look, and for the other owners.
+//! Holds what is known of the shards in this process: for observers, and for the other owners.
 //!
-//! Each owner writes what becomes of its shard; the [membership](super::members) writes who else owns
-//! what. Both read here. Nothing waits while the lock is held.
+//! Each owner writes the state of its shard. The [membership](super::members) writes which
+//! processes own the shards. Nothing waits while the lock is held.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,15 +22,15 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ShardState {
-    /// Another process owns it, and this one does not ask for its requests.
+    /// Another process owns the shard, and this process does not ask for its requests.
     Elsewhere,
-    /// This process asks for its requests. It is the shard's owner to be, which has had none yet, or stands
-    /// by for another owner.
+    /// This process asks for the shard's requests. It will own the shard and has had no request
+    /// yet, or it stands by for another owner.
     Ready,
     /// This process has the shard's state, and runs its requests.
     Owned,
-    /// This process cannot read the shard's state, or make its worker. It is left to any process that can, and
-    /// [`last_error`](ShardInfo::last_error) says why.
+    /// This process cannot read the shard's state, or create its worker. The shard is left to any
+    /// process that can, and [`last_error`](ShardInfo::last_error) gives the reason.
     Failing,
 }
 
@@ -58,30 +58,31 @@ impl ShardState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShardInfo {
-    /// Its number, from 0.
+    /// The shard's number, from 0.
     pub shard: u32,
     /// What this process does about it.
     pub state: ShardState,
-    /// The [name](super::ServeShards::name) of the process that owns it, or that has its next request if none
-    /// has had one yet. `None` while no process asks for its requests, as far as is known.
+    /// The [name](super::ServeShards::name) of the process that owns it, or that gets its next
+    /// request if no process has had one yet. `None` while no process is known to ask for its
+    /// requests.
     pub owner: Option<String>,
     /// The revision of its record when this process last wrote or read it.
     pub revision: u64,
-    /// The size of its record then, in bytes.
+    /// The size of its record at that time, in bytes.
     pub size: usize,
-    /// Why this process failed to serve it last, until it serves it again.
+    /// Why this process last failed to serve it. `None` once it serves it again.
     pub last_error: Option<String>,
     /// How many requests this process has run for it.
     pub requests: u64,
-    /// How many of those ended in an error that is not the service's own.
+    /// How many of those ended in an error other than the service's own.
     pub errors: u64,
-    /// How long their handlers took, all together.
+    /// The total time of their handlers.
     pub time: Duration,
     /// How often this process has become its owner.
     pub taken: u64,
 }
 
-/// Tells of each change of [`ShardInfo`], but for figures and revisions: see
+/// Reports each change of [`ShardInfo`], except for figures and revisions: see
 /// [`ServingShards::watch`](super::ServingShards::watch).
 #[derive(Debug, Clone)]
 pub struct ShardsWatch {
@@ -97,12 +98,12 @@ impl ShardsWatch {
         self.board.shards()
     }
 
-    /// Waits for the next change, and returns what is known then. Returns `None` once this process serves no
-    /// more: nothing will change.
+    /// Waits for the next change, and returns what is known then. Returns `None` once this process
+    /// has stopped serving: nothing changes after that.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no change.
+    /// If the future is dropped, no change is lost.
     pub async fn changed(&mut self) -> Option<Vec<ShardInfo>> {
         self.changes.changed().await.ok()?;
         Some(self.shards())
@@ -112,18 +113,18 @@ impl ShardsWatch {
 /// The shards of this process.
 #[derive(Debug)]
 pub(crate) struct Board {
-    /// What this process is called.
+    /// The name of this process.
     pub(super) name: String,
     entries: Mutex<Vec<Entry>>,
     changes: Mutex<Option<watch::Sender<u64>>>,
-    /// The state of a shard has changed: the other owners are to hear of it.
+    /// Notified when the state of a shard has changed, so that it is announced to the other owners.
     pub(super) has_news: Notify,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     info: ShardInfo,
-    /// When it became what it is.
+    /// When the shard's state last changed.
     since: Instant,
 }
 
@@ -174,7 +175,7 @@ impl Board {
         }
     }
 
-    /// This process serves no more.
+    /// Closes the watches: this process has stopped serving.
     pub(super) fn close(&self) {
         *self.changes() = None;
     }
@@ -183,12 +184,12 @@ impl Board {
         self.entries().iter().map(|entry| entry.info.clone()).collect()
     }
 
-    /// Returns the state of each shard, and since when it is that.
+    /// Returns the state of each shard, and when it last changed.
     pub(super) fn states(&self) -> Vec<(ShardState, Instant)> {
         self.entries().iter().map(|entry| (entry.info.state, entry.since)).collect()
     }
 
-    /// Sets a shard's state. Returns the one of before.
+    /// Sets a shard's state. Returns the previous one.
     pub(super) fn set_state(&self, shard: u32, state: ShardState) -> ShardState {
         let mut entries = self.entries();
         let entry = &mut entries[shard as usize];
@@ -207,7 +208,7 @@ impl Board {
         before
     }
 
-    /// The record was read or written.
+    /// Notes that the record was read or written.
     pub(super) fn recorded(&self, shard: u32, revision: u64, size: usize) {
         let mut entries = self.entries();
         let info = &mut entries[shard as usize].info;
@@ -227,7 +228,7 @@ impl Board {
         info.time += time;
     }
 
-    /// The shard could not be served, for this reason. Returns whether that is news.
+    /// Notes why the shard could not be served. Returns whether the reason is a new one.
     pub(super) fn failed(&self, shard: u32, why: String) -> bool {
         let mut entries = self.entries();
         let info = &mut entries[shard as usize].info;
@@ -240,7 +241,7 @@ impl Board {
         is_news
     }
 
-    /// These own the shards now.
+    /// Sets the owners of all shards.
     pub(super) fn set_owners(&self, owners: &[Option<&str>]) {
         let mut entries = self.entries();
         let mut has_changed = false;
