@@ -1,54 +1,56 @@
-//! Which requests have had their effect on a state: so that one that was sent again, and stored again, has none.
+//! Records which requests have had their effect on a state, so that a request that is sent and
+//! stored again has none.
 //!
-//! The server knows the ids of messages for a while, but not those that it has handed out and forgotten,
-//! once it was started anew or has another leader. Its sequence numbers may go back (a power cut empties
-//! files that were not synced, a directory is restored), and then the same number stands for another
-//! request. So neither decides here. Each caller numbers what it sends to a shard, and the state carries
-//! with it which numbers were there: the last one, and which of those shortly before. What is older than
-//! that is taken for known: it does not run, and its caller is told so. A request without a number is told
-//! apart by where and when it was stored.
+//! The server remembers message ids for a while. It forgets those of delivered messages when it is
+//! restarted or another leader takes over. Its sequence may go back (a power cut empties files that
+//! were not synced, a directory is restored), and then the same sequence number means another
+//! request. So neither decides here. Each caller numbers the requests that it sends to a shard. The
+//! state carries which numbers it has seen: the last one, and which ones in a window before it. A
+//! number older than the window counts as known: the request does not run, and its caller gets an
+//! error. A request without a number is identified by where and when it was stored.
 //!
 //! # When a caller is forgotten
 //!
-//! A caller is kept for as long as one of its requests may be stored again: until the expiry that the
-//! requests themselves name, and a while longer. Time is that of the stream: the moment at which the
-//! request in hand was stored. The owner's own clock has no say, so owners with different clocks forget
+//! A caller is kept for as long as one of its requests may be stored again: until the expiry that
+//! the requests themselves name, and a while longer. Time is that of the stream: when the current
+//! request was stored. The owner's own clock is not used, so owners with different clocks forget
 //! alike.
 //!
-//! What is forgotten raises the *horizon*: a request of an unknown caller that expires before it may be a
-//! copy from an older stream, and does not run. A request that is stored after a caller was forgotten expires
-//! after the horizon, unless its caller's clock is behind by more than [`KEPT`].
+//! Forgetting a caller raises the *horizon*. A request of an unknown caller that expires before the
+//! horizon may be a copy from an older stream, and does not run. A request that is stored after its
+//! caller was forgotten expires after the horizon, unless its caller's clock is behind by more than
+//! [`KEPT`].
 
 use bytes::{Buf, BufMut};
 
 use crate::wire::CallId;
 
-/// How many numbers before the last one are told apart.
+/// The size of the window: how many numbers, up to the last one, are told apart.
 pub(crate) const WINDOW: u64 = 256;
 const WORDS: usize = (WINDOW / 64) as usize;
-/// The size of one caller, in bytes.
+/// The size of the entry of one caller, in bytes.
 const BYTES: usize = 8 + 8 + 8 * WORDS + 8;
 /// How long a caller is kept after its last request has expired, in seconds.
 const KEPT: u64 = 60;
-/// How many such callers are kept, for the sake of the record's size.
+/// How many expired callers are kept at most, to limit the size of the record.
 const MOST_KEPT: usize = 256;
-/// The caller whose entry holds the horizon in a written record. No caller has this id.
+/// The caller id of the entry that holds the horizon in a record. No caller has this id.
 const HORIZON: u64 = 0;
 
-/// Returns the identity of a request whose caller does not number them: the place and the moment
-/// (nanoseconds since 1970) at which it was stored. The place alone may come again.
+/// Returns the identity of a request whose caller does not number its requests: the sequence and
+/// the time (nanoseconds since 1970) at which it was stored. A sequence alone may repeat.
 pub(crate) fn of_stored(sequence: u64, moment: i128) -> CallId {
-    // Spread over all ids, as those of callers are.
+    // Spread over all ids, like the ids of callers.
     let mixed = (moment as u64 ^ sequence.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     CallId { caller: mixed.max(1), number: 1 }
 }
 
-/// When a request expires, in seconds since 1970, by the request's own words.
+/// When a request expires, in seconds, as the request itself says.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expiry {
-    /// By its caller's clock.
+    /// The time since 1970 by its caller's clock.
     pub(crate) expires: u64,
-    /// How long its caller waits, or sends it again, from when it was stored at the latest.
+    /// How long its caller waits or sends it again, counted at the latest from when it was stored.
     pub(crate) budget: u64,
 }
 
@@ -64,7 +66,7 @@ struct Seen {
     caller: u64,
     /// The highest number.
     last: u64,
-    /// Bit `n` is set if the number `last - n` was there.
+    /// Bit `n` is set if the number `last - n` was seen.
     window: [u64; WORDS],
     /// Until when one of its requests may be stored again, in seconds since 1970.
     until: u64,
@@ -109,10 +111,10 @@ impl DedupWindow {
         }
     }
 
-    /// Notes that the request has had its effect. `stored` is when it was stored, in seconds since 1970.
+    /// Notes that the request has had its effect. `stored` is in seconds since 1970.
     pub(crate) fn add(&mut self, call: CallId, expiry: Expiry, stored: u64) {
         self.forget(call.caller, stored);
-        // Its copies are stored by then: what comes later is too late to run.
+        // All copies that can still run are stored by then: later ones have expired.
         let until = expiry.expires.max(stored.saturating_add(expiry.budget)).saturating_add(2);
         let seen = match self.seen.iter_mut().find(|seen| seen.caller == call.caller) {
             Some(seen) => seen,
@@ -147,8 +149,9 @@ impl DedupWindow {
         self.horizon = horizon;
     }
 
-    /// `count: u32 │ for each: caller │ last │ window │ until`, numbers in little-endian order. The horizon
-    /// is the `last` of an entry of caller 0, which owners of older versions keep and do not understand.
+    /// Writes `count: u32 │ for each: caller │ last │ window │ until`, numbers in little-endian
+    /// order. The horizon is the `last` of an entry of caller 0. Owners of older versions keep that
+    /// entry without understanding it.
     pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         let horizon = (self.horizon > 0).then_some(Seen {
             caller: HORIZON,
@@ -202,7 +205,7 @@ mod tests {
         Expiry { expires, budget: 0 }
     }
 
-    /// Against a plain set, for numbers that come in almost any order.
+    /// Compares with a plain set, for numbers that come in almost any order.
     #[test]
     fn what_was_there_is_known_and_nothing_else_that_is_recent() {
         let mut random = 1_u64;
@@ -254,18 +257,18 @@ mod tests {
         known.add(call(1), expires(10), 0);
         let other = CallId { caller: 8, number: 1 };
         assert!(!known.has(other, 40));
-        // It has expired, and is kept for a while: a copy may be on its way.
+        // It has expired, but is kept for a while: a copy may be in flight.
         known.add(other, expires(200), 10 + KEPT);
         assert_eq!(known.seen.len(), 2);
         known.add(CallId { caller: 8, number: 2 }, expires(200), 200);
         assert_eq!(known.seen.len(), 1);
         // A copy from an older stream expires when the first one did, and does not run.
         assert!(known.has(call(1), 10));
-        // What comes now expires later, also if its caller's clock is behind.
+        // A new request expires later, even if its caller's clock is behind.
         assert!(!known.has(CallId { caller: 9, number: 1 }, 200 - KEPT));
     }
 
-    /// The clock of the stream decides, and not one of the owners', which differ.
+    /// The clock of the stream decides. The owners' clocks differ.
     #[test]
     fn a_caller_whose_clock_is_ahead_is_kept_until_its_requests_expire() {
         let mut known = DedupWindow::default();
@@ -284,7 +287,7 @@ mod tests {
         }
         known.add(CallId { caller: 9999, number: 1 }, expires(175), 145);
         assert!((200..=MOST_KEPT + 1).contains(&known.seen.len()), "{}", known.seen.len());
-        // What they had done is known all the same.
+        // Their requests are known all the same.
         for caller in 1..=most + 50 {
             assert!(known.has(CallId { caller, number: 1 }, 100 + caller / 8), "{caller}");
         }
