@@ -1,18 +1,21 @@
-//! Which member owns which shard: a rule that every member computes alike, from nothing but the members.
+//! Assigns shards to members, by a rule that every member computes alike from nothing but the
+//! members.
 //!
-//! Bounded-load rendezvous hashing (Thaler and Ravishankar 1998; bounded loads after Mirrokni, Thorup and
-//! Zadimoghaddam 2018). Each pair of shard and member has a score. The pairs are gone through from the
-//! highest score down, and a pair is taken if its shard has no owner yet and its member has room.
+//! The rule is bounded-load rendezvous hashing (Thaler and Ravishankar 1998; bounded loads after
+//! Mirrokni, Thorup and Zadimoghaddam 2018). Each pair of shard and member has a score. The pairs
+//! are visited from the highest score down. A pair is taken if its shard has no owner yet and its
+//! member has capacity.
 //!
 //! # Invariants
 //!
-//! - A1: A member's share is `shards * weight / all weights`. It owns that many shards, rounded down or up.
-//! - A2: Each shard has a *first* member, which owns it, and, with more than one member, a *second*: the
-//!   one that is its first if the first member leaves. So when a member leaves, each of its shards goes to
-//!   the member that stood by for it.
+//! - A1: A member's share is `shards * weight / all weights`. It owns that many shards, rounded
+//!   down or up.
+//! - A2: Each shard has a *first* member, which owns it. With more than one member it also has a
+//!   *second*: the member that becomes its first if the first leaves. So when a member leaves, each
+//!   of its shards goes to its standby.
 //! - A3: The outcome does not depend on the order in which the members are given.
 
-/// The largest weight. Each unit is a score more for each shard.
+/// The largest weight. Each unit costs one more score per shard.
 pub(super) const LARGEST_WEIGHT: u32 = 256;
 
 /// One process that owns shards.
@@ -23,14 +26,14 @@ pub(super) struct Member {
     pub(super) weight: u32,
 }
 
-/// The members that are to own a shard, by their ids.
+/// The ids of the members that are to own a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Owners {
     pub(super) first: u64,
     pub(super) second: Option<u64>,
 }
 
-/// Returns the owners of each shard. There has to be a member.
+/// Returns the owners of each shard. There must be at least one member.
 pub(super) fn assign(members: &[Member], shards: u32) -> Vec<Owners> {
     let mut members = members.to_vec();
     members.sort_unstable();
@@ -39,7 +42,7 @@ pub(super) fn assign(members: &[Member], shards: u32) -> Vec<Owners> {
         .flat_map(|shard| members.iter().enumerate().map(move |(at, member)| (shard, at, *member)))
         .map(|(shard, at, member)| (score(shard, member), shard, at))
         .collect();
-    // The rest of the pair breaks ties, alike everywhere: members are sorted by their ids.
+    // The rest of the pair breaks ties the same way everywhere: members are sorted by their ids.
     pairs.sort_unstable_by(|a, b| b.cmp(a));
     let firsts = go_through(&pairs, &members, None, shards);
     let mut owners: Vec<_> =
@@ -55,7 +58,7 @@ pub(super) fn assign(members: &[Member], shards: u32) -> Vec<Owners> {
     owners
 }
 
-/// Returns the place of each shard's member, among all but one.
+/// Returns the index of each shard's member, leaving out the member `without`.
 fn go_through(
     pairs: &[(u64, u32, usize)],
     members: &[Member],
@@ -65,7 +68,7 @@ fn go_through(
     const NONE: usize = usize::MAX;
     let is_in = |at: &usize| Some(*at) != without;
     let all: u64 = (0..members.len()).filter(is_in).map(|at| u64::from(members[at].weight)).sum();
-    // A1: the share rounded down for each, and one more for some, until all shards have an owner.
+    // A1: each gets its share rounded down, and some get one more until all shards have an owner.
     let mut room: Vec<u64> = members
         .iter()
         .enumerate()
@@ -91,8 +94,8 @@ fn go_through(
     owners
 }
 
-/// The highest of as many scores as the member has weight: weighted rendezvous in whole numbers, which are
-/// the same on every machine.
+/// Returns the highest of as many scores as the member has weight. This is weighted rendezvous
+/// hashing in integers, which are the same on every machine.
 fn score(shard: u32, member: Member) -> u64 {
     (0..member.weight.clamp(1, LARGEST_WEIGHT))
         .map(|unit| mix(member.id ^ mix(u64::from(shard) << 32 | u64::from(unit))))
@@ -154,7 +157,7 @@ mod tests {
         assert_eq!(assign(&members, 64), owners);
     }
 
-    /// So nobody has to be found when a member is gone: it stood by already.
+    /// The standby of a member that leaves is already in place.
     #[test]
     fn the_second_is_the_first_of_those_who_remain() {
         let members = members(6, 2);
