@@ -1,46 +1,51 @@
-//! What is kept of a shard: its state, which request was the last that changed it, and how that was answered.
+//! Defines the stored record of a shard: its state, the last request that changed it, and the
+//! answer to that request.
 //!
-//! One value, written at once: so there is no moment at which the state is of one request and the number of another.
+//! It is one value, written at once. So the state and the request number always belong together.
 
 use bytes::{Buf, Bytes};
 
 use super::dedup::DedupWindow;
 use crate::wire::CallId;
 
-/// Of this way to write it down.
+/// The version of this encoding.
 const VERSION: u8 = 1;
 
-/// How a request was answered.
+/// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     Response(Bytes),
-    /// By a word, with what goes with it.
+    /// A word, and the text that belongs to it.
     Failure(String, String),
 }
 
-/// What is kept.
+/// The stored record of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Of which stream the number is: when that was made, in nanoseconds since 1970. Another one counts from the beginning.
+    /// The stream that `last` belongs to: when it was created, in nanoseconds since 1970. Another
+    /// stream starts its sequence again.
     pub(crate) stream: i64,
-    /// The number in the stream of the last request that changed the state.
+    /// The sequence in the stream of the last request that changed the state.
     pub(crate) last: u64,
-    /// Whose that was, if its caller numbers them.
+    /// The id and number of that request, if its caller numbers its requests.
     pub(crate) call: Option<CallId>,
-    /// How that one was answered.
+    /// The answer to that request.
     pub(crate) answer: Answer,
     /// Which requests have had their effect.
     pub(crate) known: DedupWindow,
-    /// As its codec has written it.
+    /// The state, as its codec has encoded it.
     pub(crate) state: Bytes,
 }
 
 impl Record {
+    /// Encodes the record:
+    ///
     /// ```text
-    ///   version: u8 │ stream: i64 │ last: u64 │ call: u64, its caller │ u64, its number │ failure: u8, its length │ …
-    ///   │ answer: u32, its length │ … │ known │ state, the rest
+    ///   version: u8 │ stream: i64 │ last: u64 │ call: u64, its caller │ u64, its number
+    ///   │ failure: u8, its length │ … │ answer: u32, its length │ … │ known │ state, the rest
     /// ```
-    /// Numbers in little-endian order. A failure of length 0 is none, and so is a call with the number 0.
+    /// Numbers are in little-endian order. A failure of length 0 means none, and so does a call
+    /// with the number 0.
     pub(crate) fn write(&self) -> Bytes {
         let (word, answer): (&str, &[u8]) = match &self.answer {
             Answer::Response(bytes) => ("", bytes),
@@ -62,7 +67,7 @@ impl Record {
         bytes.into()
     }
 
-    /// `None` if that is not what it is.
+    /// Decodes a record. Returns `None` if the bytes are something else.
     pub(crate) fn read(bytes: &Bytes) -> Option<Self> {
         let mut at = 0;
         let mut take = |length: usize| {
