@@ -1,13 +1,15 @@
-//! The last answers of an owner, for callers that were not there to hear them.
+//! Keeps the last answers of an owner, for callers that were disconnected when the answers were
+//! sent.
 //!
-//! Only in memory: a shard's record has the very last of them, and an owner that is gone takes the others with it.
+//! The cache is in memory only. The record of a shard holds the very last answer; the others are
+//! lost with their owner.
 
 use std::collections::VecDeque;
 
 use super::record::Answer;
 use crate::wire::CallId;
 
-/// How many there are, and how large they are together, in bytes.
+/// The maximum number of answers, and their maximum total size in bytes.
 const MOST: usize = 256;
 const LARGEST: usize = 4 * 1024 * 1024;
 
@@ -15,7 +17,7 @@ const LARGEST: usize = 4 * 1024 * 1024;
 pub(crate) struct ReplyCache {
     /// Oldest first.
     answers: VecDeque<(CallId, Answer)>,
-    /// Of all of them.
+    /// The total size.
     bytes: usize,
 }
 
@@ -63,7 +65,7 @@ mod tests {
         assert_eq!(answers.of(call(744)), Some(Answer::Response("744".into())));
         assert_eq!(answers.of(call(743)), None);
         assert_eq!(answers.of(CallId { caller: 8, number: 999 }), None);
-        // As often as the last record is read.
+        // An owner adds the same answer each time that it reads the record.
         for _ in 0..1000 {
             answers.add(call(999), Answer::Response("999".into()));
         }
