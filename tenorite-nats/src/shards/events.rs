@@ -1,5 +1,5 @@
-//! What is told of shards through `tracing`, with the feature of that name. Each event has the subject and
-//! the number of its shard.
+//! Emits the events of shards through `tracing`, with the feature of that name. Each event has the
+//! subject and the number of its shard.
 
 use std::fmt::Display;
 
