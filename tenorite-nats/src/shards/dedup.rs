@@ -1,13 +1,14 @@
 //! Records which requests have had their effect on a state, so that a request that is sent and
 //! stored again has none.
 //!
-//! The server remembers message ids for a while. It forgets those of delivered messages when it is
-//! restarted or another leader takes over. Its sequence may go back (a power cut empties files that
-//! were not synced, a directory is restored), and then the same sequence number means another
-//! request. So neither decides here. Each caller numbers the requests that it sends to a shard. The
-//! state carries which numbers it has seen: the last one, and which ones in a window before it. A
-//! number older than the window counts as known: the request does not run, and its caller gets an
-//! error. A request without a number is identified by where and when it was stored.
+//! The server remembers message ids for a while. After a restart, or with another leader, it does
+//! not know those of messages that it has delivered and removed. Its sequence may go back (a power
+//! cut empties files that were not synced, a directory is restored), and then the same sequence
+//! number means another request. So neither decides here. Each caller numbers the requests that it
+//! sends to a shard. The state carries which numbers it has seen: the last one, and which ones in a
+//! window before it. A number older than the window counts as known: the request does not run, and
+//! its caller gets an error. A request without a number is identified by where and when it was
+//! stored.
 //!
 //! # When a caller is forgotten
 //!

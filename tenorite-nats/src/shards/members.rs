@@ -332,21 +332,21 @@ impl Membership {
         let another_owns = self.others.values().any(|other| other.states[shard] == ShardState::Owned);
         let first_is = if first == me { state } else { self.state_of(first, shard) };
         if first_is == ShardState::Failing {
-            // M5
+            // M5: any member that can read the state may own the shard.
             self.ready.remove(&shard);
             return state == ShardState::Owned || !another_owns;
         }
         if first == me {
-            // M1
+            // M1: the first always asks.
             self.ready.remove(&shard);
             return true;
         }
         if state != ShardState::Owned {
-            // M2
+            // M2: the second stands by for a pinned first.
             self.ready.remove(&shard);
             return second == Some(me) && first_is == ShardState::Owned;
         }
-        // M3
+        // M3: keep the shard until the first is ready for it.
         if first_is == ShardState::Elsewhere {
             self.ready.remove(&shard);
             return true;
@@ -356,7 +356,7 @@ impl Membership {
             .others
             .iter()
             .any(|(id, other)| *id != first && other.states[shard] != ShardState::Elsewhere);
-        // M4
+        // M4, and the wait for a third of M3.
         now - since < KEPT || third_asks && now - ready < GRACE
     }
 }
