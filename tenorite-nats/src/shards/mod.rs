@@ -24,7 +24,7 @@
 //!
 //! | what | decides | if it is wrong |
 //! |---|---|---|
-//! | [members](members), [rule](assign) | which process pulls | a shard waits or moves |
+//! | [members](members), [rule](assign) | which processes pull | a shard waits, or moves in vain |
 //! | the server's pin (`pinned_client`) | which of them gets requests | two work, one in vain |
 //! | the record's revision | whose work counts | nothing else protects the state: it is the fence |
 //!
@@ -62,7 +62,7 @@
 //!   cache](reply_cache) of the owner or in the record. It is sound for the first reason above.
 //! - **The stream has not gone back**: decided by what the consumer has delivered, asked before the
 //!   stream's last sequence. A stream only grows between the two questions. If its last sequence is
-//!   lower all the same, it has gone back, and the consumer is created anew.
+//!   lower all the same, it has gone back, and the consumer is created again.
 //! - **A request has ended its owners**: decided by a note that the owner writes before it starts a
 //!   handler again. The server's delivery count says nothing of handlers. The first start is not
 //!   noted.
@@ -84,7 +84,7 @@
 //! - **The caller**: the request is stored, and runs.
 //! - **The server**: what it has acknowledged is stored, unless the power is cut before it has
 //!   synced. Callers send again, with the same id, what they do not know to be stored.
-//! - **The stream, a consumer or the bucket, deleted**: the owner creates it anew. With the bucket
+//! - **The stream, a consumer or the bucket, deleted**: the owner creates it again. With the bucket
 //!   the states are lost.
 //! - **The connection, of a caller or of the server**: replies that are sent meanwhile are lost.
 //!   The caller asks again with another id, and the owner has its last [answers](reply_cache).

@@ -554,7 +554,7 @@ where
             answer = failure(&error);
             *place = None;
         }
-        // Keep the answer even if the state has not changed: its caller is told, and the request
+        // Keep the answer even if the state has not changed: its caller gets it, and the request
         // must not run when it comes again.
         if !method.reads() {
             self.answers().add(call, answer.clone());
@@ -642,8 +642,8 @@ where
         }
     }
 
-    /// Refuses a request. First it must be certain that it is delivered to no other owner, now or
-    /// before.
+    /// Refuses a request. The error is certain only if this is the first delivery, and the server
+    /// confirms that there is no other.
     async fn turn_away(&self, delivery: &Delivery, error: TenoriteError) -> Result<(), Lost> {
         let message = &delivery.message;
         let over = message.double_ack().await;

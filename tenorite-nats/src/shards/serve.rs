@@ -378,7 +378,7 @@ impl ServingShards {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, it goes on as `stop` does.
+    /// If the future is dropped, the shards stop as by `stop`.
     pub async fn stop_within(self, limit: Duration) -> bool {
         self.stop.cancel();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_ok() {
