@@ -113,8 +113,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         impl #params #caller #clause {
             #(#methods)*
 
-            /// A caller with an async closure behind it: a mock, or an adapter to something else. See
-            /// `TenoriteCaller::from_fn`.
+            /// Creates a caller with an async closure behind it: a mock, or an adapter to something
+            /// else. See `TenoriteCaller::from_fn`.
             pub fn from_fn<#function, #future>(function: #function) -> Self
             where
                 #function: ::core::ops::Fn(#request) -> #future
@@ -127,13 +127,14 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 Self(#krate::TenoriteCaller::from_fn(function))
             }
 
-            /// A caller of the same service whose calls have this limit, unless they set their own.
+            /// Returns a caller of the same service whose calls have this limit, unless they set
+            /// their own.
             #[must_use = "the caller it is called on stays as it is"]
             pub fn with_timeout(&self, limit: ::core::time::Duration) -> Self {
                 Self(#krate::TenoriteCaller::with_timeout(&self.0, limit))
             }
 
-            /// A handle that does not keep the service alive.
+            /// Returns a handle that does not keep the service alive.
             #[must_use]
             pub fn downgrade(&self) -> #krate::WeakCaller<Self> #lasting {
                 ::core::convert::From::from(self)

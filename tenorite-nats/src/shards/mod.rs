@@ -18,7 +18,7 @@
 //!   reply ◄─────────────────────────────────────────────── reply, then acknowledge
 //! ```
 //!
-//! # Who owns a shard
+//! # Ownership of a shard
 //!
 //! Three mechanisms decide, each about something else:
 //!

@@ -20,7 +20,7 @@
 //!   cast? queue ────────────────►
 //! ```
 //!
-//! - [`state`]: which thread owns the worker. All transitions (T1 to T11) and the invariants I1 to I4.
+//! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
 //! - [`storage`]: the worker and its handler's future, as raw memory.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!

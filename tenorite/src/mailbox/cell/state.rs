@@ -1,5 +1,5 @@
-//! Implements the state word: which thread owns the worker, and what the owner has to look at before
-//! it lets go.
+//! Implements the state word: which thread owns the worker, and what the owner has to look at
+//! before it lets go.
 //!
 //! One `AtomicU32` holds an owner and flags:
 //!
