@@ -49,22 +49,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
 
-use slab::Slab;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::{PermitKind, Phase};
+use super::attendance::Attendance;
+use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
-use crate::reply::Ended;
+use crate::mailbox::PermitKind;
 use crate::status::StopReason;
 use crate::trace::Span;
 
-/// A slab that has grown beyond this many slots in a burst gives its memory back.
-const KEPT_SLOTS: usize = 64;
-
 pub(in crate::mailbox) struct Line<Rq, Rs, Er> {
-    slots: Slab<Slot<Rq, Rs, Er>>,
+    pub(super) slots: Slots<Rq, Rs, Er>,
     first: Link,
     last: Link,
     /// See L2.
@@ -82,23 +79,12 @@ pub(in crate::mailbox) struct Line<Rq, Rs, Er> {
     pub(in crate::mailbox) closed: Option<StopReason>,
     /// See L3.
     is_sealed: bool,
-    /// The waker of the worker that waits for a request.
-    pub(in crate::mailbox) worker: Option<Waker>,
+    /// The worker, if it reads the queue itself.
+    pub(super) worker: Attendance,
     /// Calls whose client was dropped by a panic that has not been caught yet; its text is to come.
     pub(in crate::mailbox) unwound: Unwound,
     /// The worker is being dropped, not polled.
     pub(in crate::mailbox) aborted: bool,
-    /// The number of the worker that reads the queue itself, counted from the first. Then: whether
-    /// there is one, whether it is to be replaced, and whether it has taken a request since it last
-    /// found none.
-    pub(in crate::mailbox) generation: u32,
-    pub(in crate::mailbox) has_worker: bool,
-    pub(in crate::mailbox) is_replacing_worker: bool,
-    pub(in crate::mailbox) has_taken: bool,
-    /// Slots freed since the slab was last trimmed.
-    freed: u32,
-    /// Trimming is tried again once no more than this many slots are occupied.
-    trim_below: u32,
     /// Boxed, because most idle services have none.
     cold: Option<Box<ColdFields>>,
 }
@@ -130,23 +116,6 @@ pub(in crate::mailbox) struct Counts {
     pub(in crate::mailbox) panicked_drops: u64,
 }
 
-/// A slot of the slab, or none: an `Option` of half the size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Link(usize);
-
-impl Link {
-    /// No slab is that large.
-    const NONE: Self = Self(usize::MAX);
-
-    fn to(slot: usize) -> Self {
-        Self(slot)
-    }
-
-    fn get(self) -> Option<usize> {
-        (self != Self::NONE).then_some(self.0)
-    }
-}
-
 /// Calls whose client was dropped by a panic. Boxed, because there are hardly ever any.
 #[derive(Default)]
 pub(in crate::mailbox) struct Unwound(Option<Box<Calls>>);
@@ -162,73 +131,6 @@ impl Unwound {
     pub(in crate::mailbox) fn take(&mut self) -> Vec<usize> {
         self.0.take().map_or_else(Vec::new, |calls| calls.0)
     }
-}
-
-struct Slot<Rq, Rs, Er> {
-    stage: Stage<Rq, Rs, Er>,
-    /// The waker of the call that waits for this slot to change.
-    waker: Option<Waker>,
-    /// The edge of the handler that waits for this slot, if one does.
-    edge: Option<Arc<Edge>>,
-    owed: Owed,
-}
-
-/// Whether the reply may come after its method has returned.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owed {
-    No,
-    /// The reply comes from wherever the worker has put the `Reply`.
-    Reply,
-    /// The reply comes from a task that the service waits for before it ends.
-    Task,
-}
-
-impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
-    fn end_wait(&mut self) {
-        if let Some(edge) = self.edge.take() {
-            edge.end();
-        }
-    }
-}
-
-enum Stage<Rq, Rs, Er> {
-    Queued(Entry<Rq>),
-    Running,
-    /// Running, and the caller is gone.
-    Detached,
-    Done(Ended<Rs, Er>),
-    /// The call has ended, while its client still exists.
-    Cut(Ended<Rs, Er>),
-    /// The request did not run, and its caller wants it back.
-    Returned(Box<(TenoriteError, Rq)>),
-    /// A cast that waited for capacity was accepted, and left the queue before its caller saw that.
-    Accepted,
-    /// A permit was granted, and the call that waited for it has not seen it yet.
-    Granted,
-}
-
-struct Entry<Rq> {
-    /// `None` if the entry waits for a permit.
-    request: Option<Rq>,
-    /// Where its call was made.
-    span: Span,
-    deadline: Option<Instant>,
-    awaited: Awaited,
-    /// Whether the caller wants the request back if it does not run.
-    return_on_failure: bool,
-    accepted: bool,
-    previous: Link,
-    next: Link,
-}
-
-/// What the sender of the request waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::mailbox) enum Awaited {
-    Reply,
-    Acceptance,
-    Nothing,
-    /// There is no request yet.
-    Permit,
 }
 
 /// A request that arrives at the queue.
@@ -281,7 +183,7 @@ pub(in crate::mailbox) enum Withdrawn<Rq> {
 impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(in crate::mailbox) fn new(backlog: usize) -> Self {
         Self {
-            slots: Slab::new(),
+            slots: Slots::new(),
             first: Link::NONE,
             last: Link::NONE,
             first_waiting: Link::NONE,
@@ -292,15 +194,9 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             backlog,
             closed: None,
             is_sealed: false,
-            worker: None,
+            worker: Attendance::default(),
             unwound: Unwound::default(),
             aborted: false,
-            generation: 0,
-            has_worker: false,
-            is_replacing_worker: false,
-            has_taken: false,
-            freed: 0,
-            trim_below: u32::MAX,
             cold: None,
         }
     }
@@ -337,7 +233,10 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Returns whether nothing is queued, waits for the queue, or runs.
     pub(in crate::mailbox) fn is_unused(&self) -> bool {
-        self.reserved == self.reserved_owned && self.slots.is_empty() && !self.has_taken && !self.has_tasks()
+        self.reserved == self.reserved_owned
+            && self.slots.slab.is_empty()
+            && !self.worker.has_taken
+            && !self.has_tasks()
     }
 
     /// Returns whether a request may still come, with a permit or without.
@@ -414,7 +313,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         ends_tasks: bool,
         deferred: &mut Deferred<Rq>,
     ) -> Vec<AbortHandle> {
-        for (_, slot) in &mut self.slots {
+        for (_, slot) in &mut self.slots.slab {
             let is_cut = slot.owed == Owed::Reply || ends_tasks && slot.owed == Owed::Task;
             if is_cut && matches!(slot.stage, Stage::Running) {
                 slot.stage = Stage::Cut(Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
@@ -431,77 +330,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         cold.tasks.values_mut().filter_map(Option::take).collect()
     }
 
-    /// Opens a slot for a request that runs at once, without being queued.
-    pub(in crate::mailbox) fn occupy(&mut self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
-        self.slots.insert(Slot { stage: Stage::Running, waker, edge, owed: Owed::No })
-    }
-
-    pub(in crate::mailbox) fn waits_for_room(&self, slot: usize) -> bool {
-        matches!(&self.slots[slot].stage, Stage::Queued(entry) if !entry.accepted)
-    }
-
-    /// Records the edge of the handler that waits for this slot.
-    pub(in crate::mailbox) fn set_edge(&mut self, slot: usize, edge: Arc<Edge>) {
-        self.slots[slot].edge = Some(edge);
-    }
-
-    /// Sets the waker for when the slot changes. Returns the previous one.
-    pub(in crate::mailbox) fn register(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
-        self.slots[slot].waker.replace(waker)
-    }
-
-    /// Ends the call of a request that runs. Returns the waker of its call, or the reply if the
-    /// caller is gone.
-    pub(in crate::mailbox) fn answer(
-        &mut self,
-        slot: usize,
-        reply: Ended<Rs, Er>,
-    ) -> Result<Option<Waker>, Ended<Rs, Er>> {
-        match self.slots[slot].stage {
-            Stage::Detached => {
-                self.free(slot);
-                Err(reply)
-            }
-            Stage::Running => {
-                self.slots[slot].stage = Stage::Done(reply);
-                self.slots[slot].end_wait();
-                Ok(self.slots[slot].waker.take())
-            }
-            Stage::Cut(_) => {
-                let Stage::Cut(ended) = std::mem::replace(&mut self.slots[slot].stage, Stage::Detached)
-                else {
-                    unreachable!("it was cut a line ago")
-                };
-                self.slots[slot].stage = Stage::Done(ended);
-                Err(reply)
-            }
-            _ => unreachable!("only a request that runs is answered, and only once"),
-        }
-    }
-
-    pub(in crate::mailbox) fn is_granted(&self, slot: usize) -> bool {
-        matches!(self.slots[slot].stage, Stage::Granted)
-    }
-
-    pub(in crate::mailbox) fn is_detached(&self, slot: usize) -> bool {
-        matches!(self.slots[slot].stage, Stage::Detached | Stage::Cut(_))
-    }
-
     /// Takes what forgotten calls have left behind.
     pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
-        std::mem::take(&mut self.slots)
+        std::mem::take(&mut self.slots.slab)
     }
 
     #[cfg(all(test, loom))]
     pub(in crate::mailbox) fn is_empty_of_slots(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    fn entry(&mut self, slot: usize) -> &mut Entry<Rq> {
-        match &mut self.slots[slot].stage {
-            Stage::Queued(entry) => entry,
-            _ => unreachable!("only queued entries stand in the line"),
-        }
+        self.slots.slab.is_empty()
     }
 
     /// Returns the next request in the queue.
@@ -531,19 +367,19 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         let Arrival { request, span, deadline, awaited, return_on_failure, accepted } = arrival;
         let next = if accepted { self.first_waiting } else { Link::NONE };
         let previous = match next.get() {
-            Some(next) => self.entry(next).previous,
+            Some(next) => self.slots.entry(next).previous,
             None => self.last,
         };
         let is_request = request.is_some();
         let entry = Entry { request, span, deadline, awaited, return_on_failure, accepted, previous, next };
-        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
+        let slot = self.slots.slab.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
-            Some(previous) => self.entry(previous).next = this,
+            Some(previous) => self.slots.entry(previous).next = this,
             None => self.first = this,
         }
         match next.get() {
-            Some(next) => self.entry(next).previous = this,
+            Some(next) => self.slots.entry(next).previous = this,
             None => self.last = this,
         }
         self.len += usize::from(is_request);
@@ -562,11 +398,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             unreachable!("only queued entries stand in the line");
         };
         match entry.previous.get() {
-            Some(previous) => self.entry(previous).next = entry.next,
+            Some(previous) => self.slots.entry(previous).next = entry.next,
             None => self.first = entry.next,
         }
         match entry.next.get() {
-            Some(next) => self.entry(next).previous = entry.previous,
+            Some(next) => self.slots.entry(next).previous = entry.previous,
             None => self.last = entry.previous,
         }
         self.len -= usize::from(entry.request.is_some());
@@ -586,7 +422,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             && self.accepted + self.reserved < self.backlog
             && let Some(admitted) = self.first_waiting.get()
         {
-            let entry = self.entry(admitted);
+            let entry = self.slots.entry(admitted);
             let (awaited, next) = (entry.awaited, entry.next);
             if awaited == Awaited::Permit {
                 // From here on it is only a number. A call that is gone gives it back.
@@ -646,7 +482,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             if !may {
                 return Err(TurnOver);
             }
-            if self.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
+            if self.slots.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
                 return Ok(Some(self.start(first, deferred)));
             }
             self.count().skipped += 1;
@@ -669,7 +505,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
                 None
             }
             Awaited::Nothing => {
-                self.free(slot);
+                self.slots.free(slot);
                 None
             }
             Awaited::Permit => unreachable!("it is no request"),
@@ -694,41 +530,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         };
         deferred.to_drop.0.push((request, entry.span));
         if entry.awaited == Awaited::Nothing {
-            if let Stage::Returned(returned) = self.free(slot) {
+            if let Stage::Returned(returned) = self.slots.free(slot) {
                 deferred.to_drop.0.push((Some(returned.1), Span::none()));
             }
         } else {
             deferred.wake(self.slots[slot].waker.take());
             self.slots[slot].end_wait();
-        }
-    }
-
-    /// Takes the outcome and frees the slot, if the slot's call has ended.
-    pub(in crate::mailbox) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
-        match &mut self.slots[slot].stage {
-            Stage::Done(_) => match self.free(slot) {
-                Stage::Done(reply) => Some(Phase::from(reply)),
-                _ => unreachable!("it was done a line ago"),
-            },
-            Stage::Cut(_) => match std::mem::replace(&mut self.slots[slot].stage, Stage::Detached) {
-                Stage::Cut(reply) => Some(Phase::from(reply)),
-                _ => unreachable!("it was cut a line ago"),
-            },
-            Stage::Returned(_) => match self.free(slot) {
-                Stage::Returned(returned) => Some(Phase::Returned(returned)),
-                _ => unreachable!("it was there a line ago"),
-            },
-            Stage::Accepted | Stage::Granted => {
-                self.free(slot);
-                Some(Phase::Accepted)
-            }
-            Stage::Queued(entry) if entry.accepted && entry.awaited == Awaited::Acceptance => {
-                // The request stays queued without a call, so the step that takes it out frees the
-                // slot.
-                entry.awaited = Awaited::Nothing;
-                Some(Phase::Accepted)
-            }
-            _ => None,
         }
     }
 
@@ -740,7 +547,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Stage::Queued(_) => {
                 let entry = self.unlink(slot, Stage::Detached, deferred);
                 deferred.to_drop.0.push((None, entry.span));
-                self.free(slot);
+                self.slots.free(slot);
                 Withdrawn::BeforeStart(entry.request)
             }
             Stage::Running => {
@@ -774,42 +581,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         while let Some(waiting) = self.first_waiting.get() {
             self.fail_queued(waiting, failure.clone(), deferred);
         }
-        deferred.wake(self.worker.take());
-    }
-
-    /// Trims what is empty at the end of the slab, after a burst.
-    ///
-    /// A trim takes time in proportion to the capacity. It is tried each time when half of the
-    /// occupied slots have gone, and after as many frees as there is capacity, so that a free costs
-    /// constant time on average.
-    fn give_memory_back(&mut self) {
-        let (len, capacity) = (self.slots.len(), self.slots.capacity());
-        let share = u32::try_from(len / 2).unwrap_or(u32::MAX);
-        self.freed = self.freed.saturating_add(1);
-        if len > capacity / 4 {
-            self.trim_below = u32::MAX;
-        } else if capacity > KEPT_SLOTS
-            && (len <= self.trim_below as usize || self.freed as usize >= capacity)
-        {
-            self.freed = 0;
-            self.trim_below = share;
-            self.slots.shrink_to_fit();
-        }
-    }
-
-    /// Frees a slot whose waker has been taken.
-    fn free(&mut self, slot: usize) -> Stage<Rq, Rs, Er> {
-        let mut slot = self.slots.remove(slot);
-        slot.end_wait();
-        debug_assert!(slot.waker.is_none(), "a waker would be dropped under the lock");
-        self.give_memory_back();
-        slot.stage
+        deferred.wake(self.worker.waker.take());
     }
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::mailbox::Phase;
     use crate::rng::Random;
 
     type Tested = Line<u32, (), ()>;
@@ -832,7 +611,7 @@ mod tests {
             let (mut requests, mut accepted, mut first_waiting) = (Vec::new(), 0, None);
             let (mut previous, mut next) = (Link::NONE, self.first);
             while let Some(slot) = next.get() {
-                let entry = self.entry(slot);
+                let entry = self.slots.entry(slot);
                 assert_eq!(entry.previous, previous);
                 requests.extend(entry.request);
                 if entry.accepted {
@@ -879,11 +658,11 @@ mod tests {
                         let taken = line.start(slot, &mut deferred);
                         assert_eq!((taken.request, taken.slot), (request, Some(slot)));
                         if random.below(2) == 0 {
-                            assert!(line.answer(slot, Ok(Ok(()))).is_ok());
+                            assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
                             over.push(slot);
                         } else {
                             assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::Running));
-                            assert!(line.answer(slot, Ok(Ok(()))).is_err(), "its caller has gone");
+                            assert!(line.slots.answer(slot, Ok(Ok(()))).is_err(), "its caller has gone");
                         }
                     }
                     5 if !model.is_empty() => {
@@ -903,13 +682,13 @@ mod tests {
             assert_eq!(line.checked(), model.iter().map(|(request, _)| *request).collect::<Vec<_>>());
             for (_, slot) in model {
                 line.start(slot, &mut deferred);
-                assert!(line.answer(slot, Ok(Ok(()))).is_ok());
+                assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
                 over.push(slot);
             }
             for slot in over {
-                assert!(matches!(line.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));
+                assert!(matches!(line.slots.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));
             }
-            assert!(line.slots.is_empty(), "seed {seed}: a slot was left over");
+            assert!(line.slots.slab.is_empty(), "seed {seed}: a slot was left over");
         }
     }
 }

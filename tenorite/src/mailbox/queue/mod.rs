@@ -19,7 +19,9 @@
 //!   leaves the queue, and which one is admitted in its place; that the service stops accepting
 //!   calls, and which calls fail; that a call has ended, and how.
 
+mod attendance;
 pub(crate) mod line;
+mod slots;
 #[cfg(all(test, loom))]
 mod models;
 
@@ -31,6 +33,8 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use self::line::{Arrival, Counts, Deferred, Dequeued, Line, Withdrawn};
+use self::slots::Awaited;
 use super::{PermitKind, Phase, Stats, Terms};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
@@ -42,7 +46,6 @@ use crate::restart::after;
 use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;
 use crate::trace::Span;
-use line::{Arrival, Awaited, Counts, Deferred, Dequeued, Line, Withdrawn};
 
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
@@ -96,7 +99,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let entered = self.enter(request, terms, Some(waker), None, now, |line| {
             // Also for a request that waits for capacity: if permits hold all of it, the worker
             // serves the request all the same.
-            Admission::<_, Infallible>::Append(line.worker.take())
+            Admission::<_, Infallible>::Append(line.worker.waker.take())
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -265,7 +268,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Opens a slot for a request that runs at once, without being queued.
     pub(crate) fn occupy(&self, waker: Option<Waker>, edge: Option<Arc<Edge>>) -> usize {
-        self.line.lock().occupy(waker, edge)
+        self.line.lock().slots.occupy(waker, edge)
     }
 
     /// Records that the reply of this slot may come after its method has returned.
@@ -302,8 +305,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Records that a handler waits for capacity for this cast, if the cast still does.
     pub(crate) fn wait_for_room(&self, slot: usize, edge: Arc<Edge>) {
         let mut line = self.line.lock();
-        if line.waits_for_room(slot) {
-            line.set_edge(slot, edge);
+        if line.slots.waits_for_room(slot) {
+            line.slots.set_edge(slot, edge);
         } else {
             edge.end();
         }
@@ -314,7 +317,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn take_back(&self, slot: usize) -> Option<Option<Rq>> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        let waits = line.waits_for_room(slot);
+        let waits = line.slots.waits_for_room(slot);
         let left = waits.then(|| {
             line.count().refused += 1;
             line.leave(slot, &mut deferred)
@@ -331,18 +334,18 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// does.
     pub(crate) fn poll(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er> {
         // A call that is polled again mostly has its outcome, so the waker is cloned only if not.
-        let outcome = self.line.lock().take_outcome(slot);
+        let outcome = self.line.lock().slots.take_outcome(slot);
         if let Some(outcome) = outcome {
             return outcome;
         }
         let waker = waker.clone();
         let mut line = self.line.lock();
-        if let Some(outcome) = line.take_outcome(slot) {
+        if let Some(outcome) = line.slots.take_outcome(slot) {
             drop(line);
             panics::drop_quietly(waker);
             return outcome;
         }
-        let previous = line.register(slot, waker);
+        let previous = line.slots.register(slot, waker);
         drop(line);
         panics::drop_quietly(previous);
         Phase::Waiting(slot)
@@ -352,7 +355,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn expire(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        if let Some(outcome) = line.take_outcome(slot) {
+        if let Some(outcome) = line.slots.take_outcome(slot) {
             return outcome;
         }
         line.count().expired += 1;
@@ -379,10 +382,10 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(crate) fn abandon(&self, slot: usize) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        if line.is_granted(slot) {
+        if line.slots.is_granted(slot) {
             line.unreserve(PermitKind::Borrowed, &mut deferred);
         }
-        let unseen = line.take_outcome(slot);
+        let unseen = line.slots.take_outcome(slot);
         let left = if unseen.is_none() { Some(line.leave(slot, &mut deferred)) } else { None };
         match &left {
             Some(Withdrawn::BeforeStart(Some(_))) => line.count().skipped += 1,
@@ -434,7 +437,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     #[cold]
     pub(crate) fn answer_late(&self, slot: usize) {
         let mut line = self.line.lock();
-        let answered = line.answer(slot, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        let answered = line.slots.answer(slot, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
         // A call that has left was counted when it left.
         if answered.is_ok() {
             line.count().expired += 1;
@@ -547,11 +550,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut line = self.line.lock();
         // A worker that caught its own panic goes on: nothing else would answer these calls soon.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
-        let is_over = line.is_replacing_worker || line.generation != generation;
+        let is_over = !line.worker.may_read(generation);
         let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut deferred) };
         let next = match taken {
             Ok(Some(taken)) => {
-                line.has_taken = true;
+                line.worker.has_taken = true;
                 Next::Request(taken)
             }
             _ if line.closed.is_some() || is_over => {
@@ -561,12 +564,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 Next::Closed
             }
             _ => {
-                if std::mem::take(&mut line.has_taken) {
+                if std::mem::take(&mut line.worker.has_taken) {
                     // The worker has finished what it took, which counts as use.
                     line.used(Instant::now);
                 }
                 if let Some(waker) = waker {
-                    previous = line.worker.replace(waker);
+                    previous = line.worker.waker.replace(waker);
                 }
                 Next::Empty
             }
@@ -589,7 +592,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ) -> T {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        let answered = finished.map(|(slot, reply)| line.answer(slot, reply));
+        let answered = finished.map(|(slot, reply)| line.slots.answer(slot, reply));
         let decided = decide(&mut line, &mut deferred);
         drop(line);
         match answered {
@@ -603,37 +606,29 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Registers a worker that reads the queue. Returns its generation.
     pub(crate) fn begin_work(&self) -> u32 {
-        let mut line = self.line.lock();
-        line.has_worker = true;
-        line.has_taken = false;
-        line.generation
+        self.line.lock().worker.begin()
     }
 
     /// Records that the worker is gone: it reads nothing more. Returns whether it was told to go.
     pub(crate) fn end_work(&self) -> bool {
-        let mut line = self.line.lock();
-        line.has_worker = false;
-        line.generation = line.generation.wrapping_add(1);
-        std::mem::take(&mut line.is_replacing_worker)
+        self.line.lock().worker.end()
     }
 
     /// Ends the worker's receiver, so that another worker takes over. Does nothing if the service
     /// accepts no more calls, or if there is no worker: another one comes then anyway.
     pub(crate) fn begin_replacement(&self) {
         let mut line = self.line.lock();
-        let begins = line.closed.is_none() && line.has_worker;
-        line.is_replacing_worker |= begins;
-        let worker = if begins { line.worker.take() } else { None };
+        let worker = if line.closed.is_none() { line.worker.replace() } else { None };
         drop(line);
         panics::wake(worker);
     }
 
     pub(crate) fn is_replacing_worker(&self) -> bool {
-        self.line.lock().is_replacing_worker
+        self.line.lock().worker.is_replaced()
     }
 
     pub(crate) fn is_current(&self, generation: u32) -> bool {
-        self.line.lock().generation == generation
+        self.line.lock().worker.is_current(generation)
     }
 
     /// Records that the service has been used. `now` is the service's clock.
@@ -647,7 +642,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let waker = waker.clone();
         let mut line = self.line.lock();
         let is_done = line.seal_if_done();
-        let previous = line.worker.replace(waker);
+        let previous = line.worker.waker.replace(waker);
         drop(line);
         panics::drop_quietly(previous);
         is_done
@@ -668,7 +663,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             line.fail_queued(first, failure.clone(), &mut deferred);
         }
         line.seal();
-        let worker = line.worker.take();
+        let worker = line.worker.waker.take();
         drop(line);
         self.status.draining();
         self.finish(deferred);
@@ -700,7 +695,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Answers the call of this slot. Gives the reply back if its caller is gone.
     pub(crate) fn answer_slot(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
         let mut line = self.line.lock();
-        let answered = line.answer(slot, reply);
+        let answered = line.slots.answer(slot, reply);
         drop(line);
         answered.map(panics::wake)
     }
@@ -756,7 +751,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
         if reply.is_ok() {
             line.count().replied += 1;
         }
-        let answered = line.answer(slot, reply);
+        let answered = line.slots.answer(slot, reply);
         drop(line);
         answered.map(panics::wake)
     }
@@ -789,7 +784,7 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
     }
 
     fn is_abandoned(&self, slot: usize) -> bool {
-        self.line.lock().is_detached(slot)
+        self.line.lock().slots.is_detached(slot)
     }
 
     fn now(&self) -> Instant {
