@@ -1,8 +1,9 @@
-//! A call: how a request waits.
+//! Implements calls: how a request is sent and how its caller waits.
 //!
-//! [`Call`] is what typed methods and [`send_request`](crate::TenoriteCaller::send_request) return: a lazy future with
-//! options. [`Cast`] is a call that wants no reply. Both drive the same [`Ticket`], which owns the request until its
-//! mailbox takes it, holds the deadline, and tells the mailbox when the call is dropped.
+//! [`Call`] is what typed methods and [`send_request`](crate::TenoriteCaller::send_request) return:
+//! a lazy future with options. [`Cast`] is a call that wants no reply. Both drive the same
+//! [`Ticket`]. It owns the request until the mailbox takes it, holds the deadline, and notifies the
+//! mailbox when the call is dropped.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,9 +26,12 @@ use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
 ///
-/// Nothing happens before the first poll. The first poll takes the request's place in the order of the service, or, if a
-/// derived service is idle, runs its handler; from then on the call needs not be polled for the request to move on and to run. It borrows its caller (see
-/// [`owned`](Self::owned)) and is [`Unpin`], so `select! { reply = &mut call => … }` works in a loop.
+/// Nothing happens before the first poll. The first poll takes the request's place in the order of
+/// the service or, if a derived service is idle, runs its handler. From then on the request moves
+/// up and runs even if the call is not polled.
+///
+/// A call borrows its caller (see [`owned`](Self::owned)). It is [`Unpin`], so `select! { reply =
+/// &mut call => … }` works in a loop.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -42,30 +46,34 @@ use crate::timer::Timer;
 ///
 /// # Errors
 ///
-/// One [`TenoriteError`], which says whether the request ran.
+/// Returns a [`TenoriteError`], which says whether the request ran.
 ///
 /// # Cancel safety
 ///
-/// A call may be dropped at any time. Before its request has started the request is taken back and never runs; after
-/// that the handler runs to its end and its reply is dropped. Other calls notice nothing. A call that is forgotten
-/// (`mem::forget`) or never polled again does not hold up anybody either: its request takes its turn. (Only a closure of
-/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime is driven by its call, and what waits
-/// for a service that is [elsewhere](crate::TenoriteCaller::remote).)
+/// A call may be dropped at any time. If its request has not started, the request is taken back and
+/// never runs. If it has started, the handler runs to its end and its reply is dropped. Other calls
+/// are not affected.
+///
+/// A call that is forgotten (`mem::forget`) or never polled again does not block other calls
+/// either: its request is served in its turn. (A call itself drives only two things: a closure of
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime, and
+/// the wait for a service that is [elsewhere](crate::TenoriteCaller::remote).)
 ///
 /// # Panics
 ///
-/// All options panic once the call has been polled. Polling panics after the call has completed, and, for a call with a
-/// deadline that has to wait, on a tokio runtime that was built without time.
+/// All options panic once the call has been polled. Polling panics after the call has completed. If
+/// a call with a deadline has to wait, polling also panics on a tokio runtime that was built
+/// without time.
 #[must_use = "a call does nothing unless it is awaited"]
 pub struct Call<'a, Rq, Rs, Er = Infallible, T = Rs, E = Er> {
     ticket: Ticket<'a, Rq, Rs, Er>,
     map: Map<Rq, Rs, Er, T, E>,
 }
 
-/// From the service's answer to what this call returns: a typed method picks its own variant.
+/// Turns the service's answer into what this call returns. A typed method picks its own variant.
 pub(crate) type Map<Rq, Rs, Er, T, E> = fn(Answer<'_, Rq, Rs, Er>) -> Result<T, TenoriteError<E>>;
 
-/// How the service has answered, where it lies: the answer is moved once, to where it is wanted.
+/// The service's answer, borrowed in place. It is moved only once, to where it is used.
 pub struct Answer<'a, Rq, Rs, Er = Infallible>(&'a mut Phase<Rq, Rs, Er>);
 
 impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
@@ -90,7 +98,8 @@ impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
 }
 
 impl<Rq, Rs> Answer<'_, Rq, Rs> {
-    /// The response, of a service that answers with nothing else; or why there is none.
+    /// Returns the response, or the failure if there is none. The service has no error type of its
+    /// own.
     #[inline]
     pub fn response(self) -> Result<Rs, TenoriteError> {
         self.result()
@@ -113,7 +122,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         Self { ticket: Ticket::new(mailbox, Phase::New(request), timeout), map }
     }
 
-    /// The call of one who has a permit of this mailbox. `false` if it is not a call to it, or not a new one.
+    /// Lets the call use a permit of this mailbox. Returns `false` if the call goes to another
+    /// mailbox or is not new.
     pub(crate) fn redeem(&mut self, mailbox: &Arc<dyn Mailbox<Rq, Rs, Er>>) -> bool {
         let is_its_own = std::ptr::addr_eq(Arc::as_ptr(self.ticket.mailbox.get()), Arc::as_ptr(mailbox));
         if !is_its_own || !matches!(self.ticket.state.phase, Phase::New(_)) {
@@ -125,31 +135,34 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         true
     }
 
-    /// Limits the whole call: waiting for room, waiting for its turn, running and replying.
+    /// Limits the time of the whole call: waiting for capacity, waiting for its turn, running and
+    /// replying.
     ///
-    /// The time counts from the first poll. It replaces the caller's default, longer or shorter. A limit of zero has
-    /// expired at the first poll.
+    /// The time counts from the first poll. This limit replaces the caller's default, whether it is
+    /// longer or shorter. A limit of zero has expired at the first poll.
     ///
-    /// A call that a handler makes has no more time than the call that the handler serves, whatever its own limit is; and
-    /// so have the calls that are made for it in turn. (See
+    /// A call that a handler makes has no more time than the call that the handler serves, whatever
+    /// its own limit is. The same holds for the calls that are made for it in turn. (See
     /// [`without_inherited_deadline`](Self::without_inherited_deadline).)
     ///
-    /// The limit means the same wherever the handler runs: what counts is when the handler completes. A
-    /// limit does not interrupt a handler that computes without awaiting; such a call ends when the
-    /// handler does.
+    /// The limit means the same wherever the handler runs: what counts is when the handler
+    /// completes. A limit does not interrupt a handler that computes without awaiting. Such a call
+    /// ends when the handler does.
     ///
-    /// Of a [`cast`](Self::cast) a limit of its own keeps the request from starting late. A caller's
-    /// default only bounds how long the cast waits for capacity.
+    /// For a [`cast`](Self::cast), a limit of its own keeps the request from starting late. A
+    /// caller's default only bounds how long the cast waits for capacity.
     ///
     /// # Errors
     ///
-    /// A call that is late ends in [`SendFailure(Expired)`](crate::SendReason::Expired) if its request had not started,
-    /// and then it never will; in [`FetchFailure(Expired)`](crate::FetchReason::Expired) if it had, and then the
-    /// handler runs to its end and its reply is dropped.
+    /// A call whose deadline passes before its request has started ends in
+    /// [`SendFailure(Expired)`](crate::SendReason::Expired), and the request never starts. If the
+    /// request has started, the call ends in
+    /// [`FetchFailure(Expired)`](crate::FetchReason::Expired). Then the handler runs to its end and
+    /// its reply is dropped.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.ticket.assert_not_polled("timeout");
@@ -160,16 +173,17 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Frees the call from the deadline of the call that the current handler serves.
     ///
-    /// By default a call that a handler makes has no more time than the call that the handler serves.
-    /// This one may outlive it: to write an audit record, say, or to give back what was borrowed, also
-    /// when the caller has stopped waiting. A limit of its own, or its caller's default, still holds.
+    /// By default a call that a handler makes has no more time than the call that the handler
+    /// serves. With this option the call may outlive that one, for instance to write an audit
+    /// record or to release a borrowed resource, even when the caller has stopped waiting. A limit
+    /// of its own, or its caller's default, still holds.
     ///
-    /// A [`cast`](Self::cast) inherits no deadline and does not need this. Outside of a handler it
-    /// changes nothing.
+    /// A [`cast`](Self::cast) inherits no deadline and does not need this option. Outside a handler
+    /// the option changes nothing.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn without_inherited_deadline(mut self) -> Self {
         self.ticket.assert_not_polled("without_inherited_deadline");
@@ -177,17 +191,19 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
-    /// Fails at once instead of waiting for room in the backlog.
+    /// Fails at once instead of waiting for capacity in the queue.
     ///
-    /// The call still waits for its turn and its reply. It never overtakes those who wait for room.
+    /// The call still waits for its turn and its reply. It never overtakes calls that wait for
+    /// capacity.
     ///
     /// # Errors
     ///
-    /// [`SendFailure(Full)`](crate::SendReason::Full) if there was no room at the first poll.
+    /// Returns [`SendFailure(Full)`](crate::SendReason::Full) if there was no capacity at the first
+    /// poll.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn no_wait(mut self) -> Self {
         self.ticket.assert_not_polled("no_wait");
@@ -195,15 +211,16 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
-    /// Says that whoever makes this call does not depend on it: it is raced against something else, in a `select!`.
+    /// Declares that the caller does not depend on this call, but races it against something else
+    /// in a `select!`.
     ///
     /// A handler's call that would wait for its own handler is refused with
-    /// [`SendFailure(WouldDeadlock)`](crate::SendReason::WouldDeadlock), because it could never end. One that is raced can: so it
-    /// is not refused, and waits.
+    /// [`SendFailure(WouldDeadlock)`](crate::SendReason::WouldDeadlock), because it could never
+    /// end. A call that is raced can end, so it is not refused and waits.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn allow_cycle(mut self) -> Self {
         self.ticket.assert_not_polled("allow_cycle");
@@ -211,13 +228,18 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
-    /// Asks for the request back if it certainly did not run: the error carries it.
+    /// Makes the error carry the request if it certainly did not run.
     ///
     /// ```
     /// # use tenorite::prelude::*;
-    /// # async fn example(mail: TenoriteCaller<String, ()>, other: TenoriteCaller<String, ()>) -> Result<(), TenoriteError> {
-    /// if let Err(returned) = mail.send_request("a long letter".to_owned()).no_wait().recover().await {
-    ///     // A `SendFailure`: it was not sent, and here it is.
+    /// # async fn example(
+    /// #     mail: TenoriteCaller<String, ()>,
+    /// #     other: TenoriteCaller<String, ()>,
+    /// # ) -> Result<(), TenoriteError> {
+    /// if let Err(returned) =
+    ///     mail.send_request("a long letter".to_owned()).no_wait().recover().await
+    /// {
+    ///     // This is a `SendFailure`: the letter was not sent, and the error carries it.
     ///     let letter = returned.request.ok_or(returned.error)?;
     ///     other.send_request(letter).await?;
     /// }
@@ -226,7 +248,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn recover(mut self) -> Recover<Self> {
         self.ticket.assert_not_polled("recover");
@@ -245,7 +267,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn owned(mut self) -> Call<'static, Rq, Rs, Er, T, E> {
         self.ticket.assert_not_polled("owned");
@@ -257,13 +279,14 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Asks for no reply: the future ends when the request is accepted.
     ///
-    /// The worker's answer is dropped. The handler runs on the service's task, never on the thread that
-    /// sends the cast: so a cast may be sent under a lock that the handler takes, as with a channel's
-    /// `send`. (A closure of [`from_fn`](crate::TenoriteCaller::from_fn) is polled where the cast is.)
+    /// The worker's answer is dropped. The handler runs on the service's task, never on the thread
+    /// that sends the cast. So a cast may be sent under a lock that the handler takes, as with a
+    /// channel's `send`. (A closure of [`from_fn`](crate::TenoriteCaller::from_fn) is polled where
+    /// the cast is polled.)
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn cast(mut self) -> Cast<'a, Rq, Rs, Er> {
         self.ticket.assert_not_polled("cast");
@@ -271,20 +294,20 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         Cast { ticket: self.ticket }
     }
 
-    /// Sends the request without waiting for anything: neither for room nor for a reply.
+    /// Sends the request without waiting for anything: neither for capacity nor for a reply.
     ///
-    /// For places that can neither `.await` nor block, such as `Drop` and callbacks. As with
+    /// This is for code that can neither `.await` nor block, such as `Drop` and callbacks. As with
     /// [`cast`](Self::cast), the handler runs on the service's task.
     ///
     /// # Errors
     ///
-    /// Always a `SendFailure`: [`Full`](crate::SendReason::Full) if there is no room,
-    /// [`Stopped`](crate::SendReason::Stopped) if the service is, [`Expired`](crate::SendReason::Expired) with a limit
-    /// of zero.
+    /// The error is always a `SendFailure`: [`Full`](crate::SendReason::Full) if there is no
+    /// capacity, [`Stopped`](crate::SendReason::Stopped) if the service is stopped,
+    /// [`Expired`](crate::SendReason::Expired) with a limit of zero.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn try_cast(mut self) -> Result<(), TenoriteError> {
         self.ticket.try_cast();
@@ -293,17 +316,17 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
 
     /// Makes the call from synchronous code, and blocks the thread until it ends.
     ///
-    /// Needs no runtime: a plain thread will do, and so will `spawn_blocking` and `block_in_place`. A limit set with
-    /// [`timeout`](Self::timeout) holds.
+    /// It needs no runtime. It works on a plain thread, in `spawn_blocking` and in
+    /// `block_in_place`. A limit set with [`timeout`](Self::timeout) holds.
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// Exactly where tokio's own blocking calls would, that is, in async code on a tokio runtime, and whether or not there
-    /// would be something to wait for; and if the call has been polled.
+    /// Panics exactly where tokio's own blocking calls would: in async code on a tokio runtime,
+    /// whether or not there is anything to wait for. It also panics if the call has been polled.
     #[track_caller]
     pub fn blocking(mut self) -> Result<T, TenoriteError<E>> {
         self.ticket.assert_not_polled("blocking");
@@ -324,7 +347,7 @@ impl<Rq, Rs, Er, T, E> Future for Call<'_, Rq, Rs, Er, T, E> {
     }
 }
 
-// Nothing in a call is pinned: what waits has its place in the mailbox.
+// Nothing in a call is pinned: what waits is stored in the mailbox.
 impl<Rq, Rs, Er, T, E> Unpin for Call<'_, Rq, Rs, Er, T, E> {}
 
 impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
@@ -333,29 +356,32 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
     }
 }
 
-/// A request that wants no reply: a future that ends when it is accepted.
+/// A request that wants no reply: a future that ends when the request is accepted.
 ///
-/// Made by [`Call::cast`]. Dropping it takes the request back, unless it has been accepted: then it takes its turn.
+/// Returned by [`Call::cast`]. Dropping it takes the request back, unless the request has been
+/// accepted. An accepted request is served in its turn.
 ///
 /// # Errors
 ///
-/// Always a `SendFailure`, of a service that is in this process. Whatever happens to the request once it is accepted, nobody is told.
-/// Of one that is [elsewhere](crate::TenoriteCaller::remote) also a `FetchFailure`, if it is not known whether it was accepted.
+/// For a service in this process, the error is always a `SendFailure`. What happens to the request
+/// once it is accepted is not reported. For a service that is
+/// [elsewhere](crate::TenoriteCaller::remote), the error may also be a `FetchFailure`, if it is not
+/// known whether the request was accepted.
 ///
 /// # Panics
 ///
-/// As [`Call`].
+/// Panics where [`Call`] does.
 #[must_use = "a cast does nothing unless it is awaited"]
 pub struct Cast<'a, Rq, Rs, Er = Infallible> {
     ticket: Ticket<'a, Rq, Rs, Er>,
 }
 
 impl<Rq, Rs, Er> Cast<'_, Rq, Rs, Er> {
-    /// Clones the caller into the cast, as [`Call::owned`] does.
+    /// Clones the caller into the cast, like [`Call::owned`].
     ///
     /// # Panics
     ///
-    /// If the cast has been polled.
+    /// Panics if the cast has been polled.
     #[track_caller]
     pub fn owned(mut self) -> Cast<'static, Rq, Rs, Er> {
         self.ticket.assert_not_polled("owned");
@@ -366,11 +392,11 @@ impl<Rq, Rs, Er> Cast<'_, Rq, Rs, Er> {
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// As [`Call::blocking`].
+    /// Panics where [`Call::blocking`] does.
     #[track_caller]
     pub fn blocking(mut self) -> Result<(), TenoriteError> {
         self.ticket.assert_not_polled("blocking");
@@ -395,63 +421,66 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
     }
 }
 
-/// A call, or a cast, whose error carries the request, if that certainly did not run. Made by [`Call::recover`].
+/// A call or a cast whose error carries the request if the request certainly did not run. Returned
+/// by [`Call::recover`].
 ///
 /// # Errors
 ///
-/// [`Recovered`], with the request in all cases of [`SendFailure`](TenoriteError::SendFailure). (Only a closure of
-/// [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request in its service's name has used it up by then.)
+/// Returns [`Recovered`], with the request in all cases of
+/// [`SendFailure`](TenoriteError::SendFailure). (The only exception is a closure of
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request in its service's name. It has
+/// consumed the request by then.)
 ///
 /// # Cancel safety
 ///
-/// As of [`Call`]: dropped, it drops the request.
+/// The same as for [`Call`]. Dropping it drops the request.
 #[must_use = "a call does nothing unless it is awaited"]
 pub struct Recover<F>(F);
 
-/// Why a call did not end in a plain reply, with its request, if that certainly did not run.
+/// Why a call did not end in a plain reply, and its request if that certainly did not run.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Recovered<Rq, E = Infallible> {
-    /// Why.
+    /// Why the call failed.
     pub error: TenoriteError<E>,
-    /// What was to be sent.
+    /// The request, if it certainly did not run.
     pub request: Option<Rq>,
 }
 
 impl<'a, Rq, Rs, Er, T, E> Recover<Call<'a, Rq, Rs, Er, T, E>> {
-    /// As [`Call::cast`].
+    /// Works like [`Call::cast`].
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn cast(self) -> Recover<Cast<'a, Rq, Rs, Er>> {
         Recover(self.0.cast())
     }
 
-    /// As [`Call::try_cast`].
+    /// Works like [`Call::try_cast`], except that the error carries the request.
     ///
     /// # Errors
     ///
-    /// Always a `SendFailure`, with the request.
+    /// The error is always a `SendFailure`, with the request.
     ///
     /// # Panics
     ///
-    /// If the call has been polled.
+    /// Panics if the call has been polled.
     #[track_caller]
     pub fn try_cast(mut self) -> Result<(), Recovered<Rq>> {
         self.0.ticket.try_cast();
         self.0.ticket.recover(Ticket::accepted)
     }
 
-    /// As [`Call::blocking`].
+    /// Works like [`Call::blocking`], except that the error carries the request.
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// As [`Call::blocking`].
+    /// Panics where [`Call::blocking`] does.
     #[track_caller]
     pub fn blocking(mut self) -> Result<T, Recovered<Rq, E>> {
         self.0.ticket.assert_not_polled("blocking");
@@ -462,15 +491,15 @@ impl<'a, Rq, Rs, Er, T, E> Recover<Call<'a, Rq, Rs, Er, T, E>> {
 }
 
 impl<Rq, Rs, Er> Recover<Cast<'_, Rq, Rs, Er>> {
-    /// As [`Cast::blocking`].
+    /// Works like [`Cast::blocking`], except that the error carries the request.
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// As [`Call::blocking`].
+    /// Panics where [`Call::blocking`] does.
     #[track_caller]
     pub fn blocking(mut self) -> Result<(), Recovered<Rq>> {
         self.0.ticket.assert_not_polled("blocking");
@@ -503,7 +532,7 @@ impl<F: fmt::Debug> fmt::Debug for Recover<F> {
     }
 }
 
-// By hand: whatever the request is, the error can be shown.
+// Implemented by hand, since a derived impl would require that the request is `Debug`.
 impl<Rq, E: fmt::Debug> fmt::Debug for Recovered<Rq, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recovered")
@@ -531,7 +560,7 @@ impl<Rq, E> From<Recovered<Rq, E>> for TenoriteError<E> {
     }
 }
 
-/// A request for a [`Permit`](crate::Permit), as it waits. Driven like a cast.
+/// A waiting request for a [`Permit`](crate::Permit), driven like a cast.
 pub(crate) struct Reservation<'a, Rq, Rs, Er>(Ticket<'a, Rq, Rs, Er>);
 
 impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
@@ -572,7 +601,7 @@ impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
 }
 
 impl<Rq, Rs, Er> Drop for Reservation<'_, Rq, Rs, Er> {
-    /// It may have been granted, and be about to say so when its task has its next turn.
+    /// Gives back a permit that was granted but not yet reported, because the task's turn was over.
     fn drop(&mut self) {
         if matches!(self.0.state.phase, Phase::Accepted) {
             self.0.mailbox.get().unreserve();
@@ -580,18 +609,18 @@ impl<Rq, Rs, Er> Drop for Reservation<'_, Rq, Rs, Er> {
     }
 }
 
-/// What calls and casts have in common.
+/// The part that calls and casts share.
 struct Ticket<'a, Rq, Rs, Er> {
     mailbox: MailboxRef<'a, Rq, Rs, Er>,
     state: CallState<Rq, Rs, Er>,
-    /// Boxed: few calls have one, and all are moved about.
+    /// Boxed, because few calls have a timer and all calls are moved.
     timer: Option<Box<Timer>>,
     polled: bool,
-    /// It waited, or gave way, when its task had no budget for its other branches.
+    /// Whether the call returned `Pending` when its task had no budget left for its other branches.
     owes_turn: bool,
-    /// It has its outcome, and has given its turn away for it.
+    /// Whether the call has returned `Pending` although it had its outcome.
     has_given_way: bool,
-    /// It may outlive the deadline that it would inherit.
+    /// Whether the call may outlive the deadline that it would inherit.
     ignores_inherited: bool,
 }
 
@@ -609,11 +638,11 @@ impl<Rq, Rs, Er> MailboxRef<'_, Rq, Rs, Er> {
     }
 }
 
-/// Who wakes a waiting call at its deadline.
+/// What wakes a waiting call at its deadline.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clock {
     Timer,
-    /// Nobody: whoever polls looks at the clock as well.
+    /// Nothing. The code that polls the call watches the clock itself.
     None,
 }
 
@@ -657,17 +686,19 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         let mailbox = self.mailbox.get();
         let began = budget::begin();
         if mailbox.poll(&mut self.state, cx).is_ready() {
-            // If the task's turn is over: what the call did is done, and its outcome is kept; it only
-            // says "later". To say so before it does anything would lose its place in the order.
+            // If the task's turn is over, the call returns `Pending` only after it has acted, and
+            // keeps its outcome. Returning `Pending` before it acts would lose its place in the
+            // order.
             return match clock {
-                // Not again and again: a neighbour that spends the budget at every turn must not
-                // keep the outcome back for ever.
+                // At most once: a branch that spends the budget at every turn must not hold the
+                // outcome back for ever.
                 Clock::Timer if !self.has_given_way => {
                     let poll = budget::charge(began, std::mem::take(&mut self.owes_turn), cx);
                     if poll.is_pending() {
                         self.has_given_way = true;
-                        // A turn without budget is of no use to branches that need some. Where each
-                        // handler spends all of it, every turn is such a one. So another is owed.
+                        // A turn without budget is of no use to branches that need some. If every
+                        // handler spends all of it, every turn is like that. So the call owes
+                        // another turn.
                         self.owes_turn = budget::is_budget_spent();
                     }
                     poll
@@ -685,25 +716,26 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// When the request is too late to be started, by the clock of those who start it: the caller's may be another.
+    /// Returns the time after which the request must not start, by the clock of the service. The
+    /// caller may have a different clock.
     #[cold]
     fn start_clock(&self, limit: Duration) -> Limit {
         if limit.is_zero() {
             return Limit::Expired;
         }
-        // A limit beyond the end of time is none.
+        // A limit that the clock cannot represent is no limit.
         self.now().checked_add(limit).map_or(Limit::None, Limit::Until)
     }
 
-    /// Returns whether the call has no more time than the one that the handler serves which makes it.
+    /// Returns whether the call inherits the deadline of the call that the current handler serves.
     ///
-    /// A cast has: nothing waits for its handler. A request for a permit is driven like a cast, and its
-    /// handler waits for it.
+    /// A cast does not, since nothing waits for its handler. A request for a permit is driven like
+    /// a cast, but the handler that makes it waits for it.
     fn inherits(&self) -> bool {
         !self.ignores_inherited && (!self.state.terms.cast || matches!(self.state.phase, Phase::Permit))
     }
 
-    /// The call that a handler makes has no more time than the one that it serves.
+    /// Limits the call to the deadline of the call that the current handler serves.
     #[cold]
     fn inherit(&mut self, deadline: Instant) {
         let limit = self.state.terms.limit;
@@ -713,18 +745,18 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// By the service's clock.
+    /// Returns the time by the service's clock.
     fn now(&self) -> Instant {
         runtime::now_in(self.mailbox.get().runtime())
     }
 
-    /// Ends the call if it is too late.
+    /// Ends the call if its deadline has passed.
     #[cold]
     fn poll_timer(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let poll = match &mut self.timer {
             Some(timer) => timer.poll(cx),
             None => {
-                // What is left: the first poll may have taken its time, all of it even.
+                // The first poll may have used up part of the limit, or all of it.
                 let left = deadline.saturating_duration_since(self.now());
                 if left.is_zero() {
                     Poll::Ready(())
@@ -743,7 +775,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     #[track_caller]
     fn block(&mut self) {
         blocking::assert_may_block("blocking()");
-        // A thread that parks goes by the machine's clock, whatever a test has done to the runtime's.
+        // A parked thread follows the system's clock, whatever a test has done to the runtime's.
         let own = match self.state.terms.limit {
             Limit::For(limit) => Some(limit),
             _ => None,
@@ -765,7 +797,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         assert!(poll.is_ready(), "a cast that does not wait for room waits for nothing");
     }
 
-    /// The outcome, with the request if it has come back.
+    /// Returns the outcome, with the request if the mailbox has returned it.
     fn recover<T, E>(
         &mut self,
         outcome: impl FnOnce(&mut Self) -> Result<T, TenoriteError<E>>,
@@ -784,7 +816,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         outcome(self).map_err(|error| Recovered { error, request })
     }
 
-    /// The outcome of a cast that is ready.
+    /// Returns the outcome of a cast that is ready.
     fn accepted(&mut self) -> Result<(), TenoriteError> {
         match self.state.take() {
             Phase::Accepted => Ok(()),
@@ -795,7 +827,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// Moves an unpolled call to another hold on its mailbox. What stays behind has nothing left to abandon.
+    /// Moves an unpolled call into a ticket that holds the mailbox in another way. The old ticket
+    /// has nothing left to abandon.
     fn hand_over<'b>(
         &mut self,
         hold: impl FnOnce(&MailboxRef<'_, Rq, Rs, Er>) -> MailboxRef<'b, Rq, Rs, Er>,
@@ -814,7 +847,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// What is under way is not waited for any more.
+    /// Reports to the mailbox that the call no longer waits.
     #[cold]
     #[inline(never)]
     fn abandon(&mut self) {
@@ -840,7 +873,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
     #[inline]
     fn drop(&mut self) {
-        // A request that was never sent is its sender's own, panics of its `Drop` included.
+        // A request that was never sent still belongs to its sender, and so does a panic of its
+        // `Drop`.
         if !matches!(self.state.phase, Phase::Spent | Phase::New(_) | Phase::Permit) {
             self.abandon();
         }
