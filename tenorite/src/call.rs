@@ -2,8 +2,8 @@
 //!
 //! [`Call`] is what typed methods and [`send_request`](crate::TenoriteCaller::send_request) return:
 //! a lazy future with options. [`Cast`] is a call that wants no reply. Both drive the same
-//! [`Ticket`]. It owns the request until the mailbox takes it, holds the deadline, and notifies the
-//! mailbox when the call is dropped.
+//! [`Ticket`], which owns the request until the mailbox takes it, holds the deadline, and notifies
+//! the mailbox when the call is dropped.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,8 +30,8 @@ use crate::timer::Timer;
 /// the service or, if a derived service is idle, runs its handler. From then on the request moves
 /// up and runs even if the call is not polled.
 ///
-/// A call borrows its caller (see [`owned`](Self::owned)). It is [`Unpin`], so `select! { reply =
-/// &mut call => … }` works in a loop.
+/// A call borrows its caller (see [`owned`](Self::owned)). It is [`Unpin`], so
+/// `select! { reply = &mut call => … }` works in a loop.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -211,8 +211,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
-    /// Declares that the caller does not depend on this call, but races it against something else
-    /// in a `select!`.
+    /// Declares that the code that makes this call does not depend on it: the call is raced against
+    /// something else, in a `select!`.
     ///
     /// A handler's call that would wait for its own handler is refused with
     /// [`SendFailure(WouldDeadlock)`](crate::SendReason::WouldDeadlock), because it could never
@@ -442,7 +442,7 @@ pub struct Recover<F>(F);
 pub struct Recovered<Rq, E = Infallible> {
     /// Why the call failed.
     pub error: TenoriteError<E>,
-    /// The request, if it certainly did not run.
+    /// The request that was to be sent, if it was returned.
     pub request: Option<Rq>,
 }
 
@@ -690,8 +690,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
             // keeps its outcome. Returning `Pending` before it acts would lose its place in the
             // order.
             return match clock {
-                // At most once: a branch that spends the budget at every turn must not hold the
-                // outcome back for ever.
+                // This arm defers the outcome at most once. Otherwise a branch that spends the
+                // budget at every turn would hold it back for ever.
                 Clock::Timer if !self.has_given_way => {
                     let poll = budget::charge(began, std::mem::take(&mut self.owes_turn), cx);
                     if poll.is_pending() {
@@ -716,8 +716,8 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// Returns the time after which the request must not start, by the clock of the service. The
-    /// caller may have a different clock.
+    /// Returns the deadline for starting the request, by the clock of the service. The clock of the
+    /// caller may be a different one.
     #[cold]
     fn start_clock(&self, limit: Duration) -> Limit {
         if limit.is_zero() {

@@ -1,8 +1,8 @@
-//! What a call can end in besides a reply.
+//! Defines how a call can end other than in a reply.
 //!
-//! [`TenoriteError`] is a trichotomy on purpose: did the request certainly not run, may it have run, or did it
-//! run and this is the worker's own answer. Everything that fails in the library is one of the first two, with a
-//! reason; a service's own errors are always the third.
+//! [`TenoriteError`] distinguishes exactly three cases: the request certainly did not run, it may
+//! have run, or it ran and this is the worker's own answer. Every failure of the library is one of
+//! the first two, with a reason. A service's own errors are always the third.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Why a call did not end in a plain reply.
 ///
-/// The three variants answer the one question that matters to whoever wants to try again: *did it run?*
+/// The three variants answer the one question that matters before a retry: *did it run?*
 ///
 /// | variant | did the request run? |
 /// |---|---|
@@ -18,12 +18,13 @@ use std::sync::Arc;
 /// | [`FetchFailure`](Self::FetchFailure) | it was accepted and may have run |
 /// | [`ServiceError`](Self::ServiceError) | yes, and this is what the worker answered |
 ///
-/// The enum is exhaustive: a `match` needs no `_` arm. With `E = Infallible`, the error of a method that does not
-/// return a `Result`, a match (by value) on the first two variants is complete. The reasons may grow and are
-/// `#[non_exhaustive]`.
+/// The enum is exhaustive: a `match` needs no `_` arm. With `E = Infallible`, the error of a method
+/// that does not return a `Result`, a match (by value) on the first two variants is complete. The
+/// reasons may grow and are `#[non_exhaustive]`.
 ///
-/// `TenoriteError<E>` is a [`std::error::Error`] when `E` is one. For an `E` that is not (`String`,
-/// `anyhow::Error`, `Box<dyn Error>`), turn it into something that is with [`into_error`](Self::into_error).
+/// `TenoriteError<E>` is a [`std::error::Error`] when `E` is one. If `E` is not (`String`,
+/// `anyhow::Error`, `Box<dyn Error>`), [`into_error`](Self::into_error) turns the error into a type
+/// that is.
 ///
 /// # Examples
 ///
@@ -39,14 +40,17 @@ use std::sync::Arc;
 ///     }
 /// }
 ///
-/// assert_eq!(advice(TenoriteError::SendFailure(SendReason::Full)), "nothing happened: try again later");
+/// assert_eq!(
+///     advice(TenoriteError::SendFailure(SendReason::Full)),
+///     "nothing happened: try again later"
+/// );
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TenoriteError<E = Infallible> {
     /// The request certainly did not run.
     #[error("the request was not run: {0}")]
     SendFailure(SendReason),
-    /// The request was accepted and may have run, in part or whole; its reply will never come.
+    /// The request was accepted and may have run, in part or in whole. Its reply will never come.
     #[error("the reply was lost: {0}")]
     FetchFailure(FetchReason),
     /// The request ran, and this is the worker's answer.
@@ -58,25 +62,30 @@ pub enum TenoriteError<E = Infallible> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendReason {
-    /// The service is stopping or has stopped: it takes no new requests, and what it had not started is dropped.
+    /// The service is stopping or has stopped. It accepts no new requests, and requests that had
+    /// not started are dropped.
     Stopped,
-    /// The backlog was full, and the call had said [`no_wait`](crate::Call::no_wait).
+    /// The queue was full, and the call was made with [`no_wait`](crate::Call::no_wait).
     Full,
     /// The deadline passed before the request's turn came.
     Expired,
-    /// The service could not be started, and this is why: the error of its `init`, or the text of the panic.
+    /// The service could not be started. The reason is the error of its `init`, or the text of the
+    /// panic.
     StartFailed(Reason),
-    /// The call would have waited for itself: the service is, through this chain of calls, waiting for its caller.
+    /// The call would have waited for itself: through this chain of calls, the service is waiting
+    /// for its caller.
     WouldDeadlock(Cycle),
-    /// Nobody serves it where it was sent. Only a service that is called [over something](crate::TenoriteCaller::remote).
+    /// No service serves the request where it was sent. This happens only with a service that is
+    /// called [over something](crate::TenoriteCaller::remote).
     NoService,
     /// There is no connection to the service.
     Disconnected,
     /// The request is larger than may be sent.
     TooLarge(TooLarge),
-    /// The service does not know the request as this caller says it: they are of different versions, or encode differently.
+    /// The service does not understand the request as this caller sends it: their versions or their
+    /// encodings differ.
     Incompatible(Reason),
-    /// The caller is not allowed to ask for this.
+    /// The caller is not allowed to make this request.
     Denied(Reason),
 }
 
@@ -84,31 +93,32 @@ pub enum SendReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchReason {
-    /// The handler panicked; this is what it said.
+    /// The handler panicked with this message.
     Panicked(PanicMessage),
     /// The service was aborted, or its runtime shut down, while the request ran.
     Stopped,
-    /// The deadline passed while the request ran. The handler runs on to its end; its reply is dropped.
+    /// The deadline passed while the request ran. The handler runs to its end, and its reply is
+    /// dropped.
     Expired,
     /// The worker dropped the request's [`Client`](crate::Client) without an answer.
     Unanswered,
-    /// The reply was that of another method. Only a mock or an adapter can do this.
+    /// The reply belongs to another method. Only a mock or an adapter can cause this.
     Mismatched,
     /// The connection to the service was lost.
     Disconnected,
     /// The reply is larger than may be sent.
     TooLarge(TooLarge),
-    /// The reply came, and is not what this caller understands.
+    /// The reply arrived, but this caller does not understand it.
     Undecodable(Reason),
 }
 
 impl<E> TenoriteError<E> {
-    /// Splits "their answer" from "our failure".
+    /// Separates the service's own error from a failure of the call.
     ///
     /// # Errors
     ///
-    /// Gives the failure back, typed so that its match needs no arm for the service's error, when the worker did not
-    /// answer.
+    /// If the worker did not answer, returns the failure. Its type needs no match arm for the
+    /// service's error.
     ///
     /// # Examples
     ///
@@ -118,7 +128,8 @@ impl<E> TenoriteError<E> {
     /// assert_eq!(error.into_service_error(), Ok("no such key".to_owned()));
     ///
     /// let error: TenoriteError<String> = TenoriteError::SendFailure(SendReason::Stopped);
-    /// assert_eq!(error.into_service_error(), Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    /// let failure = TenoriteError::SendFailure(SendReason::Stopped);
+    /// assert_eq!(error.into_service_error(), Err(failure));
     /// ```
     pub fn into_service_error(self) -> Result<E, TenoriteError> {
         match self {
@@ -128,10 +139,11 @@ impl<E> TenoriteError<E> {
         }
     }
 
-    /// Turns either kind into the caller's own error type.
+    /// Converts either kind of error into the caller's own error type.
     ///
-    /// This is the way for services whose own error is not a [`std::error::Error`], and the way for one service to
-    /// pass on another's: `other.get(key).await.map_err(TenoriteError::into_error::<AppError>)?`.
+    /// Use it for services whose own error is not a [`std::error::Error`], and to pass on the error
+    /// of one service from another:
+    /// `other.get(key).await.map_err(TenoriteError::into_error::<AppError>)?`.
     ///
     /// # Examples
     ///
@@ -141,7 +153,9 @@ impl<E> TenoriteError<E> {
     /// #[derive(Debug, PartialEq)]
     /// enum AppError { Store(String), Unavailable(TenoriteError) }
     /// impl From<String> for AppError { fn from(e: String) -> Self { Self::Store(e) } }
-    /// impl From<TenoriteError> for AppError { fn from(e: TenoriteError) -> Self { Self::Unavailable(e) } }
+    /// impl From<TenoriteError> for AppError {
+    ///     fn from(e: TenoriteError) -> Self { Self::Unavailable(e) }
+    /// }
     ///
     /// let error = TenoriteError::ServiceError("disk full".to_owned());
     /// assert_eq!(error.into_error::<AppError>(), AppError::Store("disk full".to_owned()));
@@ -150,10 +164,11 @@ impl<E> TenoriteError<E> {
         self.into_service_error().map_or_else(F::from, F::from)
     }
 
-    /// Whether the request certainly did not run *and* the same call may go better later.
+    /// Returns whether the request certainly did not run *and* the same call may succeed later.
     ///
-    /// True for [`SendReason::Full`], [`SendReason::Expired`], [`SendReason::NoService`] and [`SendReason::Disconnected`]. False
-    /// for a stopped service, for a deadlock, which would only happen again, and for everything that may have run.
+    /// This is true for [`SendReason::Full`], [`SendReason::Expired`], [`SendReason::NoService`]
+    /// and [`SendReason::Disconnected`]. It is false for a stopped service, for a deadlock, which
+    /// would only happen again, and for everything that may have run.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         use SendReason::{Disconnected, Expired, Full, NoService};
@@ -164,21 +179,25 @@ impl<E> TenoriteError<E> {
 impl<E> TenoriteError<TenoriteError<E>> {
     /// Joins the error of a call with the error that its service passed on from another service.
     ///
-    /// This is for a service `A` that calls a service `B` and answers with what `B`'s calls fail with: its methods return
-    /// `Result<T, TenoriteError<E>>`, so its calls end in `Result<T, TenoriteError<TenoriteError<E>>>`.
+    /// Use it when a service `A` calls a service `B` and answers with the errors of its calls to
+    /// `B`: `A`'s methods return `Result<T, TenoriteError<E>>`, so calls to `A` end in
+    /// `Result<T, TenoriteError<TenoriteError<E>>>`.
     ///
     /// | the error of the call to `A` | flattened | what has run |
     /// |---|---|---|
     /// | `SendFailure` | `SendFailure` | nothing: `A`'s handler never started |
     /// | `FetchFailure` | `FetchFailure` | `A`'s handler may have run, and with it `B`'s |
-    /// | `ServiceError(SendFailure)` | `SendFailure` | `A`'s handler, up to its call to `B`, whose own handler never started |
+    /// | `ServiceError(SendFailure)` | `SendFailure` | `A`'s handler, up to its call to `B` |
     /// | `ServiceError(FetchFailure)` | `FetchFailure` | `A`'s handler, and `B`'s may have |
     /// | `ServiceError(ServiceError(e))` | `ServiceError(e)` | both; `e` is `B`'s answer |
     ///
-    /// So `SendFailure` says that the *innermost* request that was made did not run, and no longer that nothing did. In the same
-    /// way [`is_retryable`](Self::is_retryable) is then about the innermost request. To repeat the call to `A` repeats what
-    /// `A`'s handler did before it called `B`. If that must not happen twice, look at the error before it is flattened: only
-    /// its outer `SendFailure` says that `A`'s handler never started.
+    /// In the third row, `B`'s own handler never started. So `SendFailure` means that the
+    /// *innermost* request that was made did not run, and no longer that nothing ran. In the same
+    /// way, [`is_retryable`](Self::is_retryable) is then about the innermost request.
+    ///
+    /// Repeating the call to `A` repeats what `A`'s handler did before it called `B`. If that must
+    /// not happen twice, look at the error before it is flattened: only its outer `SendFailure`
+    /// means that `A`'s handler never started.
     ///
     /// # Examples
     ///
@@ -225,9 +244,9 @@ impl<E> TenoriteError<TenoriteError<E>> {
 }
 
 impl TenoriteError {
-    /// The same failure beside a service's error type.
+    /// Converts the failure to an error with a service's error type.
     ///
-    /// A `From` impl cannot offer this: it would overlap with `From<T> for T`.
+    /// A `From` impl cannot do this: it would overlap with `From<T> for T`.
     pub(crate) fn widen<E>(self) -> TenoriteError<E> {
         match self {
             Self::SendFailure(reason) => TenoriteError::SendFailure(reason),
@@ -268,22 +287,23 @@ impl fmt::Display for FetchReason {
     }
 }
 
-/// What a panic said, kept as text so that it can reach the call that caused it.
+/// The message of a panic, kept as text so that it can reach the call that caused it.
 ///
 /// # Examples
 ///
 /// ```
 /// use tenorite::{FetchReason, PanicMessage, TenoriteError};
 ///
-/// // Also the way for a mock to pretend that the worker panicked.
-/// let error: TenoriteError = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from("out of ink")));
+/// // A mock can pretend in the same way that the worker panicked.
+/// let message = PanicMessage::from("out of ink");
+/// let error: TenoriteError = TenoriteError::FetchFailure(FetchReason::Panicked(message));
 /// assert_eq!(error.to_string(), "the reply was lost: the handler panicked: out of ink");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PanicMessage(Arc<str>);
 
 impl PanicMessage {
-    /// The text. A payload that is no text, or that was out of reach, has a placeholder instead.
+    /// Returns the text, or a placeholder if the payload is not text or was out of reach.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -308,12 +328,12 @@ impl From<String> for PanicMessage {
     }
 }
 
-/// More than may be sent at once, and how much that is.
+/// The size of a message that is too large to be sent at once, and the limit that it exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge {
-    /// In bytes.
+    /// The size of the message, in bytes.
     pub size: usize,
-    /// In bytes.
+    /// The limit, in bytes.
     pub limit: usize,
 }
 
@@ -323,12 +343,12 @@ impl fmt::Display for TooLarge {
     }
 }
 
-/// A reason in words, for a person to read.
+/// A reason as human-readable text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason(Arc<str>);
 
 impl Reason {
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -359,10 +379,11 @@ impl From<String> for Reason {
     }
 }
 
-/// A chain of calls that ends where it began: each service waits for the next, and the last for the first.
+/// A chain of calls that ends where it began: each service waits for the next, and the last waits
+/// for the first.
 ///
-/// Shown as `Store::get → Index::find → Store::get`, and as `Store[eu]::get` where a service has a
-/// [name](crate::Builder::name).
+/// Displayed as `Store::get → Index::find → Store::get`, and as `Store[eu]::get` where a service
+/// has a [name](crate::Builder::name).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cycle(Arc<[(Arc<str>, Arc<str>)]>);
 
@@ -371,7 +392,7 @@ impl Cycle {
         Self(hops.into())
     }
 
-    /// The calls in order, each as service and method.
+    /// Returns the calls in order, each as service and method.
     #[must_use]
     pub fn hops(&self) -> impl ExactSizeIterator<Item = (&str, &str)> + '_ {
         self.0.iter().map(|(service, method)| (&**service, &**method))
@@ -379,7 +400,7 @@ impl Cycle {
 }
 
 impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Cycle {
-    /// Of services and methods.
+    /// Creates a cycle from pairs of service and method.
     fn from_iter<I: IntoIterator<Item = (S, S)>>(hops: I) -> Self {
         Self(hops.into_iter().map(|(service, method)| (service.into(), method.into())).collect())
     }
