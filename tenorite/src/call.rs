@@ -98,8 +98,7 @@ impl<Rq, Rs, Er> Answer<'_, Rq, Rs, Er> {
 }
 
 impl<Rq, Rs> Answer<'_, Rq, Rs> {
-    /// Returns the response, or the failure if there is none. The service has no error type of its
-    /// own.
+    /// Returns the response of a service without an error type, or why there is none.
     #[inline]
     pub fn response(self) -> Result<Rs, TenoriteError> {
         self.result()
@@ -122,8 +121,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         Self { ticket: Ticket::new(mailbox, Phase::New(request), timeout), map }
     }
 
-    /// Lets the call use a permit of this mailbox. Returns `false` if the call goes to another
-    /// mailbox or is not new.
+    /// Lets the call use a permit of `mailbox`. Returns `false` if it is not a new call to it.
     pub(crate) fn redeem(&mut self, mailbox: &Arc<dyn Mailbox<Rq, Rs, Er>>) -> bool {
         let is_its_own = std::ptr::addr_eq(Arc::as_ptr(self.ticket.mailbox.get()), Arc::as_ptr(mailbox));
         if !is_its_own || !matches!(self.ticket.state.phase, Phase::New(_)) {
@@ -135,8 +133,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         true
     }
 
-    /// Limits the time of the whole call: waiting for capacity, waiting for its turn, running and
-    /// replying.
+    /// Limits the whole call: waiting for capacity, waiting for its turn, running and replying.
     ///
     /// The time counts from the first poll. This limit replaces the caller's default, whether it is
     /// longer or shorter. A limit of zero has expired at the first poll.
@@ -191,7 +188,7 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         self
     }
 
-    /// Fails at once instead of waiting for capacity in the queue.
+    /// Fails at once instead of waiting for capacity in the backlog.
     ///
     /// The call still waits for its turn and its reply. It never overtakes calls that wait for
     /// capacity.
@@ -421,8 +418,9 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
     }
 }
 
-/// A call or a cast whose error carries the request if the request certainly did not run. Returned
-/// by [`Call::recover`].
+/// A call or cast whose error carries the request if it certainly did not run.
+///
+/// Returned by [`Call::recover`].
 ///
 /// # Errors
 ///
@@ -827,8 +825,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
         }
     }
 
-    /// Moves an unpolled call into a ticket that holds the mailbox in another way. The old ticket
-    /// has nothing left to abandon.
+    /// Moves an unpolled call to another ticket. The old one has nothing left to abandon.
     fn hand_over<'b>(
         &mut self,
         hold: impl FnOnce(&MailboxRef<'_, Rq, Rs, Er>) -> MailboxRef<'b, Rq, Rs, Er>,
@@ -873,8 +870,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
 impl<Rq, Rs, Er> Drop for Ticket<'_, Rq, Rs, Er> {
     #[inline]
     fn drop(&mut self) {
-        // A request that was never sent still belongs to its sender, and so does a panic of its
-        // `Drop`.
+        // A request that was never sent is the sender's own, and so is a panic of its `Drop`.
         if !matches!(self.state.phase, Phase::Spent | Phase::New(_) | Phase::Permit) {
             self.abandon();
         }

@@ -65,7 +65,7 @@ pub enum SendReason {
     /// The service is stopping or has stopped. It accepts no new requests, and requests that had
     /// not started are dropped.
     Stopped,
-    /// The queue was full, and the call was made with [`no_wait`](crate::Call::no_wait).
+    /// The backlog was full, and the call was made with [`no_wait`](crate::Call::no_wait).
     Full,
     /// The deadline passed before the request's turn came.
     Expired,
