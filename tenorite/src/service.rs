@@ -1,13 +1,18 @@
-//! Starting a service, and what becomes of it.
+//! Configures and starts services.
 //!
-//! A running service is one tokio task around the worker's own. The wrapper is the party that is there at the end
-//! whatever the end is, and it decides what everybody is told:
+//! A running service is one tokio task around the worker's own future. This wrapper is there at the
+//! end however the worker ends, and decides what is reported. Queued calls, if any are left, end in
+//! a `SendFailure`, and calls in hand in a `FetchFailure`. The last column is the
+//! [`StopReason`](crate::StopReason):
 //!
-//! | the worker's task | what was queued | what it had in hand | `JoinHandle` | [`StopReason`] |
+//! | the worker's task | queued | in hand | `JoinHandle` | reason |
 //! |---|---|---|---|---|
-//! | returns | `SendFailure(Stopped)`, if anything is left | `FetchFailure(Unanswered)` | its output | why the door was shut, or `Finished` |
-//! | panics | `SendFailure(Stopped)` | `FetchFailure(Panicked)` | `is_panic()` | `Panicked` |
-//! | is aborted, or its runtime shuts down | `SendFailure(Stopped)` | `FetchFailure(Unanswered)`; of a derived worker `Stopped` | `is_cancelled()` | `Aborted` |
+//! | returns | `Stopped` | `Unanswered` | its output | why the service closed, or `Finished` |
+//! | panics | `Stopped` | `Panicked` | `is_panic()` | `Panicked` |
+//! | is aborted, or its runtime shuts down | `Stopped` | see below | `is_cancelled()` | `Aborted` |
+//!
+//! Calls in hand of an aborted worker end in `Unanswered`, or in `Stopped` if the worker is
+//! derived.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,12 +28,12 @@ use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
 use crate::worker::{Configs, Start, TenoriteWorker};
 
-/// A kind of service: a name to start a worker under.
+/// Names a kind of service, and starts its workers.
 ///
-/// `#[tenorite::service]` implements it for the unit struct that it derives. By hand it is one line:
-/// `impl TenoriteService<MyWorker> for MyService {}`.
+/// `#[tenorite::service]` implements this trait for the unit struct that it derives. A manual
+/// implementation is one line: `impl TenoriteService<MyWorker> for MyService {}`.
 ///
-/// `C` is the caller that starting it returns.
+/// `C` is the type of the caller that is returned when the service is started.
 pub trait TenoriteService<
     W,
     C = TenoriteCaller<
@@ -42,20 +47,22 @@ pub trait TenoriteService<
 {
     /// Starts a worker as a task of the current tokio runtime.
     ///
-    /// At most `backlog` requests wait for their turn; calls beyond that wait for room, first come, first served. No
-    /// memory is set aside for it.
+    /// At most `backlog` requests are queued. Calls beyond that wait for capacity, first come,
+    /// first served. No memory is reserved for the backlog.
     ///
-    /// The service stops when the last caller is dropped, or when one calls [`stop`](TenoriteCaller::stop), after
-    /// handling what it has accepted. The `JoinHandle` then yields the worker's output; it is cancelled after
-    /// `abort()` or a shutdown of the runtime, and panics if the worker did. Dropping the `JoinHandle` stops nothing.
+    /// The service stops when the last caller is dropped, or when [`stop`](TenoriteCaller::stop) is
+    /// called on one. It handles everything that it has accepted first. The `JoinHandle` then
+    /// yields the worker's output. After `abort()` or a shutdown of the runtime it yields a
+    /// cancellation instead, and after a panic of the worker that panic. Dropping the `JoinHandle`
+    /// stops nothing.
     ///
-    /// The worker is in the `JoinHandle` when [`stopped`](TenoriteCaller::stopped) resolves, with all that
-    /// it holds, until the handle is awaited or dropped. If it is not wanted back, use
-    /// [`start`](Self::start).
+    /// When [`stopped`](TenoriteCaller::stopped) resolves, the worker is in the `JoinHandle`, with
+    /// everything that it holds, until the handle is awaited or dropped. If you do not need the
+    /// worker back, use [`start`](Self::start).
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
@@ -66,14 +73,15 @@ pub trait TenoriteService<
         self.builder().start_task(backlog, config)
     }
 
-    /// Starts a worker, and returns its caller alone.
+    /// Starts a worker, and returns only its caller.
     ///
-    /// Where the worker is not wanted back. It is dropped when the service ends, *before*
-    /// [`stopped`](TenoriteCaller::stopped) resolves: what it held is free then, a port, a file lock, a
-    /// sender. With [`start_task`](Self::start_task) the worker is handed over in the `JoinHandle`, and
-    /// lives until that is awaited or dropped.
+    /// Use this if you do not need the worker back. It is dropped when the service ends, *before*
+    /// [`stopped`](TenoriteCaller::stopped) resolves. What it held, such as a port, a file lock or
+    /// a sender, is free by then. With [`start_task`](Self::start_task) the `JoinHandle` contains
+    /// the worker instead, which lives until the handle is awaited or dropped.
     ///
-    /// How it ended is told by [`stopped`](TenoriteCaller::stopped) and [`watch`](TenoriteCaller::watch).
+    /// [`stopped`](TenoriteCaller::stopped) and [`watch`](TenoriteCaller::watch) report how the
+    /// service ended.
     ///
     /// ```
     /// # use tenorite::prelude::*;
@@ -83,11 +91,15 @@ pub trait TenoriteService<
     ///
     /// #[tenorite::service]
     /// impl Server {
-    ///     pub fn port(&self) -> u16 { self.listener.local_addr().map_or(0, |address| address.port()) }
+    ///     pub fn port(&self) -> u16 {
+    ///         self.listener.local_addr().map_or(0, |address| address.port())
+    ///     }
     /// }
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let server = ServerService.start(32, Server { listener: TcpListener::bind("127.0.0.1:0")? });
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let server = ServerService.start(32, Server { listener });
     /// let port = server.port().await?;
     /// server.stop();
     /// server.stopped().await;
@@ -97,7 +109,7 @@ pub trait TenoriteService<
     ///
     /// # Panics
     ///
-    /// As [`start_task`](Self::start_task).
+    /// Panics where [`start_task`](Self::start_task) does.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     fn start(self, backlog: usize, config: W::Config) -> C
@@ -108,13 +120,14 @@ pub trait TenoriteService<
         self.builder().start(backlog, config)
     }
 
-    /// As [`start_task`](Self::start_task), for a worker that knows its own caller.
+    /// Works like [`start_task`](Self::start_task), for a worker that needs its own caller.
     ///
-    /// `make` gets a weak caller, so that the worker does not keep itself alive. It is called at once, on this thread.
+    /// `make` is given a weak caller, so that the worker does not keep itself alive. It is called
+    /// at once, on this thread.
     ///
     /// # Panics
     ///
-    /// As [`start_task`](Self::start_task), and if `make` does.
+    /// Panics where [`start_task`](Self::start_task) does, and if `make` panics.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     fn start_with_self(
@@ -129,7 +142,7 @@ pub trait TenoriteService<
         self.builder().start_with_self(backlog, make)
     }
 
-    /// For what the service should have besides a backlog and a config.
+    /// Returns a builder, which sets options besides the backlog and the config.
     fn builder(self) -> Builder<W, C> {
         Builder {
             timeout: None,
@@ -140,7 +153,7 @@ pub trait TenoriteService<
     }
 }
 
-/// A service about to be started.
+/// Configures a service before it is started.
 ///
 /// # Examples
 ///
@@ -164,17 +177,19 @@ where
     W: TenoriteWorker,
     C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
 {
-    /// The limit of calls that set none of their own, as by [`with_timeout`](TenoriteCaller::with_timeout) on the first
-    /// caller.
+    /// Sets the time limit of calls that set none of their own, as
+    /// [`with_timeout`](TenoriteCaller::with_timeout) on the first caller would.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
     }
 
-    /// Where the handlers of a derived service run. Left alone, a call to an idle service runs its handler itself.
+    /// Sets where the handlers of a derived service run. By default, a call to an idle service runs
+    /// its handler itself.
     ///
-    /// What a handler can tell of it: the thread, and what belongs to the calling task (its `task_local!`s, its
-    /// `task::id()`). [The guide](crate::guide::testing) has the list. [`Inline::Random`] is for tests that should see both ways.
+    /// A handler can observe the difference in the thread, and in what belongs to the calling task
+    /// (its `task_local!`s, its `task::id()`). [The guide](crate::guide::testing) has the list.
+    /// [`Inline::Random`] is for tests that should cover both ways.
     ///
     /// A hand-written worker always runs on its task.
     pub fn inline(mut self, inline: Inline) -> Self {
@@ -182,10 +197,12 @@ where
         self
     }
 
-    /// Warns, through `tracing`, of handlers that hold their thread for longer than this in one poll. 10 ms if it is not said.
+    /// Warns, through `tracing`, of handlers that hold their thread for longer than this in one
+    /// poll. Defaults to 10 ms.
     ///
-    /// While a handler computes, nobody else on its thread gets a turn, and that thread may be its caller's. Of a
-    /// derived service; and without the `tracing` feature nobody looks at the clock.
+    /// While a handler computes, no other task on its thread can run, and that thread may be its
+    /// caller's. This applies to derived services. Without the `tracing` feature the clock is not
+    /// read.
     pub fn warn_after(mut self, limit: Duration) -> Self {
         self.options.warn_after = limit;
         self
@@ -193,53 +210,57 @@ where
 
     /// Runs all handlers on the service's task, never on a caller's thread: [`Inline::Never`].
     ///
-    /// For handlers that compute for long without waiting, so that their callers' threads do not pay
-    /// for them; for callers whose threads have little stack; and for threads of low priority, which
-    /// the system may keep away in the middle of a handler, and with them all calls behind it. Each
-    /// call then costs two switches between tasks.
+    /// Use this for handlers that compute for long without waiting, so that they do not occupy
+    /// their callers' threads; for callers whose threads have small stacks; and for callers on
+    /// low-priority threads. The system may preempt such a thread in the middle of a handler, which
+    /// delays all calls behind it. Each call then costs two task switches.
     pub fn on_worker_task(self) -> Self {
         self.inline(Inline::Never)
     }
 
-    /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). It costs two looks at the clock a
-    /// call; without it only handlers that have to wait are measured.
+    /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). This
+    /// costs two clock reads per call. Without it only handlers that have to wait are measured.
     pub fn measure_handlers(mut self) -> Self {
         self.options.is_timed = true;
         self
     }
 
-    /// Stops the service when nothing has been asked of it for so long, though it has callers: with
-    /// [`StopReason::Idle`](crate::StopReason::Idle). While a handler runs it is not idle, nor while a permit is out.
+    /// Stops the service once it has received no request for this long, even though it has callers.
+    /// The reason is [`StopReason::Idle`](crate::StopReason::Idle). The service is not idle while a
+    /// handler runs or a permit is held.
     ///
-    /// For services of which there are many, one a session, say: whoever finds one stopped starts it again. A call that comes
-    /// as it stops is either handled, or ends in [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+    /// Use this for services that exist in large numbers, for example one per session: code that
+    /// finds one stopped starts it again. A call that arrives while the service stops is either
+    /// handled, or ends in [`SendFailure(Stopped)`](crate::SendReason::Stopped).
     ///
-    /// Starting it panics in a runtime without timers.
+    /// Starting the service panics in a runtime without timers.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.options.idle = Some(limit);
         self
     }
 
-    /// How long the service may take to stop, or to let go of its worker, under a [`Supervisor`](crate::Supervisor). 5 s if it is
-    /// not said.
+    /// Limits how long the service may take to stop, or to release its worker, under a
+    /// [`Supervisor`](crate::Supervisor). Defaults to 5 s.
     pub fn grace_period(mut self, limit: Duration) -> Self {
         self.grace = limit;
         self
     }
 
-    /// Limits how long the service may take to stop when that was not asked for by name: when its last
-    /// caller is gone, or when it was [idle](Self::idle_timeout). What is left then is aborted, as by
-    /// [`stop_within`](TenoriteCaller::stop_within). There is no limit by default: accepted work is
-    /// finished, what [`Reply::spawn`](crate::Reply::spawn) has started included.
+    /// Limits how long the service may take to stop when no explicit request made it stop: when its
+    /// last caller is gone, or when it was [idle](Self::idle_timeout). What is left after that is
+    /// aborted, as [`stop_within`](TenoriteCaller::stop_within) does. There is no limit by default:
+    /// accepted work is finished, including tasks that [`Reply::spawn`](crate::Reply::spawn)
+    /// started.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.options.drain_limit = Some(limit);
         self
     }
 
-    /// Gives the service a name of its own, to tell it from others of its type.
+    /// Names this instance of the service, to distinguish it from others of its type.
     ///
-    /// The name stands in [cycles](crate::Cycle), in [`Stats::name`](crate::Stats::name), in the reports of a
-    /// [`Supervisor`](crate::Supervisor) and in what is told through `tracing`. It does not have to be unique.
+    /// The name appears in [cycles](crate::Cycle), in [`Stats::name`](crate::Stats::name), in the
+    /// reports of a [`Supervisor`](crate::Supervisor) and in the output of `tracing`. It does not
+    /// have to be unique.
     ///
     /// ```
     /// # use tenorite::prelude::*;
@@ -255,7 +276,7 @@ where
         self
     }
 
-    /// As [`name`](Self::name), unless there is one.
+    /// Sets the [name](Self::name), unless one is set already.
     pub(crate) fn name_by_default(mut self, name: &str) -> Self {
         self.options.name.get_or_insert_with(|| name.into());
         self
@@ -265,10 +286,11 @@ where
         self.grace
     }
 
-    /// Replaces a worker that has fallen, instead of ending the service: see [`Restart`].
+    /// Replaces a worker that has failed, instead of ending the service: see [`Restart`].
     ///
-    /// Callers stay valid, what stands in line stays there, and only the call whose handler panicked hears of it. What
-    /// is started then needs a config that can be made again. Starting it panics in a runtime without timers.
+    /// Callers stay valid, queued requests stay queued, and the failure is reported only to the
+    /// call whose handler panicked. Such a service needs a config that can be made again. Starting
+    /// it panics in a runtime without timers.
     ///
     /// ```
     /// use tenorite::Restart;
@@ -283,7 +305,8 @@ where
     ///     pub fn set(&mut self, by: u32) { self.by = by; }
     /// }
     ///
-    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), TenoriteError> {
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), TenoriteError> {
     /// let (_task, divider) =
     ///     DividerService.builder().restart(Restart::default()).start_task(32, Divider { by: 2 });
     /// divider.set(0).await?;
@@ -295,11 +318,11 @@ where
         Restarting { builder: self, policy }
     }
 
-    /// Starts the worker, and returns its caller alone: see [`TenoriteService::start`].
+    /// Starts the worker, and returns only its caller: see [`TenoriteService::start`].
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start(self, backlog: usize, config: W::Config) -> C
@@ -314,7 +337,7 @@ where
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
@@ -325,11 +348,11 @@ where
         self.start_with_self(backlog, |_| config)
     }
 
-    /// Starts a worker that knows its own caller: see [`TenoriteService::start_with_self`].
+    /// Starts a worker that needs its own caller: see [`TenoriteService::start_with_self`].
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, outside a tokio runtime, and if `make` does.
+    /// Panics if `backlog` is 0, outside a tokio runtime, and if `make` panics.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_with_self(
@@ -359,7 +382,7 @@ where
         W::Output: Send,
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
-        // Here, and not in the first back-off, or when it is first idle.
+        // Check at the start: otherwise the panic comes in the first back-off or idle period.
         if decider.is_some() {
             timer::assert_enabled(
                 "a service that can be restarted, by a `Restart` policy or by a `Supervisor`,",
@@ -398,7 +421,7 @@ where
     }
 }
 
-/// A service about to be started whose worker is replaced when it has fallen: see [`Builder::restart`].
+/// Starts a service that replaces its worker when that has failed: see [`Builder::restart`].
 #[must_use = "a builder starts nothing until one of its `start_…` methods is called"]
 pub struct Restarting<W, C> {
     builder: Builder<W, C>,
@@ -410,11 +433,12 @@ where
     W: TenoriteWorker,
     C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
 {
-    /// As [`TenoriteService::start_task`]. Each worker begins with a clone of the config.
+    /// Works like [`TenoriteService::start_task`], except that each worker starts with a clone of
+    /// the config.
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<W::Output>, C)
@@ -425,12 +449,13 @@ where
         self.start_with(backlog, move || config.clone())
     }
 
-    /// As [`start_task`](Self::start_task), with a closure that makes the config of each worker. It is called at once, on this
-    /// thread, and then for each restart, on the service's task; what it panics with then counts as a failure to start.
+    /// Works like [`start_task`](Self::start_task), with a closure that makes the config of each
+    /// worker. The closure is called at once, on this thread, and then for each restart, on the
+    /// service's task. If it panics there, that counts as a failure to start.
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, outside a tokio runtime, and if `make` does the first time.
+    /// Panics if `backlog` is 0, outside a tokio runtime, and if the first call of `make` panics.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_with(
@@ -445,11 +470,12 @@ where
         self.start_with_self(backlog, move |_| make())
     }
 
-    /// As [`start_with`](Self::start_with), for workers that know their own caller: see [`TenoriteService::start_with_self`].
+    /// Works like [`start_with`](Self::start_with), for workers that need their own caller: see
+    /// [`TenoriteService::start_with_self`].
     ///
     /// # Panics
     ///
-    /// As [`start_with`](Self::start_with).
+    /// Panics where [`start_with`](Self::start_with) does.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start_with_self(
@@ -465,11 +491,12 @@ where
         self.builder.launch(backlog, Some(decider), make_config(make))
     }
 
-    /// As [`start_task`](Self::start_task), and returns the caller alone: see [`TenoriteService::start`].
+    /// Works like [`start_task`](Self::start_task), except that it returns only the caller: see
+    /// [`TenoriteService::start`].
     ///
     /// # Panics
     ///
-    /// If `backlog` is 0, or outside a tokio runtime.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start(self, backlog: usize, config: W::Config) -> C
@@ -487,7 +514,7 @@ where
     W: TenoriteWorker,
     C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
 {
-    /// Starts a worker after which there may be others.
+    /// Starts a worker that `decider` may have replaced, and returns only the caller.
     #[track_caller]
     pub(crate) fn start_again(
         self,
@@ -503,7 +530,7 @@ where
     }
 }
 
-/// Makes the config of the first worker, and keeps what makes those of the others.
+/// Makes the config of the first worker, and keeps the closure that makes those of later workers.
 fn make_config<C: Caller, Config>(
     mut make: impl FnMut(WeakCaller<C>) -> Config + Send + 'static,
 ) -> impl FnOnce(&C) -> Configs<Config> {
