@@ -1,12 +1,13 @@
-//! The worker's end of a call: the request, and the client that waits for its answer.
+//! Implements the worker's end of a call: the request, and the client that waits for its answer.
 //!
-//! A request that leaves the queue becomes a [`TenoriteRequest`]. From then on the worker owns it, and the
-//! [`Client`] in it is the obligation to answer: sending consumes it, and dropping it unanswered is an answer too, an
-//! error at the caller, at once. The reply itself goes into the slot that the request came from; `Client` reaches
-//! it through [`Answer`], so that its type names only what is answered and not what was asked.
+//! A request that leaves the queue becomes a [`TenoriteRequest`]. From then on the worker owns it.
+//! The [`Client`] in it is the obligation to answer: sending an answer consumes the client, and
+//! dropping it unanswered reports an error to the caller at once. The reply itself goes into the
+//! slot that the request came from. `Client` reaches the slot through [`Answer`], so that its type
+//! names only the types of the answer, not that of the request.
 //!
-//! A [`Reply`] is the same for a method of a derived worker that answers later, or from elsewhere: a client that knows only its
-//! own method's answer.
+//! A [`Reply`] is the same for a method of a derived worker that answers later, or from another
+//! task or thread. It is a client that knows only the answer type of its own method.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,50 +23,53 @@ use crate::handler::context::Context;
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 
-/// How a call ended: the worker's answer, or why there is none.
+/// Says how a call ended: the worker's answer, or why there is none.
 pub(crate) type Ended<Rs, Er> = Result<Result<Rs, Er>, TenoriteError>;
 
-/// A place where replies are awaited, one slot a call.
+/// Holds the slots in which calls await their replies, one slot per call.
 pub(crate) trait Answer<Rs, Er>: Send + Sync {
-    /// Puts the reply into the slot and wakes the caller. Gives it back if the caller has gone.
+    /// Puts the reply into the slot and wakes the caller. Gives the reply back if the caller is
+    /// gone.
     fn answer(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>>;
 
-    /// Drops a reply that nobody wants.
+    /// Drops a reply that no caller waits for.
     fn discard(&self, reply: Ended<Rs, Er>);
 
-    /// The client was dropped while its thread unwinds: the caller gets the panic's text if it is the worker's and can be
-    /// had, and `otherwise` if it is somebody else's.
+    /// Ends the call of a client that is dropped while its thread unwinds. Reports the panic if it
+    /// is the worker's, with its text if that is available, and `otherwise` if it is not the
+    /// worker's.
     fn unwound(&self, slot: usize, otherwise: &FetchReason);
 
-    /// Whether nobody waits for this slot's reply any more.
+    /// Returns whether this slot's caller has stopped waiting for the reply.
     fn is_abandoned(&self, slot: usize) -> bool;
 
-    /// Returns the time by the clock that deadlines are judged by.
+    /// Returns the current time of the clock that deadlines are compared with.
     fn now(&self) -> Instant;
 
-    /// Tells the caller that the reply came after its deadline.
+    /// Reports to the caller that the reply came after its deadline.
     fn answer_late(&self, slot: usize);
 
-    /// A task is to be spawned that answers this slot's call, or that of a cast. Returns the service
-    /// that waits for it before it ends, and the task's number there; `None` if the service does not.
+    /// Registers a task, not yet spawned, that answers this slot's call, or a cast. Returns the
+    /// service, which waits for the task before it ends, and the task's number there. Returns
+    /// `None` if the service does not wait for tasks.
     fn begin_task(self: Arc<Self>, _slot: Option<usize>) -> Option<(Arc<dyn Tasks>, u64)> {
         None
     }
 }
 
-/// A service that waits for tasks which answer its calls.
+/// Tracks the tasks that answer calls of a service, so that the service can wait for them.
 pub(crate) trait Tasks: Send + Sync {
-    /// Keeps what ends the task, for an abort.
+    /// Keeps the handle that aborts the task, in case the service is aborted.
     fn spawned(&self, number: u64, task: AbortHandle);
 
-    /// The task, which answers a call of this method, has panicked.
+    /// Reports that the task, which answers a call of `method`, has panicked.
     fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload);
 
-    /// The task is over.
+    /// Unregisters the task, which has ended.
     fn ended(&self, number: u64);
 }
 
-/// A task that its service waits for, until this is dropped.
+/// Makes the service wait for a task until this guard is dropped.
 struct TaskOf(Arc<dyn Tasks>, u64);
 
 impl Drop for TaskOf {
@@ -74,9 +78,10 @@ impl Drop for TaskOf {
     }
 }
 
-/// A request in the worker's hands.
+/// Contains a request that the worker has received.
 ///
-/// Both fields are the worker's to take: the request as the caller sent it, and the client to answer.
+/// The worker may move out both fields: the request as the caller sent it, and the client to
+/// answer.
 ///
 /// # Examples
 ///
@@ -84,15 +89,15 @@ impl Drop for TaskOf {
 /// # use tenorite::prelude::*;
 /// async fn echo(mut receiver: Receiver<TenoriteRequest<String, String>>) {
 ///     while let Some(TenoriteRequest { request, client }) = receiver.recv().await {
-///         // A caller that hung up is no reason to fail: the answer comes back and may be ignored.
+///         // A caller that is gone is no reason to fail: the answer comes back and may be ignored.
 ///         let _ = client.send(Ok(request));
 ///     }
 /// }
 /// ```
 pub struct TenoriteRequest<Rq, Rs, Er = Infallible> {
-    /// What was asked.
+    /// The request itself.
     pub request: Rq,
-    /// Who waits for the answer.
+    /// The client, which takes the answer.
     pub client: Client<Rs, Er>,
 }
 
@@ -102,24 +107,24 @@ impl<Rq: fmt::Debug, Rs, Er> fmt::Debug for TenoriteRequest<Rq, Rs, Er> {
     }
 }
 
-/// The one who waits for an answer.
+/// Takes the answer to a request, and delivers it to the caller.
 ///
 /// Dropping a client without an answer ends its call with
-/// [`FetchFailure(Unanswered)`](FetchReason::Unanswered), or, when a panic of the worker drops it, with
-/// [`FetchFailure(Panicked)`](FetchReason::Panicked).
+/// [`FetchFailure(Unanswered)`](FetchReason::Unanswered), or, when a panic of the worker drops it,
+/// with [`FetchFailure(Panicked)`](FetchReason::Panicked).
 #[must_use = "a client that is dropped unanswered is an error at its caller"]
 pub struct Client<Rs, Er = Infallible> {
     answers: Arc<dyn Answer<Rs, Er>>,
-    /// `None` for a cast, which has nobody waiting, and after the answer.
+    /// `None` for a cast, which has no waiting caller, and after the answer.
     slot: Option<usize>,
     if_dropped: FetchReason,
     deadline: Option<Instant>,
-    /// Whether an answer that comes after the deadline is one that comes too late.
+    /// Whether an answer after the deadline is rejected as late.
     keeps_deadline: bool,
 }
 
 impl<Rs, Er> Client<Rs, Er> {
-    /// The client of the call whose reply belongs into `slot`, or of a cast.
+    /// Creates the client of the call whose reply belongs in `slot`, or of a cast (`None`).
     pub(crate) fn new(
         answers: Arc<dyn Answer<Rs, Er>>,
         slot: Option<usize>,
@@ -128,30 +133,31 @@ impl<Rs, Er> Client<Rs, Er> {
         Self { answers, slot, if_dropped: FetchReason::Unanswered, deadline, keeps_deadline: true }
     }
 
-    /// Leaves it to the caller whether an answer comes too late.
+    /// Leaves it to the caller to decide whether an answer is late.
     pub(crate) fn without_judging(mut self) -> Self {
         self.keeps_deadline = false;
         self
     }
 
-    /// Returns whether an answer comes too late now.
+    /// Returns whether an answer sent now is rejected as late.
     fn is_late(&self) -> bool {
         self.keeps_deadline && self.deadline.is_some_and(|deadline| deadline <= self.answers.now())
     }
 
-    /// Changes what a caller is told when this client is dropped unanswered.
+    /// Sets the failure that is reported to the caller if this client is dropped unanswered.
     pub(crate) fn if_dropped(&mut self, reason: FetchReason) {
         self.if_dropped = reason;
     }
 
-    /// Answers the call: `Ok` becomes its value, `Err` its [`ServiceError`](TenoriteError::ServiceError).
+    /// Answers the call: `Ok` becomes its value, `Err` its
+    /// [`ServiceError`](TenoriteError::ServiceError).
     ///
-    /// A request that was cast wants no answer; sending one succeeds and drops it.
+    /// A request that was cast needs no answer. Sending one succeeds and drops it.
     ///
     /// # Errors
     ///
-    /// Gives the answer back if the caller has hung up: it was dropped, or its deadline passed. That is no fault of
-    /// the worker's and may be ignored.
+    /// Gives the answer back if the caller has stopped waiting: its call was dropped, or its
+    /// deadline has passed. That is not the worker's fault and may be ignored.
     pub fn send(mut self, answer: Result<Rs, Er>) -> Result<(), Result<Rs, Er>> {
         match self.slot.take() {
             None => {
@@ -169,33 +175,33 @@ impl<Rs, Er> Client<Rs, Er> {
         }
     }
 
-    /// Whether the caller has hung up, so that an answer would reach nobody.
+    /// Returns whether the caller has stopped waiting, so that an answer would not be delivered.
     ///
-    /// Worth asking before long work. Always false for a cast: its caller never meant to wait.
+    /// Check this before long work. It is always false for a cast, which has no waiting caller.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.slot.is_some_and(|slot| self.answers.is_abandoned(slot))
     }
 
-    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    /// Returns when the caller stops waiting, if it has set a limit, or inherited one.
     ///
-    /// The calls that a hand-written worker makes for a request know nothing of it by themselves: what is left is
-    /// [`timeout_at`](tokio::time::timeout_at)'s affair.
+    /// The calls that a hand-written worker makes for a request do not inherit this deadline by
+    /// themselves. Use [`timeout_at`](tokio::time::timeout_at) to apply it to them.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// See [`Answer::begin_task`].
+    /// Registers a task that answers this call: see [`Answer::begin_task`].
     fn begin_task(&self) -> Option<(Arc<dyn Tasks>, u64)> {
         Arc::clone(&self.answers).begin_task(self.slot)
     }
 
-    /// Ends the call one way or the other, and drops what reaches nobody.
+    /// Ends the call with a reply or a failure, and drops what cannot be delivered.
     pub(crate) fn finish(mut self, reply: Ended<Rs, Er>) {
         let undelivered = match self.slot.take() {
             None => Err(reply),
-            // Why there is no reply is told, however late.
+            // Only answers are rejected as late: a failure is reported even after the deadline.
             Some(slot) if reply.is_ok() && self.is_late() => {
                 self.answers.answer_late(slot);
                 panics::drop_quietly(reply);
@@ -220,7 +226,7 @@ impl<Rs, Er> Drop for Client<Rs, Er> {
             if std::thread::panicking() {
                 self.answers.unwound(slot, &self.if_dropped);
             } else {
-                // A caller that has gone needs no failure.
+                // A caller that is gone needs no failure.
                 let _ = self.answers.answer(slot, Err(TenoriteError::FetchFailure(self.if_dropped.clone())));
             }
         }
@@ -233,17 +239,20 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
     }
 }
 
-/// The answer that a method owes, if it gives it later or from elsewhere.
+/// Sends the answer of a method that answers later, or from another task or thread.
 ///
-/// A method that takes one as an argument, and returns nothing, is a request like any other: its caller waits for what is
-/// [sent](Self::send). The worker goes on to the next request meanwhile. `T` is what the method would otherwise return: of a
-/// `Result` the caller gets both sides as usual.
+/// A method that takes a `Reply` as an argument, and returns nothing, is a request like any other:
+/// its caller waits for the answer that is [sent](Self::send). The worker goes on to the next
+/// request meanwhile. `T` is what the method would otherwise return. If that is a `Result`, the
+/// caller gets both sides as usual.
 ///
-/// A reply that is dropped unsent is an error at its caller, at once: [`FetchFailure(Unanswered)`](FetchReason::Unanswered).
+/// Dropping a reply unsent reports an error to its caller, at once:
+/// [`FetchFailure(Unanswered)`](FetchReason::Unanswered).
 ///
-/// A reply that is still owed when the worker is handed back, replaced or dropped will not come: its call
-/// ends in [`FetchFailure(Stopped)`](FetchReason::Stopped) then, after the stop hook. Sending it later
-/// gives the answer back. (Not so for what [`spawn`](Self::spawn) has started.)
+/// A reply that is not sent by the time the worker is handed back, replaced or dropped cannot be
+/// delivered. Its call then ends in [`FetchFailure(Stopped)`](FetchReason::Stopped), after the stop
+/// hook, and sending the reply later gives the answer back. (This does not apply to tasks that
+/// [`spawn`](Self::spawn) has started.)
 ///
 /// # Examples
 ///
@@ -255,7 +264,7 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
 ///
 /// #[tenorite::service]
 /// impl Thumbnails {
-///     /// Many at once: the worker only hands them out.
+///     /// Makes many thumbnails at once: the worker only starts the tasks.
 ///     pub fn make(&mut self, picture: u32, reply: Reply<String>) {
 ///         reply.spawn(async move { format!("thumbnail of {picture}") });
 ///     }
@@ -269,7 +278,7 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
 #[must_use = "a reply that is dropped unsent is an error at its caller"]
 pub struct Reply<T>(Box<dyn Owed<T>>);
 
-/// What a [`Reply`] is a reply to.
+/// Abstracts over the receivers of a [`Reply`]: a call of a derived service, or a channel.
 trait Owed<T>: Send {
     fn send(self: Box<Self>, answer: T) -> Result<(), T>;
     fn fail(self: Box<Self>, reason: FetchReason);
@@ -279,7 +288,7 @@ trait Owed<T>: Send {
     fn deadline(&self) -> Option<Instant>;
 }
 
-/// The client of a derived service, for the answers of one method.
+/// Narrows the client of a derived service to the answers of one method.
 struct Narrowed<T, Rs> {
     client: Client<Rs>,
     wrap: fn(T) -> Rs,
@@ -294,11 +303,14 @@ impl<T> Reply<T> {
         Self(Box::new(Narrowed { client, wrap, unwrap }))
     }
 
-    /// A reply that goes to nobody's call, and where it goes: to test a method without a service.
+    /// Creates a reply that belongs to no call, and the receiver of its answer. Use it to test a
+    /// method without a service.
     ///
     /// ```
     /// # use tenorite::Reply;
-    /// # fn greet(name: &str, reply: Reply<String>) { let _ = reply.send(format!("hello {name}")); }
+    /// # fn greet(name: &str, reply: Reply<String>) {
+    /// #     let _ = reply.send(format!("hello {name}"));
+    /// # }
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
     /// let (reply, sent) = Reply::channel();
     /// greet("Ada", reply);
@@ -314,31 +326,34 @@ impl<T> Reply<T> {
         (Self(Box::new(sender)), receiver)
     }
 
-    /// Answers the call. (One that was cast wants no answer; then this succeeds, and drops it.)
+    /// Answers the call. (A cast needs no answer: sending one succeeds and drops it.)
     ///
     /// # Errors
     ///
-    /// Gives the answer back if the caller has hung up: it was dropped, or its deadline passed. That may be ignored.
+    /// Gives the answer back if the caller has stopped waiting: its call was dropped, or its
+    /// deadline has passed. That may be ignored.
     pub fn send(self, answer: T) -> Result<(), T> {
         self.0.send(answer)
     }
 
-    /// Runs a future as a task of the current runtime, in a handler the service's, and answers with its output.
+    /// Runs a future as a task of the current runtime, which in a handler is the service's, and
+    /// answers with its output.
     ///
-    /// The future's own calls inherit the deadline of the call that it answers. If it panics, that call ends in
-    /// [`FetchFailure(Panicked)`](FetchReason::Panicked), and the service goes on: the worker's state was not touched. It runs to
-    /// its end though its caller hangs up. With the feature `tracing` the future runs in the span that is current where this is
-    /// called, which is the caller's span in a handler.
+    /// Calls that the future makes inherit the deadline of the call that it answers. If the future
+    /// panics, that call ends in [`FetchFailure(Panicked)`](FetchReason::Panicked), and the service
+    /// goes on, because the worker's state was not touched. The future runs to its end even if its
+    /// caller stops waiting. With the feature `tracing`, the future runs in the span that is
+    /// current where `spawn` is called; in a handler that is the caller's span.
     ///
-    /// The task is accepted work: a derived service that stops waits for it, before its stop hook and for
-    /// as long as [`stop_within`](crate::TenoriteCaller::stop_within) or
-    /// [`drain_limit`](crate::Builder::drain_limit) allow. An abort of the service aborts the task as
-    /// well, and its call ends in [`FetchFailure(Stopped)`](FetchReason::Stopped). A restart neither waits
-    /// for it nor ends it.
+    /// The task is accepted work: a derived service that stops waits for it before its stop hook
+    /// runs, for as long as [`stop_within`](crate::TenoriteCaller::stop_within) or
+    /// [`drain_limit`](crate::Builder::drain_limit) allow. If the service is aborted, the task is
+    /// aborted as well, and its call ends in [`FetchFailure(Stopped)`](FetchReason::Stopped). A
+    /// restart neither waits for the task nor ends it.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     #[track_caller]
     pub fn spawn(mut self, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<()>
     where
@@ -346,7 +361,7 @@ impl<T> Reply<T> {
     {
         let span = Span::current();
         self.0.if_dropped(FetchReason::Stopped);
-        // The call that it answers need not be the one that the current handler serves.
+        // The call that this answers need not be the one that the current handler serves.
         let context = Context::answering(self.0.deadline());
         let (service, guard) = match self.0.begin_task() {
             Some((service, number)) => (Some(Arc::clone(&service)), Some(TaskOf(service, number))),
@@ -354,7 +369,7 @@ impl<T> Reply<T> {
         };
         let number = guard.as_ref().map(|task| task.1);
         let task = tokio::spawn(async move {
-            // Dropped last: the service may end then.
+            // Drop the guard last: the service may end as soon as it is dropped.
             let guard = guard;
             let ran = panics::caught(span.clone().around(async move {
                 match context {
@@ -363,7 +378,7 @@ impl<T> Reply<T> {
                 }
             }));
             match ran.await {
-                // A caller that has gone needs no answer.
+                // A caller that is gone needs no answer.
                 Ok(answer) => drop(panics::drop_quietly(self.send(answer))),
                 Err(payload) => {
                     if let Some(TaskOf(service, _)) = &guard {
@@ -380,13 +395,14 @@ impl<T> Reply<T> {
         task
     }
 
-    /// Whether the caller has hung up, so that an answer would reach nobody. Always false for a cast.
+    /// Returns whether the caller has stopped waiting, so that an answer would not be delivered. It
+    /// is always false for a cast.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
 
-    /// When the caller will have stopped waiting, if it has set a limit, or inherited one.
+    /// Returns when the caller stops waiting, if it has set a limit, or inherited one.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.0.deadline()
