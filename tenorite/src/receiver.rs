@@ -1,4 +1,4 @@
-//! Where a hand-written worker reads its requests.
+//! Implements the receiver from which a hand-written worker reads its requests.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -16,27 +16,29 @@ use crate::panics;
 use crate::reply::{Client, TenoriteRequest};
 use crate::status::StopReason;
 
-/// The worker's end of a service's queue. Names and behaviour are those of tokio's `mpsc::Receiver`.
+/// Receives the requests of a service. Names and behaviour are those of tokio's `mpsc::Receiver`.
 ///
-/// It yields the requests in the order in which their calls were first polled, one after the other; those whose caller
-/// has gone or whose deadline has passed are left out. It ends once the door is shut (the last caller was dropped,
-/// or [`stop`](crate::TenoriteCaller::stop) or [`close`](Self::close) was called) and all that was accepted has been
-/// received.
+/// The receiver yields requests one after the other, in the order in which their calls were first
+/// polled. It leaves out requests whose caller is gone or whose deadline has passed. It ends once
+/// the service accepts no more calls (the last caller was dropped, or
+/// [`stop`](crate::TenoriteCaller::stop) or [`close`](Self::close) was called) and everything that
+/// was accepted has been received.
 ///
-/// Dropping it fails what it still holds with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+/// Dropping the receiver fails the calls that it still holds with
+/// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 pub struct Receiver<M: Message> {
     queue: Arc<Queue<M::Request, M::Response, M::Error>>,
-    /// Another may take over after this one.
+    /// Whether another receiver, of the next worker, may take over after this one.
     is_one_of_many: bool,
     generation: u32,
 }
 
-/// What a [`Receiver`] yields: [`TenoriteRequest`], and nothing else.
+/// Marks what a [`Receiver`] yields: [`TenoriteRequest`], and nothing else.
 pub trait Message: sealed::Message {}
 
 mod sealed {
-    // Without bounds, here and below: whether a future that holds a receiver is `Send` is decided with all lifetimes
-    // forgotten, and then no `&'static str` is known to be `'static`.
+    // No bounds, here and below. The compiler erases all lifetimes when it decides whether a future
+    // that holds a receiver is `Send`, and then cannot prove that a `&'static str` is `'static`.
     pub trait Message {
         type Request;
         type Response;
@@ -57,7 +59,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         Self { generation: queue.begin_work(), queue, is_one_of_many }
     }
 
-    /// Why it has ended.
+    /// Returns why the receiver has ended.
     pub(crate) fn reason(&self) -> StopReason {
         if self.queue.is_replacing_worker() {
             return StopReason::Restart;
@@ -65,18 +67,20 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         self.queue.close_reason().unwrap_or(StopReason::Finished)
     }
 
-    /// The next request, or `None` once the door is shut and everything has been received.
+    /// Receives the next request. Returns `None` once the service accepts no more calls and
+    /// everything has been received.
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is ready, no request was taken.
+    /// If the future is dropped before it is ready, no request has been taken.
     pub async fn recv(&mut self) -> Option<TenoriteRequest<Rq, Rs, Er>> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
     /// Polls for the next request.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<TenoriteRequest<Rq, Rs, Er>>> {
-        // Like every resource of tokio's: a worker that always finds a request must not starve its neighbours.
+        // Consume tokio's coop budget, as its own resources do: a worker that always finds a
+        // request must not starve other tasks.
         let budget = ready!(coop::poll_proceed(cx));
         let request = match self.queue.take(self.generation, Some(cx.waker())) {
             Next::Request(taken) => Some(self.hand_over(taken)),
@@ -87,12 +91,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         Poll::Ready(request)
     }
 
-    /// Waits for a request, then takes up to `limit` of those that are there. Returns how many; 0 means the end (or
-    /// a limit of 0).
+    /// Waits for a request, then takes up to `limit` of those that are queued. Returns how many
+    /// were taken. 0 means that the receiver has ended (or that `limit` is 0).
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped before it is ready, no request was taken.
+    /// If the future is dropped before it is ready, no request has been taken.
     pub async fn recv_many(&mut self, buffer: &mut Vec<TenoriteRequest<Rq, Rs, Er>>, limit: usize) -> usize {
         if limit == 0 {
             return 0;
@@ -109,11 +113,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         received
     }
 
-    /// Takes a request if there is one.
+    /// Takes a request if one is queued.
     ///
     /// # Errors
     ///
-    /// `Empty` if there is none now, `Disconnected` if there will be none.
+    /// Returns `Empty` if there is no request now, and `Disconnected` if there will be none any
+    /// more.
     pub fn try_recv(&mut self) -> Result<TenoriteRequest<Rq, Rs, Er>, TryRecvError> {
         match self.queue.take(self.generation, None) {
             Next::Request(taken) => Ok(self.hand_over(taken)),
@@ -122,35 +127,38 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
         }
     }
 
-    /// As [`recv`](Self::recv), for a thread of its own.
+    /// Works like [`recv`](Self::recv), for a worker on a thread of its own: blocks the thread.
     ///
     /// # Panics
     ///
-    /// In async code, as tokio's own blocking calls.
+    /// Panics in async code, as tokio's own blocking calls do.
     #[track_caller]
     pub fn blocking_recv(&mut self) -> Option<TenoriteRequest<Rq, Rs, Er>> {
         blocking::assert_may_block("blocking_recv()");
         blocking::block_until(None, |cx| self.poll_recv(cx)).flatten()
     }
 
-    /// Shuts the door: calls that wait for room and all later ones fail, what was accepted can still be received.
+    /// Stops accepting calls. Calls that wait for capacity and all later calls fail. Requests that
+    /// were accepted can still be received.
     pub fn close(&mut self) {
         self.queue.close(StopReason::Finished);
     }
 
-    /// Whether the door is shut. There may still be requests to receive.
+    /// Returns whether the service has stopped accepting calls. There may still be requests to
+    /// receive.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
 
-    /// How many requests wait to be received. Those that wait for room do not count.
+    /// Returns how many requests are waiting to be received. Calls that wait for capacity do not
+    /// count.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.accepted()
     }
 
-    /// Whether no request waits to be received.
+    /// Returns whether no request is waiting to be received.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -164,7 +172,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
 
 impl<M: Message> Drop for Receiver<M> {
     fn drop(&mut self) {
-        // Whoever polls the worker knows whether another comes after it.
+        // After a panic, the code that polls the worker decides whether another worker follows. The
+        // queue must stay open until then.
         let another_may_come = self.is_one_of_many
             && (self.queue.is_replacing_worker()
                 || std::thread::panicking() && panics::defer_here(&*self.queue));
