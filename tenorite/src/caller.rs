@@ -19,11 +19,12 @@ use crate::status::{Status, StatusWatch, StopReason};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
-/// Clones are equal: the service lives until the last one is dropped, then handles what it has accepted and stops.
-/// `Clone`, `Send`, `Sync` and `Debug` whatever the three types are. What stands behind it, a local worker, a
-/// closure, later another machine, is not visible here and does not matter.
+/// Clones are equal: the service lives until the last one is dropped, then handles what it has
+/// accepted and stops. The handle is `Clone`, `Send`, `Sync` and `Debug` for any three types.
+/// Whether a local worker, a closure or another machine is behind it makes no difference to its
+/// user.
 ///
-/// A derived caller wraps one and adds the typed methods; it derefs to this type for what is below.
+/// A derived caller wraps one and adds the typed methods. It derefs to this type for what is below.
 ///
 /// # Examples
 ///
@@ -46,17 +47,19 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { mailbox, timeout }
     }
 
-    /// A caller with an async closure behind it: a mock of a service, or an adapter to something else.
+    /// Creates a caller with an async closure behind it: a mock of a service, or an adapter to
+    /// something else.
     ///
-    /// Code that uses it cannot tell it from a service: requests run once they are polled, run to their end though their
-    /// caller is dropped, may fail in any way that a service can, and a panic becomes
-    /// [`FetchFailure(Panicked)`](crate::FetchReason::Panicked). How many run at once is the closure's own
-    /// affair: there is no queue, and `no_wait` always finds room.
+    /// Code that uses it cannot distinguish it from a service. Requests run once they are polled,
+    /// run to their end though their call is dropped, and may fail in any way that a service can. A
+    /// panic becomes [`FetchFailure(Panicked)`](crate::FetchReason::Panicked). The closure decides
+    /// how many run at once: there is no queue, and `no_wait` always finds capacity.
     ///
-    /// A closure that has to wait is spawned on the tokio runtime of the call's first poll. Without one, the caller
-    /// drives it, and a thread takes over if the caller leaves.
+    /// A closure that has to wait is spawned on the tokio runtime of the call's first poll. Without
+    /// a runtime the call drives it, and a thread takes over if the call is dropped.
     ///
-    /// [`stop`](Self::stop) shuts the door; [`stopped`](Self::stopped) resolves once nothing is in flight.
+    /// After [`stop`](Self::stop) it accepts no more calls. [`stopped`](Self::stopped) resolves
+    /// once nothing is in flight.
     pub fn from_fn<F, Fut>(function: F) -> Self
     where
         F: Fn(Rq) -> Fut + Send + Sync + 'static,
@@ -72,20 +75,24 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self::new(Arc::new(FnMailbox::new(answer, false)), None)
     }
 
-    /// A caller of a service that is elsewhere: `send` sends a request there and waits for its reply.
+    /// Creates a caller of a remote service: `send` sends a request there and waits for its reply.
     ///
-    /// As with [`from_fn`](Self::from_fn) nobody can tell it from a service. But its requests run where they are sent to, so
-    /// whoever leaves a call lets go of the waiting alone: the future is driven by its call, and dropped with it, or at its
-    /// deadline. So it must be of no harm to drop it, and what it has to do first must be done by the time that it first waits.
+    /// Like [`from_fn`](Self::from_fn), it cannot be distinguished from a local service. But its
+    /// requests run at the other end, so a call that ends early only stops waiting: the future is
+    /// driven by its call, and is dropped with it, or at its deadline. So it must be safe to drop
+    /// it at any time, and what it has to do first must be done by the time it first returns
+    /// `Pending`.
     ///
-    /// The future ends in the reply; in `None`, for a request that is [cast](OutgoingRequest::is_cast), once that is on its way; or in the
-    /// error that says whether the request may have run. It is only `SendFailure` if it certainly did not.
+    /// The future ends in the reply; in `None`, for a request that is
+    /// [cast](OutgoingRequest::is_cast), once that is on its way; or in the error that says whether
+    /// the request may have run. It is only `SendFailure` if the request certainly did not run.
     ///
-    /// [`stop`](Self::stop), and what goes with it, is of this side alone: later calls fail, and those that wait for a reply go on
-    /// waiting for it.
+    /// [`stop`](Self::stop), and what belongs to it, concerns this side alone: later calls fail,
+    /// and those that wait for a reply go on waiting for it.
     ///
-    /// It is the transport's affair that calls without a deadline end. A call that finds the deadline passed is never sent; one that
-    /// reaches it while it waits ends in [`FetchFailure(Expired)`](crate::FetchReason::Expired).
+    /// The transport has to make sure that calls without a deadline end. A call whose deadline has
+    /// passed is never sent. One that reaches its deadline while it waits ends in
+    /// [`FetchFailure(Expired)`](crate::FetchReason::Expired).
     ///
     /// # Examples
     ///
@@ -123,14 +130,15 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.call(request, |answer| answer.result())
     }
 
-    /// A call that makes something else of the service's answer.
+    /// Creates a call that maps the service's answer.
     pub(crate) fn call<T, E>(&self, request: Rq, map: Map<Rq, Rs, Er, T, E>) -> Call<'_, Rq, Rs, Er, T, E> {
         Call::new(&self.mailbox, request, self.timeout, map)
     }
 
-    /// A caller of the same service whose calls have this limit, unless they set their own.
+    /// Returns a caller of the same service whose calls have this limit, unless they set their own.
     ///
-    /// The limit is as of [`Call::timeout`]. Clones and weak callers made from the new caller keep it.
+    /// The limit works like that of [`Call::timeout`]. Clones and weak callers made from the new
+    /// caller keep it.
     #[must_use = "the caller it is called on stays as it is"]
     pub fn with_timeout(&self, limit: Duration) -> Self {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: Some(limit) }
@@ -144,7 +152,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { timeout, ..self }
     }
 
-    /// A handle that does not keep the service alive.
+    /// Returns a handle that does not keep the service alive.
     #[must_use]
     pub fn downgrade(&self) -> WeakCaller<Self>
     where
@@ -155,22 +163,25 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         WeakCaller::from(self)
     }
 
-    /// Asks the service to stop: the door shuts, what was accepted is handled, then the worker is gone.
+    /// Asks the service to stop: it accepts no more calls, handles what it has accepted, then drops
+    /// the worker.
     ///
-    /// Calls that wait for room fail with [`SendFailure(Stopped)`](crate::SendReason::Stopped), and so do all later
-    /// ones, from any caller. Returns at once and may be called again; [`stopped`](Self::stopped), or the service's
-    /// `JoinHandle`, tells when it has happened.
+    /// Calls that wait for capacity fail with [`SendFailure(Stopped)`](crate::SendReason::Stopped),
+    /// and so do all later ones, from any caller. Returns at once and is idempotent;
+    /// [`stopped`](Self::stopped), or the service's `JoinHandle`, resolves when it has happened.
     pub fn stop(&self) {
         self.mailbox.stop();
     }
 
-    /// As [`stop`](Self::stop), but not for longer than this: then whatever is left is aborted, as by the `JoinHandle`.
+    /// Stops the service as [`stop`](Self::stop) does, and aborts what is left at the limit, as the
+    /// `JoinHandle` would.
     ///
-    /// The door is shut at once, whether or not the future that is returned is awaited: it only tells when the service is gone,
-    /// and why. What still runs at the end of the time, a handler or the stop hook, is dropped where it waits; its call ends in
-    /// [`FetchFailure(Stopped)`](crate::FetchReason::Stopped), and those in line in
-    /// [`SendFailure(Stopped)`](crate::SendReason::Stopped). A handler that computes without ever waiting cannot be ended from
-    /// outside: it comes to its end, and is the last.
+    /// The service accepts no more calls from then on, whether or not the returned future is
+    /// awaited: that only reports when the service is gone, and why. What still runs at the limit,
+    /// a handler or the stop hook, is dropped where it waits. Its call ends in
+    /// [`FetchFailure(Stopped)`](crate::FetchReason::Stopped), and queued calls end in
+    /// [`SendFailure(Stopped)`](crate::SendReason::Stopped). A handler that computes without ever
+    /// waiting cannot be ended from outside: it runs to its end, and is the last.
     ///
     /// # Cancel safety
     ///
@@ -187,18 +198,20 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Stopping(Box::pin(self.mailbox.status().ended()))
     }
 
-    /// Asks the service to replace its worker: the handler in hand comes to its end, the stop hook of the old worker is run,
-    /// and another one is made. Calls wait meanwhile, and none of them fails.
+    /// Asks the service to replace its worker: the handler in flight runs to its end, the stop hook
+    /// of the old worker runs, and another worker is made. Calls wait meanwhile, and none of them
+    /// fails.
     ///
-    /// Returns whether it will: only a service that was started with a [restart policy](crate::Builder::restart) can, and not
-    /// while it stops. It counts like any restart. A worker asks for its own restart the same way, through a caller of its own
+    /// Returns whether it will. Only a service that was started with a
+    /// [restart policy](crate::Builder::restart) can, and not while it stops. It counts like any
+    /// restart. A worker asks for its own restart through its own caller
     /// ([`start_with_self`](crate::TenoriteService::start_with_self)).
     #[expect(clippy::must_use_candidate, reason = "as above")]
     pub fn restart(&self) -> bool {
         self.mailbox.restart()
     }
 
-    /// How the service is doing.
+    /// Returns how the service is doing.
     #[must_use]
     pub fn status(&self) -> Status {
         self.mailbox.status().get()
@@ -214,34 +227,35 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Arc::clone(&self.mailbox) as _
     }
 
-    /// How the service is doing, from now on.
+    /// Returns a watch that reports how the service is doing, from now on.
     #[must_use]
     pub fn watch(&self) -> StatusWatch {
         self.mailbox.status().watch()
     }
 
-    /// Whether the door is shut: a new call would fail.
+    /// Returns whether the service accepts no more calls: a new one would fail.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.mailbox.is_closed()
     }
 
-    /// Whether the worker is gone.
+    /// Returns whether the worker is gone.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.mailbox.status().has_ended()
     }
 
-    /// Waits until the worker is gone, and says why. Also tells those who ask later.
+    /// Waits until the worker is gone, and returns why. It may be called at any time, also
+    /// afterwards.
     ///
-    /// A handler of the same service is over before this is. So there it is pending, in a `select!` for
-    /// instance, until something else ends the wait.
+    /// A handler of the same service ends before the worker is gone. So there it stays pending, in
+    /// a `select!` for instance, until something else ends the wait.
     ///
     /// # Panics
     ///
-    /// In a handler of the same service that waits for nothing else, when the service is stopping: it
-    /// would wait for itself. (It is not seen in a task that the handler has spawned, nor in a worker
-    /// written by hand.)
+    /// In a handler of the same service that waits for nothing else, when the service is stopping:
+    /// it would wait for itself. (It is not seen in a task that the handler has spawned, nor in a
+    /// worker written by hand.)
     ///
     /// # Cancel safety
     ///
@@ -250,19 +264,20 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         let mut ended = pin!(self.mailbox.status().ended());
         poll_fn(|cx| {
             let node = self.mailbox.node().filter(|_| !self.is_stopped());
-            // It comes after the handler's own end, so that there is no use in waking the handler for it.
+            // It comes after the handler's own end, so that there is no use in waking the handler
+            // for it.
             if node.is_some_and(deadlock::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
         })
         .await
     }
 
-    /// What the service has in hand, and what has become of what was asked of it.
+    /// Returns what the service is doing, and the counts of what it has done.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats()
     }
 
-    /// Whether both are callers of the same running service.
+    /// Returns whether both are callers of the same running service.
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {
         // By address alone: the same mailbox may have more than one vtable.
@@ -270,7 +285,8 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     }
 }
 
-/// A service that stops: ready when it is gone. Made by [`TenoriteCaller::stop_within`].
+/// A service that stops: a future that is ready when the service is gone. Returned by
+/// [`TenoriteCaller::stop_within`].
 pub struct Stopping<'a>(Pin<Box<dyn Future<Output = StopReason> + Send + 'a>>);
 
 impl Future for Stopping<'_> {
@@ -347,10 +363,10 @@ pub trait Caller:
     /// What the service may answer instead.
     type Error: 'static;
 
-    /// Waits for room in the backlog, and keeps it: sending on the permit cannot fail for lack of room, and the request need
-    /// only be built then.
+    /// Waits for room in the backlog, and keeps it: sending on the permit cannot fail for lack of
+    /// room, and the request need only be built then.
     ///
-    /// Who waits for a permit stands in line with those whose calls wait for room.
+    /// A call that waits for a permit is queued with the calls that wait for capacity.
     ///
     /// ```
     /// # use tenorite::prelude::*;
@@ -370,8 +386,8 @@ pub trait Caller:
 
     /// Waits for capacity, as [`reserve`](Self::reserve) does, and keeps it in a permit of its own.
     ///
-    /// For a guard that tells its service when it is dropped: the request is neither waited with nor
-    /// refused for lack of capacity, also when a graceful stop has begun.
+    /// For a guard that tells its service when it is dropped: the request is neither waited with
+    /// nor refused for lack of capacity, also when a graceful stop has begun.
     ///
     /// ```
     /// use tenorite::OwnedPermit;
@@ -421,12 +437,14 @@ pub trait Caller:
 ///
 /// # Errors
 ///
-/// Always a [`SendFailure`](TenoriteError::SendFailure): `Stopped`, `Expired`, `Full` with [`no_wait`](Self::no_wait), and
-/// `WouldDeadlock` in a handler that would wait for its own service.
+/// Always a [`SendFailure`](TenoriteError::SendFailure): `Stopped`, `Expired`, `Full` with
+/// [`no_wait`](Self::no_wait), and `WouldDeadlock` in a handler that would wait for its own
+/// service.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any time. One that is neither polled nor dropped once its turn has come keeps a place, like a permit.
+/// May be dropped at any time. One that is neither polled nor dropped once its turn has come keeps
+/// a place, like a permit.
 ///
 /// # Panics
 ///
@@ -460,7 +478,7 @@ impl<'a, C: Caller> Reserve<'a, C> {
         self
     }
 
-    /// Says that whoever waits for it does not depend on it, as [`Call::allow_cycle`] does.
+    /// Exempts this wait from deadlock detection, as [`Call::allow_cycle`] does for a call.
     ///
     /// # Panics
     ///
@@ -582,12 +600,13 @@ impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
 /// A place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
 ///
 /// It keeps the service alive no more than a [`WeakCaller`] does, does not count as use for an
-/// [`idle_timeout`](crate::Builder::idle_timeout), and holds up no stop. After a graceful stop has begun,
-/// its request is still taken, until the service has handled everything that it had accepted and runs
-/// its stop hook. Later it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+/// [`idle_timeout`](crate::Builder::idle_timeout), and holds up no stop. After a graceful stop has
+/// begun, its request is still taken, until the service has handled everything that it had accepted
+/// and runs its stop hook. Later it fails with
+/// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 ///
-/// It is given back if it is dropped. One that is forgotten keeps its place from others until the service
-/// ends.
+/// It is given back if it is dropped. One that is forgotten keeps its place from others until the
+/// service ends.
 #[must_use = "a permit that is dropped is given back"]
 pub struct OwnedPermit<C: Caller> {
     /// What takes its request, and nothing else.
@@ -605,9 +624,9 @@ impl<C: Caller> OwnedPermit<C> {
         Self { caller: C::from(caller), is_used: false }
     }
 
-    /// Makes the call that the closure asks for in this place, through the caller that it is given. That
-    /// caller finds the service closed to anything else. A call to another service is made without the
-    /// permit.
+    /// Makes the call that the closure asks for in this place, through the caller that it is given.
+    /// That caller finds the service closed to anything else. A call to another service is made
+    /// without the permit.
     pub fn call<T, E>(
         mut self,
         make: impl for<'a> FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
@@ -641,16 +660,19 @@ impl<C: Caller> fmt::Debug for OwnedPermit<C> {
 
 /// A place in a service's backlog, kept for a request to come: see [`Caller::reserve`].
 ///
-/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds up no stop. After a
-/// graceful stop has begun, its request is still taken, until the service has handled everything that it had accepted and
-/// runs its stop hook. Later it fails with [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds
+/// up no stop. After a graceful stop has begun, its request is still taken, until the service has
+/// handled everything that it had accepted and runs its stop hook. Later it fails with
+/// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 ///
-/// Among the requests of its service, the one that is sent on it has its turn before those that wait for room.
+/// Among the requests of its service, the one that is sent on it has its turn before those that
+/// wait for room.
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<'a, C: Caller>(&'a C);
 
 impl<'a, C: Caller> Permit<'a, C> {
-    /// Makes the call that the closure asks for in this place. A call to another service is made without it.
+    /// Makes the call that the closure asks for in this place. A call to another service is made
+    /// without it.
     pub fn call<T, E>(
         self,
         make: impl FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
@@ -689,8 +711,9 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Caller for TenoriteCaller<Rq, Rs, Er
 
 /// A handle that does not keep its service alive, of the same type as the caller it gives back.
 ///
-/// For a worker that holds its own caller ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and
-/// registries: whatever should not be the reason why a service goes on.
+/// For a worker that holds its own caller
+/// ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and registries:
+/// whatever should not be the reason why a service goes on.
 pub struct WeakCaller<C: Caller> {
     mailbox: Weak<dyn Mailbox<C::Request, C::Response, C::Error>>,
     timeout: Option<Duration>,
@@ -698,7 +721,8 @@ pub struct WeakCaller<C: Caller> {
 }
 
 impl<C: Caller> WeakCaller<C> {
-    /// A caller, while there is one: also after `stop()`, never after the last one went.
+    /// Returns a caller, as long as there is one: also after `stop()`, never after the last was
+    /// dropped.
     #[must_use]
     pub fn upgrade(&self) -> Option<C> {
         let mailbox = self.mailbox.upgrade()?;

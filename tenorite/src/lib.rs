@@ -1,4 +1,5 @@
-//! Typed in-process services for tokio: annotate an `impl` block, and call its methods from anywhere.
+//! Typed in-process services for tokio: annotate an `impl` block, and call its methods from
+//! anywhere.
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -27,35 +28,39 @@
 //!
 //! # The parts
 //!
-//! - [`#[tenorite::service]`](macro@service) derives, from a worker's methods, a request and a response enum, a typed caller
-//!   and a unit struct that starts it.
-//! - [`TenoriteService`] starts a worker: `start_task(backlog, config)` gives `(JoinHandle, caller)`.
-//! - [`TenoriteCaller`] and the derived callers around it are cloneable handles; [`WeakCaller`] does not keep the
-//!   service alive.
+//! - [`#[tenorite::service]`](macro@service) derives, from a worker's methods, a request and a
+//!   response enum, a typed caller and a unit struct that starts it.
+//! - [`TenoriteService`] starts a worker: `start_task(backlog, config)` returns
+//!   `(JoinHandle, caller)`.
+//! - [`TenoriteCaller`] and the derived callers around it are cloneable handles; [`WeakCaller`]
+//!   does not keep the service alive.
 //! - [`Call`] is what their methods return: a future with options.
-//! - [`TenoriteError`] is what a call may end in: [`SendFailure`](TenoriteError::SendFailure), it certainly did not run;
-//!   [`FetchFailure`](TenoriteError::FetchFailure), it may have; [`ServiceError`](TenoriteError::ServiceError), it ran and
-//!   this is the answer.
-//! - [`Builder`] and its [`restart`](Builder::restart), and [`Supervisor`], are for services that have to come back by themselves.
-//! - [`TenoriteWorker`], [`Receiver`], [`TenoriteRequest`] and [`Client`] are for workers written by hand.
+//! - [`TenoriteError`] says how a call failed. [`SendFailure`](TenoriteError::SendFailure): the
+//!   request certainly did not run. [`FetchFailure`](TenoriteError::FetchFailure): it may have run.
+//!   [`ServiceError`](TenoriteError::ServiceError): it ran, and this is the answer.
+//! - [`Builder`] sets options, [`restart`](Builder::restart) among them. A [`Supervisor`] restarts
+//!   services that belong together.
+//! - [`TenoriteWorker`], [`Receiver`], [`TenoriteRequest`] and [`Client`] are for workers written
+//!   by hand.
 //!
 //! # What holds
 //!
-//! **Every call ends**, whatever happens to the worker, its runtime or other callers. Handlers of one worker never
-//! overlap, and requests run in the order of their calls' first polls. What has started runs to its end; what was
-//! dropped or late before that never starts. At most `backlog` requests wait, and nobody who sleeps holds up anybody
-//! else. A panic reaches its own call with its text. A stop loses nothing that was accepted. Dropping a call is safe at
-//! any point.
+//! **Every call ends**, whatever happens to the worker, its runtime or other callers. Handlers of
+//! one worker never overlap, and requests run in the order of their calls' first polls. A request
+//! that has started runs to its end. One whose call was dropped or expired before that never
+//! starts. At most `backlog` requests are queued, and a call that is not being polled never blocks
+//! other calls. A panic is reported to its own call, with its text. A stop loses nothing that was
+//! accepted. A call may be dropped at any point.
 //!
-//! The guide: [services](guide::services), [calls](guide::calls), [starting and stopping](guide::lifecycle),
-//! [where a handler runs](guide::where_handlers_run), [recipes](guide::recipes),
-//! [workers by hand](guide::by_hand), [testing](guide::testing), [scaling out](guide::scaling_out),
-//! [coming from elsewhere](guide::coming_from), [questions](guide::faq),
-//! [the promises and their tests](guide::promises).
+//! The guide: [services](guide::services), [calls](guide::calls),
+//! [starting and stopping](guide::lifecycle), [where a handler runs](guide::where_handlers_run),
+//! [recipes](guide::recipes), [workers by hand](guide::by_hand), [testing](guide::testing),
+//! [scaling out](guide::scaling_out), [coming from elsewhere](guide::coming_from),
+//! [questions](guide::faq), [the promises and their tests](guide::promises).
 
-// What needs a runtime is of no use to the models.
 // Shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The models have no runtime, so what needs one is unused there.
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
 // Modules in reading order: each uses only those before it.
@@ -121,31 +126,34 @@ pub use worker::TenoriteWorker;
 
 /// Derives a service from an inherent `impl` block of a worker.
 ///
-/// Every method that is `pub` in any way and has a `self`, which it takes as `&self` or `&mut self`, becomes a request; the
+/// Every method that is `pub` in any way and takes `&self` or `&mut self` becomes a request. The
 /// others stay ordinary methods. The block itself is left as it is.
 ///
-/// From `impl Store` come:
+/// `impl Store` derives:
 ///
 /// - `StoreRequest`, an enum with a variant for each request and a field for each argument, owned;
 /// - `StoreResponse`, an enum with a variant for each request that holds what its method returns;
-/// - `StoreCaller`, a cloneable handle with the methods, each of which returns a [`Call`], and with `from_fn`,
-///   `with_timeout` and `downgrade`; everything else of [`TenoriteCaller`] through `Deref`;
+/// - `StoreCaller`, a cloneable handle with the methods, each of which returns a [`Call`], and with
+///   `from_fn`, `with_timeout` and `downgrade`; everything else of [`TenoriteCaller`] through
+///   `Deref`;
 /// - `StoreCall`, the type of those calls;
 /// - `StoreService`, which starts it: `StoreService.start_task(32, store)`.
 ///
 /// # Options
 ///
 /// - `name = "Mail"`: derived names begin with this instead of the worker's name.
-/// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and the requests say what they are
-///   called (`tenorite::wire`), so that they can leave the process.
+/// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and
+///   requests know their methods' names (`tenorite::wire`), so that they can leave the process.
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
 /// - `crate = path`: where this crate is, if not at `::tenorite`.
-/// - `#[service(skip)]` on a method: not a request, though it is `pub`.
-/// - `#[service(init)]` on an associated function: makes the worker from a config, which `start_task` takes then. It may be
-///   async, and may fail: it returns `Self` or `Result<Self, E>`, and so does the `JoinHandle`.
-/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: on which shard of many a request runs.
-/// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: called before the first request and after the last. The latter may
-///   take a [`StopReason`].
+/// - `#[service(skip)]` on a method: it is not a request, though it is `pub`.
+/// - `#[service(init)]` on an associated function: it makes the worker from a config, which
+///   `start_task` then takes. It may be async, and may fail: it returns `Self` or
+///   `Result<Self, E>`, and so does the `JoinHandle`.
+/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: they decide on which of
+///   many shards a request runs.
+/// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: they are called before the first
+///   request and after the last. The latter may take a [`StopReason`].
 ///
 /// A method that takes a [`Reply`] answers with it, and not with what it returns.
 ///
@@ -176,8 +184,8 @@ pub use worker::TenoriteWorker;
 /// ```
 pub use tenorite_macros::service;
 
-/// Links of the guide's pages. Of two definitions of a link the first counts: this one in rustdoc, and the
-/// page's own where the page is read as a file.
+/// Links of the guide's pages. Of two definitions of a link the first counts: this one in rustdoc,
+/// and the page's own where the page is read as a file.
 #[cfg(any(doc, doctest))]
 macro_rules! links {
     () => {

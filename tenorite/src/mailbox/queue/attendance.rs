@@ -1,6 +1,6 @@
 //! Keeps whether a hand-written worker reads the queue, and which one.
 //!
-//! A worker in a cell does not read: the cell's state says who has it.
+//! A worker in a cell does not read: the cell's state says which thread owns it.
 
 use std::task::Waker;
 

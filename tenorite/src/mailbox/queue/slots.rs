@@ -1,7 +1,7 @@
 //! Keeps the slots in which replies are awaited.
 //!
 //! A slot belongs to one request, from when it is queued or starts until its call has taken the
-//! outcome. What stages it goes through, and who frees it, is in [`line`](super::line) (L4).
+//! outcome. Its stages, and the party that frees it, are described in [`line`](super::line) (L4).
 //!
 //! Plain data under the [`queue`](super)'s lock, as the line is.
 
