@@ -1,4 +1,4 @@
-//! Handles to a service.
+//! Provides the handles to a service: callers, weak callers and permits.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -19,12 +19,14 @@ use crate::status::{Status, StatusWatch, StopReason};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///
-/// Clones are equal: the service lives until the last one is dropped, then handles what it has
-/// accepted and stops. The handle is `Clone`, `Send`, `Sync` and `Debug` for any three types.
-/// Whether a local worker, a closure or another machine is behind it makes no difference to its
-/// user.
+/// All clones are equal. The service lives until the last one is dropped. Then it handles what it
+/// has accepted, and stops.
 ///
-/// A derived caller wraps one and adds the typed methods. It derefs to this type for what is below.
+/// A caller is `Clone`, `Send`, `Sync` and `Debug` whatever the three types are. It neither shows
+/// nor depends on what handles its requests: a local worker, a closure, or another machine.
+///
+/// A derived caller wraps a `TenoriteCaller` and adds the typed methods. It derefs to this type for
+/// the methods below.
 ///
 /// # Examples
 ///
@@ -37,7 +39,7 @@ use crate::status::{Status, StatusWatch, StopReason};
 /// # Ok(()) }
 /// ```
 pub struct TenoriteCaller<Rq, Rs, Er = Infallible> {
-    /// Its strong count is the number of callers. See [`Mailbox`].
+    /// The strong count is the number of callers. See [`Mailbox`].
     mailbox: Arc<dyn Mailbox<Rq, Rs, Er>>,
     timeout: Option<Duration>,
 }
@@ -47,19 +49,19 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { mailbox, timeout }
     }
 
-    /// Creates a caller with an async closure behind it: a mock of a service, or an adapter to
-    /// something else.
+    /// Creates a caller of an async closure: a mock of a service, or an adapter to something else.
     ///
-    /// Code that uses it cannot distinguish it from a service. Requests run once they are polled,
-    /// run to their end though their call is dropped, and may fail in any way that a service can. A
-    /// panic becomes [`FetchFailure(Panicked)`](crate::FetchReason::Panicked). The closure decides
-    /// how many run at once: there is no queue, and `no_wait` always finds capacity.
+    /// Code that uses the caller cannot tell it from a service. A request runs once its call is
+    /// polled, and runs to its end even if its call is dropped. It may fail in any way that a
+    /// service can, and a panic becomes [`FetchFailure(Panicked)`](crate::FetchReason::Panicked).
+    /// The closure itself determines how many requests run at once: there is no queue, and
+    /// `no_wait` always finds capacity.
     ///
     /// A closure that has to wait is spawned on the tokio runtime of the call's first poll. Without
     /// a runtime the call drives it, and a thread takes over if the call is dropped.
     ///
-    /// After [`stop`](Self::stop) it accepts no more calls. [`stopped`](Self::stopped) resolves
-    /// once nothing is in flight.
+    /// [`stop`](Self::stop) refuses new calls. [`stopped`](Self::stopped) resolves once nothing is
+    /// in flight.
     pub fn from_fn<F, Fut>(function: F) -> Self
     where
         F: Fn(Rq) -> Fut + Send + Sync + 'static,
@@ -75,23 +77,24 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self::new(Arc::new(FnMailbox::new(answer, false)), None)
     }
 
-    /// Creates a caller of a remote service: `send` sends a request there and waits for its reply.
+    /// Creates a caller of a service that is elsewhere: `send` sends a request there and waits for
+    /// its reply.
     ///
-    /// Like [`from_fn`](Self::from_fn), it cannot be distinguished from a local service. But its
-    /// requests run at the other end, so a call that ends early only stops waiting: the future is
-    /// driven by its call, and is dropped with it, or at its deadline. So it must be safe to drop
-    /// it at any time, and what it has to do first must be done by the time it first returns
-    /// `Pending`.
+    /// As with [`from_fn`](Self::from_fn), code that uses the caller cannot tell it from a service.
+    /// But its requests run where they are sent to, so dropping a call gives up only the wait: the
+    /// future is driven by its call, and is dropped with its call or at its deadline. So dropping
+    /// the future must do no harm, and what it has to do first must be done by the time it first
+    /// waits.
     ///
-    /// The future ends in the reply; in `None`, for a request that is
-    /// [cast](OutgoingRequest::is_cast), once that is on its way; or in the error that says whether
-    /// the request may have run. It is only `SendFailure` if the request certainly did not run.
+    /// The future returns the reply, or `None` for a request that is
+    /// [cast](OutgoingRequest::is_cast), once that is on its way. If it fails, it returns the error
+    /// that says whether the request may have run: `SendFailure` only if it certainly did not.
     ///
-    /// [`stop`](Self::stop), and what belongs to it, concerns this side alone: later calls fail,
-    /// and those that wait for a reply go on waiting for it.
+    /// [`stop`](Self::stop) and the related methods affect this side alone. Later calls fail, and
+    /// calls that wait for a reply go on waiting for it.
     ///
-    /// The transport has to make sure that calls without a deadline end. A call whose deadline has
-    /// passed is never sent. One that reaches its deadline while it waits ends in
+    /// The transport is responsible for ending calls without a deadline. A call that finds its
+    /// deadline passed is never sent. A call that reaches its deadline while it waits ends in
     /// [`FetchFailure(Expired)`](crate::FetchReason::Expired).
     ///
     /// # Examples
@@ -130,7 +133,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.call(request, |answer| answer.result())
     }
 
-    /// Creates a call that maps the service's answer.
+    /// Creates a call that maps the service's answer with `map`.
     pub(crate) fn call<T, E>(&self, request: Rq, map: Map<Rq, Rs, Er, T, E>) -> Call<'_, Rq, Rs, Er, T, E> {
         Call::new(&self.mailbox, request, self.timeout, map)
     }
@@ -163,29 +166,30 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         WeakCaller::from(self)
     }
 
-    /// Asks the service to stop: it accepts no more calls, handles what it has accepted, then drops
-    /// the worker.
+    /// Asks the service to stop: it accepts no more calls and handles what it has accepted. Then
+    /// the worker is gone.
     ///
     /// Calls that wait for capacity fail with [`SendFailure(Stopped)`](crate::SendReason::Stopped),
-    /// and so do all later ones, from any caller. Returns at once and is idempotent;
-    /// [`stopped`](Self::stopped), or the service's `JoinHandle`, resolves when it has happened.
+    /// and so do all later calls, from any caller. This method returns at once and is idempotent.
+    /// To wait for the end, await [`stopped`](Self::stopped) or the service's `JoinHandle`.
     pub fn stop(&self) {
         self.mailbox.stop();
     }
 
-    /// Stops the service as [`stop`](Self::stop) does, and aborts what is left at the limit, as the
-    /// `JoinHandle` would.
+    /// Works like [`stop`](Self::stop), except that whatever is left after `limit` is aborted, as
+    /// by the `JoinHandle`.
     ///
-    /// The service accepts no more calls from then on, whether or not the returned future is
-    /// awaited: that only reports when the service is gone, and why. What still runs at the limit,
-    /// a handler or the stop hook, is dropped where it waits. Its call ends in
-    /// [`FetchFailure(Stopped)`](crate::FetchReason::Stopped), and queued calls end in
-    /// [`SendFailure(Stopped)`](crate::SendReason::Stopped). A handler that computes without ever
-    /// waiting cannot be ended from outside: it runs to its end, and is the last.
+    /// The service stops accepting calls at once, whether or not the returned future is awaited.
+    /// The future only reports when the service is gone, and why.
+    ///
+    /// A handler or stop hook that still runs after `limit` is dropped where it waits. The
+    /// handler's call ends in [`FetchFailure(Stopped)`](crate::FetchReason::Stopped), and queued
+    /// calls end in [`SendFailure(Stopped)`](crate::SendReason::Stopped). A handler that computes
+    /// without ever waiting cannot be ended from outside: it runs to its end, and is the last.
     ///
     /// # Cancel safety
     ///
-    /// The future may be dropped at any time: that changes nothing.
+    /// The future may be dropped at any time. That changes nothing.
     #[expect(clippy::must_use_candidate, reason = "whoever does not want to know need not")]
     pub fn stop_within(&self, limit: Duration) -> Stopping<'_>
     where
@@ -194,24 +198,23 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Er: 'static,
     {
         abort::stop_within(&self.control(), limit);
-        // It ends at the limit, also in a handler of the same service.
+        // Unlike `stopped`, this may wait in the service's own handler: the limit ends it.
         Stopping(Box::pin(self.mailbox.status().ended()))
     }
 
-    /// Asks the service to replace its worker: the handler in flight runs to its end, the stop hook
-    /// of the old worker runs, and another worker is made. Calls wait meanwhile, and none of them
-    /// fails.
+    /// Asks the service to replace its worker: the running handler completes, the stop hook of the
+    /// old worker runs, and another worker is made. Calls wait meanwhile, and none of them fails.
     ///
-    /// Returns whether it will. Only a service that was started with a
-    /// [restart policy](crate::Builder::restart) can, and not while it stops. It counts like any
-    /// restart. A worker asks for its own restart through its own caller
+    /// Returns whether the worker will be replaced. It is only if the service was started with a
+    /// [restart policy](crate::Builder::restart) and is not stopping. The restart counts like any
+    /// other. A worker asks for its own restart the same way, through a caller of its own service
     /// ([`start_with_self`](crate::TenoriteService::start_with_self)).
     #[expect(clippy::must_use_candidate, reason = "as above")]
     pub fn restart(&self) -> bool {
         self.mailbox.restart()
     }
 
-    /// Returns how the service is doing.
+    /// Returns the service's current status.
     #[must_use]
     pub fn status(&self) -> Status {
         self.mailbox.status().get()
@@ -227,13 +230,13 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Arc::clone(&self.mailbox) as _
     }
 
-    /// Returns a watch that reports how the service is doing, from now on.
+    /// Returns a watch that follows the service's status from now on.
     #[must_use]
     pub fn watch(&self) -> StatusWatch {
         self.mailbox.status().watch()
     }
 
-    /// Returns whether the service accepts no more calls: a new one would fail.
+    /// Returns whether the service has stopped accepting calls, so that a new call would fail.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.mailbox.is_closed()
@@ -245,33 +248,32 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.status().has_ended()
     }
 
-    /// Waits until the worker is gone, and returns why. It may be called at any time, also
-    /// afterwards.
+    /// Waits until the worker is gone, and returns why. Also returns the reason when it is called
+    /// later.
     ///
-    /// A handler of the same service ends before the worker is gone. So there it stays pending, in
-    /// a `select!` for instance, until something else ends the wait.
+    /// A handler of the same service ends before the service does. So in such a handler the future
+    /// stays pending, in a `select!` for instance, until something else ends the wait.
     ///
     /// # Panics
     ///
-    /// In a handler of the same service that waits for nothing else, when the service is stopping:
-    /// it would wait for itself. (It is not seen in a task that the handler has spawned, nor in a
-    /// worker written by hand.)
+    /// Panics in a handler of the same service that waits for nothing else, when the service is
+    /// stopping: the handler would wait for itself. (This is not detected in a task that the
+    /// handler has spawned, nor in a worker written by hand.)
     ///
     /// # Cancel safety
     ///
-    /// May be dropped and asked again at any time.
+    /// The future may be dropped, and `stopped` called again, at any time.
     pub async fn stopped(&self) -> StopReason {
         let mut ended = pin!(self.mailbox.status().ended());
         poll_fn(|cx| {
             let node = self.mailbox.node().filter(|_| !self.is_stopped());
-            // It comes after the handler's own end, so that there is no use in waking the handler
-            // for it.
+            // The service ends only after this handler, so waking the handler then is of no use.
             if node.is_some_and(deadlock::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
         })
         .await
     }
 
-    /// Returns what the service is doing, and the counts of what it has done.
+    /// Counts the requests that the service holds, and what has become of earlier ones.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats()
@@ -280,13 +282,12 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// Returns whether both are callers of the same running service.
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {
-        // By address alone: the same mailbox may have more than one vtable.
+        // Compares addresses alone: the same mailbox may have more than one vtable.
         std::ptr::addr_eq(Arc::as_ptr(&self.mailbox), Arc::as_ptr(&other.mailbox))
     }
 }
 
-/// A service that stops: a future that is ready when the service is gone. Returned by
-/// [`TenoriteCaller::stop_within`].
+/// A future that resolves when the service is gone. Returned by [`TenoriteCaller::stop_within`].
 pub struct Stopping<'a>(Pin<Box<dyn Future<Output = StopReason> + Send + 'a>>);
 
 impl Future for Stopping<'_> {
@@ -303,7 +304,7 @@ impl fmt::Debug for Stopping<'_> {
     }
 }
 
-// By hand: a derive would ask for the same of the three types.
+// Implemented by hand: a derive would require `Clone` and `Debug` of the three types.
 impl<Rq, Rs, Er> Clone for TenoriteCaller<Rq, Rs, Er> {
     fn clone(&self) -> Self {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: self.timeout }
@@ -327,15 +328,18 @@ impl<Rq, Rs, Er> AsRef<Self> for TenoriteCaller<Rq, Rs, Er> {
     }
 }
 
-/// A handle to a service, plain or derived: the bound for code that works with any of them.
+/// A handle to a service, plain or derived: the bound for code that works with any caller.
 ///
 /// # Examples
 ///
 /// ```
 /// use tenorite::prelude::*;
 ///
-/// /// Works with `TenoriteCaller<String, usize>` and with every derived caller that has these enums.
-/// async fn total<C: Caller<Request = String, Response = usize>>(caller: &C, lines: Vec<String>) -> usize {
+/// /// Works with `TenoriteCaller<String, usize>` and every derived caller with these enums.
+/// async fn total<C>(caller: &C, lines: Vec<String>) -> usize
+/// where
+///     C: Caller<Request = String, Response = usize>,
+/// {
 ///     let mut total = 0;
 ///     for line in lines {
 ///         total += caller.as_ref().send_request(line).await.unwrap_or(0);
@@ -356,17 +360,17 @@ pub trait Caller:
     + Sync
     + 'static
 {
-    /// What it sends.
+    /// The request that the caller sends.
     type Request: 'static;
-    /// What it gets back.
+    /// The response that it receives.
     type Response: 'static;
-    /// What the service may answer instead.
+    /// The error that the service may return instead.
     type Error: 'static;
 
-    /// Waits for room in the backlog, and keeps it: sending on the permit cannot fail for lack of
-    /// room, and the request need only be built then.
+    /// Waits for capacity in the backlog and reserves it. Sending on the permit cannot fail for
+    /// lack of capacity, and the request need not be built before that.
     ///
-    /// A call that waits for a permit is queued with the calls that wait for capacity.
+    /// A wait for a permit is queued among the calls that wait for capacity.
     ///
     /// ```
     /// # use tenorite::prelude::*;
@@ -376,7 +380,7 @@ pub trait Caller:
     /// # fn render() -> Vec<u8> { Vec::new() }
     /// # async fn example(printer: PrinterCaller) -> Result<(), TenoriteError> {
     /// let permit = printer.reserve().await?;
-    /// let page = render();                       // not before it can be printed
+    /// let page = render(); // Not before it can be printed.
     /// permit.call(|printer| printer.print(page)).await?;
     /// # Ok(()) }
     /// ```
@@ -384,10 +388,11 @@ pub trait Caller:
         Reserve { caller: self, reservation: self.as_ref().reservation() }
     }
 
-    /// Waits for capacity, as [`reserve`](Self::reserve) does, and keeps it in a permit of its own.
+    /// Waits for capacity, as [`reserve`](Self::reserve) does, and reserves it with a permit that
+    /// borrows nothing.
     ///
-    /// For a guard that tells its service when it is dropped: the request is neither waited with
-    /// nor refused for lack of capacity, also when a graceful stop has begun.
+    /// Meant for a guard that notifies its service when it is dropped. The request neither waits
+    /// for capacity nor is refused for lack of it, even after a graceful stop has begun.
     ///
     /// ```
     /// use tenorite::OwnedPermit;
@@ -433,22 +438,22 @@ pub trait Caller:
     }
 }
 
-/// A permit to come: see [`Caller::reserve`]. A future with the options of a call.
+/// A future that resolves to a permit, with the options of a call. Returned by [`Caller::reserve`].
 ///
 /// # Errors
 ///
-/// Always a [`SendFailure`](TenoriteError::SendFailure): `Stopped`, `Expired`, `Full` with
+/// Fails only with a [`SendFailure`](TenoriteError::SendFailure): `Stopped`, `Expired`, `Full` with
 /// [`no_wait`](Self::no_wait), and `WouldDeadlock` in a handler that would wait for its own
 /// service.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any time. One that is neither polled nor dropped once its turn has come keeps
-/// a place, like a permit.
+/// The future may be dropped at any time. If it is neither polled nor dropped once its turn has
+/// come, it occupies a place in the backlog, as a permit does.
 ///
 /// # Panics
 ///
-/// As [`Call`].
+/// Panics as [`Call`] does.
 #[must_use = "a permit is granted only if it is awaited"]
 pub struct Reserve<'a, C: Caller> {
     caller: &'a C,
@@ -456,48 +461,49 @@ pub struct Reserve<'a, C: Caller> {
 }
 
 impl<'a, C: Caller> Reserve<'a, C> {
-    /// Waits no longer than this. It replaces the caller's default.
+    /// Limits the wait. The limit replaces the caller's default.
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.reservation.timeout(limit);
         self
     }
 
-    /// Fails at once if there is no room.
+    /// Fails at once if there is no capacity.
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn no_wait(mut self) -> Self {
         self.reservation.no_wait();
         self
     }
 
-    /// Exempts this wait from deadlock detection, as [`Call::allow_cycle`] does for a call.
+    /// Exempts this wait from deadlock detection, as [`Call::allow_cycle`] does: the code that
+    /// waits does not depend on the permit.
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn allow_cycle(mut self) -> Self {
         self.reservation.allow_cycle();
         self
     }
 
-    /// Waits in synchronous code, and blocks the thread.
+    /// Waits from synchronous code, and blocks the thread.
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// As [`Call::blocking`].
+    /// Panics as [`Call::blocking`] does.
     #[track_caller]
     pub fn blocking(mut self) -> Result<Permit<'a, C>, TenoriteError> {
         self.reservation.block().map(|()| Permit(self.caller))
@@ -521,28 +527,29 @@ impl<C: Caller> fmt::Debug for Reserve<'_, C> {
     }
 }
 
-/// An owned permit to come: see [`Caller::reserve_owned`]. A future with the options of a call.
+/// A future that resolves to an owned permit, with the options of a call. Returned by
+/// [`Caller::reserve_owned`].
 ///
 /// # Errors
 ///
-/// As [`Reserve`].
+/// Fails as [`Reserve`] does.
 ///
 /// # Cancel safety
 ///
-/// As [`Reserve`].
+/// The same as that of [`Reserve`].
 ///
 /// # Panics
 ///
-/// As [`Call`].
+/// Panics as [`Call`] does.
 #[must_use = "a permit is granted only if it is awaited"]
 pub struct ReserveOwned<'a, C: Caller>(Reserve<'a, C>);
 
 impl<C: Caller> ReserveOwned<'_, C> {
-    /// Waits no longer than this. It replaces the caller's default.
+    /// Limits the wait. The limit replaces the caller's default.
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn timeout(self, limit: Duration) -> Self {
         Self(self.0.timeout(limit))
@@ -552,7 +559,7 @@ impl<C: Caller> ReserveOwned<'_, C> {
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn no_wait(self) -> Self {
         Self(self.0.no_wait())
@@ -562,21 +569,21 @@ impl<C: Caller> ReserveOwned<'_, C> {
     ///
     /// # Panics
     ///
-    /// If it has been polled.
+    /// Panics if it has been polled.
     #[track_caller]
     pub fn allow_cycle(self) -> Self {
         Self(self.0.allow_cycle())
     }
 
-    /// Waits in synchronous code, and blocks the thread.
+    /// Waits from synchronous code, and blocks the thread.
     ///
     /// # Errors
     ///
-    /// As when awaited.
+    /// Returns the same errors as when awaited.
     ///
     /// # Panics
     ///
-    /// As [`Call::blocking`].
+    /// Panics as [`Call::blocking`] does.
     #[track_caller]
     pub fn blocking(self) -> Result<OwnedPermit<C>, TenoriteError> {
         self.0.blocking().map(OwnedPermit::new)
@@ -597,21 +604,22 @@ impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
     }
 }
 
-/// A place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
+/// A reserved place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
 ///
-/// It keeps the service alive no more than a [`WeakCaller`] does, does not count as use for an
-/// [`idle_timeout`](crate::Builder::idle_timeout), and holds up no stop. After a graceful stop has
-/// begun, its request is still taken, until the service has handled everything that it had accepted
-/// and runs its stop hook. Later it fails with
+/// Like a [`WeakCaller`], it does not keep the service alive. It does not count as use for an
+/// [`idle_timeout`](crate::Builder::idle_timeout), and does not delay a stop.
+///
+/// After a graceful stop has begun, the permit's request is still accepted until the service has
+/// handled everything that it had accepted and runs its stop hook. After that it fails with
 /// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 ///
-/// It is given back if it is dropped. One that is forgotten keeps its place from others until the
-/// service ends.
+/// A permit that is dropped gives its place back. A permit that is forgotten (`mem::forget`)
+/// withholds its place from other calls until the service ends.
 #[must_use = "a permit that is dropped is given back"]
 pub struct OwnedPermit<C: Caller> {
-    /// What takes its request, and nothing else.
+    /// Accepts the permit's request, and nothing else.
     caller: C,
-    /// It was given back, or is the call's now.
+    /// Whether a call has taken over the place, so that dropping the permit must not give it back.
     is_used: bool,
 }
 
@@ -619,14 +627,14 @@ impl<C: Caller> OwnedPermit<C> {
     fn new(permit: Permit<'_, C>) -> Self {
         let caller = permit.0.as_ref();
         let caller = TenoriteCaller { mailbox: caller.mailbox.own_permit(), timeout: caller.timeout };
-        // It is this one's now.
+        // The owned permit has the place now, so the borrowed one must not give it back.
         std::mem::forget(permit);
         Self { caller: C::from(caller), is_used: false }
     }
 
-    /// Makes the call that the closure asks for in this place, through the caller that it is given.
-    /// That caller finds the service closed to anything else. A call to another service is made
-    /// without the permit.
+    /// Makes the call that the closure returns, in the reserved place. The closure has to make it
+    /// through the caller that it is given. That caller finds the service closed to anything else.
+    /// A call to another service is made without the permit.
     pub fn call<T, E>(
         mut self,
         make: impl for<'a> FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
@@ -638,7 +646,7 @@ impl<C: Caller> OwnedPermit<C> {
         call
     }
 
-    /// Sends a request as data.
+    /// Sends a request as data, in the reserved place.
     pub fn send_request(self, request: C::Request) -> Call<'static, C::Request, C::Response, C::Error> {
         self.call(|caller| caller.as_ref().send_request(request))
     }
@@ -658,34 +666,36 @@ impl<C: Caller> fmt::Debug for OwnedPermit<C> {
     }
 }
 
-/// A place in a service's backlog, kept for a request to come: see [`Caller::reserve`].
+/// A place in a service's backlog that is reserved for one request: see [`Caller::reserve`].
 ///
-/// It is given back if it is dropped. One that is forgotten keeps its place from others, but holds
-/// up no stop. After a graceful stop has begun, its request is still taken, until the service has
-/// handled everything that it had accepted and runs its stop hook. Later it fails with
+/// A permit that is dropped gives its place back. A permit that is forgotten (`mem::forget`)
+/// withholds its place from other calls, but does not delay a stop.
+///
+/// After a graceful stop has begun, the permit's request is still accepted until the service has
+/// handled everything that it had accepted and runs its stop hook. After that it fails with
 /// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 ///
-/// Among the requests of its service, the one that is sent on it has its turn before those that
-/// wait for room.
+/// A request that is sent on a permit has its turn before the requests that wait for capacity in
+/// the same service.
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<'a, C: Caller>(&'a C);
 
 impl<'a, C: Caller> Permit<'a, C> {
-    /// Makes the call that the closure asks for in this place. A call to another service is made
-    /// without it.
+    /// Makes the call that the closure returns, in the reserved place. A call to another service is
+    /// made without the permit.
     pub fn call<T, E>(
         self,
         make: impl FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
     ) -> Call<'a, C::Request, C::Response, C::Error, T, E> {
         let mut call = make(self.0);
         if call.redeem(&self.0.as_ref().mailbox) {
-            // It is the call's now.
+            // The call has the place now, so the permit must not give it back.
             std::mem::forget(self);
         }
         call
     }
 
-    /// Sends a request as data.
+    /// Sends a request as data, in the reserved place.
     pub fn send_request(self, request: C::Request) -> Call<'a, C::Request, C::Response, C::Error> {
         self.call(|caller| caller.as_ref().send_request(request))
     }
@@ -709,11 +719,11 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Caller for TenoriteCaller<Rq, Rs, Er
     type Error = Er;
 }
 
-/// A handle that does not keep its service alive, of the same type as the caller it gives back.
+/// A handle that does not keep its service alive. It upgrades to a caller of type `C`.
 ///
-/// For a worker that holds its own caller
-/// ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and registries:
-/// whatever should not be the reason why a service goes on.
+/// Meant for a worker that holds its own caller
+/// ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and registries, and
+/// for anything else that must not be the reason why a service stays alive.
 pub struct WeakCaller<C: Caller> {
     mailbox: Weak<dyn Mailbox<C::Request, C::Response, C::Error>>,
     timeout: Option<Duration>,
@@ -721,8 +731,8 @@ pub struct WeakCaller<C: Caller> {
 }
 
 impl<C: Caller> WeakCaller<C> {
-    /// Returns a caller, as long as there is one: also after `stop()`, never after the last was
-    /// dropped.
+    /// Returns a caller as long as there is one: even after `stop()`, but never after the last
+    /// caller was dropped.
     #[must_use]
     pub fn upgrade(&self) -> Option<C> {
         let mailbox = self.mailbox.upgrade()?;

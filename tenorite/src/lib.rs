@@ -1,5 +1,5 @@
-//! Typed in-process services for tokio: annotate an `impl` block, and call its methods from
-//! anywhere.
+//! Provides typed in-process services for tokio: annotate an `impl` block, and call its methods
+//! from anywhere.
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -11,7 +11,9 @@
 //! #[tenorite::service]
 //! impl Store {
 //!     pub fn get(&self, key: &str) -> Option<String> { self.0.get(key).cloned() }
-//!     pub fn set(&mut self, key: String, value: String) -> Option<String> { self.0.insert(key, value) }
+//!     pub fn set(&mut self, key: String, value: String) -> Option<String> {
+//!         self.0.insert(key, value)
+//!     }
 //! }
 //!
 //! #[tokio::main]
@@ -29,41 +31,44 @@
 //! # The parts
 //!
 //! - [`#[tenorite::service]`](macro@service) derives, from a worker's methods, a request and a
-//!   response enum, a typed caller and a unit struct that starts it.
-//! - [`TenoriteService`] starts a worker: `start_task(backlog, config)` returns
+//!   response enum, a typed caller, and a unit struct that starts the worker.
+//! - [`TenoriteService`] starts a worker. Its method `start_task(backlog, config)` returns
 //!   `(JoinHandle, caller)`.
-//! - [`TenoriteCaller`] and the derived callers around it are cloneable handles; [`WeakCaller`]
-//!   does not keep the service alive.
+//! - [`TenoriteCaller`] and the derived callers that wrap it are cloneable handles. A
+//!   [`WeakCaller`] does not keep the service alive.
 //! - [`Call`] is what their methods return: a future with options.
-//! - [`TenoriteError`] says how a call failed. [`SendFailure`](TenoriteError::SendFailure): the
-//!   request certainly did not run. [`FetchFailure`](TenoriteError::FetchFailure): it may have run.
-//!   [`ServiceError`](TenoriteError::ServiceError): it ran, and this is the answer.
-//! - [`Builder`] sets options, [`restart`](Builder::restart) among them. A [`Supervisor`] restarts
-//!   services that belong together.
+//! - [`TenoriteError`] says how a call failed. After [`SendFailure`](TenoriteError::SendFailure)
+//!   the request certainly did not run. After [`FetchFailure`](TenoriteError::FetchFailure) it may
+//!   have run. After [`ServiceError`](TenoriteError::ServiceError) it ran, and the error is its
+//!   answer.
+//! - [`Builder`] with its [`restart`](Builder::restart), and [`Supervisor`], are for services that
+//!   have to recover by themselves.
 //! - [`TenoriteWorker`], [`Receiver`], [`TenoriteRequest`] and [`Client`] are for workers written
 //!   by hand.
 //!
 //! # What holds
 //!
-//! **Every call ends**, whatever happens to the worker, its runtime or other callers. Handlers of
-//! one worker never overlap, and requests run in the order of their calls' first polls. A request
-//! that has started runs to its end. One whose call was dropped or expired before that never
-//! starts. At most `backlog` requests are queued, and a call that is not being polled never blocks
-//! other calls. A panic is reported to its own call, with its text. A stop loses nothing that was
-//! accepted. A call may be dropped at any point.
+//! - **Every call ends**, whatever happens to the worker, its runtime or other callers.
+//! - Handlers of one worker never overlap. Requests run in the order of their calls' first polls.
+//! - A request that has started runs to its end. A request never starts if its call is dropped or
+//!   its deadline passes first.
+//! - At most `backlog` requests wait. A call that is not being polled never blocks other calls.
+//! - A panic is reported to its own call, with its text.
+//! - A stop loses nothing that was accepted.
+//! - Dropping a call is safe at any point.
 //!
-//! The guide: [services](guide::services), [calls](guide::calls),
-//! [starting and stopping](guide::lifecycle), [where a handler runs](guide::where_handlers_run),
+//! The guide: [services](guide::services), [calls](guide::calls), [starting and
+//! stopping](guide::lifecycle), [where a handler runs](guide::where_handlers_run),
 //! [recipes](guide::recipes), [workers by hand](guide::by_hand), [testing](guide::testing),
 //! [scaling out](guide::scaling_out), [coming from elsewhere](guide::coming_from),
 //! [questions](guide::faq), [the promises and their tests](guide::promises).
 
-// Shows which feature an item needs.
+// Shows in the documentation which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The models have no runtime, so what needs one is unused there.
+// The models do not use what needs a runtime, so those items are dead code there.
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
-// Modules in reading order: each uses only those before it.
+// Modules are in reading order: each uses only those before it.
 mod rng;
 mod sync;
 mod error;
@@ -126,40 +131,40 @@ pub use worker::TenoriteWorker;
 
 /// Derives a service from an inherent `impl` block of a worker.
 ///
-/// Every method that is `pub` in any way and takes `&self` or `&mut self` becomes a request. The
-/// others stay ordinary methods. The block itself is left as it is.
+/// Every method that is `pub` in any form and has a `self` receiver, taken as `&self` or `&mut
+/// self`, becomes a request. The others stay ordinary methods. The block itself is left as it is.
 ///
-/// `impl Store` derives:
+/// `impl Store` yields:
 ///
-/// - `StoreRequest`, an enum with a variant for each request and a field for each argument, owned;
+/// - `StoreRequest`, an enum with a variant for each request and an owned field for each argument;
 /// - `StoreResponse`, an enum with a variant for each request that holds what its method returns;
 /// - `StoreCaller`, a cloneable handle with the methods, each of which returns a [`Call`], and with
-///   `from_fn`, `with_timeout` and `downgrade`; everything else of [`TenoriteCaller`] through
-///   `Deref`;
+///   `from_fn`, `with_timeout` and `downgrade`; everything else of [`TenoriteCaller`] is available
+///   through `Deref`;
 /// - `StoreCall`, the type of those calls;
-/// - `StoreService`, which starts it: `StoreService.start_task(32, store)`.
+/// - `StoreService`, which starts the service: `StoreService.start_task(32, store)`.
 ///
 /// # Options
 ///
 /// - `name = "Mail"`: derived names begin with this instead of the worker's name.
-/// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and
-///   requests know their methods' names (`tenorite::wire`), so that they can leave the process.
-/// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always there.
-/// - `crate = path`: where this crate is, if not at `::tenorite`.
-/// - `#[service(skip)]` on a method: it is not a request, though it is `pub`.
-/// - `#[service(init)]` on an associated function: it makes the worker from a config, which
-///   `start_task` then takes. It may be async, and may fail: it returns `Self` or
-///   `Result<Self, E>`, and so does the `JoinHandle`.
-/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: they decide on which of
-///   many shards a request runs.
+/// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and the
+///   requests report their names (`tenorite::wire`), so that they can leave the process.
+/// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always derived.
+/// - `crate = path`: the path of this crate, if it is not `::tenorite`.
+/// - `#[service(skip)]` on a method: the method is not a request, even though it is `pub`.
+/// - `#[service(init)]` on an associated function: the function makes the worker from a config,
+///   which `start_task` then takes. It may be async, and it may fail: it returns `Self` or
+///   `Result<Self, E>`, and the `JoinHandle` returns the same type.
+/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: they determine on which
+///   of many shards a request runs.
 /// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: they are called before the first
-///   request and after the last. The latter may take a [`StopReason`].
+///   request and after the last. The `on_stop` method may take a [`StopReason`].
 ///
-/// A method that takes a [`Reply`] answers with it, and not with what it returns.
+/// A method that takes a [`Reply`] answers through it, and not through what the method returns.
 ///
-/// One block is one service: a type has one such block.
+/// Each block is one service, and a type has only one such block.
 ///
-/// The rules for arguments, replies, names and generics: [the guide](guide::services).
+/// [The guide](guide::services) has the rules for arguments, replies, names and generics.
 ///
 /// # Examples
 ///
@@ -184,8 +189,8 @@ pub use worker::TenoriteWorker;
 /// ```
 pub use tenorite_macros::service;
 
-/// Links of the guide's pages. Of two definitions of a link the first counts: this one in rustdoc,
-/// and the page's own where the page is read as a file.
+/// The links of the guide's pages. If a link has two definitions, the first counts. In rustdoc that
+/// is this one. Where the page is read as a file, it is the page's own.
 #[cfg(any(doc, doctest))]
 macro_rules! links {
     () => {
@@ -210,7 +215,7 @@ macro_rules! links {
     };
 }
 
-/// The guide, chapter by chapter.
+/// The guide, one module for each chapter.
 #[cfg(any(doc, doctest))]
 pub mod guide {
     #[doc = links!()]
