@@ -507,6 +507,7 @@ where
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
         let outcome = {
             let mut run = pin!(span.around(held.hand.run(request, deadline)));
+            let (mut pause, mut has_paused) = (pin!(sleep(Duration::ZERO)), false);
             let mut progress = interval_at(began + ACK_WAIT / 4, ACK_WAIT / 4);
             let limit = began.checked_add(shared.handler_limit);
             let mut limit = pin!(async {
@@ -529,11 +530,17 @@ where
                     _ = progress.tick() => {
                         let _ = message.ack_with(AckKind::Progress).await;
                     }
-                    // Keep pulling: otherwise the pin would be lost.
-                    next = messages.next(), if ahead.is_none() => match next {
-                        Some(next) => *ahead = Some(next),
+                    // Keep pulling: otherwise the pin would be lost. That goes for a pull that fails as
+                    // well: the stream pulls again when it is polled again.
+                    next = messages.next(), if ahead.is_none() && !has_paused => match next {
+                        Some(Ok(next)) => *ahead = Some(Ok(next)),
+                        Some(Err(_)) => {
+                            pause.as_mut().reset(Instant::now() + PAUSE / 2);
+                            has_paused = true;
+                        }
                         None => return Err(Lost("the client is closed".to_owned()).into()),
                     },
+                    () = &mut pause, if has_paused => has_paused = false,
                 }
             }
         };

@@ -71,6 +71,33 @@ async fn a_stop_within_a_limit_leaves_the_request_to_the_next_owner() {
     assert!(next.stop_within(Duration::from_secs(5)).await);
 }
 
+/// A pull that fails while a handler runs is followed by others: the owner is asked for the next request, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_with_a_long_handler_keeps_its_shard_over_a_hiccup() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let initial = |_| Ledger::default();
+    let first = serve_shards(server.connect().await, "test", initial).name("first").await.unwrap();
+    let second = serve_shards(server.connect().await, "test", initial).name("second").await.unwrap();
+    let ledger: LedgerCaller = connect_shards(nats, "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    // Beyond the time in which shards are moved to their share.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    ledger.write("a", 2).await.unwrap();
+    let owner = |serving: &ServingShards| serving.shards()[0].state == ShardState::Owned;
+    let before = (owner(&first), owner(&second));
+    let slow = tokio::spawn(ledger.write_slowly("a", 3, 6_000).owned());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.signal("STOP");
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    server.signal("CONT");
+    assert_eq!(slow.await.unwrap(), Ok(3));
+    for entry in 4..10 {
+        assert_eq!(ledger.write("a", entry).await, Ok(entry as usize));
+    }
+    assert_eq!((owner(&first), owner(&second)), before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_kills_its_owners_is_set_aside() {
     use crate::processes::Process;
