@@ -74,8 +74,9 @@ pub struct ConnectShards<C, K = Json> {
 }
 
 impl<C, K> ConnectShards<C, K> {
-    /// Sets the number of shards, so that the server need not be asked. Then the shards need not
-    /// exist yet.
+    /// Sets the number of shards, so that the shards need not exist yet, and the connection needs no
+    /// permission to ask for them. Connecting fails with [`Error::Shards`] if the server says that
+    /// there is another number.
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = Some(shards);
         self
@@ -184,7 +185,12 @@ async fn find<Rq: WireRequest>(
             let ours = if theirs.is_some() { account(nats).await } else { None };
             match (theirs, ours) {
                 (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Account(Some(theirs)).into()),
-                _ => Ok(given.unwrap_or(there)),
+                // The stream takes requests for shards that no owner serves: they would never run.
+                _ if given.is_some_and(|given| given != there) => {
+                    let asked = given.unwrap_or_default();
+                    Err(Error::Shards { asked, there: Some(there) }.into())
+                }
+                _ => Ok(there),
             }
         }
         Err(ShardsError::Missing(why)) => {

@@ -497,8 +497,11 @@ async fn a_reply_goes_to_inboxes_alone() {
 async fn callers_who_count_the_shards_otherwise_are_told_so() {
     let Some(server) = Server::start() else { return };
     let nats = server.connect().await;
-    let _owning = own(&nats, 4).await;
+    // Before there is anything to compare with.
     let wrong: LedgerCaller = connect_shards(nats.clone(), "test").shards(3).await.unwrap();
+    let _owning = own(&nats, 4).await;
+    let told = connect_shards::<LedgerCaller>(nats.clone(), "test").shards(8).await.unwrap_err();
+    assert!(matches!(told, Error::Shards { asked: 8, there: Some(4) }), "{told}");
     let account = (0..100_u32).map(|account| account.to_string()).find(|account| {
         let request = LedgerRequest::Read { account: account.clone() };
         request.shard(3) != request.shard(4)
