@@ -110,3 +110,38 @@ async fn requests_after_a_restored_directory_run_once() {
     }
     assert_eq!(ledger.read("a").await, Ok((0..120).collect::<Vec<_>>()));
 }
+
+/// The stream has gone back, and has caught up with what its consumer had delivered before any owner looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_were_stored_while_a_stream_caught_up_are_run() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..10 {
+        write(&ledger, entry).await;
+    }
+    server.kill();
+    let (messages, older) = (server.stream_folder(STREAM).join("msgs"), tempfile::tempdir().unwrap());
+    copy(&messages, older.path());
+    server.restart();
+    until_connected(&nats).await;
+    for entry in 10..20 {
+        write(&ledger, entry).await;
+    }
+    owning.stop().await;
+    let before = last_sequence(&nats).await;
+    server.kill();
+    // Without the folder of the consumers: what they have delivered is ahead of it.
+    copy(&older.path().join("msgs"), messages.parent().unwrap());
+    server.restart();
+    until_connected(&nats).await;
+    assert!(last_sequence(&nats).await < before);
+    for entry in 20..60 {
+        ledger.write("a", entry).cast().await.unwrap();
+    }
+    assert!(last_sequence(&nats).await > before);
+    let _owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    write(&ledger, 60).await;
+    assert_eq!(ledger.read("a").await, Ok((0..=60).collect::<Vec<_>>()));
+}
