@@ -74,9 +74,9 @@ pub struct ConnectShards<C, K = Json> {
 }
 
 impl<C, K> ConnectShards<C, K> {
-    /// Sets the number of shards, so that the shards need not exist yet, and the connection needs no
-    /// permission to ask for them. Connecting fails with [`Error::Shards`] if the server says that
-    /// there is another number.
+    /// Sets the number of shards, so that the shards need not exist yet, and the connection needs
+    /// no permission to ask for them. Connecting fails with [`Error::Shards`] if the server says
+    /// that there is another number.
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = Some(shards);
         self

@@ -42,6 +42,8 @@ use crate::wire::{self, CallId, Received};
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long an owner that hands over waits for a message that may be in flight to it.
 const LAST: Duration = Duration::from_millis(20);
+/// How long an owner that stops tries to note something.
+const NOTE: Duration = Duration::from_millis(500);
 /// How often an owner checks whether its connection is still the same.
 const LOOK: Duration = Duration::from_secs(1);
 /// An upper bound for the part of a message that is not the record, in bytes.
@@ -162,7 +164,14 @@ enum End {
 struct Attempts {
     caller: u64,
     number: u64,
-    starts: u32,
+    /// The next start is the one after this. It is -1 if the first start did not count.
+    starts: i64,
+}
+
+impl Attempts {
+    fn write(&self) -> Bytes {
+        serde_json::to_vec(self).expect("numbers can be written").into()
+    }
 }
 
 impl<W, K> Owner<W, K>
@@ -493,15 +502,21 @@ where
             let error = TenoriteError::SendFailure(SendReason::Incompatible(why.into()));
             return Ok(self.turn_away(&delivery, error).await?);
         }
-        if delivery.times > 1
-            && let Some(answer) = self.give_up_on(&delivery).await?
-        {
-            // Write the request to the window, so that it does not start again if it is sent again.
-            let _ = self.write(held, &delivery, &answer).await?;
-            self.answers().add(call, answer.clone());
-            self.reply(message, answer).await;
-            return Ok(self.acknowledge(message).await?);
-        }
+        let before = match delivery.times {
+            ..=1 => Ok(0),
+            _ => self.note_start(&delivery).await?,
+        };
+        let before = match before {
+            Ok(before) => before,
+            Err(answer) => {
+                // Write the request to the window, so that it does not start again if it is sent
+                // again.
+                let _ = self.write(held, &delivery, &answer).await?;
+                self.answers().add(call, answer.clone());
+                self.reply(message, answer).await;
+                return Ok(self.acknowledge(message).await?);
+            }
+        };
         let began = Instant::now();
         let deadline = left.and_then(|left| began.checked_add(left));
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
@@ -521,6 +536,7 @@ where
                     biased;
                     outcome = &mut run => break outcome,
                     () = shared.cut.cancelled() => {
+                        self.forget_start(&delivery, before).await;
                         let _ = message.ack_with(AckKind::Nak(None)).await;
                         return Err(Leave::Cut);
                     }
@@ -530,8 +546,8 @@ where
                     _ = progress.tick() => {
                         let _ = message.ack_with(AckKind::Progress).await;
                     }
-                    // Keep pulling: otherwise the pin would be lost. That goes for a pull that fails as
-                    // well: the stream pulls again when it is polled again.
+                    // Keep pulling: otherwise the pin would be lost. That goes for a pull that
+                    // fails as well: the stream pulls again when it is polled again.
                     next = messages.next(), if ahead.is_none() && !has_paused => match next {
                         Some(Ok(next)) => *ahead = Some(Ok(next)),
                         Some(Err(_)) => {
@@ -553,13 +569,20 @@ where
         let reply = outcome
             .and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.capacity));
         let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
-        if !is_torn
-            && !method.reads()
-            && let Err(error) = self.write(held, &delivery, &answer).await?
-        {
-            // Nothing of the change is stored, so none of it may be seen.
-            answer = failure(&error);
-            *place = None;
+        if !is_torn && !method.reads() {
+            match self.write(held, &delivery, &answer).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    // Nothing of the change is stored, so none of it may be seen.
+                    answer = failure(&error);
+                    *place = None;
+                }
+                Err(lost) => {
+                    // The handler came to its end, and so did not end its owner.
+                    self.forget_start(&delivery, before).await;
+                    return Err(lost.into());
+                }
+            }
         }
         // Keep the answer even if the state has not changed: its caller gets it, and the request
         // must not run when it comes again.
@@ -570,45 +593,63 @@ where
         Ok(self.acknowledge(message).await?)
     }
 
-    /// Notes that a request that was delivered before is started again. Returns its answer if it
-    /// has been started too often without completing.
+    /// Notes that a request that was delivered before starts again. Returns how often it was
+    /// started before, without the starts that did not fail. `Err` has its answer if it starts no
+    /// more: it was started as often as it may, and came to no end.
     ///
-    /// The delivery count says less: an owner that is killed may not have started the handler. So
-    /// the first start is the only one that is not noted.
-    async fn give_up_on(&self, delivery: &Delivery) -> Result<Option<Answer>, Lost> {
+    /// The number of deliveries proves less: an owner that was killed may not have started the
+    /// handler. The first start is not noted.
+    async fn note_start(&self, delivery: &Delivery) -> Result<Result<i64, Answer>, Lost> {
         let shared = &self.shared;
-        let (name, call) = (format!("attempts-{}", self.shard), delivery.call);
+        let (name, call) = (self.attempts(), delivery.call);
         let noted = shared.streams.read(&shared.states, &name).await.map_err(Lost)?;
         let noted = noted.and_then(|noted| noted.value);
         let noted: Option<Attempts> = noted.and_then(|noted| serde_json::from_slice(&noted).ok());
         let noted = noted.filter(|noted| (noted.caller, noted.number) == (call.caller, call.number));
         let starts = noted.map_or(1, |noted| noted.starts.saturating_add(1));
-        if starts < shared.attempts {
+        if starts < i64::from(shared.attempts) {
             let attempts = Attempts { caller: call.caller, number: call.number, starts };
-            let attempts = serde_json::to_vec(&attempts).expect("numbers can be written");
-            shared.states.put(name, attempts.into()).await.map_err(Lost::because)?;
-            return Ok(None);
+            shared.states.put(name, attempts.write()).await.map_err(Lost::because)?;
+            return Ok(Ok(starts));
         }
         let message = &delivery.message;
-        let kept = format!("aside-{}-{}", self.shard, delivery.sequence);
-        let mut letter = format!("subject: {}\n", message.subject).into_bytes();
+        // Not by its sequence alone, which may name another request by now.
+        let name = format!("aside-{}-{:x}-{}", self.shard, call.caller, call.number);
+        let mut copy = format!("subject: {}\n", message.subject).into_bytes();
         for (header, values) in message.headers.iter().flat_map(async_nats::HeaderMap::iter) {
             for value in values {
-                letter.extend(format!("{header}: {value}\n").into_bytes());
+                copy.extend(format!("{header}: {value}\n").into_bytes());
             }
         }
-        letter.push(b'\n');
-        letter.extend(&message.payload);
+        copy.push(b'\n');
+        copy.extend(&message.payload);
+        let kept = match shared.states.put(&name, copy.into()).await {
+            Ok(_) => format!("is kept as `{name}` in the bucket `{}`", shared.streams.name),
+            Err(error) => format!("could not be kept: {error}"),
+        };
         let why = format!(
             "its handler was started {} times, and its owner was gone each time before it came to its end: the request \
-             is kept as `{kept}` in the bucket `{}`",
-            shared.attempts, shared.streams.name
+             {kept}",
+            shared.attempts
         );
-        let _ = shared.states.put(kept, letter.into()).await;
         shared.board.failed(self.shard, why.clone());
         events::refused(&shared.streams.subject, self.shard, &why);
         let error = TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::from(why)));
-        Ok(Some(failure(&error)))
+        Ok(Err(failure(&error)))
+    }
+
+    /// Takes back that a request was started: it did not end its owner, and starts again elsewhere.
+    /// `before` is what [`note_start`](Self::note_start) has returned.
+    async fn forget_start(&self, delivery: &Delivery, before: i64) {
+        let CallId { caller, number } = delivery.call;
+        let attempts = Attempts { caller, number, starts: before - 1 };
+        // Without a connection it counts, as if the owner had been killed.
+        let _ = timeout(NOTE, self.shared.states.put(self.attempts(), attempts.write())).await;
+    }
+
+    /// Returns the key of the note which request was started, and how often.
+    fn attempts(&self) -> String {
+        format!("attempts-{}", self.shard)
     }
 
     /// Replies to a call that its shard's state cannot be read, with what the record tells all the

@@ -98,6 +98,28 @@ async fn an_owner_with_a_long_handler_keeps_its_shard_over_a_hiccup() {
     assert_eq!((owner(&first), owner(&second)), before);
 }
 
+/// Those that had to stop before it was through have not been ended by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_left_by_stops_is_not_set_aside() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let mut owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let slow = tokio::spawn(ledger.write_slowly("a", 2, 1000).owned());
+    for _ in 0..4 {
+        let ran = || owning.shards()[0].state == ShardState::Owned;
+        while stream(&nats).await.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 || !ran() {
+            assert!(!slow.is_finished(), "{:?}", slow.await);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        owning.stop_within(Duration::from_millis(50)).await;
+        owning = own(&nats, 1).await;
+    }
+    assert_eq!(slow.await.unwrap(), Ok(2));
+    assert_eq!(ledger.read("a").await, Ok(vec![1, 2]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_kills_its_owners_is_set_aside() {
     use crate::processes::Process;
