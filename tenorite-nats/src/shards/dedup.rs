@@ -13,9 +13,9 @@
 //! # When a caller is forgotten
 //!
 //! A caller is kept for as long as one of its requests may be stored again: until the expiry that
-//! the requests themselves name, and a while longer. Time is that of the stream: when the current
-//! request was stored. The owner's own clock is not used, so owners with different clocks forget
-//! alike.
+//! the requests themselves name, and a while longer. Time is the earlier of two: when the current
+//! request was stored, by the stream's clock, and when it expires, by its caller's. The owner's own
+//! clock is not used, so owners with different clocks forget alike.
 //!
 //! Forgetting a caller raises the *horizon*. A request of an unknown caller that expires before the
 //! horizon may be a copy from an older stream, and does not run. A request that is stored after its
@@ -114,7 +114,9 @@ impl DedupWindow {
 
     /// Notes that the request has had its effect. `stored` is in seconds since 1970.
     pub(crate) fn add(&mut self, call: CallId, expiry: Expiry, stored: u64) {
-        self.forget(call.caller, stored);
+        // By the earlier of both clocks: one that was ahead for a while must not raise the horizon beyond
+        // what requests expire at later. A caller that is forgotten late only takes space.
+        self.forget(call.caller, stored.min(expiry.expires));
         // All copies that can still run are stored by then: later ones have expired.
         let until = expiry.expires.max(stored.saturating_add(expiry.budget)).saturating_add(2);
         let seen = match self.seen.iter_mut().find(|seen| seen.caller == call.caller) {
@@ -277,6 +279,21 @@ mod tests {
         known.add(CallId { caller: 8, number: 1 }, Expiry { expires: 190, budget: 30 }, 160 + KEPT);
         assert!(known.has(call(1), 160));
         assert!(!known.has(call(2), 160), "the caller itself is still known");
+    }
+
+    /// The clock of the stream was an hour ahead, and is set right.
+    #[test]
+    fn a_stream_whose_clock_was_ahead_takes_requests_of_new_callers() {
+        let (mut known, ahead, start) = (DedupWindow::default(), 3600, 10_000);
+        for second in 0..600 {
+            let expiry = Expiry { expires: start + second + 30, budget: 30 };
+            known.add(CallId { caller: 10 + second, number: 1 }, expiry, start + second + ahead);
+        }
+        assert!(!known.has(CallId { caller: 9, number: 1 }, start + 600 + 30));
+        // What it has seen it still knows.
+        for second in 0..600 {
+            assert!(known.has(CallId { caller: 10 + second, number: 1 }, start + second + 30), "{second}");
+        }
     }
 
     #[test]
