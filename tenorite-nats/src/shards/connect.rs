@@ -6,8 +6,8 @@ use std::future::{Future, IntoFuture};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Event, HeaderMap, Subject};
@@ -154,12 +154,12 @@ where
                 id: BuildHasherDefault::<DefaultHasher>::default().hash_one(&remote.inbox).max(1),
                 remote,
                 subject: streams.subject,
-                numbers: (0..shards).map(|_| AtomicU64::new(1)).collect(),
+                numbers: (0..shards).map(|_| Mutex::new(1)).collect(),
                 any: AtomicU32::new(0),
             });
             Ok(C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
-                let place = callers.place(outgoing.request.shard(shards), shards);
-                Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, place, codec.clone())
+                let shard = outgoing.request.shard(shards).unwrap_or_else(|| callers.next_shard(shards));
+                Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, shard, codec.clone())
             })))
         })
     }
@@ -232,8 +232,10 @@ struct Shards {
     subject: String,
     /// The id of this caller.
     id: u64,
-    /// The number of the next request to each shard.
-    numbers: Vec<AtomicU64>,
+    /// The number of the next request to each shard. Held from when a request gets its number until
+    /// it has its place in the order in which requests are sent: so the numbers have that order,
+    /// which the owner's window relies on. No user code runs meanwhile.
+    numbers: Vec<Mutex<u64>>,
     /// Picks the shard of the next request without a key.
     any: AtomicU32,
 }
@@ -249,21 +251,21 @@ struct Attempt<'a> {
     connections: watch::Receiver<()>,
 }
 
-/// A shard, and the number of a request among those of this caller to that shard.
-type Numbered = (u32, u64);
-
 impl Shards {
-    fn place(&self, shard: Option<u32>, shards: u32) -> Numbered {
-        // Round robin.
-        let shard = shard.unwrap_or_else(|| self.any.fetch_add(1, Ordering::Relaxed) % shards);
-        (shard, self.numbers[shard as usize].fetch_add(1, Ordering::Relaxed))
+    /// Returns the shard of a request without a key: round robin.
+    fn next_shard(&self, shards: u32) -> u32 {
+        self.any.fetch_add(1, Ordering::Relaxed) % shards
+    }
+
+    fn number(&self, shard: u32) -> MutexGuard<'_, u64> {
+        self.numbers[shard as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request with the same id until it is known to be stored, and waits for its reply.
     async fn call<Rq, Rs, K>(
         self: Arc<Self>,
         outgoing: OutgoingRequest<Rq>,
-        (shard, number): Numbered,
+        shard: u32,
         codec: K,
     ) -> Result<Option<Rs>, TenoriteError>
     where
@@ -284,7 +286,6 @@ impl Shards {
         // The message id: unique to the inbox, and to this call within it.
         let headers = message.headers.get_or_insert_default();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, inbox.as_str());
-        wire::number(headers, CallId { caller: self.id, number });
         if is_kept {
             wire::keep(headers);
         }
@@ -301,7 +302,14 @@ impl Shards {
             if is_certain { outcome } else { outcome.map_err(wire::uncertain) }.map(Some)
         };
         // Send before the first await, so that a pending call already has its place in the order.
-        let mut attempt = Ok(self.attempt(&message, &attempts)?);
+        let (number, mut attempt) = {
+            let mut next = self.number(shard);
+            let number = *next;
+            *next += 1;
+            let headers = message.headers.get_or_insert_default();
+            wire::number(headers, CallId { caller: self.id, number });
+            (number, Ok(self.attempt(&message, &attempts)?))
+        };
         let mut asked = 0;
         loop {
             tokio::select! {
@@ -315,7 +323,7 @@ impl Shards {
                 // Sent again, the request may be stored after so many later ones of this caller
                 // that it falls out of the owner's window, and the owner takes it for one that has
                 // had its effect.
-                let ahead = self.numbers[shard as usize].load(Ordering::Relaxed) - number;
+                let ahead = *self.number(shard) - number;
                 let may_be_passed_over = attempts.load(Ordering::Relaxed) > 1 && ahead > WINDOW;
                 let lost = TenoriteError::FetchFailure(FetchReason::Disconnected);
                 return if may_be_passed_over { Err(lost) } else { Ok(None) };

@@ -114,8 +114,8 @@ impl DedupWindow {
 
     /// Notes that the request has had its effect. `stored` is in seconds since 1970.
     pub(crate) fn add(&mut self, call: CallId, expiry: Expiry, stored: u64) {
-        // By the earlier of both clocks: one that was ahead for a while must not raise the horizon beyond
-        // what requests expire at later. A caller that is forgotten late only takes space.
+        // By the earlier of both clocks: one that was ahead for a while must not raise the horizon
+        // beyond what requests expire at later. A caller that is forgotten late only takes space.
         self.forget(call.caller, stored.min(expiry.expires));
         // All copies that can still run are stored by then: later ones have expired.
         let until = expiry.expires.max(stored.saturating_add(expiry.budget)).saturating_add(2);

@@ -625,3 +625,61 @@ async fn a_state_that_cannot_be_written_is_told_and_has_no_effect() {
     assert!(matches!(error, TenoriteError::FetchFailure(FetchReason::Undecodable(_))), "{error}");
     assert_eq!(caller.look(1).await, Ok(7));
 }
+
+/// An amount that takes until the gate is open to be encoded, if it is 1,000.
+#[derive(Deserialize)]
+struct Gated(u64);
+
+static GATE: std::sync::Barrier = std::sync::Barrier::new(2);
+
+impl Serialize for Gated {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == 1_000 {
+            GATE.wait();
+            GATE.wait();
+        }
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl std::fmt::Debug for Gated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Sum(u64);
+
+#[tenorite::service(serde)]
+impl Sum {
+    #[service(any_shard)]
+    pub fn add(&mut self, amount: Gated) {
+        self.0 += amount.0;
+    }
+
+    #[service(any_shard)]
+    pub fn total(&self) -> u64 {
+        self.0
+    }
+}
+
+/// More requests than an owner tells apart are stored while one is encoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cast_that_takes_long_to_encode_runs_though_many_overtake_it() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = serve_shards(nats.clone(), "test", |_| Sum::default()).shards(1).await.unwrap();
+    let sum: SumCaller = connect_shards(nats, "test").await.unwrap();
+    let slow = std::thread::spawn({
+        let sum = sum.clone();
+        move || sum.add(Gated(1_000)).cast().blocking()
+    });
+    GATE.wait();
+    for _ in 0..300 {
+        sum.add(Gated(1)).cast().await.unwrap();
+    }
+    GATE.wait();
+    slow.join().unwrap().unwrap();
+    assert_eq!(sum.total().await, Ok(1_300));
+}
