@@ -6,12 +6,17 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use super::record::Answer;
 use crate::wire::CallId;
 
 /// The maximum number of answers, and their maximum total size in bytes.
 const MOST: usize = 256;
 const LARGEST: usize = 4 * 1024 * 1024;
+/// The size up to which an answer is copied. The memory that is reserved for encoding is not much
+/// larger.
+const SMALL: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct ReplyCache {
@@ -26,6 +31,13 @@ impl ReplyCache {
         if self.answers.iter().any(|(known, _)| *known == call) {
             return;
         }
+        let answer = match answer {
+            // With memory of its own: it may be encoded into much more than it needs.
+            Answer::Response(bytes) if bytes.len() <= SMALL => {
+                Answer::Response(Bytes::copy_from_slice(&bytes))
+            }
+            answer => answer,
+        };
         self.bytes += size(&answer);
         self.answers.push_back((call, answer));
         while self.answers.len() > MOST || self.bytes > LARGEST {
@@ -70,6 +82,18 @@ mod tests {
             answers.add(call(999), Answer::Response("999".into()));
         }
         assert!(answers.of(call(744)).is_some());
+    }
+
+    /// A reply is encoded into as much memory as the one before has taken, of whatever method.
+    #[test]
+    fn small_ones_do_not_hold_the_memory_of_large_ones() {
+        let mut answers = ReplyCache::default();
+        let mut bytes = Vec::with_capacity(100_000);
+        bytes.extend(b"small");
+        answers.add(call(1), Answer::Response(bytes.into()));
+        let Some((_, Answer::Response(kept))) = answers.answers.pop_front() else { panic!("it is there") };
+        let kept = kept.try_into_mut().expect("it is kept once");
+        assert!(kept.capacity() < 1_000, "{}", kept.capacity());
     }
 
     #[test]
