@@ -4,7 +4,7 @@
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,9 +73,11 @@ pub(super) struct Shared<W, K> {
 }
 
 impl<W, K> Shared<W, K> {
-    async fn stopped_without_a_connection(&self) {
+    /// Waits for a stop that finds no connection, and no handler in flight: a handler runs to its
+    /// end, and by then there may be a connection again.
+    async fn stopped_without_a_connection(&self, runs_handler: &AtomicBool) {
         self.stop.cancelled().await;
-        while self.client.connection_state() == State::Connected {
+        while self.client.connection_state() == State::Connected || runs_handler.load(Ordering::Relaxed) {
             sleep(PAUSE).await;
         }
     }
@@ -91,6 +93,8 @@ pub(super) struct Owner<W, K> {
     answers: Mutex<ReplyCache>,
     /// When the stream in use was created, in nanoseconds since 1970.
     age: AtomicI64,
+    /// Only a hint for a stop, and of this task alone: it needs no ordering.
+    runs_handler: Arc<AtomicBool>,
 }
 
 /// The state of a shard in the memory of its owner.
@@ -182,11 +186,18 @@ where
     K: Codec,
 {
     pub(super) fn new(shared: Arc<Shared<W, K>>, shard: u32, directive: watch::Receiver<Directive>) -> Self {
-        Self { shared, shard, directive, answers: Mutex::default(), age: AtomicI64::new(0) }
+        Self {
+            shared,
+            shard,
+            directive,
+            answers: Mutex::default(),
+            age: AtomicI64::new(0),
+            runs_handler: Arc::default(),
+        }
     }
 
     pub(super) async fn own(mut self) {
-        let shared = Arc::clone(&self.shared);
+        let (shared, runs_handler) = (Arc::clone(&self.shared), Arc::clone(&self.runs_handler));
         let mut has_failed = false;
         loop {
             let asked = self.directive.wait_for(|directive| directive.asks);
@@ -204,7 +215,7 @@ where
             let served = tokio::select! {
                 served = served => served,
                 // Without a connection `serve` may wait for one, and nothing can be handed over.
-                () = shared.stopped_without_a_connection() => break,
+                () = shared.stopped_without_a_connection(&runs_handler) => break,
             };
             // The worker's close hook and its drop may panic too. The shard goes on.
             let _ = AssertUnwindSafe(close(held.take())).catch_unwind().await;
@@ -531,6 +542,7 @@ where
                     None => std::future::pending().await,
                 }
             });
+            let _running = Running::begin(&self.runs_handler);
             loop {
                 tokio::select! {
                     biased;
@@ -836,6 +848,22 @@ where
 
     async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
         message.ack().await.map_err(Lost::because)
+    }
+}
+
+/// Notes that a handler is in flight, until this is dropped.
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn begin(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -98,6 +98,26 @@ async fn an_owner_with_a_long_handler_keeps_its_shard_over_a_hiccup() {
     assert_eq!((owner(&first), owner(&second)), before);
 }
 
+/// The server is another one for a moment while an owner finishes what it has in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_its_request_though_the_connection_is_lost_for_a_moment() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let slow = ledger.write_slowly("a", 2, 2000).timeout(Duration::from_secs(10)).owned();
+    let slow = tokio::spawn(slow);
+    while stream(&nats).await.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 {}
+    let stopping = tokio::spawn(owning.stop());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.restart();
+    assert_eq!(slow.await.unwrap(), Ok(2));
+    stopping.await.unwrap();
+}
+
 /// Those that had to stop before it was through have not been ended by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_left_by_stops_is_not_set_aside() {
