@@ -370,7 +370,7 @@ where
                 break;
             }
             let pin = pin_of(&message);
-            match self.handle(held, message, &mut messages, &mut ahead).await {
+            match self.handle(held, message, &consumer, &mut messages, &mut ahead).await {
                 Ok(()) => {}
                 Err(Leave::Lost(lost)) => {
                     *held = None;
@@ -457,6 +457,7 @@ where
         &self,
         place: &mut Option<Held<W>>,
         message: Message,
+        consumer: &PullConsumer,
         messages: &mut pull::Stream,
         ahead: &mut Option<Result<Message, pull::MessagesError>>,
     ) -> Result<(), Leave> {
@@ -471,7 +472,7 @@ where
                 Ok(held) => *place = Some(held),
                 Err(leave) => {
                     if let Leave::Unreadable(unreadable) = &leave {
-                        self.refuse(&delivery, unreadable).await?;
+                        self.refuse(&delivery, consumer, unreadable).await?;
                     }
                     return Err(leave);
                 }
@@ -502,7 +503,7 @@ where
                 if let Some(method) = method {
                     shared.figures.failed(method, Duration::ZERO, &error);
                 }
-                return Ok(self.turn_away(&delivery, error).await?);
+                return Ok(self.turn_away(&delivery, consumer, error).await?);
             }
         };
         if request.shard(shared.shards).is_some_and(|shard| shard != self.shard) {
@@ -511,7 +512,7 @@ where
                 self.shard, shared.shards
             );
             let error = TenoriteError::SendFailure(SendReason::Incompatible(why.into()));
-            return Ok(self.turn_away(&delivery, error).await?);
+            return Ok(self.turn_away(&delivery, consumer, error).await?);
         }
         let before = match delivery.times {
             ..=1 => Ok(0),
@@ -667,7 +668,12 @@ where
     /// Replies to a call that its shard's state cannot be read, with what the record tells all the
     /// same. A request without a waiting call is left to another owner as long as it has not
     /// expired.
-    async fn refuse(&self, delivery: &Delivery, unreadable: &Unreadable) -> Result<(), Lost> {
+    async fn refuse(
+        &self,
+        delivery: &Delivery,
+        consumer: &PullConsumer,
+        unreadable: &Unreadable,
+    ) -> Result<(), Lost> {
         let shared = &self.shared;
         let Delivery { message, call, .. } = delivery;
         let Unreadable { record, why } = unreadable;
@@ -694,9 +700,10 @@ where
                     .await;
                 self.acknowledge(message).await
             }
-            Err((error, _)) => self.turn_away(delivery, error).await,
+            Err((error, _)) => self.turn_away(delivery, consumer, error).await,
             Ok(_) if is_awaited => {
-                self.turn_away(delivery, TenoriteError::SendFailure(SendReason::Incompatible(why))).await
+                self.turn_away(delivery, consumer, TenoriteError::SendFailure(SendReason::Incompatible(why)))
+                    .await
             }
             Ok(_) => message.ack_with(AckKind::Nak(None)).await.map_err(Lost::because),
         }
@@ -704,10 +711,21 @@ where
 
     /// Refuses a request. The error is certain only if this is the first delivery, and the server
     /// confirms that there is no other.
-    async fn turn_away(&self, delivery: &Delivery, error: TenoriteError) -> Result<(), Lost> {
+    async fn turn_away(
+        &self,
+        delivery: &Delivery,
+        consumer: &PullConsumer,
+        error: TenoriteError,
+    ) -> Result<(), Lost> {
         let message = &delivery.message;
         let over = message.double_ack().await;
-        let error = if delivery.times <= 1 && over.is_ok() { error } else { wire::uncertain(error) };
+        // The acknowledgement names the message, not its delivery: it is taken from an owner that
+        // has stalled as well, while another has the message. If this owner is still the one that
+        // the server sends to, it was so all along: each pinning has an id of its own.
+        let is_certain = delivery.times <= 1
+            && over.is_ok()
+            && matches!(is_pinned(delivery.pin.as_deref(), consumer).await, Ok(true));
+        let error = if is_certain { error } else { wire::uncertain(error) };
         events::refused(&self.shared.streams.subject, self.shard, &error);
         self.reply(message, failure(&error)).await;
         over.map_err(Lost::because)

@@ -491,6 +491,54 @@ mod older {
     }
 }
 
+/// An owner that takes longer to find that it cannot read the state than a request waits for it.
+mod stalling {
+    pub struct Ledger;
+
+    impl serde::Serialize for Ledger {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_unit()
+        }
+    }
+
+    impl<'de> serde::Deserialize<'de> for Ledger {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            std::thread::sleep(std::time::Duration::from_secs(5));
+            Err(serde::de::Error::custom("it stalls"))
+        }
+    }
+
+    #[tenorite::service(serde)]
+    impl Ledger {
+        pub async fn write_slowly(&mut self, #[service(key)] account: &str, entry: u32, ms: u64) -> usize {
+            let _ = (account, entry, ms);
+            0
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_owner_that_stalled_does_not_say_that_a_request_did_not_run() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 1).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    owning.stop().await;
+    let initial = |_| stalling::Ledger;
+    let stalled = serve_shards(server.connect().await, "test", initial).await.unwrap();
+    let call = tokio::spawn(ledger.write_slowly("a", 2, 3000).timeout(Duration::from_secs(20)).owned());
+    while stream(&nats).await.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 {}
+    let _next = own(&server.connect().await, 1).await;
+    let outcome = call.await.unwrap();
+    assert!(!matches!(outcome, Err(TenoriteError::SendFailure(_))), "{outcome:?}, and it runs");
+    drop(stalled);
+    let began = Instant::now();
+    while ledger.read("a").timeout(Duration::from_secs(1)).await != Ok(vec![1, 2]) {
+        assert!(began.elapsed() < Duration::from_secs(30), "{outcome:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_version_that_denies_unknown_fields_erases_none() {
     let Some(server) = Server::start() else { return };
