@@ -185,12 +185,12 @@ async fn find<Rq: WireRequest>(
             let ours = if theirs.is_some() { account(nats).await } else { None };
             match (theirs, ours) {
                 (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Account(Some(theirs)).into()),
-                // The stream takes requests for shards that no owner serves: they would never run.
-                _ if given.is_some_and(|given| given != there) => {
-                    let asked = given.unwrap_or_default();
-                    Err(Error::Shards { asked, there: Some(there) }.into())
-                }
-                _ => Ok(there),
+                _ => match given {
+                    // The stream takes requests for shards that no owner serves: they would never
+                    // run.
+                    Some(asked) if asked != there => Err(Error::Shards { asked, there: Some(there) }.into()),
+                    _ => Ok(there),
+                },
             }
         }
         Err(ShardsError::Missing(why)) => {

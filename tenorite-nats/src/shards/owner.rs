@@ -514,11 +514,7 @@ where
             let error = TenoriteError::SendFailure(SendReason::Incompatible(why.into()));
             return Ok(self.turn_away(&delivery, consumer, error).await?);
         }
-        let before = match delivery.times {
-            ..=1 => Ok(0),
-            _ => self.note_start(&delivery).await?,
-        };
-        let before = match before {
+        let before = match self.note_start(&delivery).await? {
             Ok(before) => before,
             Err(answer) => {
                 // Write the request to the window, so that it does not start again if it is sent
@@ -613,6 +609,9 @@ where
     /// The number of deliveries proves less: an owner that was killed may not have started the
     /// handler. The first start is not noted.
     async fn note_start(&self, delivery: &Delivery) -> Result<Result<i64, Answer>, Lost> {
+        if delivery.times <= 1 {
+            return Ok(Ok(0));
+        }
         let shared = &self.shared;
         let (name, call) = (self.attempts(), delivery.call);
         let noted = shared.streams.read(&shared.states, &name).await.map_err(Lost)?;

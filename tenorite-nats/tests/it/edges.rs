@@ -71,7 +71,7 @@ async fn a_stop_within_a_limit_leaves_the_request_to_the_next_owner() {
     assert!(next.stop_within(Duration::from_secs(5)).await);
 }
 
-/// A pull that fails while a handler runs is followed by others: the owner is asked for the next request, too.
+/// A pull that fails while a handler runs is followed by others, so the owner gets the next request.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_with_a_long_handler_keeps_its_shard_over_a_hiccup() {
     let Some(server) = Server::start() else { return };
@@ -623,8 +623,8 @@ mod told {
     /// On one thread, whose subscriber it is.
     #[test]
     fn what_becomes_of_a_shard_is_told() {
-        // With a second dispatcher. While there is only one, `tracing` asks the thread that first comes to a
-        // callsite whether anything wants it, and that may be the thread of another test.
+        // With a second dispatcher. While there is only one, `tracing` asks the thread that first
+        // comes to a callsite whether anything wants it, and that may be the thread of another test.
         let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         let events = Events::default();
         let subscriber = tracing_subscriber::registry().with(events.clone());
@@ -695,7 +695,7 @@ async fn a_state_that_cannot_be_written_is_told_and_has_no_effect() {
 }
 
 /// An amount that takes until the gate is open to be encoded, if it is 1,000.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Gated(u64);
 
 static GATE: std::sync::Barrier = std::sync::Barrier::new(2);
@@ -707,12 +707,6 @@ impl Serialize for Gated {
             GATE.wait();
         }
         serializer.serialize_u64(self.0)
-    }
-}
-
-impl std::fmt::Debug for Gated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -111,7 +111,7 @@ async fn requests_after_a_restored_directory_run_once() {
     assert_eq!(ledger.read("a").await, Ok((0..120).collect::<Vec<_>>()));
 }
 
-/// The stream has gone back, and has caught up with what its consumer had delivered before any owner looked.
+/// The stream has gone back, and has caught up with its consumer before any owner looked.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_were_stored_while_a_stream_caught_up_are_run() {
     let Some(mut server) = Server::start() else { return };

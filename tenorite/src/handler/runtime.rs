@@ -311,11 +311,11 @@ mod modelled {
             Some(RuntimeContext::Native)
         }
 
-        pub(crate) fn now(&self, _stance: RuntimeContext) -> Instant {
+        pub(crate) fn now(&self, _context: RuntimeContext) -> Instant {
             Instant::now()
         }
 
-        pub(crate) fn enter(&self, _stance: RuntimeContext) {}
+        pub(crate) fn enter(&self, _context: RuntimeContext) {}
 
         pub(crate) fn is_shut_down(&self) -> bool {
             false

@@ -135,7 +135,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
             Some(lifecycle) => lifecycle.poll(core, cx),
             None => match serve(core) {
                 Released::Alive => Poll::Pending,
-                Released::Held => unreachable!("a worker without a lifecycle is left to nobody"),
+                Released::Held => unreachable!("a worker without a lifecycle is never held"),
                 Released::HandedBack(worker) => Poll::Ready(core.handed_back(worker)),
                 Released::Dead => Poll::Ready((dead(core), None)),
             },

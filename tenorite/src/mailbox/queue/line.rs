@@ -234,7 +234,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// Returns whether nothing is queued, waits for the queue, or runs.
     pub(in crate::mailbox) fn is_unused(&self) -> bool {
         self.reserved == self.reserved_owned
-            && self.slots.slab.is_empty()
+            && self.slots.is_empty()
             && !self.worker.has_taken
             && !self.has_tasks()
     }
@@ -313,7 +313,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         ends_tasks: bool,
         deferred: &mut Deferred<Rq>,
     ) -> Vec<AbortHandle> {
-        for (_, slot) in &mut self.slots.slab {
+        for slot in self.slots.iter_mut() {
             let is_cut = slot.owed == Owed::Reply || ends_tasks && slot.owed == Owed::Task;
             if is_cut && matches!(slot.stage, Stage::Running) {
                 slot.stage = Stage::Cut(Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
@@ -332,12 +332,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Takes what forgotten calls have left behind.
     pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
-        std::mem::take(&mut self.slots.slab)
+        self.slots.take()
     }
 
     #[cfg(all(test, loom))]
     pub(in crate::mailbox) fn is_empty_of_slots(&self) -> bool {
-        self.slots.slab.is_empty()
+        self.slots.is_empty()
     }
 
     /// Returns the next request in the queue.
@@ -372,7 +372,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         };
         let is_request = request.is_some();
         let entry = Entry { request, span, deadline, awaited, return_on_failure, accepted, previous, next };
-        let slot = self.slots.slab.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
+        let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
             Some(previous) => self.slots.entry(previous).next = this,
@@ -688,7 +688,7 @@ mod tests {
             for slot in over {
                 assert!(matches!(line.slots.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));
             }
-            assert!(line.slots.slab.is_empty(), "seed {seed}: a slot was left over");
+            assert!(line.slots.is_empty(), "seed {seed}: a slot was left over");
         }
     }
 }

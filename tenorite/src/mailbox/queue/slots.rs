@@ -106,7 +106,7 @@ pub(in crate::mailbox) enum Awaited {
 
 /// The slots of a service.
 pub(in crate::mailbox) struct Slots<Rq, Rs, Er> {
-    pub(super) slab: Slab<Slot<Rq, Rs, Er>>,
+    slab: Slab<Slot<Rq, Rs, Er>>,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
     /// Trimming is not worth another look until no more slots than this are occupied.
@@ -116,6 +116,23 @@ pub(in crate::mailbox) struct Slots<Rq, Rs, Er> {
 impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
     pub(super) fn new() -> Self {
         Self { slab: Slab::new(), freed: 0, trim_below: u32::MAX }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub(super) fn insert(&mut self, slot: Slot<Rq, Rs, Er>) -> usize {
+        self.slab.insert(slot)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot<Rq, Rs, Er>> {
+        self.slab.iter_mut().map(|(_, slot)| slot)
+    }
+
+    /// Takes what is there. No slot's key is used after it.
+    pub(super) fn take(&mut self) -> impl Sized + use<Rq, Rs, Er> {
+        std::mem::take(&mut self.slab)
     }
 
     /// Opens a slot for a request that runs at once, without being queued.
