@@ -60,6 +60,9 @@
 //!   a new one for each owner. If the pin id changes, the record is read again.
 //! - **An answer is sent again**: decided by the caller's id and number, in the [reply
 //!   cache](reply_cache) of the owner or in the record. It is sound for the first reason above.
+//! - **An acknowledgement means this message**: it names a sequence. Over the connection that the
+//!   message came by it is sound. Over another one, the message under that sequence is read first,
+//!   and the time at which it was stored is compared.
 //! - **The stream has not gone back**: decided by what the consumer has delivered, asked before the
 //!   stream's last sequence. A stream only grows between the two questions. If its last sequence is
 //!   lower all the same, it has gone back, and the consumer is created again.
@@ -78,7 +81,8 @@
 //! - **The owner, killed or suspended**: the standby is pinned after the pin's time (2 s). It gets
 //!   the current message when that counts as lost (4 s).
 //! - **A suspended owner that comes back**: what it was working on is refused, and it stands by.
-//! - **A handler that does not end**: it is dropped at its limit, and the state stays as before.
+//! - **A handler that does not end**: it is dropped at its limit, and the state stays as before. If
+//!   it blocks its thread, its owner is [no longer pinned](pulls) after that.
 //! - **The owner, because of a request**: the request is started a limited number of times, and
 //!   then set aside.
 //! - **The caller**: the request is stored, and runs.
@@ -95,6 +99,7 @@ mod dedup;
 mod events;
 mod members;
 mod owner;
+mod pulls;
 mod record;
 mod reply_cache;
 mod serve;

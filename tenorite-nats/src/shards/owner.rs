@@ -3,35 +3,35 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::connection::State;
-use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tenorite::__private::{Dispatch, Runner};
 use tenorite::wire::{Sharded, WireRequest};
 use tenorite::{FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, interval_at, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::dedup::{DedupWindow, Expiry, of_stored};
 use super::members::Directive;
+use super::pulls::{Activity, PullError, Pulls};
 use super::record::{Answer, Record};
 use super::reply_cache::ReplyCache;
 use super::status::{Board, ShardState};
 use super::streams::{StreamNames, Wanted, name_of};
-use super::{ACK_WAIT, GROUP, PULL, events};
+use super::{GROUP, PULL, events};
 use crate::codec::{CapacityHint, Codec};
 use crate::discovery::EndpointStats;
 use crate::serve::{encode_reply, flush, read_request};
@@ -75,9 +75,9 @@ pub(super) struct Shared<W, K> {
 impl<W, K> Shared<W, K> {
     /// Waits for a stop that finds no connection, and no handler in flight: a handler runs to its
     /// end, and by then there may be a connection again.
-    async fn stopped_without_a_connection(&self, runs_handler: &AtomicBool) {
+    async fn stopped_without_a_connection(&self, activity: &Activity) {
         self.stop.cancelled().await;
-        while self.client.connection_state() == State::Connected || runs_handler.load(Ordering::Relaxed) {
+        while self.client.connection_state() == State::Connected || activity.runs_user_code() {
             sleep(PAUSE).await;
         }
     }
@@ -93,8 +93,7 @@ pub(super) struct Owner<W, K> {
     answers: Mutex<ReplyCache>,
     /// When the stream in use was created, in nanoseconds since 1970.
     age: AtomicI64,
-    /// Only a hint for a stop, and of this task alone: it needs no ordering.
-    runs_handler: Arc<AtomicBool>,
+    activity: Arc<Activity>,
 }
 
 /// The state of a shard in the memory of its owner.
@@ -113,8 +112,11 @@ struct Delivery {
     message: Message,
     call: CallId,
     sequence: u64,
-    /// When it was stored, in seconds since 1970.
+    /// When it was stored, in nanoseconds and in seconds since 1970.
+    moment: i128,
     stored: u64,
+    /// The connection that it came by.
+    connects: u64,
     /// How often it was delivered, including this time.
     times: i64,
     expiry: Expiry,
@@ -186,18 +188,19 @@ where
     K: Codec,
 {
     pub(super) fn new(shared: Arc<Shared<W, K>>, shard: u32, directive: watch::Receiver<Directive>) -> Self {
+        let shards = shared.shards;
         Self {
             shared,
             shard,
             directive,
-            answers: Mutex::default(),
+            answers: Mutex::new(ReplyCache::new(shards)),
             age: AtomicI64::new(0),
-            runs_handler: Arc::default(),
+            activity: Arc::default(),
         }
     }
 
     pub(super) async fn own(mut self) {
-        let (shared, runs_handler) = (Arc::clone(&self.shared), Arc::clone(&self.runs_handler));
+        let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&self.activity));
         let mut has_failed = false;
         loop {
             let asked = self.directive.wait_for(|directive| directive.asks);
@@ -215,10 +218,10 @@ where
             let served = tokio::select! {
                 served = served => served,
                 // Without a connection `serve` may wait for one, and nothing can be handed over.
-                () = shared.stopped_without_a_connection(&runs_handler) => break,
+                () = shared.stopped_without_a_connection(&activity) => break,
             };
             // The worker's close hook and its drop may panic too. The shard goes on.
-            let _ = AssertUnwindSafe(close(held.take())).catch_unwind().await;
+            let _ = AssertUnwindSafe(self.close(held.take())).catch_unwind().await;
             has_failed = true;
             match served {
                 Ok(Ok(End::HandedOver)) => {
@@ -316,61 +319,57 @@ where
         let consumer = shared.streams.consumer(&shared.stream, self.shard).await.map_err(Lost::because)?;
         self.look_at_the_stream(&consumer).await?;
         let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
-        let mut messages = messages.messages().await.map_err(Lost::because)?;
+        let messages = messages.messages().await.map_err(Lost::because)?;
+        let (client, activity) = (shared.client.clone(), Arc::clone(&self.activity));
+        let mut pulls = Pulls::start(messages, client, activity, shared.handler_limit);
         if shared.board.states()[self.shard as usize].0 == ShardState::Elsewhere {
             self.set_state(ShardState::Ready);
         }
         let mut looks = interval(LOOK);
-        let mut ahead = None;
         let mut doubts = self.directive.borrow_and_update().doubts;
-        loop {
-            let message = match ahead.take() {
-                Some(message) => message,
-                None => tokio::select! {
-                    biased;
-                    () = shared.stop.cancelled() => break,
-                    changed = self.directive.changed() => {
-                        let directive = *self.directive.borrow_and_update();
-                        if changed.is_err() || !directive.asks {
-                            break;
-                        }
-                        if std::mem::replace(&mut doubts, directive.doubts) != directive.doubts
-                            && let Some(pin) = held.as_ref().map(|held| held.pin.clone())
-                            && !is_pinned(pin.as_deref(), &consumer).await?
-                        {
-                            *held = None;
-                            self.set_state(ShardState::Ready);
-                        }
-                        continue;
+        let last = loop {
+            let message = tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => break None,
+                changed = self.directive.changed() => {
+                    let directive = *self.directive.borrow_and_update();
+                    if changed.is_err() || !directive.asks {
+                        break None;
                     }
-                    message = messages.next() => message.ok_or_else(|| Lost("the client is closed".to_owned()))?,
-                    _ = looks.tick() => {
-                        // The server may be another one, or have lost something. The pulls resume
-                        // by themselves and are kept: a message that they have received must not
-                        // wait for redelivery.
-                        let now = self.connects();
-                        if std::mem::replace(&mut connects, now) != now {
-                            self.look_at_the_stream(&consumer).await?;
-                        }
-                        continue;
+                    if std::mem::replace(&mut doubts, directive.doubts) != directive.doubts
+                        && let Some(pin) = held.as_ref().map(|held| held.pin.clone())
+                        && !is_pinned(pin.as_deref(), &consumer).await?
+                    {
+                        *held = None;
+                        self.set_state(ShardState::Ready);
                     }
-                },
+                    continue;
+                }
+                message = pulls.next() => message,
+                _ = looks.tick() => {
+                    // The server may be another one, or have lost something. The pulls resume by
+                    // themselves and are kept: a message that they have received must not wait for
+                    // redelivery.
+                    let now = self.connects();
+                    if std::mem::replace(&mut connects, now) != now {
+                        self.look_at_the_stream(&consumer).await?;
+                    }
+                    continue;
+                }
             };
             let message = match message {
                 Ok(message) => message,
-                Err(error) => {
-                    // The stream pulls again by itself if the consumer still exists.
+                Err(PullError::Closed(why)) => return Err(Lost(why.to_owned())),
+                Err(PullError::Failed(error)) => {
                     consumer.get_info().await.map_err(|gone| Lost(format!("{error}: {gone}")))?;
-                    sleep(PAUSE / 2).await;
                     continue;
                 }
             };
             if shared.stop.is_cancelled() || !self.directive.borrow().asks {
-                ahead = Some(Ok(message));
-                break;
+                break Some(message);
             }
             let pin = pin_of(&message);
-            match self.handle(held, message, &consumer, &mut messages, &mut ahead).await {
+            match self.handle(held, message, &consumer).await {
                 Ok(()) => {}
                 Err(Leave::Lost(lost)) => {
                     *held = None;
@@ -380,18 +379,18 @@ where
                     // Hand over now: a process that can read the state should not have to wait for
                     // the pin to expire.
                     *held = None;
-                    self.hand_over(pin.as_deref(), consumer, messages, ahead).await;
+                    self.hand_over(pin.as_deref(), consumer, pulls, None).await;
                     return Ok(End::Unreadable(unreadable.why));
                 }
                 Err(Leave::Cut) => {
                     *held = None;
-                    self.hand_over(pin.as_deref(), consumer, messages, ahead).await;
+                    self.hand_over(pin.as_deref(), consumer, pulls, None).await;
                     return Ok(End::HandedOver);
                 }
             }
-        }
+        };
         let pin = held.as_ref().and_then(|held| held.pin.clone());
-        self.hand_over(pin.as_deref(), consumer, messages, ahead).await;
+        self.hand_over(pin.as_deref(), consumer, pulls, last).await;
         Ok(End::HandedOver)
     }
 
@@ -401,21 +400,20 @@ where
         &self,
         pin: Option<&str>,
         consumer: PullConsumer,
-        mut messages: pull::Stream,
-        ahead: Option<Result<Message, pull::MessagesError>>,
+        mut pulls: Pulls,
+        last: Option<Message>,
     ) {
         flush(&self.shared.client).await;
         // The last acknowledgement lets the server deliver one more message, if there is one. It
         // cannot deliver two (`max_ack_pending` is 1).
-        let next = match ahead {
-            Some(next) => Some(next),
-            None => timeout(LAST, messages.next()).await.ok().flatten(),
+        let last = match last {
+            Some(last) => Some(last),
+            None => timeout(LAST, pulls.next()).await.ok().and_then(Result::ok),
         };
         // Stop pulling before unpinning.
-        drop(messages);
-        let pin_of_next = next.as_ref().and_then(|next| next.as_ref().ok().and_then(pin_of));
-        self.unpin(pin_of_next.as_deref().or(pin), &consumer).await;
-        if let Some(Ok(message)) = next {
+        let last = last.or(pulls.stop().await);
+        self.unpin(last.as_ref().and_then(pin_of).as_deref().or(pin), &consumer).await;
+        if let Some(message) = last {
             let _ = message.ack_with(AckKind::Nak(None)).await;
         }
         flush(&self.shared.client).await;
@@ -443,6 +441,8 @@ where
             Err(_) => Expiry { expires: u64::MAX, budget: 0 },
         };
         Ok(Delivery {
+            moment,
+            connects: self.connects(),
             call: numbered.unwrap_or_else(|| of_stored(sequence, moment)),
             sequence,
             stored,
@@ -458,13 +458,12 @@ where
         place: &mut Option<Held<W>>,
         message: Message,
         consumer: &PullConsumer,
-        messages: &mut pull::Stream,
-        ahead: &mut Option<Result<Message, pull::MessagesError>>,
     ) -> Result<(), Leave> {
         let shared = &self.shared;
         let delivery = self.delivery_of(message)?;
         let Delivery { message, call, .. } = &delivery;
         let call = *call;
+        let _working = self.activity.works_on(message);
         let is_whole = |held: &mut Held<W>| held.hand.worker().is_some();
         if place.as_mut().is_none_or(|held| held.pin != delivery.pin || !is_whole(held)) {
             *place = None;
@@ -485,7 +484,7 @@ where
         if let Some(answer) = answered {
             // It was sent or delivered again.
             self.reply(message, answer).await;
-            return Ok(self.acknowledge(message).await?);
+            return Ok(self.acknowledge(&delivery).await?);
         }
         let tolerance = (!wire::is_kept(message.headers.as_ref())).then_some(shared.tolerance);
         let read = read_request::<W::Request, K>(message, &shared.codec, tolerance);
@@ -495,7 +494,7 @@ where
         if !reads && held.known.has(call, delivery.expiry.expires) {
             // It has, or may have, had its effect. Its answer is gone.
             self.reply(message, unanswered()).await;
-            return Ok(self.acknowledge(message).await?);
+            return Ok(self.acknowledge(&delivery).await?);
         }
         let (request, method, left) = match read {
             Ok(read) => read,
@@ -522,50 +521,21 @@ where
                 let _ = self.write(held, &delivery, &answer).await?;
                 self.answers().add(call, answer.clone());
                 self.reply(message, answer).await;
-                return Ok(self.acknowledge(message).await?);
+                return Ok(self.acknowledge(&delivery).await?);
             }
         };
         let began = Instant::now();
         let deadline = left.and_then(|left| began.checked_add(left));
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
         let outcome = {
-            let mut run = pin!(span.around(held.hand.run(request, deadline)));
-            let (mut pause, mut has_paused) = (pin!(sleep(Duration::ZERO)), false);
-            let mut progress = interval_at(began + ACK_WAIT / 4, ACK_WAIT / 4);
-            let limit = began.checked_add(shared.handler_limit);
-            let mut limit = pin!(async {
-                match limit {
-                    Some(limit) => sleep_until(limit).await,
-                    None => std::future::pending().await,
-                }
-            });
-            let _running = Running::begin(&self.runs_handler);
-            loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut run => break outcome,
-                    () = shared.cut.cancelled() => {
-                        self.forget_start(&delivery, before).await;
-                        let _ = message.ack_with(AckKind::Nak(None)).await;
-                        return Err(Leave::Cut);
-                    }
-                    // This drops the handler.
-                    () = &mut limit => break Err(TenoriteError::FetchFailure(FetchReason::Expired)),
-                    // Keep the server from redelivering the message while its handler runs.
-                    _ = progress.tick() => {
-                        let _ = message.ack_with(AckKind::Progress).await;
-                    }
-                    // Keep pulling: otherwise the pin would be lost. That goes for a pull that
-                    // fails as well: the stream pulls again when it is polled again.
-                    next = messages.next(), if ahead.is_none() && !has_paused => match next {
-                        Some(Ok(next)) => *ahead = Some(Ok(next)),
-                        Some(Err(_)) => {
-                            pause.as_mut().reset(Instant::now() + PAUSE / 2);
-                            has_paused = true;
-                        }
-                        None => return Err(Lost("the client is closed".to_owned()).into()),
-                    },
-                    () = &mut pause, if has_paused => has_paused = false,
+            let run = self.activity.run(shared.handler_limit, span.around(held.hand.run(request, deadline)));
+            tokio::select! {
+                biased;
+                outcome = run => outcome.unwrap_or(Err(TenoriteError::FetchFailure(FetchReason::Expired))),
+                () = shared.cut.cancelled() => {
+                    self.forget_start(&delivery, before).await;
+                    let _ = message.ack_with(AckKind::Nak(None)).await;
+                    return Err(Leave::Cut);
                 }
             }
         };
@@ -599,7 +569,7 @@ where
             self.answers().add(call, answer.clone());
         }
         self.reply(message, answer).await;
-        Ok(self.acknowledge(message).await?)
+        Ok(self.acknowledge(&delivery).await?)
     }
 
     /// Notes that a request that was delivered before starts again. Returns how often it was
@@ -689,7 +659,7 @@ where
         let answered = self.answers().of(*call);
         if let Some(answer) = answered.or(before) {
             self.reply(message, answer).await;
-            return self.acknowledge(message).await;
+            return self.acknowledge(delivery).await;
         }
         let is_awaited = wire::reply_of(message.headers.as_ref(), &shared.inbox).is_some();
         match read {
@@ -697,7 +667,7 @@ where
             _ if is_awaited && record.is_none() => {
                 self.reply(message, failure(&TenoriteError::FetchFailure(FetchReason::Undecodable(why))))
                     .await;
-                self.acknowledge(message).await
+                self.acknowledge(delivery).await
             }
             Err((error, _)) => self.turn_away(delivery, consumer, error).await,
             Ok(_) if is_awaited => {
@@ -717,6 +687,7 @@ where
         error: TenoriteError,
     ) -> Result<(), Lost> {
         let message = &delivery.message;
+        self.check_that_it_is_there(delivery).await?;
         let over = message.double_ack().await;
         // The acknowledgement names the message, not its delivery: it is taken from an owner that
         // has stalled as well, while another has the message. If this owner is still the one that
@@ -790,8 +761,11 @@ where
             held.revision = written.map_err(Lost::because)?;
             shared.board.recorded(self.shard, held.revision, size);
         }
-        if let Some(worker) = held.hand.worker() {
-            worker.begin().await;
+        if let Some(worker) = held.hand.worker()
+            && self.activity.run(shared.handler_limit, worker.begin()).await.is_none()
+        {
+            let limit = shared.handler_limit;
+            return Err(Lost(format!("its `on_start` has exceeded the limit of handlers ({limit:?})")).into());
         }
         Ok(held)
     }
@@ -851,6 +825,15 @@ where
         }
     }
 
+    /// Closes a worker that is no longer needed.
+    async fn close(&self, held: Option<Held<W>>) {
+        if let Some(mut held) = held
+            && let Some(worker) = held.hand.worker()
+        {
+            let _ = self.activity.run(self.shared.handler_limit, worker.close(StopReason::Requested)).await;
+        }
+    }
+
     async fn reply(&self, message: &Message, answer: Answer) {
         let shared = &self.shared;
         let Some(reply) = wire::reply_of(message.headers.as_ref(), &shared.inbox) else { return };
@@ -863,33 +846,24 @@ where
         };
     }
 
-    async fn acknowledge(&self, message: &Message) -> Result<(), Lost> {
-        message.ack().await.map_err(Lost::because)
+    async fn acknowledge(&self, delivery: &Delivery) -> Result<(), Lost> {
+        self.check_that_it_is_there(delivery).await?;
+        delivery.message.ack().await.map_err(Lost::because)
     }
-}
 
-/// Notes that a handler is in flight, until this is dropped.
-struct Running<'a>(&'a AtomicBool);
-
-impl<'a> Running<'a> {
-    fn begin(flag: &'a AtomicBool) -> Self {
-        flag.store(true, Ordering::Relaxed);
-        Self(flag)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Closes a worker that is no longer needed.
-async fn close<W: Dispatch>(held: Option<Held<W>>) {
-    if let Some(mut held) = held
-        && let Some(worker) = held.hand.worker()
-    {
-        worker.close(StopReason::Requested).await;
+    /// Checks that an acknowledgement still means this message. It names the message by its
+    /// sequence. The server that takes it may be another one than the server that has sent the
+    /// message, and its stream may have gone back and stored another request under that sequence.
+    async fn check_that_it_is_there(&self, delivery: &Delivery) -> Result<(), Lost> {
+        let client = &self.shared.client;
+        if delivery.connects == self.connects() && client.connection_state() == State::Connected {
+            return Ok(());
+        }
+        match self.shared.stream.get_raw_message(delivery.sequence).await {
+            Ok(stored) if stored.time.unix_timestamp_nanos() == delivery.moment => Ok(()),
+            Ok(_) => Err(Lost("the stream has gone back in its sequence".to_owned())),
+            Err(error) => Err(Lost::because(error)),
+        }
     }
 }
 

@@ -76,7 +76,8 @@ const ATTEMPTS: u32 = 3;
 /// A state that cannot be read, because its worker has changed, is left as it is. Each call fails
 /// at once with the reason: [`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible), or
 /// [`FetchFailure(Undecodable)`](tenorite::FetchReason::Undecodable) if another owner has received
-/// the request before. If another owner can read the state, it gets the next request. New fields of
+/// the request before. A cast is kept, and so are the calls behind it. If another owner can read
+/// the state, it gets the next request. New fields of
 /// a worker need a `#[serde(default)]`. A version that does not know a field erases it when it
 /// writes the state. With `#[serde(deny_unknown_fields)]` such a version cannot read the state, and
 /// so leaves it as it is.
@@ -204,7 +205,8 @@ impl<W, K> ServeShards<W, K> {
     /// Sets how long a handler may take. Defaults to 60 s. A handler that takes longer is dropped:
     /// its call ends with [`FetchFailure(Expired)`](tenorite::FetchReason::Expired), the state
     /// stays as it was before the request, and the shard goes on. A handler that blocks its thread
-    /// cannot be dropped.
+    /// cannot be dropped: a second after the limit its owner gives the shard up, and another owner
+    /// starts the request again. The limit holds for `on_start` and `on_stop` as well.
     pub fn handler_limit(mut self, limit: Duration) -> Self {
         self.settings.handler_limit = limit;
         self

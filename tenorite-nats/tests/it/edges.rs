@@ -491,9 +491,19 @@ mod older {
     }
 }
 
-/// An owner that takes longer to find that it cannot read the state than a request waits for it.
+/// An owner that does not find that it cannot read the state before another has the request.
 mod stalling {
+    use std::sync::{Condvar, Mutex};
+
     pub struct Ledger;
+
+    static HAS_ANOTHER: Mutex<bool> = Mutex::new(false);
+    static TOLD: Condvar = Condvar::new();
+
+    pub fn go_on() {
+        *HAS_ANOTHER.lock().unwrap() = true;
+        TOLD.notify_all();
+    }
 
     impl serde::Serialize for Ledger {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -503,7 +513,9 @@ mod stalling {
 
     impl<'de> serde::Deserialize<'de> for Ledger {
         fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-            std::thread::sleep(std::time::Duration::from_secs(5));
+            let waiting = HAS_ANOTHER.lock().unwrap();
+            let limit = std::time::Duration::from_secs(20);
+            drop(TOLD.wait_timeout_while(waiting, limit, |another| !*another).unwrap());
             Err(serde::de::Error::custom("it stalls"))
         }
     }
@@ -517,6 +529,36 @@ mod stalling {
     }
 }
 
+/// Something that is served from a process of its own, as far as its threads go: they are one.
+struct Alone(Option<tokio::sync::oneshot::Sender<()>>, Option<std::thread::JoinHandle<()>>);
+
+impl Alone {
+    fn start<F, T>(server: &Server, serve: impl FnOnce(Nats) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = T>,
+    {
+        let (url, (ready, started)) = (server.url(), std::sync::mpsc::channel());
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let _serving = serve(Nats::connect(url).await.unwrap()).await;
+                ready.send(()).unwrap();
+                let _ = stopped.await;
+            });
+        });
+        started.recv().unwrap();
+        Self(Some(stop), Some(thread))
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        self.1.take().unwrap().join().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_owner_that_stalled_does_not_say_that_a_request_did_not_run() {
     let Some(server) = Server::start() else { return };
@@ -525,11 +567,18 @@ async fn an_owner_that_stalled_does_not_say_that_a_request_did_not_run() {
     let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
     ledger.write("a", 1).await.unwrap();
     owning.stop().await;
-    let initial = |_| stalling::Ledger;
-    let stalled = serve_shards(server.connect().await, "test", initial).await.unwrap();
+    // All of it stalls, and not only the thread that reads the state.
+    let stalled = Alone::start(&server, |nats| async {
+        serve_shards(nats, "test", |_| stalling::Ledger).await.unwrap()
+    });
     let call = tokio::spawn(ledger.write_slowly("a", 2, 3000).timeout(Duration::from_secs(20)).owned());
     while stream(&nats).await.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 {}
-    let _next = own(&server.connect().await, 1).await;
+    let next = own(&server.connect().await, 1).await;
+    while next.shards()[0].state != ShardState::Owned {
+        assert!(!call.is_finished(), "{:?}", call.await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stalling::go_on();
     let outcome = call.await.unwrap();
     assert!(!matches!(outcome, Err(TenoriteError::SendFailure(_))), "{outcome:?}, and it runs");
     drop(stalled);

@@ -21,5 +21,7 @@ mod server;
 #[cfg(feature = "durable")]
 mod shards;
 mod support;
+#[cfg(feature = "durable")]
+mod threads;
 #[cfg(feature = "opentelemetry")]
 mod traces;

@@ -145,3 +145,36 @@ async fn requests_that_were_stored_while_a_stream_caught_up_are_run() {
     write(&ledger, 60).await;
     assert_eq!(ledger.read("a").await, Ok((0..=60).collect::<Vec<_>>()));
 }
+
+/// Its handler runs while the stream goes back and catches up. The acknowledgement would name
+/// another request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_acknowledgement_takes_no_other_request_away() {
+    let Some(mut server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let _owning = serve_shards(nats.clone(), "test", |_| Ledger::default()).await.unwrap();
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    write(&ledger, 0).await;
+    server.kill();
+    let older = tempfile::tempdir().unwrap();
+    copy(&server.stream_folder(STREAM), older.path());
+    server.restart();
+    until_connected(&nats).await;
+    let before = last_sequence(&nats).await;
+    let slow = tokio::spawn(ledger.write_slowly("a", 1, 6000).timeout(LIMIT).owned());
+    let stream = async_nats::jetstream::new(nats.client().clone()).get_stream(STREAM).await.unwrap();
+    let delivered = async || stream.consumer_info("shard-0").await.unwrap().delivered.stream_sequence;
+    while delivered().await == before {}
+    // A call that waits would ask again over the new connection.
+    slow.abort();
+    server.kill();
+    copy(&older.path().join(STREAM), server.stream_folder(STREAM).parent().unwrap());
+    server.restart();
+    until_connected(&nats).await;
+    assert_eq!(last_sequence(&nats).await, before);
+    for entry in 2..10 {
+        ledger.write("a", entry).cast().await.unwrap();
+    }
+    write(&ledger, 10).await;
+    assert_eq!(ledger.read("a").await, Ok((0..=10).collect::<Vec<_>>()));
+}

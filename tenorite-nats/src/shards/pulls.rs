@@ -1,0 +1,170 @@
+//! Pulls the requests of one shard, and shows the server that their owner is alive.
+//!
+//! The server takes an owner that does not pull for [`PIN`](super::PIN) for dead, and redelivers a
+//! message that makes no progress for [`ACK_WAIT`]. Handlers and hooks may block their thread for
+//! longer. So both are done by a task of their own, which runs no user code:
+//!
+//! - messages pass from the server through the task to the owner, in order. `max_ack_pending` is 1,
+//!   so at most one of them waits for the owner, apart from redeliveries of it.
+//! - the owner lends the task the reply subject of the message in progress, and the task reports
+//!   progress of it.
+//! - the owner says when user code begins and ends. It drops user code that exceeds its limit, but
+//!   it cannot if that code blocks the thread. Then the task ends: the owner loses its pin, and
+//!   another starts the request again. What the blocked owner writes afterwards is refused by the
+//!   fence.
+//!
+//! When the owner drops its [`Pulls`], the task is aborted.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::{AckKind, Message};
+use async_nats::{Client, Subject};
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::ACK_WAIT;
+
+/// The pause after a pull that failed.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The time between user code's limit and the moment at which it counts as blocking its thread: by
+/// then the owner would have dropped it.
+const GRACE: Duration = Duration::from_secs(1);
+/// How many messages may wait for the owner. The server sends one, and later the same again.
+const WAITING: usize = 16;
+
+/// What an owner is doing, for the task that pulls. It outlives the owner's pulls.
+#[derive(Debug, Default)]
+pub(super) struct Activity(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The reply subject of the message in progress.
+    message: Option<Subject>,
+    /// When the user code that is running began.
+    user_code: Option<Instant>,
+}
+
+impl Activity {
+    // Each field is valid by itself, so a panic while it is locked leaves nothing half done.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports progress of this message until the guard is dropped.
+    pub(super) fn works_on(&self, message: &Message) -> impl Drop + use<'_> {
+        self.state().message.clone_from(&message.reply);
+        Ended(self, |state| state.message = None)
+    }
+
+    /// Runs user code. Returns `None` if it exceeds its limit, and drops it then.
+    pub(super) async fn run<F: Future>(&self, limit: Duration, code: F) -> Option<F::Output> {
+        // This thread may have woken the tasks that send and pull, and may keep them from all other
+        // threads while it is blocked: the scheduler's slot for the task woken last is not stolen
+        // from. So they go first.
+        tokio::task::yield_now().await;
+        self.state().user_code = Some(Instant::now());
+        let _ended = Ended(self, |state| state.user_code = None);
+        timeout(limit, code).await.ok()
+    }
+
+    /// Returns whether user code is running.
+    pub(super) fn runs_user_code(&self) -> bool {
+        self.state().user_code.is_some()
+    }
+}
+
+struct Ended<'a>(&'a Activity, fn(&mut State));
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        (self.1)(&mut self.0.state());
+    }
+}
+
+/// Why there is no message.
+pub(super) enum PullError {
+    /// A pull failed. The stream of pulls goes on by itself, if the consumer still exists.
+    Failed(pull::MessagesError),
+    /// There are no more pulls.
+    Closed(&'static str),
+}
+
+/// The messages of one owner.
+pub(super) struct Pulls {
+    messages: mpsc::Receiver<Result<Message, PullError>>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Pulls {
+    pub(super) fn start(
+        messages: pull::Stream,
+        client: Client,
+        activity: Arc<Activity>,
+        limit: Duration,
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let task = AbortOnDropHandle::new(tokio::spawn(pull(messages, client, activity, limit, sender)));
+        Self { messages: receiver, task }
+    }
+
+    /// Returns the next message. This is cancel safe: a message is taken, or stays.
+    pub(super) async fn next(&mut self) -> Result<Message, PullError> {
+        self.messages.recv().await.unwrap_or(Err(PullError::Closed("the client is closed")))
+    }
+
+    /// Stops pulling. Returns the message that was delivered and not taken, if there is one.
+    pub(super) async fn stop(mut self) -> Option<Message> {
+        self.task.abort();
+        // The task drops the stream of pulls when it ends.
+        let _ = (&mut self.task).await;
+        std::iter::from_fn(|| self.messages.try_recv().ok()).find_map(Result::ok)
+    }
+}
+
+async fn pull(
+    mut messages: pull::Stream,
+    client: Client,
+    activity: Arc<Activity>,
+    limit: Duration,
+    owner: mpsc::Sender<Result<Message, PullError>>,
+) {
+    let mut progress = interval(ACK_WAIT / 4);
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                // No `await` for the owner: a task that waits does not pull.
+                match message {
+                    // What does not fit is redelivered.
+                    Some(Ok(message)) => drop(owner.try_send(Ok(message))),
+                    Some(Err(error)) => {
+                        // One is enough for an owner that is busy.
+                        if owner.capacity() == owner.max_capacity() {
+                            let _ = owner.try_send(Err(PullError::Failed(error)));
+                        }
+                        sleep(PAUSE).await;
+                    }
+                    None => break,
+                }
+            }
+            _ = progress.tick() => {
+                let (message, user_code) = {
+                    let state = activity.state();
+                    (state.message.clone(), state.user_code)
+                };
+                if user_code.is_some_and(|began| began.elapsed() > limit.saturating_add(GRACE)) {
+                    let _ = owner.try_send(Err(PullError::Closed("a handler or hook has blocked its thread")));
+                    break;
+                }
+                // It fails only if the client is closed.
+                if let Some(message) = message {
+                    let _ = client.publish(message, AckKind::Progress.into()).await;
+                }
+            }
+        }
+    }
+}
