@@ -21,7 +21,8 @@ use crate::error::TenoriteError;
 use crate::handler::context::context;
 use crate::handler::runtime;
 use crate::handler::stack;
-use crate::mailbox::{CallState, Limit, Mailbox, Phase};
+use crate::mailbox::Mailbox;
+use crate::phase::{CallState, Limit, Phase};
 use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.

@@ -81,6 +81,10 @@ mod restart;
 mod handler;
 mod budget;
 mod reply;
+mod phase;
+// With `mailbox::cell`, the only module with unsafe code.
+#[allow(unsafe_code)]
+mod dispatch;
 mod mailbox;
 mod timer;
 mod call;
@@ -104,6 +108,10 @@ pub mod __private;
 pub use call::{Call, Cast, Recover, Recovered};
 #[doc(inline)]
 pub use caller::{Caller, OwnedPermit, Permit, Reserve, ReserveOwned, Stopping, TenoriteCaller, WeakCaller};
+#[doc(inline)]
+pub use dispatch::DerivedWorker;
+#[doc(inline)]
+pub use dispatch::handling::{DeferredResponse, Handled, Handling, HandlingDeferred};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 #[doc(inline)]

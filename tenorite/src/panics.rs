@@ -28,6 +28,26 @@ pub(crate) fn message(payload: &Payload) -> PanicMessage {
     }
 }
 
+impl PanicMessage {
+    /// Returns the text of a panic that was caught, and drops its payload.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tenorite::PanicMessage;
+    ///
+    /// let payload = std::panic::catch_unwind(|| panic!("out of {}", "ink")).unwrap_err();
+    /// assert_eq!(PanicMessage::of(payload).to_string(), "out of ink");
+    /// ```
+    #[must_use]
+    pub fn of(payload: Payload) -> Self {
+        let message = message(&payload);
+        // The payload's `Drop` may panic, and that is not the panic that was caught.
+        discard(payload);
+        message
+    }
+}
+
 /// Calls `user`, which may panic. The caller must not look again at state that a panic tears.
 pub(crate) fn catch<T>(user: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(user))

@@ -4,6 +4,7 @@
 //! here shadows anything of the standard library.
 
 pub use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+pub use crate::dispatch::DerivedWorker;
 pub use crate::error::{FetchReason, SendReason, TenoriteError};
 pub use crate::receiver::Receiver;
 pub use crate::reply::TenoriteRequest;

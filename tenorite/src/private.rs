@@ -2,25 +2,23 @@
 
 use std::convert::Infallible;
 use std::fmt::{self, Debug};
-use std::future::poll_fn;
+use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
-use std::sync::Arc;
-use std::task::Poll;
 
 use crate::call::Call;
 use crate::caller::TenoriteCaller;
-use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::mailbox::Phase;
-use crate::mailbox::cell::Standalone;
-use crate::mailbox::queue::Queue;
+use crate::dispatch::handling;
+use crate::error::{FetchReason, TenoriteError};
 use crate::panics;
 use crate::receiver::Receiver;
-use crate::reply::{Client, TenoriteRequest};
+use crate::reply::TenoriteRequest;
 
 pub use crate::call::Answer;
+pub use crate::dispatch::job::{Job, Step};
+pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
+pub use crate::dispatch::{Dispatch, Opened};
 pub use crate::handler::method::Method;
-pub use crate::mailbox::cell::{Dispatch, InlineSpace, Job, NoInlineSpace, Opened, Space, Step};
 pub use crate::worker::{Configs, Start};
 pub use tokio::task::JoinHandle;
 
@@ -45,102 +43,27 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
     config: W::Config,
 ) -> impl Future<Output = W::Output> + Send {
     async move {
-        let worker = match W::ready(config) {
+        let mut worker = match W::ready(config) {
             Ok(worker) => worker,
             Err(config) => match W::open(config).await {
                 Ok(worker) => worker,
                 Err(output) => return output,
             },
         };
-        let mut worker = worker;
         worker.begin().await;
-        let mut worker = Standalone::new(worker);
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             if !W::method(&request).answers_later() {
                 // If this future is dropped here, the service was aborted while the request ran.
                 client.if_dropped(FetchReason::Stopped);
             }
-            if let Err(payload) = worker.handle(request, client).await {
+            if let Err(payload) = handling::serve(&mut worker, request, client).await {
                 // Not by unwinding, because a second panic in its `Drop` would abort the process.
                 panics::drop_quietly(worker);
                 resume_unwind(payload);
             }
         }
-        let mut worker = worker.into_worker();
         worker.close(receiver.reason()).await;
         W::Output::hand_back(worker)
-    }
-}
-
-/// Runs a worker's requests one after the other, each when its owner polls it. The owner can look
-/// at the worker in between.
-pub struct Runner<W: Dispatch> {
-    /// `None` once a handler has panicked or was dropped while it ran, since the worker's state may
-    /// be torn.
-    solo: Option<Standalone<W>>,
-    /// Only the slots of this queue are used.
-    slots: Arc<Queue<W::Request, W::Response, Infallible>>,
-}
-
-impl<W: Dispatch> Runner<W> {
-    pub fn new(worker: W) -> Self {
-        Self { solo: Some(Standalone::new(worker)), slots: Arc::new(Queue::new(1, || W::NAME)) }
-    }
-
-    /// Returns the worker, if its state is intact.
-    pub fn worker(&mut self) -> Option<&mut W> {
-        self.solo.as_mut().map(Standalone::worker)
-    }
-
-    /// Runs a request until it is answered. Dropping the future drops the handler.
-    ///
-    /// # Errors
-    ///
-    /// - `FetchFailure(Panicked)` if the handler panics. The worker is gone then.
-    /// - `FetchFailure(Unanswered)` if the method answers later and does not.
-    /// - `SendFailure(Stopped)` if the worker was gone before.
-    pub async fn run(
-        &mut self,
-        request: W::Request,
-        deadline: Option<tokio::time::Instant>,
-    ) -> Result<W::Response, TenoriteError> {
-        /// Holds the worker while its handler runs. If that is dropped midway, the worker is
-        /// dropped quietly. Otherwise it is put back.
-        struct Held<W: Dispatch>(Option<Standalone<W>>);
-        impl<W: Dispatch> Drop for Held<W> {
-            fn drop(&mut self) {
-                panics::drop_quietly(self.0.take());
-            }
-        }
-        let mut held = Held(self.solo.take());
-        let Some(solo) = &mut held.0 else {
-            panics::drop_quietly(request);
-            return Err(TenoriteError::SendFailure(SendReason::Stopped));
-        };
-        let slot = self.slots.occupy(None, None);
-        // Not judged by the deadline: the request has had its effect by then, and whether the reply
-        // is too late is up to the caller.
-        let client = Client::new(Arc::clone(&self.slots) as _, Some(slot), deadline).without_judging();
-        let ran = solo.handle(request, client).await;
-        match ran {
-            Ok(()) => self.solo = held.0.take(),
-            Err(payload) => panics::discard(payload),
-        }
-        let answer = poll_fn(|cx| match self.slots.poll(slot, cx.waker()) {
-            Phase::Waiting(_) => Poll::Pending,
-            ended => Poll::Ready(ended),
-        });
-        match answer.await {
-            Phase::Answered(Ok(response)) => Ok(response),
-            Phase::Failed(failure) => Err(failure),
-            _ => Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
-        }
-    }
-}
-
-impl<W: Dispatch> Debug for Runner<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Runner")
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
+use crate::dispatch::Dispatch;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
@@ -166,7 +167,7 @@ impl Start {
 
     /// Starts a derived worker in a cell.
     #[track_caller]
-    pub(crate) fn cell<W: cell::Dispatch<Config: Send, Output: Send>>(
+    pub(crate) fn cell<W: Dispatch<Config: Send, Output: Send>>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {

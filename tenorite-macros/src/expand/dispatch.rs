@@ -117,8 +117,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             }
         }
 
-
         #allow
+        #[doc(hidden)]
         #[automatically_derived]
         impl #params #krate::__private::Dispatch for #worker #clause {
             type Request = #request;
@@ -149,6 +149,9 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #begin
             #close
         }
+
+        #[automatically_derived]
+        impl #params #krate::DerivedWorker for #worker #clause {}
     }
 }
 

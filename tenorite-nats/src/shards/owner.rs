@@ -2,7 +2,7 @@
 //! sound.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,9 +17,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tenorite::__private::{Dispatch, Runner};
 use tenorite::wire::{Sharded, WireRequest};
-use tenorite::{FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge};
+use tenorite::{
+    DerivedWorker, FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -97,8 +98,10 @@ pub(super) struct Owner<W, K> {
 }
 
 /// The state of a shard in the memory of its owner.
-struct Held<W: Dispatch> {
-    hand: Runner<W>,
+struct Held<W> {
+    /// `None` while a handler runs, and after a handler has panicked or was dropped while it ran:
+    /// the worker's state may be torn then.
+    worker: Option<W>,
     /// The revision of the record that this state comes from: the fence.
     revision: u64,
     known: DedupWindow,
@@ -182,7 +185,7 @@ impl Attempts {
 
 impl<W, K> Owner<W, K>
 where
-    W: Dispatch + Serialize + DeserializeOwned,
+    W: DerivedWorker + Serialize + DeserializeOwned,
     W::Request: Sharded,
     W::Response: Serialize,
     K: Codec,
@@ -231,8 +234,7 @@ where
                 Ok(Ok(End::Unreadable(why))) => self.failed(ShardState::Failing, why),
                 Ok(Err(Lost(why))) => self.failed(ShardState::Ready, why),
                 Err(payload) => {
-                    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-                    let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+                    let text = PanicMessage::of(payload);
                     self.failed(
                         ShardState::Failing,
                         format!("its worker could not be made or written: {text}"),
@@ -464,8 +466,7 @@ where
         let Delivery { message, call, .. } = &delivery;
         let call = *call;
         let _working = self.activity.works_on(message);
-        let is_whole = |held: &mut Held<W>| held.hand.worker().is_some();
-        if place.as_mut().is_none_or(|held| held.pin != delivery.pin || !is_whole(held)) {
+        if place.as_ref().is_none_or(|held| held.pin != delivery.pin || held.worker.is_none()) {
             *place = None;
             match self.load(delivery.pin.clone()).await {
                 Ok(held) => *place = Some(held),
@@ -528,7 +529,9 @@ where
         let deadline = left.and_then(|left| began.checked_add(left));
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
         let outcome = {
-            let run = self.activity.run(shared.handler_limit, span.around(held.hand.run(request, deadline)));
+            let run = self
+                .activity
+                .run(shared.handler_limit, span.around(run(&mut held.worker, request, deadline)));
             tokio::select! {
                 biased;
                 outcome = run => outcome.unwrap_or(Err(TenoriteError::FetchFailure(FetchReason::Expired))),
@@ -544,7 +547,7 @@ where
         shared.board.ran(self.shard, took, outcome.is_err());
         // After a panic or at the limit the worker is gone, with the changes it had made. The next
         // request finds the previous state.
-        let is_torn = held.hand.worker().is_none();
+        let is_torn = held.worker.is_none();
         let reply = outcome
             .and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.capacity));
         let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
@@ -754,15 +757,15 @@ where
                 )
             }
         };
-        let mut held = Held { hand: Runner::new(worker), revision, known, pin };
+        let mut held = Held { worker: Some(worker), revision, known, pin };
         if let Some(record) = record {
             let size = record.len();
             let written = shared.states.update(self.name(), record, revision).await;
             held.revision = written.map_err(Lost::because)?;
             shared.board.recorded(self.shard, held.revision, size);
         }
-        if let Some(worker) = held.hand.worker()
-            && self.activity.run(shared.handler_limit, worker.begin()).await.is_none()
+        if let Some(worker) = &mut held.worker
+            && self.activity.run(shared.handler_limit, worker.run_on_start()).await.is_none()
         {
             let limit = shared.handler_limit;
             return Err(Lost(format!("its `on_start` has exceeded the limit of handlers ({limit:?})")).into());
@@ -790,7 +793,7 @@ where
         answer: &Answer,
     ) -> Result<Result<(), TenoriteError>, Lost> {
         let shared = &self.shared;
-        let worker = held.hand.worker().ok_or_else(|| Lost("its worker is gone".to_owned()))?;
+        let worker = held.worker.as_ref().ok_or_else(|| Lost("its worker is gone".to_owned()))?;
         let mut state = Vec::new();
         if let Err(error) = shared.codec.encode(worker, &mut state) {
             let why = Reason::from(format!("the state cannot be encoded: {error}"));
@@ -827,10 +830,9 @@ where
 
     /// Closes a worker that is no longer needed.
     async fn close(&self, held: Option<Held<W>>) {
-        if let Some(mut held) = held
-            && let Some(worker) = held.hand.worker()
-        {
-            let _ = self.activity.run(self.shared.handler_limit, worker.close(StopReason::Requested)).await;
+        if let Some(mut worker) = held.and_then(|held| held.worker) {
+            let close = worker.run_on_stop(StopReason::Requested);
+            let _ = self.activity.run(self.shared.handler_limit, close).await;
         }
     }
 
@@ -863,6 +865,27 @@ where
             Ok(stored) if stored.time.unix_timestamp_nanos() == delivery.moment => Ok(()),
             Ok(_) => Err(Lost("the stream has gone back in its sequence".to_owned())),
             Err(error) => Err(Lost::because(error)),
+        }
+    }
+}
+
+/// Handles a request. The worker is put back unless its handler panics, or this is dropped before
+/// that ends.
+async fn run<W: DerivedWorker>(
+    place: &mut Option<W>,
+    request: W::Request,
+    deadline: Option<Instant>,
+) -> Result<W::Response, TenoriteError> {
+    let mut worker = place.take().ok_or(TenoriteError::SendFailure(SendReason::Stopped))?;
+    match AssertUnwindSafe(worker.handle(request).deadline(deadline)).catch_unwind().await {
+        Ok(response) => {
+            *place = Some(worker);
+            Ok(response)
+        }
+        Err(payload) => {
+            // The torn worker may panic once more when it is dropped, which is the same failure.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(worker))));
+            Err(TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::of(payload))))
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenorite::__private::Dispatch;
+use tenorite::DerivedWorker;
 use tenorite::wire::{Sharded, WireRequest};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -247,7 +247,7 @@ impl<W, K> fmt::Debug for ServeShards<W, K> {
 
 impl<W, K> IntoFuture for ServeShards<W, K>
 where
-    W: Dispatch + Serialize + DeserializeOwned,
+    W: DerivedWorker + Serialize + DeserializeOwned,
     W::Request: Sharded,
     W::Response: Serialize,
     K: Codec,
@@ -271,7 +271,7 @@ where
 /// when this future is dropped, nothing stays behind except what was created in the server.
 async fn start<W, K>(builder: ServeShards<W, K>) -> Result<ServingShards, Error>
 where
-    W: Dispatch + Serialize + DeserializeOwned,
+    W: DerivedWorker + Serialize + DeserializeOwned,
     W::Request: Sharded,
     W::Response: Serialize,
     K: Codec,

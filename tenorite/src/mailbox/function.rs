@@ -20,10 +20,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::queue::Queue;
-use super::{BoxFuture, CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
+use super::{Control, Mailbox, Stats};
 use crate::blocking;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::panics::{self, Payload};
+use crate::phase::{BoxFuture, CallState, PermitKind, Phase, Terms};
 use crate::reply::{Client, Ended};
 use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;

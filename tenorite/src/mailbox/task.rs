@@ -9,8 +9,9 @@ use tokio::task::AbortHandle;
 
 use super::abort::abort_after;
 use super::queue::Queue;
-use super::{CallState, Control, Mailbox, PermitKind, Phase, Stats};
+use super::{Control, Mailbox, Stats};
 use crate::handler::runtime;
+use crate::phase::{CallState, PermitKind, Phase};
 use crate::status::{StatusCell, StopReason};
 
 /// The callers' side of the service, dropped with the last caller; or what takes the request of an

@@ -27,10 +27,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::yield_now;
 
 use crate::caller::TenoriteCaller;
+use crate::dispatch::Dispatch;
+use crate::dispatch::job::{Job, Step};
+use crate::dispatch::storage::InlineSpace;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
-use crate::mailbox::cell::{self, Dispatch, Driver, InlineSpace, Job, Step};
+use crate::mailbox::cell::{self, Driver};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::reply::Reply;

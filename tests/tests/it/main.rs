@@ -17,6 +17,7 @@ mod errors;
 mod function;
 mod generics;
 mod gone;
+mod handle;
 mod hazards;
 mod panicking_wakers;
 mod hygiene;

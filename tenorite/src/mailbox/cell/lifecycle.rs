@@ -30,15 +30,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::Core;
 use super::driver::{dead, serve};
 use super::owner::{Owner, Released};
-use super::{Core, Dispatch, Opened};
+use crate::dispatch::{Dispatch, Opened};
 use crate::error::{Reason, SendReason};
 use crate::handler::deadlock;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::stack;
-use crate::mailbox::BoxFuture;
 use crate::panics::{self, Payload};
+use crate::phase::BoxFuture;
 use crate::restart::{Failure, Pause, RestartDecider, RestartDecision, after};
 use crate::status::StopReason;
 use crate::trace;

@@ -12,8 +12,10 @@ use tokio::task::AbortHandle;
 
 use super::owner::{Owner, Run};
 use super::state::{Claim, JoinOutcome};
-use super::{Core, Dispatch, OnWorkerExit, Space, answers_later};
+use super::{Core, OnWorkerExit, answers_later};
 use crate::budget;
+use crate::dispatch::Dispatch;
+use crate::dispatch::storage::Space;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
 use crate::handler::method::{CallInfo, Method};
@@ -21,8 +23,9 @@ use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
-use crate::mailbox::{CallState, Control, Mailbox, PermitKind, Phase, Stats, Terms};
+use crate::mailbox::{Control, Mailbox, Stats};
 use crate::panics::{self, Payload};
+use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::{StatusCell, StopReason};
 use crate::trace::Span;
 

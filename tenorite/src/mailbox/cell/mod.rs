@@ -21,7 +21,7 @@
 //! ```
 //!
 //! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
-//! - [`storage`]: the worker and its handler's future, as raw memory.
+//! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
 //! # Invariants, besides those of the state word
@@ -57,8 +57,6 @@ mod mailbox;
 mod driver;
 mod lifecycle;
 mod owner;
-mod storage;
-mod standalone;
 mod waker;
 mod state;
 
@@ -76,160 +74,22 @@ use tokio::task::AbortHandle;
 pub(crate) use self::driver::Driver;
 pub(crate) use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
-pub(crate) use self::standalone::Standalone;
 use self::state::State;
-use self::storage::WorkerStorage;
-pub use self::storage::{InlineSpace, Job, NoInlineSpace, Space, Step};
-use super::Phase;
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;
 use super::queue::Queue;
+use crate::dispatch::Dispatch;
+use crate::dispatch::storage::WorkerStorage;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
 use crate::handler::stack::Node;
 use crate::panics::{self, Payload};
+use crate::phase::Phase;
 use crate::reply::{Answer, Ended, Tasks};
 use crate::status::StopReason;
 use crate::sync::{Once, Witness};
 use crate::trace::{self, Span, Watch};
-
-/// A worker whose requests are methods.
-///
-/// # Examples
-///
-/// What the macro writes:
-///
-/// ```text
-/// impl Dispatch for Store {
-///     type Request = StoreRequest;
-///     type Response = StoreResponse;
-///     type Space = InlineSpace;
-///     type Config = Self;
-///     type Output = Self;
-///
-///     const NAME: &'static str = "Store";
-///
-///     fn ready(config: Self) -> Result<Self, Self> { Ok(config) }
-///
-///     fn method(request: &StoreRequest) -> &'static Method { … }
-///
-///     fn dispatch<'w, 'j>(
-///         &'w mut self,
-///         mut job: Job<'w, 'j, StoreRequest, StoreResponse>,
-///     ) -> Step<'j> {
-///         match job.request() {
-///             StoreRequest::Get { key } => job.reply(StoreResponse::Get(Self::get(self, &key))),
-///             StoreRequest::Delete { key } => job.run(move || async move {
-///                 StoreResponse::Delete(Self::delete(self, &key).await)
-///             }),
-///         }
-///     }
-/// }
-/// ```
-pub trait Dispatch: Send + Sized + 'static {
-    /// The type of its requests.
-    type Request: Send + 'static;
-    /// The type of its responses.
-    type Response: Send + 'static;
-    /// The memory that the futures of async methods are placed in.
-    type Space: Space;
-    /// What the worker is made of.
-    type Config: 'static;
-    /// What the service's `JoinHandle` yields: the worker, or what its `init` returns.
-    type Output: Opened<Self> + 'static;
-
-    /// The name of the service.
-    const NAME: &'static str;
-    /// Whether any method may answer after it has returned.
-    const ANSWERS_LATER: bool = false;
-    /// Whether [`begin`](Self::begin) does anything.
-    const BEGINS: bool = false;
-    /// Whether [`close`](Self::close) does anything.
-    const CLOSES: bool = false;
-
-    /// Returns the method that a request asks for.
-    fn method(request: &Self::Request) -> &'static Method;
-
-    /// Runs the method that the job's request asks for.
-    fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
-
-    /// Returns the worker, if nothing has to be done to make it.
-    ///
-    /// # Errors
-    ///
-    /// Gives the config back if the worker has to be [opened](Self::open).
-    fn ready(config: Self::Config) -> Result<Self, Self::Config>;
-
-    /// Makes the worker. On failure the error is the output of the service.
-    fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
-        let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
-        async move { Ok(worker.expect("the worker is made before it is opened")) }
-    }
-
-    /// Returns the text of what [`open`](Self::open) failed with.
-    fn explain(_failed: &Self::Output) -> String {
-        Self::Output::failure_name().to_owned()
-    }
-
-    /// Runs before the first request.
-    fn begin(&mut self) -> impl Future<Output = ()> + Send {
-        async {}
-    }
-
-    /// Runs after the last request.
-    fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
-        async {}
-    }
-}
-
-/// What an `init` returns: the worker, or a `Result` of it.
-#[diagnostic::on_unimplemented(
-    message = "`init` makes a `{W}`, and returns something else",
-    label = "neither `{W}` nor a `Result` of it"
-)]
-pub trait Opened<W>: Sized {
-    /// Returns the worker.
-    ///
-    /// # Errors
-    ///
-    /// Returns the output of the service if `init` made no worker.
-    fn opened(self) -> Result<W, Self>;
-
-    /// Returns the output of a service that hands its worker back.
-    fn hand_back(worker: W) -> Self;
-
-    /// Returns the name of the type of the error, or of the worker if there is none.
-    fn failure_name() -> &'static str;
-}
-
-impl<W> Opened<W> for W {
-    fn opened(self) -> Result<W, Self> {
-        Ok(self)
-    }
-
-    fn hand_back(worker: W) -> Self {
-        worker
-    }
-
-    fn failure_name() -> &'static str {
-        std::any::type_name::<W>()
-    }
-}
-
-impl<W, E> Opened<W> for Result<W, E> {
-    fn opened(self) -> Result<W, Self> {
-        self.map_err(Err)
-    }
-
-    fn hand_back(worker: W) -> Self {
-        Ok(worker)
-    }
-
-    fn failure_name() -> &'static str {
-        std::any::type_name::<E>()
-    }
-}
 
 /// What follows the end of a worker whose task is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

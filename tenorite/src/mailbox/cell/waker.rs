@@ -13,7 +13,8 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
-use super::{Core, Dispatch};
+use super::Core;
+use crate::dispatch::Dispatch;
 
 /// Returns a waker that borrows the cell.
 #[inline]

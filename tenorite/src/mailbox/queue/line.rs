@@ -56,7 +56,7 @@ use super::attendance::Attendance;
 use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
-use crate::mailbox::PermitKind;
+use crate::phase::PermitKind;
 use crate::status::StopReason;
 use crate::trace::Span;
 
@@ -588,7 +588,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::mailbox::Phase;
+    use crate::phase::Phase;
     use crate::rng::Random;
 
     type Tested = Line<u32, (), ()>;

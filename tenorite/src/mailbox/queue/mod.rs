@@ -35,12 +35,13 @@ use tokio::time::Instant;
 
 use self::line::{Arrival, Counts, Deferred, Dequeued, Line, Withdrawn};
 use self::slots::Awaited;
-use super::{PermitKind, Phase, Stats, Terms};
+use super::Stats;
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
 use crate::handler::runtime;
 use crate::names::Named;
 use crate::panics;
+use crate::phase::{PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
 use crate::status::{StatusCell, StopReason};

@@ -14,7 +14,7 @@ use loom::thread;
 
 use super::{Next, Queue};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::mailbox::{Limit, Phase, Terms};
+use crate::phase::{Limit, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use crate::status::StopReason;
 use tokio::time::Instant;

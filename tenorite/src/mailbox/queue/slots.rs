@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::error::TenoriteError;
 use crate::handler::deadlock::Edge;
-use crate::mailbox::Phase;
+use crate::phase::Phase;
 use crate::reply::Ended;
 use crate::trace::Span;
 

@@ -1,0 +1,305 @@
+//! Runs a derived worker's methods by request, whatever calls for it.
+//!
+//! The macro implements [`Dispatch`] for each worker. A [cell](crate::mailbox::cell) runs it as a
+//! service. [`DerivedWorker`] is its public face: anything that has the worker can run it.
+//!
+//! ```text
+//!   request ──► Job ──dispatch──► the method ──┬─ returns ─► reply, where the request was
+//!                                              ├─ waits ───► its future, in the storage
+//!                                              └─ answers later: the client is the method's
+//! ```
+//!
+//! - [`job`]: a request on its way, and the proof that it was dealt with.
+//! - [`storage`]: the memory for the worker and for the future that borrows it.
+//! - [`handling`]: one request of a worker that its user owns.
+
+pub(crate) mod handling;
+pub(crate) mod job;
+pub(crate) mod storage;
+
+use std::future::Future;
+
+use self::handling::{Handling, HandlingDeferred};
+use self::job::{Job, Step};
+use self::storage::Space;
+use crate::handler::method::Method;
+use crate::status::StopReason;
+
+/// A worker whose requests are methods.
+///
+/// # Examples
+///
+/// What the macro writes:
+///
+/// ```text
+/// impl Dispatch for Store {
+///     type Request = StoreRequest;
+///     type Response = StoreResponse;
+///     type Space = InlineSpace;
+///     type Config = Self;
+///     type Output = Self;
+///
+///     const NAME: &'static str = "Store";
+///
+///     fn ready(config: Self) -> Result<Self, Self> { Ok(config) }
+///
+///     fn method(request: &StoreRequest) -> &'static Method { … }
+///
+///     fn dispatch<'w, 'j>(
+///         &'w mut self,
+///         mut job: Job<'w, 'j, StoreRequest, StoreResponse>,
+///     ) -> Step<'j> {
+///         match job.request() {
+///             StoreRequest::Get { key } => job.reply(StoreResponse::Get(Self::get(self, &key))),
+///             StoreRequest::Delete { key } => job.run(move || async move {
+///                 StoreResponse::Delete(Self::delete(self, &key).await)
+///             }),
+///         }
+///     }
+/// }
+/// ```
+pub trait Dispatch: Send + Sized + 'static {
+    /// The type of its requests.
+    type Request: Send + 'static;
+    /// The type of its responses.
+    type Response: Send + 'static;
+    /// The memory that the futures of async methods are placed in.
+    type Space: Space;
+    /// What the worker is made of.
+    type Config: 'static;
+    /// What the service's `JoinHandle` yields: the worker, or what its `init` returns.
+    type Output: Opened<Self> + 'static;
+
+    /// The name of the service.
+    const NAME: &'static str;
+    /// Whether any method may answer after it has returned.
+    const ANSWERS_LATER: bool = false;
+    /// Whether [`begin`](Self::begin) does anything.
+    const BEGINS: bool = false;
+    /// Whether [`close`](Self::close) does anything.
+    const CLOSES: bool = false;
+
+    /// Returns the method that a request asks for.
+    fn method(request: &Self::Request) -> &'static Method;
+
+    /// Runs the method that the job's request asks for.
+    fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
+
+    /// Returns the worker, if nothing has to be done to make it.
+    ///
+    /// # Errors
+    ///
+    /// Gives the config back if the worker has to be [opened](Self::open).
+    fn ready(config: Self::Config) -> Result<Self, Self::Config>;
+
+    /// Makes the worker. On failure the error is the output of the service.
+    fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
+        let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
+        async move { Ok(worker.expect("the worker is made before it is opened")) }
+    }
+
+    /// Returns the text of what [`open`](Self::open) failed with.
+    fn explain(_failed: &Self::Output) -> String {
+        Self::Output::failure_name().to_owned()
+    }
+
+    /// Runs before the first request.
+    fn begin(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Runs after the last request.
+    fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}
+
+/// What an `init` returns: the worker, or a `Result` of it.
+#[diagnostic::on_unimplemented(
+    message = "`init` makes a `{W}`, and returns something else",
+    label = "neither `{W}` nor a `Result` of it"
+)]
+pub trait Opened<W>: Sized {
+    /// Returns the worker.
+    ///
+    /// # Errors
+    ///
+    /// Returns the output of the service if `init` made no worker.
+    fn opened(self) -> Result<W, Self>;
+
+    /// Returns the output of a service that hands its worker back.
+    fn hand_back(worker: W) -> Self;
+
+    /// Returns the name of the type of the error, or of the worker if there is none.
+    fn failure_name() -> &'static str;
+}
+
+impl<W> Opened<W> for W {
+    fn opened(self) -> Result<W, Self> {
+        Ok(self)
+    }
+
+    fn hand_back(worker: W) -> Self {
+        worker
+    }
+
+    fn failure_name() -> &'static str {
+        std::any::type_name::<W>()
+    }
+}
+
+impl<W, E> Opened<W> for Result<W, E> {
+    fn opened(self) -> Result<W, Self> {
+        self.map_err(Err)
+    }
+
+    fn hand_back(worker: W) -> Self {
+        Ok(worker)
+    }
+
+    fn failure_name() -> &'static str {
+        std::any::type_name::<E>()
+    }
+}
+
+/// Handles requests of a derived worker, without a service.
+///
+/// `#[tenorite::service]` implements it. The worker is an ordinary value, and its requests are too.
+/// So anything that has both can run one with the other: a test, a model that is compared with the
+/// service, the replay of a journal, a loop of one's own.
+///
+/// The methods run as they do in a service: [`context`](crate::context) names the method. There is
+/// no queue, and a request runs when its future is polled. A panic of a handler unwinds into the
+/// code that polls, as from any other method; after it the worker's state may be torn.
+///
+/// # Examples
+///
+/// Replays a journal:
+///
+/// ```
+/// use tenorite::prelude::*;
+///
+/// #[derive(Default)]
+/// struct Counter { total: u64 }
+///
+/// #[tenorite::service(derive(Clone))]
+/// impl Counter {
+///     pub fn add(&mut self, n: u64) -> u64 {
+///         self.total += n;
+///         self.total
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let journal = [CounterRequest::Add { n: 1 }, CounterRequest::Add { n: 2 }];
+/// let mut counter = Counter::default();
+/// for request in journal.clone() {
+///     counter.handle(request).await;
+/// }
+/// assert_eq!(counter.total, 3);
+///
+/// // No method of it is async, so it needs no runtime either.
+/// let CounterResponse::Add(total) = counter.handle_now(journal[1].clone());
+/// assert_eq!(total, 5);
+/// # }
+/// ```
+///
+/// A loop of one's own:
+///
+/// ```
+/// # use tenorite::prelude::*;
+/// # struct Store;
+/// # #[tenorite::service] impl Store { pub fn get(&self) -> u8 { 7 } }
+/// async fn run(mut receiver: Receiver<TenoriteRequest<StoreRequest, StoreResponse>>, mut store: Store) {
+///     while let Some(TenoriteRequest { request, client }) = receiver.recv().await {
+///         println!("{request:?}");
+///         let _ = client.send(Ok(store.handle(request).await));
+///     }
+/// }
+/// ```
+pub trait DerivedWorker: Dispatch {
+    /// Handles a request, and returns its response.
+    ///
+    /// A worker with methods that take a [`Reply`](crate::Reply) does not compile with this: such a
+    /// method may answer only when the worker handles another request. Use
+    /// [`handle_deferred`](Self::handle_deferred) for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the handler is dropped where it is. The worker stays as the
+    /// handler left it.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the handler does.
+    fn handle(&mut self, request: Self::Request) -> Handling<'_, Self> {
+        const {
+            assert!(
+                !Self::ANSWERS_LATER,
+                "a method of this worker takes a `Reply`: use `handle_deferred`, which gives its receiver"
+            );
+        }
+        Handling::new(self, request)
+    }
+
+    /// Handles a request until its method has returned. Returns the response, or the receiver of a
+    /// response that is given later.
+    ///
+    /// The cancel safety and the panics are those of [`handle`](Self::handle).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tenorite::Reply;
+    /// use tenorite::prelude::*;
+    ///
+    /// #[derive(Default)]
+    /// struct Queue { waiting: Vec<Reply<u32>> }
+    ///
+    /// #[tenorite::service]
+    /// impl Queue {
+    ///     pub fn next(&mut self, reply: Reply<u32>) { self.waiting.push(reply); }
+    ///     pub fn add(&mut self, job: u32) {
+    ///         if let Some(reply) = self.waiting.pop() {
+    ///             let _ = reply.send(job);
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let mut queue = Queue::default();
+    /// let next = queue.handle_deferred(QueueRequest::Next).await;
+    /// queue.handle_deferred(QueueRequest::Add { job: 7 }).await;
+    /// assert!(matches!(next.response().await, Ok(QueueResponse::Next(7))));
+    /// # }
+    /// ```
+    fn handle_deferred(&mut self, request: Self::Request) -> HandlingDeferred<'_, Self> {
+        HandlingDeferred::new(self, request)
+    }
+
+    /// Handles a request at once, for a worker without async methods. Other workers do not compile
+    /// with this, nor do workers with methods that take a [`Reply`](crate::Reply).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the handler does.
+    fn handle_now(&mut self, request: Self::Request) -> Self::Response {
+        const {
+            assert!(
+                !Self::ANSWERS_LATER && !Self::Space::HAS_FUTURES,
+                "a method of this worker is async, or takes a `Reply`: use `handle` or `handle_deferred`"
+            );
+        }
+        handling::handle_now(self, request)
+    }
+
+    /// Runs the worker's `#[service(on_start)]` hook, if it has one.
+    fn run_on_start(&mut self) -> impl Future<Output = ()> + Send {
+        self.begin()
+    }
+
+    /// Runs the worker's `#[service(on_stop)]` hook, if it has one.
+    fn run_on_stop(&mut self, reason: StopReason) -> impl Future<Output = ()> + Send {
+        self.close(reason)
+    }
+}

@@ -1,0 +1,211 @@
+//! Holds what a call is from its first poll to its outcome, and on what terms.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{SendReason, TenoriteError};
+use crate::reply::Ended;
+
+/// A call as its mailbox sees it.
+pub(crate) struct CallState<Rq, Rs, Er> {
+    pub(crate) phase: Phase<Rq, Rs, Er>,
+    pub(crate) terms: Terms,
+    /// The calling handler may go on without it.
+    pub(crate) allows_cycle: bool,
+}
+
+/// The terms that decide a request's place in the queue.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) limit: Limit,
+    /// Whether the limit is the caller's default, and not the call's own.
+    pub(crate) has_default_limit: bool,
+    /// Whether no reply is wanted: the call ends when the request is accepted.
+    pub(crate) cast: bool,
+    /// Whether to fail rather than wait for capacity.
+    pub(crate) no_wait: bool,
+    /// Whether the request is to come back if it does not run.
+    pub(crate) return_on_failure: bool,
+    /// The permit that keeps a place in the backlog for the request.
+    pub(crate) permit: Option<PermitKind>,
+}
+
+/// The kind of permit that keeps a place in the backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PermitKind {
+    /// The permit borrows a caller.
+    Borrowed,
+    /// The permit keeps the service alive no more than a weak caller does.
+    Owned,
+}
+
+/// When a call is too late.
+#[derive(Clone, Copy)]
+pub(crate) enum Limit {
+    /// Never.
+    None,
+    /// This long after the first poll.
+    For(Duration),
+    /// At this time, by the service's clock. (From the first poll on.)
+    Until(Instant),
+    /// The deadline has passed.
+    Expired,
+}
+
+impl Limit {
+    pub(crate) fn is_expired(self) -> bool {
+        matches!(self, Self::Expired)
+    }
+
+    pub(crate) fn deadline(self) -> Option<Instant> {
+        // The most common cases come first.
+        match self {
+            Self::None => None,
+            Self::Until(deadline) => Some(deadline),
+            _ => None,
+        }
+    }
+}
+
+/// The state of a call. It only ever moves downwards.
+// The tag is explicit: finding the phase in unused bits of a request costs more than the byte,
+// several times a call.
+#[repr(u8)]
+pub(crate) enum Phase<Rq, Rs, Er> {
+    /// Never polled. The call owns the request.
+    New(Rq),
+    /// Like `New`, with a permit.
+    Permitted(Rq),
+    /// Never polled. The call asks for a permit.
+    Permit,
+    /// This slot of the mailbox holds the request, and then its reply.
+    Waiting(usize),
+    /// The call drives its own handler: a closure polled where there is no runtime to spawn it on.
+    Driven(BoxFuture<Ended<Rs, Er>>),
+    /// The call ended in the worker's answer.
+    Answered(Result<Rs, Er>),
+    /// The call, or the cast, ended without an answer.
+    Failed(TenoriteError),
+    /// Like `Failed`, with the request, which did not run.
+    Returned(Box<(TenoriteError, Rq)>),
+    /// The cast ended because its request was accepted, or the permit was granted.
+    Accepted,
+    /// The outcome was taken.
+    Spent,
+}
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
+    pub(crate) fn new(phase: Phase<Rq, Rs, Er>) -> Self {
+        let terms = Terms {
+            limit: Limit::None,
+            has_default_limit: false,
+            cast: false,
+            no_wait: false,
+            return_on_failure: false,
+            permit: None,
+        };
+        Self { phase, terms, allows_cycle: false }
+    }
+
+    pub(crate) fn take(&mut self) -> Phase<Rq, Rs, Er> {
+        self.phase.take()
+    }
+
+    /// Takes the request of a new call, and its terms. `permit` is the kind of the call's permit,
+    /// if it has one.
+    pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
+        match self.take() {
+            Phase::New(request) => (request, self.terms),
+            Phase::Permitted(request) => (request, Terms { permit: Some(permit), ..self.terms }),
+            _ => unreachable!("it has not been sent"),
+        }
+    }
+
+    /// Refuses everything but the request of an owned permit, for the mailbox that such a permit
+    /// has made. Returns `None` if nothing was refused, or else the request to drop, if there is
+    /// one.
+    pub(crate) fn refuse_without_permit(&mut self) -> Option<Option<Rq>> {
+        match self.phase {
+            Phase::New(_) => {
+                let (request, terms) = self.take_request(PermitKind::Owned);
+                let (refused, unwanted) = terms.refuse(request, SendReason::Stopped);
+                self.phase = refused;
+                Some(unwanted)
+            }
+            Phase::Permit => {
+                self.phase = Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped));
+                Some(None)
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the result of a poll that leaves this state.
+    pub(crate) fn readiness(&self) -> Poll<()> {
+        match self.phase {
+            Phase::Waiting(_) | Phase::Driven(_) => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
+}
+
+impl<Rq, Rs, Er> From<Ended<Rs, Er>> for Phase<Rq, Rs, Er> {
+    fn from(reply: Ended<Rs, Er>) -> Self {
+        match reply {
+            Ok(answer) => Self::Answered(answer),
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}
+
+impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
+    #[inline]
+    pub(crate) fn take(&mut self) -> Self {
+        mem::replace(self, Self::Spent)
+    }
+
+    /// Puts the next phase into the place of a phase that was taken.
+    #[inline]
+    pub(crate) fn put(&mut self, next: Self) {
+        debug_assert!(matches!(self, Self::Spent));
+        // `Spent` has nothing to drop. Every call comes through here several times, so the check
+        // for it is skipped.
+        mem::forget(mem::replace(self, next));
+    }
+}
+
+impl Terms {
+    /// Returns whether the limit bounds when the request starts, and not only how long its sender
+    /// waits for capacity. A default limit is meant for callers that wait, and the caller of a cast
+    /// does not.
+    pub(crate) fn bounds_start(self) -> bool {
+        !(self.cast && self.has_default_limit)
+    }
+
+    /// Returns when the request is too late to be started.
+    pub(crate) fn deadline(self) -> Option<Instant> {
+        if self.bounds_start() { self.limit.deadline() } else { None }
+    }
+
+    /// Returns how the call of a refused request ends, and the request, if the call does not want
+    /// it back.
+    pub(crate) fn refuse<Rq, Rs, Er>(
+        self,
+        request: Rq,
+        reason: SendReason,
+    ) -> (Phase<Rq, Rs, Er>, Option<Rq>) {
+        let failure = TenoriteError::SendFailure(reason);
+        if self.return_on_failure {
+            (Phase::Returned(Box::new((failure, request))), None)
+        } else {
+            (Phase::Failed(failure), Some(request))
+        }
+    }
+}
