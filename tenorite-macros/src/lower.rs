@@ -117,7 +117,7 @@ fn service(
     let mut generics = item.generics.clone();
     types::replace_self_in_generics(&mut generics, &item.self_ty);
     let names = names(args.name, worker_name, &generics, errors)?;
-    keys(&methods, args.serde, errors);
+    keys(&methods, errors);
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
     let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
@@ -298,20 +298,10 @@ fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
 }
 
 /// Checks that all requests state their shard as soon as one of them does.
-fn keys(methods: &[Method], serde: bool, errors: &mut Errors) {
+fn keys(methods: &[Method], errors: &mut Errors) {
     let keyed = methods.iter().find(|method| method.key.is_some());
     let Some(first) = keyed.or_else(|| methods.iter().find(|method| method.any_shard)) else { return };
     let Method { name, .. } = first;
-    if !serde {
-        let mark = if keyed.is_some() { "a key" } else { "`any_shard`" };
-        errors.at(
-            name,
-            format!(
-                "{mark} says on which machine a request runs, so requests leave the process: write \
-                 `#[tenorite::service(serde)]`"
-            ),
-        );
-    }
     let theirs = if keyed.is_some() { "are kept apart by key" } else { "may go to any shard" };
     let lacks = if keyed.is_some() { "has none" } else { "does not say where it goes" };
     for method in methods.iter().filter(|method| method.key.is_none() && !method.any_shard) {

@@ -91,6 +91,7 @@ mod call;
 mod caller;
 mod receiver;
 mod worker;
+mod sharded;
 #[cfg(feature = "serde")]
 pub mod wire;
 mod service;
@@ -130,6 +131,8 @@ pub use reply::{Client, Reply, TenoriteRequest};
 pub use restart::Restart;
 #[doc(inline)]
 pub use service::{Builder, Restarting, TenoriteService};
+#[doc(inline)]
+pub use sharded::Sharded;
 #[doc(inline)]
 pub use status::{Status, StatusWatch, StopReason};
 #[doc(inline)]

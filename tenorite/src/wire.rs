@@ -23,6 +23,7 @@
 //! Types are compared as they are written: `String` is not `std::string::String`, and in a generic
 //! service `T` is `T`, whatever it stands for.
 
+use crate::sharded::{BASIS, PRIME};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -62,40 +63,6 @@ pub trait WireRequest: Serialize + DeserializeOwned + Send + 'static {
 
     /// Returns the method that this request calls.
     fn signature(&self) -> &'static Signature;
-}
-
-/// A request that belongs to one of many shards of its service: the shard of its key.
-///
-/// It is derived where an argument is marked with `#[service(key)]`.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say which shard it belongs to",
-    note = "mark an argument of each method with `#[service(key)]`, or the method with `#[service(any_shard)]`"
-)]
-pub trait Sharded: WireRequest {
-    /// Returns the key, or `None` if any shard will do.
-    fn key(&self) -> Option<&dyn std::fmt::Display>;
-
-    /// Returns which of `shards` shards the request belongs to, or `None` if any will do. It is the
-    /// same in every process and in every version (FNV-1a of the key as it is displayed).
-    ///
-    /// # Panics
-    ///
-    /// Panics if the request has a key and `shards` is 0.
-    fn shard(&self, shards: u32) -> Option<u32> {
-        struct Hash(u64);
-        impl std::fmt::Write for Hash {
-            fn write_str(&mut self, text: &str) -> std::fmt::Result {
-                self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-                Ok(())
-            }
-        }
-        let key = self.key()?;
-        let mut hash = Hash(BASIS);
-        let _ = std::fmt::Write::write_fmt(&mut hash, format_args!("{key}"));
-        // The low bits vary least, so mix in the high ones.
-        let hash = hash.0 ^ (hash.0 >> 32);
-        Some((hash % u64::from(shards)) as u32)
-    }
 }
 
 /// Describes a method as it is declared. Callers and services of different versions compare it.
@@ -177,10 +144,6 @@ impl Signature {
         add(add(hash, "->"), self.reply)
     }
 }
-
-/// The constants of FNV-1a with 64 bits (Fowler, Noll, Vo).
-const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-const PRIME: u64 = 0x0100_0000_01b3;
 
 /// Hashes a text with FNV-1a. Includes its length, so that the same bytes split into other parts
 /// hash differently.

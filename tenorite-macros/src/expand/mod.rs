@@ -8,6 +8,7 @@ mod caller;
 mod dispatch;
 mod messages;
 mod service;
+mod sharded;
 mod wire;
 
 use proc_macro2::TokenStream;
@@ -23,6 +24,7 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
     let impls = [
         messages::impls(service),
         wire::impls(service).unwrap_or_default(),
+        sharded::impls(service).unwrap_or_default(),
         caller::impls(service),
         dispatch::impls(service),
         service::impls(service),

@@ -3,7 +3,7 @@
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
-use syn::{Generics, parse_quote};
+use syn::parse_quote;
 
 use super::{caller, messages};
 use crate::generics;
@@ -51,7 +51,6 @@ pub(super) fn impls(service: &Service) -> Option<TokenStream> {
     };
     let bounded = generics::with(request_generics, bounds.clone());
     let (params, _, clause) = bounded.split_for_impl();
-    let sharded = sharded(service, &bounded);
     Some(quote! {
         #[automatically_derived]
         impl #params #krate::wire::WireRequest for #request #clause {
@@ -62,7 +61,6 @@ pub(super) fn impls(service: &Service) -> Option<TokenStream> {
                 match *self { #(#arms)* }
             }
         }
-        #sharded
     })
 }
 
@@ -78,29 +76,6 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
     });
     let reading = method.reads.then(|| quote!(.reading()));
     quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply) #reading)
-}
-
-/// Derives `Sharded`, but only for services with a key or `any_shard`.
-fn sharded(service: &Service, bounded: &Generics) -> Option<TokenStream> {
-    service.methods.iter().find(|method| method.key.is_some() || method.any_shard)?;
-    let krate = &service.krate;
-    let (request, _) = caller::messages(service);
-    let arms = service.methods.iter().map(|Method { cfgs, variant, key, args, .. }| match key {
-        Some(key) => {
-            let name = &args[*key].name;
-            quote!(#(#cfgs)* Self::#variant { #name: ref key, .. } => ::core::option::Option::Some(key),)
-        }
-        None => quote!(#(#cfgs)* Self::#variant { .. } => ::core::option::Option::None,),
-    });
-    let (params, _, clause) = bounded.split_for_impl();
-    Some(quote! {
-        #[automatically_derived]
-        impl #params #krate::wire::Sharded for #request #clause {
-            fn key(&self) -> ::core::option::Option<&dyn ::core::fmt::Display> {
-                match *self { #(#arms)* }
-            }
-        }
-    })
 }
 
 /// Formats tokens the way they would be written by hand.

@@ -13,8 +13,10 @@ use std::time::Duration;
 use async_nats::{Event, HeaderMap, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenorite::wire::{Sharded, WireRequest};
-use tenorite::{Caller, FetchReason, OutgoingRequest, Reason, SendReason, TenoriteCaller, TenoriteError};
+use tenorite::wire::WireRequest;
+use tenorite::{
+    Caller, FetchReason, OutgoingRequest, Reason, SendReason, Sharded, TenoriteCaller, TenoriteError,
+};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Sleep;
 
@@ -130,7 +132,7 @@ impl<C, K> fmt::Debug for ConnectShards<C, K> {
 impl<C, K> IntoFuture for ConnectShards<C, K>
 where
     C: Caller<Error = Infallible>,
-    C::Request: Sharded,
+    C::Request: WireRequest + Sharded,
     C::Response: Serialize + DeserializeOwned + Send + 'static,
     K: Codec,
 {

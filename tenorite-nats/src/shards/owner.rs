@@ -17,9 +17,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tenorite::wire::{Sharded, WireRequest};
+use tenorite::wire::WireRequest;
 use tenorite::{
-    DerivedWorker, FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge,
+    DerivedWorker, FetchReason, PanicMessage, Reason, SendReason, Sharded, StopReason, TenoriteError,
+    TooLarge,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -186,7 +187,7 @@ impl Attempts {
 impl<W, K> Owner<W, K>
 where
     W: DerivedWorker + Serialize + DeserializeOwned,
-    W::Request: Sharded,
+    W::Request: WireRequest + Sharded,
     W::Response: Serialize,
     K: Codec,
 {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenorite::DerivedWorker;
-use tenorite::wire::{Sharded, WireRequest};
+use tenorite::wire::WireRequest;
+use tenorite::{DerivedWorker, Sharded};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -248,7 +248,7 @@ impl<W, K> fmt::Debug for ServeShards<W, K> {
 impl<W, K> IntoFuture for ServeShards<W, K>
 where
     W: DerivedWorker + Serialize + DeserializeOwned,
-    W::Request: Sharded,
+    W::Request: WireRequest + Sharded,
     W::Response: Serialize,
     K: Codec,
 {
@@ -272,7 +272,7 @@ where
 async fn start<W, K>(builder: ServeShards<W, K>) -> Result<ServingShards, Error>
 where
     W: DerivedWorker + Serialize + DeserializeOwned,
-    W::Request: Sharded,
+    W::Request: WireRequest + Sharded,
     W::Response: Serialize,
     K: Codec,
 {

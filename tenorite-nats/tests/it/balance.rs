@@ -52,7 +52,7 @@ fn accounts(shards: u32) -> BTreeMap<u32, String> {
     let mut accounts = BTreeMap::new();
     for number in 0.. {
         let account = format!("account {number}");
-        let shard = tenorite::wire::Sharded::shard(&LedgerRequest::Read { account: account.clone() }, shards);
+        let shard = tenorite::Sharded::shard(&LedgerRequest::Read { account: account.clone() }, shards);
         accounts.entry(shard.unwrap()).or_insert(account);
         if accounts.len() == shards as usize {
             break;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tenorite::Sharded;
 use tenorite::prelude::*;
-use tenorite::wire::Sharded;
 use tenorite_nats::{Error, Nats, ServingShards, connect_shards, serve_shards};
 
 use crate::server::Server;

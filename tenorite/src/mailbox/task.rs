@@ -94,21 +94,11 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
     }
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
-        if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.queue.expire(slot, state.terms);
-        }
+        self.queue.expire_call(state);
     }
 
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
-        match state.take() {
-            Phase::Waiting(slot) => self.queue.abandon(slot),
-            Phase::Permitted(request) => {
-                self.queue.unreserve(self.permit);
-                // The request was never sent, so a panic of its `Drop` is the sender's own.
-                drop(request);
-            }
-            other => self.queue.drop_quietly(other),
-        }
+        self.queue.abandon_call(state, self.permit);
     }
 
     fn unreserve(&self) {

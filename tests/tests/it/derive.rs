@@ -425,3 +425,33 @@ async fn a_worker_from_another_module() {
     assert_eq!(switch.flip().await, Ok(true));
     assert_eq!(switch.flip().await, Ok(false));
 }
+
+/// Not only for requests that leave the process.
+mod keyed {
+    use tenorite::Sharded;
+
+    struct Rates;
+
+    #[tenorite::service]
+    impl Rates {
+        pub fn of(&self, #[service(key)] currency: &str, _day: u16) -> usize {
+            currency.len()
+        }
+
+        #[service(any_shard)]
+        pub fn today(&self) -> u8 {
+            1
+        }
+    }
+
+    #[test]
+    fn a_key_says_where_a_request_belongs() {
+        let of = |currency: &str, day| RatesRequest::Of { currency: currency.to_owned(), _day: day };
+        assert_eq!(of("EUR", 1).shard(16), of("EUR", 2).shard(16));
+        assert_eq!(of("EUR", 1).key().unwrap().to_string(), "EUR");
+        let all: std::collections::BTreeSet<_> = (0..200).map(|n| of(&n.to_string(), 1).shard(4)).collect();
+        assert_eq!(all.len(), 4);
+        assert_eq!(RatesRequest::Today.shard(4), None);
+        assert_eq!((Rates.of("EUR", 1), Rates.today()), (3, 1));
+    }
+}

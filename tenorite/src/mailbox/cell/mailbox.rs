@@ -411,21 +411,11 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
     }
 
     fn expire(&self, state: &mut StateOf<W>) {
-        if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.core.queue.expire(slot, state.terms);
-        }
+        self.core.queue.expire_call(state);
     }
 
     fn abandon(&self, state: &mut StateOf<W>) {
-        match state.take() {
-            Phase::Waiting(slot) => self.core.queue.abandon(slot),
-            Phase::Permitted(request) => {
-                self.core.queue.unreserve(self.permit);
-                // The request was never sent, so it still belongs to its sender.
-                drop(request);
-            }
-            other => self.core.queue.drop_quietly(other),
-        }
+        self.core.queue.abandon_call(state, self.permit);
     }
 
     fn unreserve(&self) {

@@ -41,7 +41,7 @@ use crate::handler::deadlock::Edge;
 use crate::handler::runtime;
 use crate::names::Named;
 use crate::panics;
-use crate::phase::{PermitKind, Phase, Terms};
+use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
 use crate::status::{StatusCell, StopReason};
@@ -350,6 +350,27 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         drop(line);
         panics::drop_quietly(previous);
         Phase::Waiting(slot)
+    }
+
+    /// Ends a call whose deadline has passed, if it waits in this queue.
+    pub(crate) fn expire_call(&self, state: &mut CallState<Rq, Rs, Er>) {
+        if let Phase::Waiting(slot) = state.phase {
+            state.phase = self.expire(slot, state.terms);
+        }
+    }
+
+    /// Ends a call that was dropped before its outcome. `permit` is the kind of the call's permit,
+    /// if it has one.
+    pub(crate) fn abandon_call(&self, state: &mut CallState<Rq, Rs, Er>, permit: PermitKind) {
+        match state.take() {
+            Phase::Waiting(slot) => self.abandon(slot),
+            Phase::Permitted(request) => {
+                self.unreserve(permit);
+                // The request was never sent, so a panic of its `Drop` is the sender's own.
+                drop(request);
+            }
+            other => self.drop_quietly(other),
+        }
     }
 
     /// Ends a call whose deadline has passed, unless it has ended already.

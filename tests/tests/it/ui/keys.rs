@@ -27,15 +27,6 @@ impl Accounts {
     }
 }
 
-struct Local;
-
-#[tenorite::service]
-impl Local {
-    pub fn get(&self, #[service(key)] key: u8) -> u8 {
-        key
-    }
-}
-
 struct Rates;
 
 #[tenorite::service]
