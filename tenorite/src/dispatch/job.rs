@@ -75,6 +75,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     /// there. `space` is aligned like a [`Block`](super::storage::Block). If the job leaves a
     /// future behind, both stay in place, and what the job was lent for `'w` is not used, until
     /// that future is dropped.
+    #[inline]
     pub(super) unsafe fn new(
         exchange: &'j mut Exchange<Rq, Rs>,
         slot: *mut FutureSlot<Rs>,

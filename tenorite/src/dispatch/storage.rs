@@ -209,7 +209,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// The caller has exclusive use of the storage and of the worker; no future is live. If this
     /// leaves a future behind, the storage stays where it is, and the worker stays there and is not
     /// used in any other way, until that future is finished or dropped.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn start<W>(
         &self,
         worker: *mut W,
