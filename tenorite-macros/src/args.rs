@@ -4,7 +4,7 @@ use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
 use syn::punctuated::Punctuated;
-use syn::{LitStr, Path, Token, parenthesized};
+use syn::{Attribute, LitStr, Meta, Path, Token, parenthesized, parse_quote};
 
 use crate::errors::Errors;
 
@@ -19,6 +19,9 @@ pub(crate) struct Args {
     pub(crate) serde: bool,
     /// The path of the core crate.
     pub(crate) krate: Option<Path>,
+    /// Attributes for the enums.
+    pub(crate) on_request: Vec<Attribute>,
+    pub(crate) on_response: Vec<Attribute>,
 }
 
 pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
@@ -59,6 +62,14 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             let derives = Punctuated::<Path, Token![,]>::parse_terminated(&content)?;
             args.derives.replace(derives.into_iter().collect()).is_some()
         }
+        "request" => {
+            args.on_request.extend(attributes(input)?);
+            false
+        }
+        "response" => {
+            args.on_response.extend(attributes(input)?);
+            false
+        }
         "serde" => {
             if !cfg!(feature = "serde") {
                 return Err(syn::Error::new(
@@ -70,13 +81,19 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
         }
         "crate" => {
             input.parse::<Token![=]>()?;
+            if input.peek(LitStr) {
+                let text = input.parse::<LitStr>()?;
+                let advice = format!("this takes a path: write `crate = {}`", text.value());
+                return Err(syn::Error::new(text.span(), advice));
+            }
             args.krate.replace(input.call(Path::parse_mod_style)?).is_some()
         }
         _ => {
             return Err(syn::Error::new(
                 key.span(),
                 format!(
-                    "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde` and `crate = path`"
+                    "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde`, `request(…)`, \
+                     `response(…)` and `crate = path`"
                 ),
             ));
         }
@@ -85,6 +102,14 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
         errors.at(&key, format!("`{key}` is given twice: keep one"));
     }
     Ok(())
+}
+
+/// Parses the attributes in `request(…)` and `response(…)`.
+pub(crate) fn attributes(input: ParseStream<'_>) -> syn::Result<Vec<Attribute>> {
+    let content;
+    parenthesized!(content in input);
+    let metas = Punctuated::<Meta, Token![,]>::parse_terminated(&content)?;
+    Ok(metas.into_iter().map(|meta| parse_quote!(#[#meta])).collect())
 }
 
 /// Skips to the next option, so that one mistake does not hide the next.

@@ -8,7 +8,8 @@ use syn::{
     PatType, Receiver, ReceiverKind, ReturnType, Safety, Type, Visibility, parse_quote,
 };
 
-use crate::args::Args;
+use crate::args::{self, Args};
+use crate::attributes::{Kind, carried, hides};
 use crate::errors::Errors;
 use crate::generics;
 use crate::model::{Arg, Field, Hook, Hooks, Init, Method, Names, Reply, ReplyKind, Service};
@@ -128,7 +129,9 @@ fn service(
     Some(Service {
         krate: args.krate.unwrap_or_else(|| parse_quote!(::tenorite)),
         worker: (*item.self_ty).clone(),
-        allows: item.attrs.iter().filter(|attribute| attribute.path().is_ident("allow")).cloned().collect(),
+        allows: carried(&item.attrs, Kind::Allow),
+        on_request: args.on_request,
+        on_response: args.on_response,
         derives: args.derives.unwrap_or_default(),
         serde: args.serde,
         names,
@@ -143,8 +146,10 @@ fn service(
 
 fn field_type(field: &Field) -> Option<TokenStream> {
     match field {
-        Field::Exactly(ty) | Field::Into(ty) | Field::Slice(ty) => Some(ty.to_token_stream()),
-        Field::Owner(_) => None,
+        Field::Exactly(ty) | Field::Into(ty) | Field::Slice(ty) | Field::Owned(ty) | Field::ToOwned(ty) => {
+            Some(ty.to_token_stream())
+        }
+        Field::Text => None,
     }
 }
 
@@ -227,10 +232,22 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
                 refuse_attributes(&mut item.attrs, errors);
                 continue;
             }
+            ImplItem::Macro(item) => {
+                let Marks { role, .. } = marks(&mut item.attrs, errors);
+                if role != Some(Role::Skip) {
+                    errors.at(
+                        &item.mac.path,
+                        "the attribute cannot see what a macro expands to, so none of it would be a request: write \
+                         the methods out, or say so with `#[service(skip)]`",
+                    );
+                }
+                continue;
+            }
             _ => continue,
         };
-        let role = role(&mut function.attrs, errors);
-        let key = key(function, errors);
+        let Marks { role, on_request, on_response } = marks(&mut function.attrs, errors);
+        let mut fields = fields(function, errors);
+        let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
         let is_repeated = match role {
             None | Some(Role::AnyShard) => false,
             Some(Role::Skip) => continue,
@@ -257,6 +274,12 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             }
         }
         method.any_shard = role == Some(Role::AnyShard);
+        (method.on_request, method.on_response) = (on_request, on_response);
+        for arg in &mut method.args {
+            if let Some(field) = fields.iter_mut().find(|field| field.name == arg.name) {
+                arg.on_request = std::mem::take(&mut field.on_request);
+            }
+        }
         match methods
             .iter()
             .find(|other| other.variant == method.variant && other.cfgs.is_empty() && method.cfgs.is_empty())
@@ -274,27 +297,54 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
     (methods, hooks)
 }
 
-/// Removes `#[service(key)]`, and returns the name of its argument.
-fn key(function: &mut ImplItemFn, errors: &mut Errors) -> Option<Ident> {
-    let mut key: Option<Ident> = None;
+/// What the user says of an argument.
+struct FieldMarks {
+    name: Ident,
+    is_key: bool,
+    on_request: Vec<Attribute>,
+}
+
+/// Removes `#[service(key)]` and `#[service(request(…))]` from arguments.
+fn fields(function: &mut ImplItemFn, errors: &mut Errors) -> Vec<FieldMarks> {
+    let mut fields: Vec<FieldMarks> = Vec::new();
     for input in &mut function.sig.inputs {
         let (FnArg::Typed(PatType { attrs, .. }) | FnArg::Receiver(Receiver { attrs, .. })) = input;
-        let taken = take_attributes(attrs);
-        for attribute in taken {
-            let is_key = attribute.parse_args::<Ident>().is_ok_and(|option| option == "key");
-            match (is_key, &*input) {
-                (true, FnArg::Typed(PatType { pat, .. })) => {
-                    if let Pat::Ident(PatIdent { ident, .. }) = &**pat
-                        && key.replace(ident.clone()).is_some()
-                    {
-                        errors.at(&attribute, "a request has one key: keep one `#[service(key)]`");
-                    }
+        for attribute in take_attributes(attrs) {
+            const KNOWN: &str =
+                "unknown option: an argument can have `#[service(key)]` and `#[service(request(…))]`";
+            let FnArg::Typed(PatType { pat, .. }) = &*input else {
+                errors.at(&attribute, KNOWN);
+                continue;
+            };
+            let (mut is_key, mut on_request) = (false, Vec::new());
+            let parsed = attribute.parse_nested_meta(|meta| {
+                if meta.path.is_ident("key") {
+                    is_key = true;
+                } else if meta.path.is_ident("request") {
+                    on_request.extend(args::attributes(meta.input)?);
+                } else {
+                    return Err(meta.error(KNOWN));
                 }
-                _ => errors.at(&attribute, "unknown option: an argument can have `#[service(key)]`"),
+                Ok(())
+            });
+            if parsed.is_err() {
+                errors.at(&attribute, KNOWN);
+            }
+            // Another pattern is an error of the argument.
+            let Pat::Ident(PatIdent { ident, .. }) = &**pat else { continue };
+            if is_key && fields.iter().any(|field| field.is_key) {
+                errors.at(&attribute, "a request has one key: keep one `#[service(key)]`");
+            }
+            match fields.iter_mut().find(|field| field.name == *ident) {
+                Some(field) => {
+                    field.is_key |= is_key;
+                    field.on_request.extend(on_request);
+                }
+                None => fields.push(FieldMarks { name: ident.clone(), is_key, on_request }),
             }
         }
     }
-    key
+    fields
 }
 
 /// Checks that all requests state their shard as soon as one of them does.
@@ -417,15 +467,22 @@ fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
     }
 }
 
-/// Removes `#[service(skip)]` and the like, and returns the role.
-fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
+/// What the user says of a method.
+struct Marks {
+    role: Option<Role>,
+    on_request: Vec<Attribute>,
+    on_response: Vec<Attribute>,
+}
+
+/// Removes `#[service(skip)]` and the like.
+fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Marks {
+    const KNOWN: &str =
+        "there are `init`, `on_start`, `on_stop`, `any_shard`, `skip`, `request(…)` and `response(…)`";
     let mut role = None;
-    let hides = |attribute: &mut Attribute| {
-        let tokens = attribute.meta.to_token_stream();
-        let mentions = |name: &str| types::names(tokens.clone(), &format_ident!("{name}"));
-        attribute.path().is_ident("cfg_attr") && (mentions("service") || mentions("cfg"))
-    };
-    for attribute in attributes.extract_if(.., hides) {
+    let (mut on_request, mut on_response) = (Vec::new(), Vec::new());
+    let is_hidden =
+        |attribute: &mut Attribute| hides(attribute, Kind::Cfg) || hides(attribute, Kind::Service);
+    for attribute in attributes.extract_if(.., is_hidden) {
         errors.at(
             attribute,
             "the attribute cannot see what is inside a `cfg_attr`: write `cfg` and `service` directly",
@@ -433,19 +490,28 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
     }
     for attribute in take_attributes(attributes) {
         if !matches!(attribute.meta, Meta::List(_)) {
-            errors.at(
-                &attribute,
-                "an option is missing: there are `init`, `on_start`, `on_stop`, `any_shard` and `skip`",
-            );
+            errors.at(&attribute, format!("an option is missing: {KNOWN}"));
             continue;
         }
         let parsed = attribute.parse_nested_meta(|meta| {
+            if meta.path.is_ident("request") {
+                on_request.extend(args::attributes(meta.input)?);
+                return Ok(());
+            }
+            if meta.path.is_ident("response") {
+                on_response.extend(args::attributes(meta.input)?);
+                return Ok(());
+            }
+            if meta.path.is_ident("key") {
+                return Err(meta.error("`key` goes on the argument whose value is the key"));
+            }
             let Some((name, known)) = Role::ALL.into_iter().find(|(name, _)| meta.path.is_ident(name)) else {
                 let name = meta.path.to_token_stream().to_string();
-                return Err(meta.error(format!(
-                    "unknown option `{name}`: there are `init`, `on_start`, `on_stop`, `any_shard` and `skip`"
-                )));
+                return Err(meta.error(format!("unknown option `{name}`: {KNOWN}")));
             };
+            if meta.input.peek(syn::Token![=]) {
+                return Err(meta.error(format!("`{name}` takes no value: write `#[service({name})]`")));
+            }
             if let Some(before) = role.replace(known) {
                 return Err(meta.error(if before == known {
                     format!("`{name}` is given twice: keep one")
@@ -459,7 +525,7 @@ fn role(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Option<Role> {
             errors.push(error);
         }
     }
-    role
+    Marks { role, on_request, on_response }
 }
 
 /// Lowers a request. Returns `None` if the method cannot be one.
@@ -543,14 +609,13 @@ fn method(function: &ImplItemFn, worker: &Type, generics: &Generics, errors: &mu
     if !fits {
         return None;
     }
-    let attributes = |wanted: fn(&Attribute) -> bool| -> Vec<Attribute> {
-        function.attrs.iter().filter(|attribute| wanted(attribute)).cloned().collect()
-    };
     Some(Method {
-        docs: attributes(|attribute| attribute.path().is_ident("doc")),
-        cfgs: attributes(|attribute| attribute.path().is_ident("cfg")),
-        allows: attributes(|attribute| attribute.path().is_ident("allow")),
-        deprecated: attributes(|attribute| attribute.path().is_ident("deprecated")),
+        docs: carried(&function.attrs, Kind::Doc),
+        cfgs: carried(&function.attrs, Kind::Cfg),
+        allows: carried(&function.attrs, Kind::Allow),
+        deprecated: carried(&function.attrs, Kind::Deprecated),
+        on_request: Vec::new(),
+        on_response: Vec::new(),
         name: name.clone(),
         variant: variant?,
         visibility: function.vis.clone(),
@@ -607,14 +672,16 @@ fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
     if let Type::Reference(reference) = &ty
         && !types::is_static(reference.lifetime.as_ref())
     {
-        return borrowed_arg(name, &input.ty, reference, errors);
+        let allows = carried(&input.attrs, Kind::Allow);
+        return borrowed_arg(name, &input.ty, reference, allows, errors);
     }
     if !owns_its_data(&input.ty, errors) {
         return None;
     }
     let converts = types::is_std(&ty, "string", "String") || types::is_std(&ty, "path", "PathBuf");
     let field = if converts { Field::Into(ty) } else { Field::Exactly(ty) };
-    Some(Arg { name, field, borrowed: false })
+    let allows = carried(&input.attrs, Kind::Allow);
+    Some(Arg { name, field, allows, on_request: Vec::new(), borrowed: false })
 }
 
 /// Lowers an argument that the handler borrows and the request owns.
@@ -622,6 +689,7 @@ fn borrowed_arg(
     name: Ident,
     written: &Type,
     reference: &syn::TypeReference,
+    allows: Vec<Attribute>,
     errors: &mut Errors,
 ) -> Option<Arg> {
     if reference.mutability.is_some() {
@@ -629,8 +697,10 @@ fn borrowed_arg(
         return None;
     }
     let elem = types::peeled(&reference.elem);
-    let field = if let Some(owner) = types::owner(elem) {
-        Field::Owner(owner)
+    let field = if types::is_std(elem, "primitive", "str") {
+        Field::Text
+    } else if let Some(is_std) = types::is_unsized_by_name(elem) {
+        if is_std { Field::Owned(elem.clone()) } else { Field::ToOwned(elem.clone()) }
     } else if let Type::Slice(slice) = elem {
         Field::Slice((*slice.elem).clone())
     } else if matches!(elem, Type::TraitObject(_)) {
@@ -644,7 +714,7 @@ fn borrowed_arg(
         _ => elem,
     };
     let fits = owns_its_data(owned, errors);
-    fits.then_some(Arg { name, field, borrowed: true })
+    fits.then_some(Arg { name, field, allows, on_request: Vec::new(), borrowed: true })
 }
 
 fn owns_its_data(ty: &Type, errors: &mut Errors) -> bool {
@@ -702,7 +772,9 @@ fn reply(written: &Type, worker: &Type, generics: &Generics, errors: &mut Errors
             let first = path.segments[0].ident.to_token_stream();
             path.segments.len() > 1 && !generics::named_in(generics, &first).params.is_empty()
         });
-        if name == "Result" && !is_associated { ReplyKind::GenericResult } else { ReplyKind::GenericValue }
+        if name == "Result" && !is_associated { ReplyKind::NamedResult } else { ReplyKind::GenericValue }
+    } else if name == "Result" {
+        ReplyKind::NamedResult
     } else if name.ends_with("Result") {
         ReplyKind::MaybeResult
     } else {

@@ -12,8 +12,11 @@ pub(crate) struct Service {
     /// The parameters of the `impl` block.
     pub(crate) generics: Generics,
     pub(crate) names: Names,
-    /// The user's `allow` attributes on the `impl` block.
+    /// The lints that the user has turned off for the `impl` block.
     pub(crate) allows: Vec<Attribute>,
+    /// The user's attributes for the enums.
+    pub(crate) on_request: Vec<Attribute>,
+    pub(crate) on_response: Vec<Attribute>,
     /// The user's additional derives, on both enums.
     pub(crate) derives: Vec<Path>,
     /// Whether requests and responses can leave the process.
@@ -86,15 +89,22 @@ pub(crate) struct Method {
     pub(crate) docs: Vec<Attribute>,
     /// Copied to everything that is derived from the method.
     pub(crate) cfgs: Vec<Attribute>,
-    /// The user's `allow` attributes, copied to everything that is derived from the method.
+    /// The lints that the user has turned off, in everything that is derived from the method.
     pub(crate) allows: Vec<Attribute>,
     /// Copied to the caller's method.
     pub(crate) deprecated: Vec<Attribute>,
+    /// The user's attributes for the variants.
+    pub(crate) on_request: Vec<Attribute>,
+    pub(crate) on_response: Vec<Attribute>,
 }
 
 pub(crate) struct Arg {
     pub(crate) name: Ident,
     pub(crate) field: Field,
+    /// The lints that the user has turned off.
+    pub(crate) allows: Vec<Attribute>,
+    /// The user's attributes for the field.
+    pub(crate) on_request: Vec<Attribute>,
     /// Whether the handler takes it by reference.
     pub(crate) borrowed: bool,
 }
@@ -105,8 +115,12 @@ pub(crate) enum Field {
     Exactly(Type),
     /// This type. The caller takes anything that converts into it.
     Into(Type),
-    /// The owned counterpart, from the standard library, of a reference to an unsized type.
-    Owner(&'static str),
+    /// A `String`, of a `&str`.
+    Text,
+    /// What owns a value of this type, which is named like an unsized one of the standard library.
+    Owned(Type),
+    /// The same, of another crate's: what its `ToOwned` says.
+    ToOwned(Type),
     /// The element type of a slice.
     Slice(Type),
 }
@@ -121,10 +135,10 @@ pub(crate) struct Reply {
 pub(crate) enum ReplyKind {
     /// `Result<T, E>`, written out.
     Result(Box<Type>, Box<Type>),
-    /// Named like a `Result`: the compiler determines whether it is one.
+    /// Its name ends in `Result`: the compiler determines whether it is one.
     MaybeResult,
-    /// Named `Result`, with a parameter of the worker.
-    GenericResult,
+    /// Named just `Result`: it must be one.
+    NamedResult,
     /// Not named like a `Result`. The compiler checks that it is not one.
     Value,
     /// Like `Value`, with a parameter of the worker.

@@ -1,6 +1,6 @@
 //! Compares expansions with snapshots, which should read like code written by hand.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Group, TokenStream, TokenTree};
 use quote::quote;
 
 use super::service_impl;
@@ -124,4 +124,107 @@ fn a_service_whose_requests_leave_the_process() {
         },
     );
     insta::assert_snapshot!(expanded);
+}
+
+/// Pseudo-random numbers (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % u64::try_from(limit).unwrap()).unwrap()
+    }
+}
+
+/// Changes a few tokens: drops them, doubles them, swaps them with others, or goes into groups.
+fn mutated(tokens: TokenStream, words: &[TokenTree], random: &mut Random) -> TokenStream {
+    let mut tokens: Vec<_> = tokens.into_iter().collect();
+    for _ in 0..=random.below(2) {
+        if tokens.is_empty() {
+            break;
+        }
+        let (at, other) = (random.below(tokens.len()), random.below(tokens.len()));
+        match random.below(6) {
+            0 => drop(tokens.remove(at)),
+            1 => tokens.insert(at, tokens[other].clone()),
+            2 => tokens.swap(at, other),
+            3 => tokens[at] = words[random.below(words.len())].clone(),
+            4 => tokens.insert(at, words[random.below(words.len())].clone()),
+            _ => {}
+        }
+    }
+    let groups: Vec<_> = (0..tokens.len()).filter(|at| matches!(tokens[*at], TokenTree::Group(_))).collect();
+    if !groups.is_empty() {
+        let at = groups[random.below(groups.len())];
+        if let TokenTree::Group(group) = &tokens[at] {
+            let inner = mutated(group.stream(), words, random);
+            tokens[at] = Group::new(group.delimiter(), inner).into();
+        }
+    }
+    tokens.into_iter().collect()
+}
+
+/// Whatever stands under the attribute, the macro ends in an expansion and errors, never in a panic.
+/// `MUTATIONS=100000` tries that many.
+#[test]
+fn mutated_blocks_do_not_make_it_panic() {
+    let seeds = [
+        quote! {
+            impl<K: Hash + Eq, V, const N: usize> Table<K, V, N> where V: Clone + From<K> {
+                #![allow(unused)]
+                const SIZE: usize = { N };
+                #[service(init)]
+                pub async fn open(config: Config<{ 3 }>) -> Result<Self, io::Error> { Ok(Self) }
+                #[service(on_start)]
+                fn begin(&mut self) {}
+                #[service(on_stop)]
+                async fn end(&mut self, reason: StopReason) {}
+                /// Documented.
+                #[cfg(feature = "bulk")]
+                #[cfg_attr(all(), deprecated, doc = "x")]
+                pub(crate) fn row(&self, #[service(key)] key: &str, path: &Utf8Path) -> Option<&'static V> { None }
+                #[service(any_shard, request(serde(rename = "x")))]
+                pub async fn rows(&self, ids: &[K], #[allow(unused)] at: &'static str) -> io::Result<Vec<V>> { Ok(vec![]) }
+                pub fn later(&mut self, reply: Reply<Result<u8, String>>) { drop(reply) }
+                #[service(skip)]
+                getter! { width }
+                #[service(skip)]
+                pub fn raw(self) -> impl Future<Output = ()> {}
+            }
+        },
+        quote! {
+            impl r#Type {
+                pub fn r#match(&mut self, r#fn: u8, (a, b): (u8, u8), _: u8) -> <Self as Trait>::Out {}
+                pub unsafe extern "C" fn call<'a, T: 'a>(&'a self, f: fn(&u8) -> &u8, g: Box<dyn for<'b> Fn(&'b u8)>) -> ! {}
+                pub fn swap(self: &mut Self, other: &mut Self, any: impl Into<String>) -> Self::Result {}
+            }
+        },
+    ];
+    let args = quote!(
+        name = "Rows",
+        derive(Clone, PartialEq),
+        crate = crate::tenorite,
+        request(non_exhaustive),
+        serde
+    );
+    let words: Vec<TokenTree> = quote! {
+        pub self Self mut & < > : :: -> = , ; ! # 'a 'static dyn impl fn async unsafe const where for
+        Result Reply String str Path service cfg cfg_attr key skip init on_start "text" 7 _ () [] {} (u8) [u8; 2]
+    }
+    .into_iter()
+    .collect();
+    let mutations =
+        std::env::var("MUTATIONS").map_or(3_000, |mutations| mutations.parse().expect("a number"));
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..mutations {
+        let seed = seeds[random.below(seeds.len())].clone();
+        let args =
+            if random.below(4) == 0 { mutated(args.clone(), &words, &mut random) } else { args.clone() };
+        let item = mutated(seed, &words, &mut random);
+        let text = format!("#[tenorite::service({args})] {item}");
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| service_impl(args, item)));
+        assert!(ended.is_ok(), "{text}");
+    }
 }

@@ -44,18 +44,13 @@ pub(crate) fn is_std(ty: &Type, module: &str, name: &str) -> bool {
     }
 }
 
-/// Returns the owned counterpart of an unsized type of the standard library.
-pub(crate) fn owner(ty: &Type) -> Option<&'static str> {
-    if plain_path(ty).is_some_and(|path| path.is_ident("str")) {
-        return Some("::std::string::String");
-    }
-    [
-        ("path", "Path", "::std::path::PathBuf"),
-        ("ffi", "OsStr", "::std::ffi::OsString"),
-        ("ffi", "CStr", "::std::ffi::CString"),
-    ]
-    .into_iter()
-    .find_map(|(module, name, owner)| is_std(ty, module, name).then_some(owner))
+/// Returns whether the type is named like one that is only ever borrowed and owned as another type,
+/// and whether that name is one of the standard library's. What owns it is up to the type.
+pub(crate) fn is_unsized_by_name(ty: &Type) -> Option<bool> {
+    let last = plain_path(ty)?.segments.last()?;
+    let name = last.ident.to_string();
+    let is_unsized = last.arguments.is_none() && (name.ends_with("Path") || name.ends_with("Str"));
+    is_unsized.then_some(matches!(name.as_str(), "Path" | "OsStr" | "CStr"))
 }
 
 /// Returns the two arguments of a `Result<T, E>` that is written out.

@@ -100,10 +100,10 @@ pub mod testing;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 
-pub mod prelude;
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
+pub mod prelude;
 
 #[doc(inline)]
 pub use call::{Call, Cast, Recover, Recovered};
@@ -139,6 +139,28 @@ pub use status::{Status, StatusWatch, StopReason};
 pub use supervisor::{Report, ServiceReport, Strategy, Supervisor};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
+
+/// The value of a method that returns this alias of `Result`, such as `io::Result<u8>`.
+///
+/// It stands in the signatures of derived callers: a macro sees the alias and not what it means.
+///
+/// ```
+/// let value: tenorite::OkOf<std::io::Result<u8>> = 7_u8;
+/// ```
+pub type OkOf<R> = __private::OkOf<R>;
+
+/// The error of a method that returns this alias of `Result`. See [`OkOf`].
+pub type ErrOf<R> = __private::ErrOf<R>;
+
+/// What owns a value of this type, which an argument only borrows: a `PathBuf` for a `&Path`, and
+/// otherwise the type itself.
+///
+/// It stands in derived requests.
+///
+/// ```
+/// let owned: tenorite::OwnedOf<std::path::Path> = std::path::PathBuf::new();
+/// ```
+pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 
 /// Derives a service from an inherent `impl` block of a worker.
 ///

@@ -3,10 +3,14 @@
 //! It contains the traits with methods to call, and the names that appear in signatures. Nothing
 //! here shadows anything of the standard library.
 
+#[doc(hidden)]
+pub use crate::__private::Prelude as _;
 pub use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 pub use crate::dispatch::DerivedWorker;
 pub use crate::error::{FetchReason, SendReason, TenoriteError};
 pub use crate::receiver::Receiver;
-pub use crate::reply::TenoriteRequest;
+pub use crate::reply::{Reply, TenoriteRequest};
+pub use crate::restart::Restart;
 pub use crate::service::TenoriteService;
+pub use crate::status::StopReason;
 pub use crate::worker::TenoriteWorker;

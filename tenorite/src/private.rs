@@ -91,6 +91,28 @@ pub fn mismatched<Rs, T, E>(other: Result<Rs, TenoriteError>) -> Result<T, Tenor
     }
 }
 
+/// Says what a request owns in place of a borrowed argument of this type. It is found by the type,
+/// and not by its name.
+pub trait Owned {
+    type Owned;
+}
+
+impl<T> Owned for T {
+    type Owned = T;
+}
+
+impl Owned for std::path::Path {
+    type Owned = std::path::PathBuf;
+}
+
+impl Owned for std::ffi::OsStr {
+    type Owned = std::ffi::OsString;
+}
+
+impl Owned for std::ffi::CStr {
+    type Owned = std::ffi::CString;
+}
+
 /// Checks that an argument or reply can be sent to the worker and back.
 pub fn sendable<T: Send + 'static>() {}
 
@@ -101,6 +123,28 @@ pub struct Probe<T>(PhantomData<T>);
 impl<T, E> Probe<Result<T, E>> {
     pub const FALLIBLE: bool = true;
 }
+
+/// The traits whose methods and constants derived code finds by the order in which the compiler
+/// looks. They are imported together, since not all of them are needed each time.
+pub mod by_autoref {
+    pub use super::{ExplainDisplay as _, ExplainOpaque as _, Plain as _, ShowDebug as _, ShowOpaque as _};
+}
+
+/// Marks the prelude as used. If the prelude is in scope, the trait's method is found first, because
+/// it takes `self`.
+#[derive(Debug)]
+pub struct UsesPrelude;
+
+impl UsesPrelude {
+    pub fn __tenorite_uses_prelude(&self) {}
+}
+
+/// Is part of the prelude.
+pub trait Prelude: Sized {
+    fn __tenorite_uses_prelude(self) {}
+}
+
+impl Prelude for UsesPrelude {}
 
 /// Answers for every other type.
 pub trait Plain {
@@ -138,6 +182,11 @@ impl<T> IntoAnswer<false> for T {
         Ok(self)
     }
 }
+
+/// The value of a reply that is a `Result` by its name.
+pub type OkOf<R> = <R as IntoAnswer<true>>::Ok;
+/// The error of a reply that is a `Result` by its name.
+pub type ErrOf<R> = <R as IntoAnswer<true>>::Err;
 
 /// Converts the reply of a method whose return type is named like a `Result`. `FALLIBLE` says
 /// whether it is one: it is known, or was asked of [`Probe`].

@@ -1,12 +1,13 @@
 //! Derives the typed caller: a newtype over `TenoriteCaller` with a method for each request.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{quote, quote_spanned};
+use quote::quote;
 use syn::ext::IdentExt;
 use syn::parse_quote;
 use syn::spanned::Spanned;
 
-use super::{allowing, messages};
+use super::{at, messages};
+use crate::attributes;
 use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
@@ -16,17 +17,14 @@ pub(super) fn types(service: &Service) -> TokenStream {
     let (request, response) = messages(service);
     let (params, _, clause) = caller_generics.split_for_impl();
     let plain = plain_params(service);
-    let allow = allowing!(dead_code, private_bounds, private_interfaces, unreachable_pub);
     let call_doc = format!(" A call to a [`{}`], as the methods of [`{caller}`] return it.", names.service);
     let caller_doc = format!(" A cloneable handle to a running [`{}`].", names.service);
     quote! {
         #[doc = #call_doc]
-        #allow
         pub type #call<'a, #(#plain,)* #value, #error = ::core::convert::Infallible> =
             #krate::Call<'a, #request, #response, ::core::convert::Infallible, #value, #error>;
 
         #[doc = #caller_doc]
-        #allow
         #(#allows)*
         pub struct #caller #params (#krate::TenoriteCaller<#request, #response>) #clause;
     }
@@ -80,7 +78,7 @@ fn plain_params(service: &Service) -> Vec<TokenStream> {
 }
 
 pub(super) fn impls(service: &Service) -> TokenStream {
-    let Service { krate, names, caller_generics, allows, .. } = service;
+    let Service { krate, names, caller_generics, .. } = service;
     let (name, function, future) = (&names.caller, &names.function, &names.future);
     let label = name.to_string();
     let caller = caller(service);
@@ -88,18 +86,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let inner = quote!(#krate::TenoriteCaller<#request, #response>);
     let (params, _, clause) = caller_generics.split_for_impl();
     let methods = service.methods.iter().map(|method| method_of(service, method));
-    // The user chose the names and the number of arguments. A service with one request has no
-    // second variant that could mismatch.
-    let allow = allowing!(
-        dead_code,
-        non_snake_case,
-        private_interfaces,
-        unreachable_patterns,
-        unreachable_pub,
-        clippy::too_many_arguments,
-        rustdoc::broken_intra_doc_links
-    );
-
+    let projected = service.methods.iter().filter_map(|method| projected(service, method));
     let sendable = message_bounds(service, &quote!(::core::marker::Send + 'static));
     let lasting =
         generics::with(&syn::Generics::default(), message_bounds(service, &quote!('static))).where_clause;
@@ -107,8 +94,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let (_, _, static_clause) = static_generics.split_for_impl();
 
     quote! {
-        #allow
-        #(#allows)*
+        #(#projected)*
+
         #[automatically_derived]
         impl #params #caller #clause {
             #(#methods)*
@@ -151,7 +138,9 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         #[automatically_derived]
         impl #params ::core::fmt::Debug for #caller #clause {
             fn fmt(&self, formatter: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                formatter.debug_tuple(#label).field(&self.0).finish()
+                let mut shape = ::core::fmt::Formatter::debug_tuple(formatter, #label);
+                ::core::fmt::DebugTuple::field(&mut shape, &self.0);
+                ::core::fmt::DebugTuple::finish(&mut shape)
             }
         }
 
@@ -197,7 +186,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 fn method_of(service: &Service, method: &Method) -> TokenStream {
     let krate = &service.krate;
     let (request, response, call) = (&service.names.request, &service.names.response, &service.names.call);
-    let Method { name, variant, visibility, docs, cfgs, allows, deprecated, .. } = method;
+    let Method { name, variant, visibility, cfgs, allows, deprecated, .. } = method;
+    let docs = attributes::untested(&method.docs);
     let doc = docs.is_empty().then(|| {
         let doc = format!(" Calls `{}`.", name.unraw());
         quote!(#[doc = #doc])
@@ -206,9 +196,9 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     let caller_args = caller_args_only(&quote!(#caller_args));
 
     let arguments = method.args.iter().map(|arg| {
-        let Arg { name, .. } = arg;
-        let accepted = accepted(arg);
-        quote!(#name: #accepted)
+        let Arg { name, allows, .. } = arg;
+        let accepted = accepted(krate, arg);
+        quote!(#(#allows)* #name: #accepted)
     });
     let fields = method.args.iter().map(|arg| {
         let Arg { name, .. } = arg;
@@ -225,20 +215,17 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         ReplyKind::Result(ok, err) => {
             // If this is another `Result` than the standard one, the error belongs on the type that
             // looks like it.
-            let answer = quote_spanned!(ty.span()=> #krate::__private::reply::<true, _>(#reply));
+            let answer = at(ty.span(), quote!(#krate::__private::reply::<true, _>(#reply)));
             (quote!(#ok, #err), answer)
         }
-        ReplyKind::GenericResult => {
-            let returned = quote_spanned! {ty.span()=>
-                <#ty as #krate::__private::IntoAnswer<true>>::Ok, <#ty as #krate::__private::IntoAnswer<true>>::Err
-            };
-            (returned, quote!(#krate::__private::reply::<true, _>(#reply)))
+        ReplyKind::NamedResult => {
+            let returned = at(ty.span(), quote!(#krate::OkOf<#ty>, #krate::ErrOf<#ty>));
+            (returned, at(ty.span(), quote!(#krate::__private::reply::<true, _>(#reply))))
         }
         ReplyKind::MaybeResult => {
-            let is_one = quote!({ #krate::__private::Probe::<#ty>::FALLIBLE });
-            let projected = quote!(#ty as #krate::__private::IntoAnswer<#is_one>);
-            let answer = quote!(#krate::__private::reply::<#is_one, #ty>(#reply));
-            (quote!(<#projected>::Ok, <#projected>::Err), answer)
+            let is_one = is_one(krate, ty);
+            let (ok, err) = projections(method);
+            (quote!(#ok, #err), quote!(#krate::__private::reply::<#is_one, #ty>(#reply)))
         }
     };
     let check = matches!(method.reply.kind, ReplyKind::GenericValue).then(|| {
@@ -254,12 +241,39 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
         #(#deprecated)*
         #visibility fn #name(&self, #(#arguments),*) -> #call<'_, #caller_args #returned> {
             #check
-            #krate::__private::call(&self.0, #request::#variant #fields, |answer| match answer.response() {
+            #krate::__private::call(&self.0, #request::#variant #fields, |answer| match #krate::__private::Answer::response(answer) {
                 ::core::result::Result::Ok(#response::#variant(#reply)) => #answer,
                 other => #krate::__private::mismatched(other),
             })
         }
     }
+}
+
+/// Returns whether a type is a `Result`, as the compiler finds it.
+fn is_one(krate: &syn::Path, ty: &syn::Type) -> TokenStream {
+    quote!({ #krate::__private::Probe::<#ty>::FALLIBLE })
+}
+
+/// Returns the names of a method's value and error, if its return type may be a `Result`.
+fn projections(method: &Method) -> (Ident, Ident) {
+    let named = |suffix| quote::format_ident!("{}{suffix}", method.variant, span = Span::call_site());
+    (named("Ok"), named("Err"))
+}
+
+/// Names both types, so that documentation shows a name and not how the type is found.
+fn projected(service: &Service, method: &Method) -> Option<TokenStream> {
+    let ReplyKind::MaybeResult = method.reply.kind else { return None };
+    let krate = &service.krate;
+    let Method { cfgs, allows, reply, .. } = method;
+    let (ty, is_one, (ok, err)) = (&reply.ty, is_one(krate, &reply.ty), projections(method));
+    Some(quote! {
+        #(#cfgs)*
+        #(#allows)*
+        type #ok = <#ty as #krate::__private::IntoAnswer<#is_one>>::Ok;
+        #(#cfgs)*
+        #(#allows)*
+        type #err = <#ty as #krate::__private::IntoAnswer<#is_one>>::Err;
+    })
 }
 
 /// Turns `<K, V>` into `K, V,`.
@@ -275,8 +289,8 @@ fn caller_args_only(args: &TokenStream) -> TokenStream {
 }
 
 /// Returns the argument type of the caller's method.
-fn accepted(arg: &Arg) -> TokenStream {
-    let owned = messages::owned(arg);
+fn accepted(krate: &syn::Path, arg: &Arg) -> TokenStream {
+    let owned = messages::owned(krate, arg);
     if converts(arg) { quote!(impl ::core::convert::Into<#owned>) } else { owned }
 }
 

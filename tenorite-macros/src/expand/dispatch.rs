@@ -5,7 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
-use super::{allowing, caller};
+use super::{at, caller};
 use crate::generics;
 use crate::model::{Arg, Hook, Init, Method, Service};
 
@@ -17,7 +17,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let (params, _, clause) = generics.split_for_impl();
     // A deprecation is meant for the method's callers, not for the dispatch.
     let is_deprecated = service.methods.iter().any(|method| !method.deprecated.is_empty());
-    let allow = is_deprecated.then(|| allowing!(deprecated));
+    let allow = is_deprecated.then(|| quote!(#[allow(deprecated)]));
     // Hygienic, because an argument may have the same name.
     let job = Ident::new("job", Span::mixed_site());
     let make = &service.names.function;
@@ -36,7 +36,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
             passed.insert(at, quote!(#reply));
             quote! {
-                let #reply = #job.reply_later(#response_name::#variant, |response| match response {
+                let #reply = #krate::__private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
                     #response_name::#variant(answer) => ::core::option::Option::Some(answer),
                     _ => ::core::option::Option::None,
                 });
@@ -44,17 +44,18 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         });
         let called = quote!(Self::#name(self, #(#passed),*));
         // If the future is not `Send`, the error points at the method's name.
-        let awaited = quote_spanned!(name.span()=> .await);
         let step = match (is_async, &later) {
-            (false, None) => quote!(#job.reply(#response_name::#variant(#called))),
-            (false, Some(later)) => quote!({ #later #called; #job.deferred() }),
+            (false, None) => {
+                at(name.span(), quote!(#krate::__private::Job::reply(#job, #response_name::#variant(#called))))
+            }
+            (false, Some(later)) => quote!({ #later #called; #krate::__private::Job::deferred(#job) }),
             (true, None) => {
-                let future = quote!(async move { #response_name::#variant(#called #awaited) });
-                quote_spanned!(name.span()=> #job.run(move || #future))
+                let future = quote!(async move { #response_name::#variant(#called.await) });
+                at(name.span(), quote!(#krate::__private::Job::run(#job, move || #future)))
             }
             (true, Some(later)) => {
-                let future = quote!(async move { #called #awaited });
-                let run = quote_spanned!(name.span()=> #job.run_deferred(move || #future));
+                let future = quote!(async move { #called.await });
+                let run = at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)));
                 quote!({ #later #run })
             }
         };
@@ -73,6 +74,11 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let space = if is_async { quote!(InlineSpace) } else { quote!(NoInlineSpace) };
 
     let (config, output) = config_and_output(service);
+    // If the config is private and the worker is not, the error points at the config's type.
+    let config_type = match &service.hooks.init {
+        Some(Init { config: Some(ty), .. }) => at(ty.span(), quote!(type Config = #config;)),
+        _ => quote!(type Config = #config;),
+    };
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
     let answers_later = service.methods.iter().any(|method| method.reply_at.is_some());
     let answers_later = answers_later.then(|| {
@@ -97,7 +103,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Request = #request;
             type Response = #response;
             type Error = ::core::convert::Infallible;
-            type Config = #config;
+            #config_type
             type Output = #output;
 
             fn task(
@@ -125,7 +131,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Response = #response;
             type Space = #krate::__private::#space;
 
-            type Config = #config;
+            #config_type
             type Output = #output;
 
             const NAME: &'static str = #service_name;
@@ -141,7 +147,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 &'__worker mut self,
                 mut #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
             ) -> #krate::__private::Step<'__job> {
-                match #job.request() { #(#arms)* }
+                match #krate::__private::Job::request(&mut #job) { #(#arms)* }
             }
 
             #ready

@@ -5,42 +5,32 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
-use super::{allowing, wire};
+use super::{at, wire};
 use crate::generics;
 use crate::model::{Arg, Field, Method, ReplyKind, Service};
 
 pub(super) fn types(service: &Service) -> TokenStream {
-    let Service { names, derives, allows, .. } = service;
+    let Service { krate, names, derives, allows, on_request, on_response, .. } = service;
     let (request, response) = (&names.request, &names.response);
     let derive = if derives.is_empty() { quote!() } else { quote!(#[derive(#(#derives),*)]) };
     let serde = wire::derives(service);
-    // A variant is named after a method, and an argument may be of any size and of a private type.
-    let allow = allowing!(
-        dead_code,
-        private_bounds,
-        private_interfaces,
-        unreachable_pub,
-        clippy::enum_variant_names,
-        clippy::large_enum_variant,
-        rustdoc::broken_intra_doc_links
-    );
-
     let requests = service.methods.iter().map(|method| {
-        let Method { cfgs, allows, variant, args, name, .. } = method;
+        let Method { cfgs, allows, variant, args, name, on_request, .. } = method;
         let doc = summary(method).unwrap_or_else(|| format!(" Asks for `{}`.", name.unraw()));
         let fields = args.iter().map(|arg| {
-            let Arg { name, .. } = arg;
-            let ty = owned(arg);
+            let Arg { name, allows, on_request, .. } = arg;
+            let ty = owned(krate, arg);
             let doc = format!(" The argument `{}`.", name.unraw());
-            quote!(#[doc = #doc] #name: #ty)
+            quote!(#[doc = #doc] #(#allows)* #(#on_request)* #name: #ty)
         });
         let fields = if args.is_empty() { quote!() } else { quote!({ #(#fields),* }) };
-        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #variant #fields)
+        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #(#on_request)* #variant #fields)
     });
-    let responses = service.methods.iter().map(|Method { cfgs, allows, variant, reply, name, .. }| {
+    let responses = service.methods.iter().map(|method| {
+        let Method { cfgs, allows, variant, reply, name, on_response, .. } = method;
         let ty = &reply.ty;
         let doc = format!(" What `{}` returned.", name.unraw());
-        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #variant(#ty))
+        quote!(#[doc = #doc] #(#cfgs)* #(#allows)* #(#on_response)* #variant(#ty))
     });
 
     let (request_params, _, request_where) = service.request_generics.split_for_impl();
@@ -51,15 +41,15 @@ pub(super) fn types(service: &Service) -> TokenStream {
         #[doc = #request_doc]
         #derive
         #serde
-        #allow
         #(#allows)*
+        #(#on_request)*
         pub enum #request #request_params #request_where { #(#requests),* }
 
         #[doc = #response_doc]
         #derive
         #serde
-        #allow
         #(#allows)*
+        #(#on_response)*
         pub enum #response #response_params #response_where { #(#responses),* }
     }
 }
@@ -80,10 +70,12 @@ fn summary(method: &Method) -> Option<String> {
 }
 
 /// Returns the type of the request's field.
-pub(super) fn owned(arg: &Arg) -> TokenStream {
+pub(super) fn owned(krate: &syn::Path, arg: &Arg) -> TokenStream {
     match &arg.field {
         Field::Exactly(ty) | Field::Into(ty) => quote!(#ty),
-        Field::Owner(owner) => owner.parse().expect("it is a path"),
+        Field::Text => quote!(::std::string::String),
+        Field::Owned(ty) => quote!(#krate::OwnedOf<#ty>),
+        Field::ToOwned(ty) => quote!(<#ty as ::std::borrow::ToOwned>::Owned),
         Field::Slice(elem) => quote!(::std::vec::Vec<#elem>),
     }
 }
@@ -104,13 +96,16 @@ fn sendable_check(service: &Service) -> TokenStream {
     let is_generic = |ty: &TokenStream| !generics::named_in(&service.generics, ty).params.is_empty();
     let checks = service.methods.iter().flat_map(|method| {
         let arguments = method.args.iter().filter_map(|arg| match &arg.field {
-            Field::Exactly(ty) | Field::Slice(ty) => Some(ty),
-            Field::Into(_) | Field::Owner(_) => None,
+            Field::Exactly(ty) | Field::Slice(ty) => Some((&arg.allows, ty)),
+            Field::Into(_) | Field::Text | Field::Owned(_) | Field::ToOwned(_) => None,
         });
         let Method { cfgs, allows, .. } = method;
-        arguments.chain([&method.reply.ty]).filter(move |ty| !is_generic(&quote!(#ty))).map(move |ty| {
-            let check = quote_spanned!(ty.span()=> #krate::__private::sendable::<#ty>());
-            quote!(#(#cfgs)* #(#allows)* #check;)
+        let all = arguments.chain([(allows, &method.reply.ty)]);
+        all.filter(move |(_, ty)| !is_generic(&quote!(#ty))).map(move |(allows_too, ty)| {
+            // Not the type itself, whose span may be longer.
+            let sendable = at(ty.span(), quote!(#krate::__private::sendable));
+            let check = quote_spanned!(ty.span()=> #sendable::<#ty>());
+            quote!(#(#cfgs)* #(#allows)* #(#allows_too)* #check;)
         })
     });
     quote!(const _: fn() = || { #(#checks)* };)
@@ -123,8 +118,8 @@ fn value_check(service: &Service, method: &Method) -> Option<TokenStream> {
         return None;
     }
     let check = value_assertion(service, method);
-    let cfgs = &method.cfgs;
-    Some(quote!(#(#cfgs)* const _: () = #check;))
+    let Method { cfgs, allows, .. } = method;
+    Some(quote!(#(#cfgs)* #(#allows)* const _: () = #check;))
 }
 
 pub(super) fn value_assertion(service: &Service, method: &Method) -> TokenStream {
@@ -137,7 +132,7 @@ pub(super) fn value_assertion(service: &Service, method: &Method) -> TokenStream
         _ => "this is an alias of `Result`: write `Result<T, E>`, or end its name in `Result`",
     };
     // The error points at the return type as written.
-    quote_spanned!(ty.span()=> ::core::assert!(!#krate::__private::Probe::<#ty>::FALLIBLE, #advice))
+    at(ty.span(), quote!(::core::assert!(!#krate::__private::Probe::<#ty>::FALLIBLE, #advice)))
 }
 
 fn derives_debug(service: &Service) -> bool {
@@ -149,6 +144,7 @@ fn derives_debug(service: &Service) -> bool {
 fn debug(service: &Service) -> TokenStream {
     let krate = &service.krate;
     let formatter = Ident::new("formatter", Span::mixed_site());
+    let shape = Ident::new("shape", Span::mixed_site());
     let show = |field: &Ident| quote!((&#krate::__private::Field(#field)).__tenorite_show());
 
     let requests = service.methods.iter().map(|Method { cfgs, variant, args, .. }| {
@@ -157,12 +153,14 @@ fn debug(service: &Service) -> TokenStream {
         let labels = names.iter().map(|name| name.unraw().to_string());
         let shown = names.iter().map(|name| show(name));
         if names.is_empty() {
-            quote!(#(#cfgs)* Self::#variant => #formatter.write_str(#label),)
+            quote!(#(#cfgs)* Self::#variant => ::core::fmt::Formatter::write_str(#formatter, #label),)
         } else {
             quote! {
                 #(#cfgs)*
                 Self::#variant { #(ref #names),* } => {
-                    #formatter.debug_struct(#label)#(.field(#labels, #shown))*.finish()
+                    let mut #shape = ::core::fmt::Formatter::debug_struct(#formatter, #label);
+                    #(::core::fmt::DebugStruct::field(&mut #shape, #labels, #shown);)*
+                    ::core::fmt::DebugStruct::finish(&mut #shape)
                 }
             }
         }
@@ -173,7 +171,11 @@ fn debug(service: &Service) -> TokenStream {
         let label = variant.to_string();
         quote! {
             #(#cfgs)*
-            Self::#variant(ref #value) => #formatter.debug_tuple(#label).field(#shown).finish(),
+            Self::#variant(ref #value) => {
+                let mut #shape = ::core::fmt::Formatter::debug_tuple(#formatter, #label);
+                ::core::fmt::DebugTuple::field(&mut #shape, #shown);
+                ::core::fmt::DebugTuple::finish(&mut #shape)
+            }
         }
     });
 

@@ -11,13 +11,13 @@ mod service;
 mod sharded;
 mod wire;
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Group, Span, TokenStream, TokenTree};
 use quote::quote;
 
 use crate::model::Service;
 
 pub(crate) fn expand(service: &Service) -> TokenStream {
-    let krate = &service.krate;
+    let Service { krate, allows, .. } = service;
     let messages = messages::types(service);
     let caller = caller::types(service);
     let unit = service::types(service);
@@ -29,24 +29,33 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
         dispatch::impls(service),
         service::impls(service),
     ];
+    // A service is there to be started, and is no dead code where only its tests do that.
+    let Service { worker, generics, .. } = service;
+    let is_used = generics.params.is_empty().then(|| quote!(const _: fn(&#worker) = |_| ();));
     quote! {
         #messages
         #caller
         #unit
+        #(#allows)*
         const _: () = {
-            #[allow(unused_imports)]
-            use #krate::__private::{
-                ExplainDisplay as _, ExplainOpaque as _, Plain as _, ShowDebug as _, ShowOpaque as _,
-            };
+            use #krate::__private::by_autoref::*;
             #(#impls)*
+            // Marks an import of the prelude as used, since it is of use to whoever calls the service.
+            const _: fn() = || #krate::__private::UsesPrelude.__tenorite_uses_prelude();
+            #is_used
         };
     }
 }
 
-/// Turns off lints about code that only the derive could change.
-macro_rules! allowing {
-    ($($lint:path),+) => {
-        ::quote::quote!(#[allow($($lint),+)])
+/// Moves tokens to this location, so that errors about all of them point there. What their names
+/// mean stays as it is.
+fn at(span: Span, tokens: TokenStream) -> TokenStream {
+    let moved = |mut token: TokenTree| {
+        if let TokenTree::Group(group) = &mut token {
+            *group = Group::new(group.delimiter(), at(span, group.stream()));
+        }
+        token.set_span(token.span().located_at(span));
+        token
     };
+    tokens.into_iter().map(moved).collect()
 }
-use allowing;

@@ -3,7 +3,7 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 
-use super::{allowing, caller, dispatch};
+use super::{caller, dispatch};
 use crate::model::Service;
 
 pub(super) fn types(service: &Service) -> TokenStream {
@@ -13,11 +13,9 @@ pub(super) fn types(service: &Service) -> TokenStream {
         " The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
         names.service_doc, names.caller
     );
-    let allow = allowing!(dead_code, unreachable_pub);
     quote! {
         #[doc = #doc]
         #[derive(::core::clone::Clone, ::core::marker::Copy, ::core::fmt::Debug, ::core::default::Default)]
-        #allow
         pub struct #name;
     }
 }

@@ -7,7 +7,8 @@ use syn::parse_quote;
 
 use super::{caller, messages};
 use crate::generics;
-use crate::model::{Method, Service};
+use crate::model::{Arg, Field, Method, Service};
+use crate::types;
 
 pub(super) fn derives(service: &Service) -> Option<TokenStream> {
     let krate = &service.krate;
@@ -69,13 +70,26 @@ fn signature(service: &Service, method: &Method) -> TokenStream {
     let name = method.name.unraw().to_string();
     let reply = text(&method.reply.ty);
     let args = method.args.iter().map(|arg| {
-        let (name, ty) = (arg.name.unraw().to_string(), text(&messages::owned(arg)));
+        let (name, ty) = (arg.name.unraw().to_string(), written(krate, arg));
         // As a user would write the type.
         let ty = ty.strip_prefix("::std::string::").or(ty.strip_prefix("::std::vec::")).unwrap_or(&ty);
         quote!((#name, #ty))
     });
     let reading = method.reads.then(|| quote!(.reading()));
     quote!(#krate::wire::Signature::new(#name, &[#(#args),*], #reply) #reading)
+}
+
+/// Returns the type of an argument as a request owns it, as a user would write it.
+fn written(krate: &syn::Path, arg: &Arg) -> String {
+    if let Field::Owned(ty) = &arg.field {
+        for (name, owner) in [("Path", "path::PathBuf"), ("OsStr", "ffi::OsString"), ("CStr", "ffi::CString")]
+        {
+            if types::last_name(ty).as_deref() == Some(name) {
+                return format!("::std::{owner}");
+            }
+        }
+    }
+    text(&messages::owned(krate, arg))
 }
 
 /// Formats tokens the way they would be written by hand.

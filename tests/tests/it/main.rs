@@ -25,6 +25,7 @@ mod job_queue;
 mod deferred_replies;
 mod layout;
 mod lifecycle;
+mod lints;
 mod regressions;
 mod owed;
 mod panic;

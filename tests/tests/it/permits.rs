@@ -300,7 +300,7 @@ async fn an_owned_permit_is_no_use_of_an_idle_service() {
         assert!(!caller.is_closed(), "{kind:?}");
         drop(borrowed);
         let owned = caller.reserve_owned().await.unwrap();
-        assert_eq!(caller.stopped().await, tenorite::StopReason::Idle, "{kind:?}");
+        assert_eq!(caller.stopped().await, StopReason::Idle, "{kind:?}");
         // What is made with it can end nothing either.
         let (_task, other, _watch) = kind.start(4);
         let permit = other.reserve_owned().await.unwrap();

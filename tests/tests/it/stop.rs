@@ -435,7 +435,7 @@ fn a_runtime_that_shuts_down_under_a_foreign_handler_has_stopped_it() {
                 let caller = {
                     let _entered = runtime.enter();
                     if restarts {
-                        LateService.builder().restart(tenorite::Restart::default()).start_with(4, || Late).1
+                        LateService.builder().restart(Restart::default()).start_with(4, || Late).1
                     } else {
                         LateService.start(4, Late)
                     }
