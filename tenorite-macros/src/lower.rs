@@ -54,6 +54,14 @@ pub(crate) fn lower(args: Args, item: Item, errors: &mut Errors) -> (TokenStream
             borrows = true;
         }
     }
+    for misfit in types::misfits(&item.self_ty) {
+        if let Misfit::Borrow(tokens) = misfit
+            && !borrows
+        {
+            errors.at(tokens, "a worker cannot borrow: it outlives its callers, so let it own its data");
+            borrows = true;
+        }
+    }
     let service = match worker_name {
         Some(worker) if !borrows => service(args, &item, &worker, methods, hooks, errors),
         _ => None,
@@ -746,6 +754,9 @@ fn reply(written: &Type, worker: &Type, generics: &Generics, errors: &mut Errors
                      `.cloned()`{OR_SKIP}"
                 ),
             ),
+            Misfit::ImplTrait(ty) if types::is_future(ty) => {
+                errors.at(ty, format!("a handler that waits is an `async fn`: return what the future returns{OR_SKIP}"));
+            }
             Misfit::ImplTrait(ty) => errors.at(
                 ty,
                 format!("a reply must have a concrete type: write one, or return a `Box<dyn … + Send>`{OR_SKIP}"),

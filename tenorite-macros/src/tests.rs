@@ -166,7 +166,7 @@ fn mutated(tokens: TokenStream, words: &[TokenTree], random: &mut Random) -> Tok
     tokens.into_iter().collect()
 }
 
-/// Whatever stands under the attribute, the macro ends in an expansion and errors, never in a panic.
+/// Whatever stands under the attribute, the macro ends in an expansion and errors, not in a panic.
 /// `MUTATIONS=100000` tries that many.
 #[test]
 fn mutated_blocks_do_not_make_it_panic() {

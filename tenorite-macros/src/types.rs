@@ -92,6 +92,14 @@ pub(crate) fn is_static(lifetime: Option<&Lifetime>) -> bool {
     lifetime.is_some_and(|lifetime| lifetime.ident == "static")
 }
 
+/// Returns whether this is an `impl Future`.
+pub(crate) fn is_future(ty: &TypeImplTrait) -> bool {
+    ty.bounds.iter().any(|bound| {
+        matches!(bound, syn::TypeParamBound::Trait(bound)
+            if bound.path.segments.last().is_some_and(|last| last.ident == "Future"))
+    })
+}
+
 /// A part of a type that cannot be in a request or response.
 pub(crate) enum Misfit<'a> {
     Borrow(&'a dyn ToTokens),

@@ -147,10 +147,17 @@ pub use worker::TenoriteWorker;
 /// ```
 /// let value: tenorite::OkOf<std::io::Result<u8>> = 7_u8;
 /// ```
-pub type OkOf<R> = __private::OkOf<R>;
+pub type OkOf<R> = OkIf<R, true>;
 
 /// The error of a method that returns this alias of `Result`. See [`OkOf`].
-pub type ErrOf<R> = __private::ErrOf<R>;
+pub type ErrOf<R> = ErrIf<R, true>;
+
+/// The value of a method whose return type has a name that ends in `Result`: if it is one, its
+/// value, and otherwise the type itself.
+pub type OkIf<R, const IS_RESULT: bool> = <R as __private::IntoAnswer<IS_RESULT>>::Ok;
+
+/// The error of such a method: if its type is no `Result`, there is none.
+pub type ErrIf<R, const IS_RESULT: bool> = <R as __private::IntoAnswer<IS_RESULT>>::Err;
 
 /// What owns a value of this type, which an argument only borrows: a `PathBuf` for a `&Path`, and
 /// otherwise the type itself.
@@ -183,6 +190,8 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 /// - `serde`, with the feature `serde`: both enums implement `Serialize` and `Deserialize`, and the
 ///   requests report their names (`tenorite::wire`), so that they can leave the process.
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always derived.
+/// - `request(…)`, `response(…)`: attributes for the enums; as `#[service(request(…))]` on a method
+///   for its variant, and on an argument for its field.
 /// - `crate = path`: the path of this crate, if it is not `::tenorite`.
 /// - `#[service(skip)]` on a method: the method is not a request, even though it is `pub`.
 /// - `#[service(init)]` on an associated function: the function makes the worker from a config,

@@ -130,8 +130,8 @@ pub mod by_autoref {
     pub use super::{ExplainDisplay as _, ExplainOpaque as _, Plain as _, ShowDebug as _, ShowOpaque as _};
 }
 
-/// Marks the prelude as used. If the prelude is in scope, the trait's method is found first, because
-/// it takes `self`.
+/// Marks the prelude as used. If the prelude is in scope, the trait's method is found first,
+/// because it takes `self`.
 #[derive(Debug)]
 pub struct UsesPrelude;
 
@@ -182,11 +182,6 @@ impl<T> IntoAnswer<false> for T {
         Ok(self)
     }
 }
-
-/// The value of a reply that is a `Result` by its name.
-pub type OkOf<R> = <R as IntoAnswer<true>>::Ok;
-/// The error of a reply that is a `Result` by its name.
-pub type ErrOf<R> = <R as IntoAnswer<true>>::Err;
 
 /// Converts the reply of a method whose return type is named like a `Result`. `FALLIBLE` says
 /// whether it is one: it is known, or was asked of [`Probe`].

@@ -1,6 +1,7 @@
 //! The tests of tenorite's promises: the code of its documents, and what the integration tests share.
 
 pub mod planted;
+pub mod readable;
 
 use std::pin::Pin;
 use std::sync::Arc;

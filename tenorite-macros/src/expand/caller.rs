@@ -86,7 +86,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let inner = quote!(#krate::TenoriteCaller<#request, #response>);
     let (params, _, clause) = caller_generics.split_for_impl();
     let methods = service.methods.iter().map(|method| method_of(service, method));
-    let projected = service.methods.iter().filter_map(|method| projected(service, method));
+    let probed = service.methods.iter().filter_map(|method| probed(service, method));
     let sendable = message_bounds(service, &quote!(::core::marker::Send + 'static));
     let lasting =
         generics::with(&syn::Generics::default(), message_bounds(service, &quote!('static))).where_clause;
@@ -94,7 +94,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let (_, _, static_clause) = static_generics.split_for_impl();
 
     quote! {
-        #(#projected)*
+        #(#probed)*
 
         #[automatically_derived]
         impl #params #caller #clause {
@@ -223,9 +223,9 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
             (returned, at(ty.span(), quote!(#krate::__private::reply::<true, _>(#reply))))
         }
         ReplyKind::MaybeResult => {
-            let is_one = is_one(krate, ty);
-            let (ok, err) = projections(method);
-            (quote!(#ok, #err), quote!(#krate::__private::reply::<#is_one, #ty>(#reply)))
+            let is_result = is_result(method);
+            let returned = quote!(#krate::OkIf<#ty, #is_result>, #krate::ErrIf<#ty, #is_result>);
+            (returned, quote!(#krate::__private::reply::<#is_result, #ty>(#reply)))
         }
     };
     let check = matches!(method.reply.kind, ReplyKind::GenericValue).then(|| {
@@ -249,30 +249,23 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
     }
 }
 
-/// Returns whether a type is a `Result`, as the compiler finds it.
-fn is_one(krate: &syn::Path, ty: &syn::Type) -> TokenStream {
-    quote!({ #krate::__private::Probe::<#ty>::FALLIBLE })
+/// Returns the name of the constant that says whether a method's return type is a `Result`.
+fn is_result(method: &Method) -> Ident {
+    let name = method.name.unraw().to_string().to_uppercase();
+    quote::format_ident!("{name}_IS_RESULT", span = Span::call_site())
 }
 
-/// Returns the names of a method's value and error, if its return type may be a `Result`.
-fn projections(method: &Method) -> (Ident, Ident) {
-    let named = |suffix| quote::format_ident!("{}{suffix}", method.variant, span = Span::call_site());
-    (named("Ok"), named("Err"))
-}
-
-/// Names both types, so that documentation shows a name and not how the type is found.
-fn projected(service: &Service, method: &Method) -> Option<TokenStream> {
+/// Finds out whether a return type is a `Result`. The constant has a name, so that documentation
+/// shows that and not how it is found.
+fn probed(service: &Service, method: &Method) -> Option<TokenStream> {
     let ReplyKind::MaybeResult = method.reply.kind else { return None };
     let krate = &service.krate;
-    let Method { cfgs, allows, reply, .. } = method;
-    let (ty, is_one, (ok, err)) = (&reply.ty, is_one(krate, &reply.ty), projections(method));
+    let (Method { cfgs, allows, reply, .. }, name) = (method, is_result(method));
+    let ty = &reply.ty;
     Some(quote! {
         #(#cfgs)*
         #(#allows)*
-        type #ok = <#ty as #krate::__private::IntoAnswer<#is_one>>::Ok;
-        #(#cfgs)*
-        #(#allows)*
-        type #err = <#ty as #krate::__private::IntoAnswer<#is_one>>::Err;
+        const #name: bool = #krate::__private::Probe::<#ty>::FALLIBLE;
     })
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
         const _: () = {
             use #krate::__private::by_autoref::*;
             #(#impls)*
-            // Marks an import of the prelude as used, since it is of use to whoever calls the service.
+            // Marks an import of the prelude as used: the callers of the service need it.
             const _: fn() = || #krate::__private::UsesPrelude.__tenorite_uses_prelude();
             #is_used
         };

@@ -224,6 +224,15 @@ pub trait DerivedWorker: Dispatch {
     /// method may answer only when the worker handles another request. Use
     /// [`handle_deferred`](Self::handle_deferred) for it.
     ///
+    /// ```compile_fail,E0080
+    /// # use tenorite::Reply;
+    /// # use tenorite::prelude::*;
+    /// # struct Queue(Vec<Reply<u32>>);
+    /// # #[tenorite::service]
+    /// # impl Queue { pub fn next(&mut self, reply: Reply<u32>) { self.0.push(reply); } }
+    /// let next = Queue(Vec::new()).handle(QueueRequest::Next);
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// If the future is dropped, the handler is dropped where it is. The worker stays as the
@@ -279,6 +288,13 @@ pub trait DerivedWorker: Dispatch {
 
     /// Handles a request at once, for a worker without async methods. Other workers do not compile
     /// with this, nor do workers with methods that take a [`Reply`](crate::Reply).
+    ///
+    /// ```compile_fail,E0080
+    /// # use tenorite::prelude::*;
+    /// # struct Store;
+    /// # #[tenorite::service] impl Store { pub async fn get(&self) -> u32 { 7 } }
+    /// let seven = Store.handle_now(StoreRequest::Get);
+    /// ```
     ///
     /// # Panics
     ///

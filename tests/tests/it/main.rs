@@ -2,6 +2,7 @@
 
 mod support;
 
+mod attributes;
 mod auto_traits;
 mod blocking;
 mod bounded;
