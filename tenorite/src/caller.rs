@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::call::{Call, Map, Reservation};
@@ -277,6 +277,12 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats()
+    }
+
+    /// Has the waker woken when the worker is gone. Returns `false`, and does not wake it, if it is
+    /// gone already.
+    pub(crate) fn wake_at_end(&self, waker: Waker) -> bool {
+        self.mailbox.status().wake_at_end(waker)
     }
 
     /// Returns whether both are callers of the same running service.
@@ -737,6 +743,21 @@ impl<C: Caller> WeakCaller<C> {
     pub fn upgrade(&self) -> Option<C> {
         let mailbox = self.mailbox.upgrade()?;
         Some(C::from(TenoriteCaller { mailbox, timeout: self.timeout }))
+    }
+
+    /// Waits until the worker is gone, and returns why, as
+    /// [`TenoriteCaller::stopped`] does. Meanwhile it does not keep the service alive.
+    ///
+    /// Returns `None` if the last caller was dropped before this was polled: then nothing is known
+    /// of the service any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time. That changes nothing.
+    pub async fn stopped(&self) -> Option<StopReason> {
+        let mut watch = self.upgrade()?.as_ref().watch();
+        watch.wait_for(|status| *status == Status::Stopped).await;
+        watch.reason()
     }
 }
 

@@ -96,6 +96,7 @@ mod sharded;
 pub mod wire;
 mod service;
 mod supervisor;
+mod registry;
 pub mod testing;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
@@ -125,6 +126,8 @@ pub use mailbox::function::OutgoingRequest;
 pub use mailbox::inline::Inline;
 #[doc(inline)]
 pub use receiver::{Message, Receiver};
+#[doc(inline)]
+pub use registry::Registry;
 #[doc(inline)]
 pub use reply::{Client, Reply, TenoriteRequest};
 #[doc(inline)]

@@ -345,6 +345,19 @@ impl StatusCell {
         (state.status, state.ended.clone())
     }
 
+    /// Has the waker woken when the service ends. Returns `false`, and does not wake it, if the
+    /// service has ended.
+    pub(crate) fn wake_at_end(&self, waker: Waker) -> bool {
+        let mut state = self.state.lock();
+        if state.ended.is_some() {
+            drop(state);
+            panics::drop_quietly(waker);
+            return false;
+        }
+        state.waiting().insert(Some(waker));
+        true
+    }
+
     pub(crate) async fn ended(&self) -> StopReason {
         /// Removes the entry from the list, however the wait ends.
         struct Place<'a>(&'a StatusCell, Option<usize>);

@@ -27,6 +27,7 @@ mod deferred_replies;
 mod layout;
 mod lifecycle;
 mod lints;
+mod registry;
 mod regressions;
 mod owed;
 mod panic;
