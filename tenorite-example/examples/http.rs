@@ -4,6 +4,7 @@
 //! curl -X PUT localhost:8080/keys/test -d weeee     # 201, and 204 if the key was there
 //! curl localhost:8080/keys/test                     # 200, and 404 if it is not
 //! curl -X DELETE localhost:8080/keys/test           # 204, and 404 if it is not
+//! curl -X POST localhost:8080/sessions/ada          # how often, until the session is idle for too long
 //! ```
 //!
 //! What a call ends in says what the client should be told: did not run, 503 with `Retry-After`; may still be
@@ -23,8 +24,9 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use clap::Parser;
+use tenorite::Registry;
 use tenorite::prelude::*;
 use tokio::net::TcpListener;
 
@@ -60,6 +62,32 @@ impl Store {
             tokio::time::sleep(self.delay).await;
         }
     }
+}
+
+/// One for each user, started at its first visit and gone when it is idle.
+#[derive(Default)]
+struct Session {
+    visits: u64,
+}
+
+#[tenorite::service]
+impl Session {
+    pub fn visit(&mut self) -> u64 {
+        self.visits += 1;
+        self.visits
+    }
+}
+
+type Sessions = Registry<String, SessionCaller>;
+
+fn sessions(idle: Duration, most: usize) -> Sessions {
+    let start =
+        move |_user: &String| SessionService.builder().idle_timeout(idle).start(32, Session::default());
+    Registry::new(start).capacity(most)
+}
+
+async fn visit(State(sessions): State<Sessions>, Path(user): Path<String>) -> Result<String, Failure> {
+    Ok(format!("{}\n", sessions.call(&user, SessionCaller::visit).await?))
 }
 
 // The caller is the state: handlers call it like any async method, and `?` does the rest.
@@ -131,11 +159,10 @@ impl IntoResponse for Failure {
     }
 }
 
-fn router(store: StoreCaller) -> Router {
-    Router::new()
-        .route("/keys/{key}", get(get_key).put(put_key).delete(delete_key))
-        .layer(middleware::from_fn(log))
-        .with_state(store)
+fn router(store: StoreCaller, sessions: Sessions) -> Router {
+    let keys = Router::new().route("/keys/{key}", get(get_key).put(put_key).delete(delete_key));
+    let visits = Router::new().route("/sessions/{user}", post(visit));
+    keys.with_state(store).merge(visits.with_state(sessions)).layer(middleware::from_fn(log))
 }
 
 async fn log(request: Request, next: Next) -> Response {
@@ -150,11 +177,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let timeout = Duration::from_millis(options.timeout_ms);
     let (task, store) = StoreService.builder().timeout(timeout).start_task(options.backlog.get(), store);
 
+    let sessions = sessions(Duration::from_millis(options.idle_ms), options.sessions.get());
+
     let listener = TcpListener::bind(&options.listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, router(store.clone())).with_graceful_shutdown(asked_to_stop()).await?;
+    let router = router(store.clone(), sessions.clone());
+    axum::serve(listener, router).with_graceful_shutdown(asked_to_stop()).await?;
 
-    // All connections have been answered. Now the service: what it accepted it finishes.
+    // All connections have been answered. Now the services: what they accepted they finish.
+    sessions.stop().await;
     store.stop();
     let store = task.await?;
     println!("stopped with {} keys", store.data.len());
@@ -189,6 +220,12 @@ struct Options {
     /// The limit of a call, in milliseconds.
     #[arg(long, default_value_t = 5_000)]
     timeout_ms: u64,
+    /// How long a session is kept without a visit, in milliseconds.
+    #[arg(long, default_value_t = 600_000)]
+    idle_ms: u64,
+    /// How many sessions are kept.
+    #[arg(long, default_value = "10000")]
+    sessions: NonZeroUsize,
     /// Pretends that the storage is slow, by so many milliseconds.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,

@@ -83,6 +83,16 @@ fn keys_come_and_go() {
 }
 
 #[test]
+fn sessions_are_kept_until_there_are_too_many() {
+    let server = Server::start(&["--sessions", "2"]);
+    let visit = |user: &str| request(&server.address, "POST", &format!("/sessions/{user}"), "").body;
+    assert_eq!((visit("ada").as_str(), visit("ada").as_str(), visit("bob").as_str()), ("1\n", "2\n", "1\n"));
+    assert_eq!((visit("ada").as_str(), visit("eve").as_str()), ("3\n", "1\n"));
+    // The least recently used one has made room.
+    assert_eq!((visit("ada").as_str(), visit("bob").as_str()), ("4\n", "1\n"));
+}
+
+#[test]
 fn what_did_not_run_may_be_retried_and_what_may_have_run_may_not() {
     // The handler takes a minute, so whoever comes second cannot get its turn.
     let server = Server::start(&["--delay-ms", "60000", "--timeout-ms", "300"]);
