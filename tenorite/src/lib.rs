@@ -94,6 +94,7 @@ mod worker;
 mod sharded;
 #[cfg(feature = "serde")]
 pub mod wire;
+mod own_thread;
 mod service;
 mod supervisor;
 mod registry;

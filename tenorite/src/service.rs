@@ -24,6 +24,8 @@ use tokio::task::JoinHandle;
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
+use crate::names;
+use crate::own_thread::OwnThread;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
 use crate::worker::{Configs, Start, TenoriteWorker};
@@ -218,6 +220,43 @@ where
         self.inline(Inline::Never)
     }
 
+    /// Runs the service on a thread of its own, which has the service's [name](Self::name), or that
+    /// of its worker's type.
+    ///
+    /// Use this for workers that block their thread, or that belong to one thread. All handlers and
+    /// hooks run on that thread, `init` included, and so does the drop of a worker that no
+    /// `JoinHandle` hands back. They may block: only this service waits. The thread has a tokio
+    /// runtime, in which timers, IO and `tokio::spawn` work, and `spawn_local` too. The runtime
+    /// ends with the service, and with it the tasks that were spawned there.
+    ///
+    /// The service does not need the runtime that it is started in, or any: `start` works on a
+    /// plain thread. Each call costs two switches between threads.
+    ///
+    /// A service whose thread cannot be started ends with
+    /// [`StopReason::StartFailed`](crate::StopReason::StartFailed).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// struct Hasher;
+    ///
+    /// #[tenorite::service]
+    /// impl Hasher {
+    ///     pub fn hash(&mut self, password: &str) -> String {
+    ///         // Computes for long, and holds up nothing but this service.
+    ///         format!("{:?} of {password}", std::thread::current().name())
+    ///     }
+    /// }
+    ///
+    /// let hasher = HasherService.builder().name("hasher").own_thread().start(32, Hasher);
+    /// assert_eq!(hasher.hash("x").blocking(), Ok(r#"Some("hasher") of x"#.to_owned()));
+    /// ```
+    pub fn own_thread(mut self) -> Self {
+        self.options.own_thread = true;
+        self.on_worker_task()
+    }
+
     /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). This
     /// costs two clock reads per call. Without it only handlers that have to wait are measured.
     pub fn measure_handlers(mut self) -> Self {
@@ -382,6 +421,11 @@ where
         W::Output: Send,
     {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
+        let own_thread = self.options.own_thread.then(|| {
+            let name = self.options.name.as_deref().unwrap_or(names::of_type::<W>());
+            OwnThread::new(name.to_owned())
+        });
+        let entered = own_thread.as_ref().map(OwnThread::enter);
         // Check at the start: otherwise the panic comes in the first back-off or idle period.
         if decider.is_some() {
             timer::assert_enabled(
@@ -402,7 +446,12 @@ where
             started = Some(caller);
             configs
         });
-        (task, started.expect("a worker is made before it is started"))
+        let caller = started.expect("a worker is made before it is started");
+        drop(entered);
+        if let Some(own_thread) = own_thread {
+            own_thread.run(caller.as_ref());
+        }
+        (task, caller)
     }
 
     #[track_caller]

@@ -22,6 +22,8 @@ pub(crate) struct ServiceOptions {
     pub(crate) drain_limit: Option<Duration>,
     /// Drops what the service would hand back.
     pub(crate) is_detached: bool,
+    /// Whether the service runs on a thread of its own.
+    pub(crate) own_thread: bool,
     /// The service's own name.
     pub(crate) name: Option<Arc<str>>,
 }
@@ -36,6 +38,7 @@ impl Default for ServiceOptions {
             idle: None,
             drain_limit: None,
             is_detached: false,
+            own_thread: false,
             name: None,
         }
     }

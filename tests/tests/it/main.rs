@@ -30,6 +30,7 @@ mod lints;
 mod registry;
 mod regressions;
 mod owed;
+mod own_thread;
 mod panic;
 mod permits;
 mod receiver;
