@@ -1,0 +1,100 @@
+//! Lowers the hooks: what runs before the first request and after the last.
+
+use syn::{FnArg, ImplItemFn, ReceiverKind, ReturnType, Safety, Type};
+
+use super::marks::Role;
+use crate::errors::Errors;
+use crate::model::{Hook, Init};
+use crate::types::{self, Misfit};
+
+/// Checks the rules that apply to every hook.
+fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
+    let before = errors.len();
+    let signature = &function.sig;
+    if let Safety::Unsafe(keyword) = &signature.safety {
+        errors.at(keyword, "a hook cannot be `unsafe`: the service calls it without upholding anything");
+    }
+    if !signature.generics.params.is_empty() {
+        errors.at(&signature.generics, "a hook cannot be generic: move the parameters to the `impl` block");
+    }
+    if let Some(clause) = &signature.generics.where_clause {
+        errors
+            .at(clause, "a hook cannot have bounds of its own on the worker: move them to the `impl` block");
+    }
+    for attribute in function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
+        errors.at(attribute, "a hook cannot be conditional: put the `cfg` into its body");
+    }
+    errors.len() == before
+}
+
+/// Lowers `#[service(init)]`.
+pub(super) fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Init> {
+    if !plain_hook(function, errors) {
+        return None;
+    }
+    let signature = &function.sig;
+    let mut inputs = signature.inputs.iter();
+    let config = match inputs.next() {
+        None => None,
+        Some(FnArg::Receiver(receiver)) => {
+            errors.at(receiver, "`init` makes the worker, so there is no `self` yet: take a config");
+            return None;
+        }
+        Some(FnArg::Typed(input)) => {
+            if let Some(misfit) = types::misfits(&input.ty).first() {
+                match misfit {
+                    Misfit::Borrow(tokens) => {
+                        errors.at(tokens, "a config cannot borrow: write an owned type, such as `String`");
+                    }
+                    Misfit::ImplTrait(ty) => errors.at(ty, "the config must be a concrete type"),
+                }
+                return None;
+            }
+            let mut ty = types::peeled(&input.ty).clone();
+            types::replace_self(&mut ty, worker);
+            Some(ty)
+        }
+    };
+    if let Some(second) = inputs.next() {
+        errors.at(second, "`init` takes exactly one argument: put what it needs into a struct or a tuple");
+        return None;
+    }
+    let ReturnType::Type(_, output) = &signature.output else {
+        errors.at(&signature.ident, "`init` must return `Self` or `Result<Self, E>`");
+        return None;
+    };
+    let mut output = types::peeled(output).clone();
+    types::replace_self(&mut output, worker);
+    Some(Init { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), config, output })
+}
+
+/// Lowers `#[service(on_start)]` and `#[service(on_stop)]`.
+pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> {
+    if !plain_hook(function, errors) {
+        return None;
+    }
+    let signature = &function.sig;
+    let mut inputs = signature.inputs.iter();
+    let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
+        if matches!(receiver.kind, ReceiverKind::Reference(..)));
+    if !borrows {
+        errors.at(&signature.ident, "a hook must take `&mut self`");
+        return None;
+    }
+    let takes_reason = role == Role::OnStop && inputs.next().is_some();
+    if let Some(unknown) = inputs.next() {
+        errors.at(
+            unknown,
+            match role {
+                Role::OnStop => "`on_stop` takes no argument but a `StopReason`",
+                _ => "`on_start` takes no arguments: what the worker needs belongs in its config",
+            },
+        );
+        return None;
+    }
+    if let ReturnType::Type(_, output) = &signature.output {
+        errors.at(output, "a hook cannot return a value: what may fail belongs in `init`");
+        return None;
+    }
+    Some(Hook { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), takes_reason })
+}

@@ -1,0 +1,154 @@
+//! Reads what the user says with `#[service(…)]`, and removes it.
+
+use proc_macro2::Ident;
+use quote::ToTokens;
+use syn::{Attribute, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Receiver};
+
+use crate::args;
+use crate::attributes::{Kind, hides};
+use crate::errors::Errors;
+
+/// The role of a method in the service, if its attribute gives it one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Skip,
+    AnyShard,
+    Init,
+    OnStart,
+    OnStop,
+}
+
+impl Role {
+    const ALL: [(&'static str, Self); 5] = [
+        ("skip", Self::Skip),
+        ("any_shard", Self::AnyShard),
+        ("init", Self::Init),
+        ("on_start", Self::OnStart),
+        ("on_stop", Self::OnStop),
+    ];
+}
+
+pub(super) fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Errors) {
+    for attribute in take_attributes(attributes) {
+        errors.at(attribute, "`#[service(…)]` goes on methods");
+    }
+}
+
+/// What the user says of a method.
+pub(super) struct Marks {
+    pub(super) role: Option<Role>,
+    pub(super) on_request: Vec<Attribute>,
+    pub(super) on_response: Vec<Attribute>,
+}
+
+/// Removes `#[service(skip)]` and the like.
+pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Marks {
+    const KNOWN: &str =
+        "there are `init`, `on_start`, `on_stop`, `any_shard`, `skip`, `request(…)` and `response(…)`";
+    let mut role = None;
+    let (mut on_request, mut on_response) = (Vec::new(), Vec::new());
+    let is_hidden =
+        |attribute: &mut Attribute| hides(attribute, Kind::Cfg) || hides(attribute, Kind::Service);
+    for attribute in attributes.extract_if(.., is_hidden) {
+        errors.at(
+            attribute,
+            "the attribute cannot see what is inside a `cfg_attr`: write `cfg` and `service` directly",
+        );
+    }
+    for attribute in take_attributes(attributes) {
+        if !matches!(attribute.meta, Meta::List(_)) {
+            errors.at(&attribute, format!("an option is missing: {KNOWN}"));
+            continue;
+        }
+        let parsed = attribute.parse_nested_meta(|meta| {
+            if meta.path.is_ident("request") {
+                on_request.extend(args::attributes(meta.input)?);
+                return Ok(());
+            }
+            if meta.path.is_ident("response") {
+                on_response.extend(args::attributes(meta.input)?);
+                return Ok(());
+            }
+            if meta.path.is_ident("key") {
+                return Err(meta.error("`key` goes on the argument whose value is the key"));
+            }
+            let Some((name, known)) = Role::ALL.into_iter().find(|(name, _)| meta.path.is_ident(name)) else {
+                let name = meta.path.to_token_stream().to_string();
+                return Err(meta.error(format!("unknown option `{name}`: {KNOWN}")));
+            };
+            if meta.input.peek(syn::Token![=]) {
+                return Err(meta.error(format!("`{name}` takes no value: write `#[service({name})]`")));
+            }
+            if let Some(before) = role.replace(known) {
+                return Err(meta.error(if before == known {
+                    format!("`{name}` is given twice: keep one")
+                } else {
+                    "these options exclude each other: keep one".to_owned()
+                }));
+            }
+            Ok(())
+        });
+        if let Err(error) = parsed {
+            errors.push(error);
+        }
+    }
+    Marks { role, on_request, on_response }
+}
+
+/// What the user says of an argument.
+pub(super) struct FieldMarks {
+    pub(super) name: Ident,
+    pub(super) is_key: bool,
+    pub(super) on_request: Vec<Attribute>,
+}
+
+/// Removes `#[service(key)]` and `#[service(request(…))]` from arguments.
+pub(super) fn fields(function: &mut ImplItemFn, errors: &mut Errors) -> Vec<FieldMarks> {
+    let mut fields: Vec<FieldMarks> = Vec::new();
+    for input in &mut function.sig.inputs {
+        let (FnArg::Typed(PatType { attrs, .. }) | FnArg::Receiver(Receiver { attrs, .. })) = input;
+        for attribute in take_attributes(attrs) {
+            const KNOWN: &str =
+                "unknown option: an argument can have `#[service(key)]` and `#[service(request(…))]`";
+            let FnArg::Typed(PatType { pat, .. }) = &*input else {
+                errors.at(&attribute, KNOWN);
+                continue;
+            };
+            let (mut is_key, mut on_request) = (false, Vec::new());
+            let parsed = attribute.parse_nested_meta(|meta| {
+                if meta.path.is_ident("key") {
+                    is_key = true;
+                } else if meta.path.is_ident("request") {
+                    on_request.extend(args::attributes(meta.input)?);
+                } else {
+                    return Err(meta.error(KNOWN));
+                }
+                Ok(())
+            });
+            if parsed.is_err() {
+                errors.at(&attribute, KNOWN);
+            }
+            // Another pattern is an error of the argument.
+            let Pat::Ident(PatIdent { ident, .. }) = &**pat else { continue };
+            if is_key && fields.iter().any(|field| field.is_key) {
+                errors.at(&attribute, "a request has one key: keep one `#[service(key)]`");
+            }
+            match fields.iter_mut().find(|field| field.name == *ident) {
+                Some(field) => {
+                    field.is_key |= is_key;
+                    field.on_request.extend(on_request);
+                }
+                None => fields.push(FieldMarks { name: ident.clone(), is_key, on_request }),
+            }
+        }
+    }
+    fields
+}
+
+/// Removes and returns `#[service(…)]` and `#[tenorite::service(…)]`.
+pub(super) fn take_attributes(attributes: &mut Vec<Attribute>) -> Vec<Attribute> {
+    let is_ours = |attribute: &mut Attribute| {
+        attribute.path().segments.last().is_some_and(|segment| segment.ident == "service")
+    };
+    attributes.extract_if(.., is_ours).collect()
+}
