@@ -6,6 +6,7 @@ use syn::parse::{ParseStream, Parser};
 use syn::punctuated::Punctuated;
 use syn::{Attribute, LitStr, Meta, Path, Token, parenthesized, parse_quote};
 
+use crate::attributes::{self, Kind};
 use crate::errors::Errors;
 
 /// The options of `#[tenorite::service(name = "…", derive(…), serde, crate = path)]`.
@@ -63,11 +64,11 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             args.derives.replace(derives.into_iter().collect()).is_some()
         }
         "request" => {
-            args.on_request.extend(attributes(input)?);
+            args.on_request.extend(listed(input)?);
             false
         }
         "response" => {
-            args.on_response.extend(attributes(input)?);
+            args.on_response.extend(listed(input)?);
             false
         }
         "serde" => {
@@ -105,10 +106,18 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
 }
 
 /// Parses the attributes in `request(…)` and `response(…)`.
-pub(crate) fn attributes(input: ParseStream<'_>) -> syn::Result<Vec<Attribute>> {
+pub(crate) fn listed(input: ParseStream<'_>) -> syn::Result<Vec<Attribute>> {
     let content;
     parenthesized!(content in input);
     let metas = Punctuated::<Meta, Token![,]>::parse_terminated(&content)?;
+    for meta in &metas {
+        if meta.path().is_ident("cfg") || attributes::hides(&parse_quote!(#[#meta]), Kind::Cfg) {
+            return Err(syn::Error::new_spanned(
+                meta,
+                "what is conditional is the method: put the `cfg` there",
+            ));
+        }
+    }
     Ok(metas.into_iter().map(|meta| parse_quote!(#[#meta])).collect())
 }
 

@@ -76,6 +76,10 @@ fn span(span: Span) -> Span {
 }
 
 fn ident(name: &mut Ident) {
+    // The macro's output is of the edition of this crate, in which this is a keyword.
+    if name == "gen" {
+        *name = Ident::new_raw("gen", name.span());
+    }
     name.set_span(span(name.span()));
 }
 
@@ -89,6 +93,7 @@ fn tokens(tokens: TokenStream) -> TokenStream {
             }
             // Its span says which crate it means.
             TokenTree::Ident(name) if name == "$crate" => {}
+            TokenTree::Ident(name) => ident(name),
             other => other.set_span(span(other.span())),
         }
         token

@@ -67,7 +67,7 @@ fn service_impl(args: TokenStream, item: TokenStream) -> TokenStream {
             return quote!(#item #error);
         }
     };
-    let item = bodies::put_back(item, bodies);
+    let item = bodies::put_back(item, &bodies);
     let derived = service.map(|mut service| {
         hygiene::mark(&mut service);
         expand::expand(&service)

@@ -110,7 +110,9 @@ pub mod prelude;
 #[doc(inline)]
 pub use call::{Call, Cast, Recover, Recovered};
 #[doc(inline)]
-pub use caller::{Caller, OwnedPermit, Permit, Reserve, ReserveOwned, Stopping, TenoriteCaller, WeakCaller};
+pub use caller::permit::{OwnedPermit, Permit, Reserve, ReserveOwned};
+#[doc(inline)]
+pub use caller::{Caller, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use dispatch::DerivedWorker;
 #[doc(inline)]

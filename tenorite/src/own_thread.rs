@@ -55,10 +55,14 @@ impl OwnThread {
         let drive = move || {
             let Ok((runtime, mut watch)) = handed_over.recv() else { return };
             let local = LocalSet::new();
-            // For the whole thread: the service's task is not one of the set, and its handlers may
-            // spawn tasks that are.
-            let _entered = local.enter();
+            // For as long as the service is there: its task is not one of the set, and its handlers
+            // may spawn tasks that are.
+            let entered = local.enter();
             runtime.block_on(local.run_until(watch.wait_for(|status| *status == Status::Stopped)));
+            drop(entered);
+            drop(local);
+            // Does not wait for what a handler has left on the blocking pool.
+            runtime.shutdown_background();
         };
         // A name with a zero in it would be a panic.
         match thread::Builder::new().name(name.replace('\0', "")).spawn(drive) {
@@ -68,7 +72,8 @@ impl OwnThread {
                 // counts.
                 let reason = Reason::from(format!("its thread could not be started: {error}"));
                 caller.control().status().end(StopReason::StartFailed(reason));
-                drop(runtime);
+                // A plain drop would panic where this thread is in a runtime.
+                runtime.shutdown_background();
             }
         }
     }

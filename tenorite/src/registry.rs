@@ -16,7 +16,8 @@
 //! key never overlap: the next is started once the worker of the last one is gone.
 //!
 //! The map is locked for moments only. The function that starts a service, stops of services and
-//! drops of callers are outside of the lock, because each may call the registry again.
+//! drops of callers are outside of the lock, because each may call the registry again. Keys are
+//! hashed, compared, cloned and dropped under it, and must not.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -24,23 +25,32 @@ use std::hash::Hash;
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::timeout_at;
 
 use crate::call::Call;
 use crate::caller::Caller;
 use crate::error::{SendReason, TenoriteError};
+use crate::handler::context::context;
+use crate::handler::deadlock;
+use crate::handler::method::Method;
+use crate::panics;
 use crate::sync::Mutex;
 
 /// How often a call is repeated that meets a service that is just stopping. It is only a bound for
 /// services that stop as soon as they have started.
 const REPEATS: usize = 16;
+/// How many of the least recently used services are looked at before one is evicted.
+const LOOKS: usize = 64;
 
 /// Starts services by key and keeps them: one service for each user, room, file or connection.
 ///
 /// A service is started at the first [`get`](Self::get) or [`call`](Self::call) for its key, once,
 /// however many ask at the same time. It is forgotten when it has stopped, by an
 /// [idle timeout](crate::Builder::idle_timeout) for instance, and started again when it is asked
-/// for. Two services of one key never overlap.
+/// for. Two services of one key never overlap: the next one starts when the last one has ended, and
+/// with it its worker, if it is started with `start` and not with `start_task`.
 ///
 /// Clones are handles to the same registry. When the last one is dropped, its services lose the
 /// registry's callers, and stop like any service without callers.
@@ -82,19 +92,21 @@ pub struct Registry<K, C: Caller> {
 
 struct Shared<K, C: Caller> {
     start: Box<dyn Fn(&K) -> C + Send + Sync>,
+    /// The runtime in which the registry was made, and in which its services are started.
+    runtime: Option<Handle>,
     map: Mutex<Map<K, C>>,
 }
 
 /// # Invariants
 ///
-/// - G1: A key has at most one entry, and an entry outlives its service. So does its place in
-///   `order`, for a running one of a registry with a capacity.
+/// - G1: A key has at most one entry, and an entry outlives its service. It has a place in `order`
+///   while it is one of those that the capacity counts.
 /// - G2: Only the thread that has made an entry `Starting` replaces or removes it.
 /// - G3: Each service has a number of its own. A waker removes the entry with its number, and no
 ///   later one of the same key.
 struct Map<K, C> {
     entries: HashMap<K, Entry<C>>,
-    /// The running services, the least recently used first. Empty without a capacity.
+    /// The services that count, the least recently used first. Empty without a capacity.
     order: BTreeMap<u64, K>,
     capacity: Option<usize>,
     is_closed: bool,
@@ -168,8 +180,25 @@ impl<K: Clone + Eq + Hash, C> Map<K, C> {
 
 impl<K: Clone + Eq + Hash, C: Clone> Map<K, C> {
     /// Takes those services out of the order that are too many. They are to be stopped.
-    fn evicted(&mut self) -> Vec<C> {
+    fn evicted(&mut self) -> Vec<C>
+    where
+        C: Caller,
+    {
         let mut evicted = Vec::new();
+        if self.capacity.is_some_and(|capacity| self.order.len() > capacity) {
+            // Those that are stopping by themselves come first. Only so many are looked at, since a
+            // look takes the lock of a service.
+            let closed = self.order.iter().take(LOOKS).filter(|(_, key)| {
+                let caller = self.entries.get(*key).and_then(Entry::caller);
+                caller.is_none_or(|caller| caller.as_ref().is_closed())
+            });
+            for used in closed.map(|(used, _)| *used).collect::<Vec<_>>() {
+                let key = self.order.remove(&used);
+                if let Some(Entry::Started { used, .. }) = key.and_then(|key| self.entries.get_mut(&key)) {
+                    *used = None;
+                }
+            }
+        }
         while self.capacity.is_some_and(|capacity| self.order.len() > capacity) {
             let Some((_, key)) = self.order.pop_first() else { break };
             if let Some(Entry::Started { caller, used, .. }) = self.entries.get_mut(&key) {
@@ -197,7 +226,12 @@ where
     C: Caller,
 {
     /// Creates a registry whose services are started by this function. It is called with the key,
-    /// where the first caller of that key is polled: in a tokio runtime, if it starts services.
+    /// on the thread that first asks for that key, in the tokio runtime in which the registry was
+    /// created, if that was in one.
+    ///
+    /// A service lives until it is evicted or stopped, or ends by itself. If the function, or one
+    /// of the workers, owns a handle to this registry, the registry keeps itself alive: then
+    /// [`stop`](Self::stop) ends its services, and nothing else does.
     #[must_use]
     pub fn new(start: impl Fn(&K) -> C + Send + Sync + 'static) -> Self {
         let map = Map {
@@ -207,7 +241,8 @@ where
             is_closed: false,
             next: 0,
         };
-        Self { shared: Arc::new(Shared { start: Box::new(start), map: Mutex::new(map) }) }
+        let runtime = Handle::try_current().ok();
+        Self { shared: Arc::new(Shared { start: Box::new(start), runtime, map: Mutex::new(map) }) }
     }
 
     /// Limits how many services run. The one that was least recently asked for is then stopped: it
@@ -235,7 +270,10 @@ where
     ///
     /// # Errors
     ///
-    /// Returns `SendFailure(Stopped)` if the registry was [stopped](Self::stop).
+    /// - `SendFailure(Stopped)` if the registry was [stopped](Self::stop).
+    /// - `SendFailure(WouldDeadlock)` in a handler that the stopping service waits for, or that is
+    ///   one of it.
+    /// - `SendFailure(Expired)` if the deadline of the current handler passes during the wait.
     ///
     /// # Cancel safety
     ///
@@ -250,7 +288,10 @@ where
             stop(&evicted);
             match found {
                 Found::Running(caller) => return Ok(caller),
-                Found::Stopping(caller, number) => self.ended(key, &caller, number).await,
+                Found::Stopping(caller, number) => {
+                    self.may_end(&caller).await?;
+                    self.ended(key, &caller, number).await;
+                }
                 Found::Nothing(started) => return self.start(key, started),
                 Found::Starting(started) => self.started(key, &started).await,
             }
@@ -264,8 +305,9 @@ where
     ///
     /// # Errors
     ///
-    /// Those of the call, and `SendFailure(Stopped)` if the registry was [stopped](Self::stop), or
-    /// if the services of this key stop as soon as they have started.
+    /// Those of the call and of [`get`](Self::get), and `SendFailure(Stopped)` if the services of
+    /// this key stop as soon as they have started. A limit of the call begins with the call, and
+    /// not with a wait for the end of the last service.
     ///
     /// # Cancel safety
     ///
@@ -318,6 +360,11 @@ where
     /// # Cancel safety
     ///
     /// They stop from the first poll on, also if the future is dropped then.
+    ///
+    /// # Panics
+    ///
+    /// Panics in a handler of one of the services, where
+    /// [`stopped`](crate::TenoriteCaller::stopped) does.
     pub async fn stop(&self) {
         let all: Vec<C> = {
             let mut map = self.shared.map.lock();
@@ -343,6 +390,31 @@ where
             Entry::Starting(started) => Found::Starting(Arc::clone(started)),
         };
         Some((key.clone(), found))
+    }
+
+    /// Waits for the end of a service, if it may come: not in a handler that the service waits for,
+    /// and not longer than the handler has time.
+    async fn may_end(&self, caller: &C) -> Result<(), TenoriteError> {
+        let caller = caller.as_ref();
+        let edge = match caller.node().filter(|_| !caller.is_stopped()) {
+            Some(node) => {
+                let waits = deadlock::wait(node, const { &Method::new("Registry", "get") });
+                waits.map_err(|cycle| TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle)))?
+            }
+            None => None,
+        };
+        let stopped = caller.stopped();
+        let is_late = match context().and_then(|context| context.deadline()) {
+            Some(deadline) => timeout_at(deadline, stopped).await.is_err(),
+            None => {
+                stopped.await;
+                false
+            }
+        };
+        if let Some(edge) = edge {
+            edge.end();
+        }
+        if is_late { Err(TenoriteError::SendFailure(SendReason::Expired)) } else { Ok(()) }
     }
 
     /// Waits for the end of a service, and forgets it.
@@ -404,12 +476,17 @@ where
             fn drop(&mut self) {
                 let removed = if self.3 { None } else { self.0.map.lock().entries.remove(self.1) };
                 drop(removed);
-                self.2.notify_waiters();
+                if let Err(payload) = panics::catch(|| self.2.notify_waiters()) {
+                    panics::discard(payload);
+                }
             }
         }
 
         let mut starting = Starting(&self.shared, key, started, false);
-        let caller = (self.shared.start)(key);
+        let caller = {
+            let _entered = self.shared.runtime.as_ref().map(Handle::enter);
+            (self.shared.start)(key)
+        };
         let (number, is_closed, evicted) = {
             let mut map = self.shared.map.lock();
             let number = map.number();
@@ -423,7 +500,6 @@ where
             starting.3 = true;
             (number, map.is_closed, map.evicted())
         };
-        drop(starting);
         stop(&evicted);
         let forget = Forget { shared: Arc::downgrade(&self.shared), key: key.clone(), number };
         let forget = Arc::new(forget);
@@ -432,9 +508,10 @@ where
         }
         if is_closed {
             caller.as_ref().stop();
-            return Err(TenoriteError::SendFailure(SendReason::Stopped));
         }
-        Ok(caller)
+        // Last, because it wakes other tasks, whose wakers may panic.
+        drop(starting);
+        if is_closed { Err(TenoriteError::SendFailure(SendReason::Stopped)) } else { Ok(caller) }
     }
 }
 

@@ -225,15 +225,18 @@ where
     ///
     /// Use this for workers that block their thread, or that belong to one thread. All handlers and
     /// hooks run on that thread, `init` included, and so does the drop of a worker that no
-    /// `JoinHandle` hands back. They may block: only this service waits. The thread has a tokio
-    /// runtime, in which timers, IO and `tokio::spawn` work, and `spawn_local` too. The runtime
-    /// ends with the service, and with it the tasks that were spawned there.
+    /// `JoinHandle` hands back. They may block: only this service waits. (What blocks through tokio
+    /// is refused there as in any async code: [`blocking`](crate::Call::blocking), `block_on`,
+    /// `block_in_place`.) The thread has a tokio runtime, in which timers, IO and `tokio::spawn`
+    /// work, and `spawn_local` too. The runtime ends right after the service, and with it the tasks
+    /// that were spawned there; also services that were started there.
     ///
     /// The service does not need the runtime that it is started in, or any: `start` works on a
     /// plain thread. Each call costs two switches between threads.
     ///
     /// A service whose thread cannot be started ends with
-    /// [`StopReason::StartFailed`](crate::StopReason::StartFailed).
+    /// [`StopReason::StartFailed`](crate::StopReason::StartFailed). Where the system has no more
+    /// file descriptors for the runtime, the start panics.
     ///
     /// # Examples
     ///
@@ -254,7 +257,7 @@ where
     /// ```
     pub fn own_thread(mut self) -> Self {
         self.options.own_thread = true;
-        self.on_worker_task()
+        self
     }
 
     /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). This
@@ -439,7 +442,9 @@ where
         }
         let Self { timeout, options, .. } = self;
         let mut started = None;
-        let start = Start { options: ServiceOptions { backlog, ..options }, decider };
+        // Whatever `inline` was set to later: no handler leaves the thread.
+        let inline = if options.own_thread { Inline::Never } else { options.inline };
+        let start = Start { options: ServiceOptions { backlog, inline, ..options }, decider };
         let task = W::__start(start, |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
             let configs = make(&caller);

@@ -251,8 +251,8 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
 
 /// Returns the name of the constant that says whether a method's return type is a `Result`.
 fn is_result(method: &Method) -> Ident {
-    let name = method.name.unraw().to_string().to_uppercase();
-    quote::format_ident!("{name}_IS_RESULT", span = Span::call_site())
+    // As it is written, since two methods may differ in case alone.
+    quote::format_ident!("{}_IS_RESULT", method.name.unraw(), span = Span::call_site())
 }
 
 /// Finds out whether a return type is a `Result`. The constant has a name, so that documentation

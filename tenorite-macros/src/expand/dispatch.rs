@@ -20,7 +20,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let allow = is_deprecated.then(|| quote!(#[allow(deprecated)]));
     // Hygienic, because an argument may have the same name.
     let job = Ident::new("job", Span::mixed_site());
-    let make = &service.names.function;
+    // Not a name that a type of the user's may have.
+    let make = Ident::new("__Make", Span::call_site());
 
     let arms = service.methods.iter().map(|method| {
         let Method { name, variant, cfgs, args, is_async, reply_at, .. } = method;

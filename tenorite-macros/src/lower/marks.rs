@@ -62,11 +62,11 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
         }
         let parsed = attribute.parse_nested_meta(|meta| {
             if meta.path.is_ident("request") {
-                on_request.extend(args::attributes(meta.input)?);
+                on_request.extend(args::listed(meta.input)?);
                 return Ok(());
             }
             if meta.path.is_ident("response") {
-                on_response.extend(args::attributes(meta.input)?);
+                on_response.extend(args::listed(meta.input)?);
                 return Ok(());
             }
             if meta.path.is_ident("key") {
@@ -119,14 +119,14 @@ pub(super) fn fields(function: &mut ImplItemFn, errors: &mut Errors) -> Vec<Fiel
                 if meta.path.is_ident("key") {
                     is_key = true;
                 } else if meta.path.is_ident("request") {
-                    on_request.extend(args::attributes(meta.input)?);
+                    on_request.extend(args::listed(meta.input)?);
                 } else {
                     return Err(meta.error(KNOWN));
                 }
                 Ok(())
             });
-            if parsed.is_err() {
-                errors.at(&attribute, KNOWN);
+            if let Err(error) = parsed {
+                errors.push(error);
             }
             // Another pattern is an error of the argument.
             let Pat::Ident(PatIdent { ident, .. }) = &**pat else { continue };

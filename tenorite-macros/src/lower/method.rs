@@ -8,7 +8,7 @@ use syn::{
     Safety, Type, parse_quote,
 };
 
-use crate::attributes::{Kind, carried};
+use crate::attributes::{Kind, carried, hides};
 use crate::errors::Errors;
 use crate::generics;
 use crate::model::{Arg, Field, Method, Reply, ReplyKind};
@@ -77,7 +77,7 @@ pub(super) fn method(
     for input in signature.inputs.iter().skip(1) {
         let FnArg::Typed(input) = input else { continue };
         if let Some(ty) = types::reply_argument(&input.ty) {
-            for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg")) {
+            for attribute in input.attrs.iter().filter(|attribute| is_cfg(attribute)) {
                 errors.at(attribute, "a `Reply` cannot be conditional: put the `cfg` on the method");
                 fits = false;
             }
@@ -126,6 +126,11 @@ pub(super) fn method(
     })
 }
 
+/// Returns whether the attribute decides if something exists.
+fn is_cfg(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("cfg") || hides(attribute, Kind::Cfg)
+}
+
 fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
     let mut variant = String::new();
     for word in name.unraw().to_string().split('_') {
@@ -149,7 +154,7 @@ fn variant(name: &Ident, errors: &mut Errors) -> Option<Ident> {
 
 fn arg(input: &PatType, worker: &Type, errors: &mut Errors) -> Option<Arg> {
     for attribute in &input.attrs {
-        if attribute.path().is_ident("cfg") {
+        if is_cfg(attribute) {
             errors.at(attribute, "an argument cannot be conditional: put the `cfg` on the method");
             return None;
         }

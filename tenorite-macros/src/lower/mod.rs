@@ -226,6 +226,16 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         let Marks { role, on_request, on_response } = marks(&mut function.attrs, errors);
         let mut fields = fields(function, errors);
         let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
+        let is_private = matches!(function.vis, Visibility::Inherited);
+        if is_private || !matches!(role, None | Some(Role::AnyShard)) {
+            let of_fields = fields.iter().map(|field| &field.on_request);
+            for attribute in [&on_request, &on_response].into_iter().chain(of_fields).flatten() {
+                errors.at(
+                    &attribute.meta,
+                    "this method is no request, so nothing is derived that this could be put on",
+                );
+            }
+        }
         let is_repeated = match role {
             None | Some(Role::AnyShard) => false,
             Some(Role::Skip) => continue,
@@ -236,7 +246,6 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         if is_repeated {
             errors.at(&function.sig.ident, "a service has at most one hook of each kind: remove this one");
         }
-        let is_private = matches!(function.vis, Visibility::Inherited);
         let Some(FnArg::Receiver(_)) = function.sig.inputs.first() else { continue };
         if !matches!(role, None | Some(Role::AnyShard)) || is_private {
             continue;
@@ -257,6 +266,9 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             if let Some(field) = fields.iter_mut().find(|field| field.name == arg.name) {
                 arg.on_request = std::mem::take(&mut field.on_request);
             }
+        }
+        for attribute in fields.iter().flat_map(|field| &field.on_request) {
+            errors.at(&attribute.meta, "a `Reply` is no field of the request: put this on another argument");
         }
         match methods
             .iter()

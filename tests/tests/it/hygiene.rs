@@ -264,3 +264,82 @@ async fn inside_a_function() {
     let (_task, local) = LocalService.start_task(1, Local);
     assert_eq!(local.here().await, Ok(true));
 }
+
+/// A block that a macro captures is in an invisible group, and a constant's value is no body.
+mod captured_blocks {
+    macro_rules! worker {
+        ($name:ident, $block:block, $value:block) => {
+            struct $name;
+
+            #[tenorite::service]
+            impl $name {
+                const FIRST: u8 = $value;
+                const SECOND: Pair = Pair { one: 2 };
+
+                pub fn first(&self) -> u8 $block
+
+                pub const fn third(&self) -> u8 {
+                    Self::FIRST + Self::SECOND.one
+                }
+            }
+        };
+    }
+
+    struct Pair {
+        one: u8,
+    }
+
+    worker!(Captured, { 7 }, { 1 });
+
+    #[tokio::test]
+    async fn each_method_has_its_own_body() {
+        use tenorite::prelude::*;
+
+        let captured = CapturedService.start(1, Captured);
+        assert_eq!((captured.first().await, captured.third().await), (Ok(7), Ok(3)));
+    }
+}
+
+/// Names that derived code might use itself.
+mod names {
+    use tenorite::prelude::*;
+
+    #[derive(Debug)]
+    pub struct F(u8);
+
+    #[tenorite::service]
+    impl F {
+        #[service(init)]
+        pub fn new(config: u8) -> Self {
+            Self(config)
+        }
+
+        pub fn r#gen(&self, r#gen: u8) -> u8 {
+            self.0 + r#gen
+        }
+    }
+
+    type MyResult<T> = Result<T, u8>;
+
+    struct Cases;
+
+    #[expect(non_snake_case)]
+    #[tenorite::service]
+    impl Cases {
+        pub fn getIt(&self) -> MyResult<u8> {
+            Ok(1)
+        }
+
+        pub fn getit(&self) -> MyResult<u16> {
+            Err(2)
+        }
+    }
+
+    #[tokio::test]
+    async fn they_are_the_users() {
+        let f = FService.start(1, 3);
+        assert_eq!(f.r#gen(4).await, Ok(7));
+        let cases = CasesService.start(1, Cases);
+        assert_eq!((cases.getIt().await, cases.getit().await), (Ok(1), Err(TenoriteError::ServiceError(2))));
+    }
+}

@@ -264,7 +264,9 @@ fn calls_from_many_threads_are_answered() {
 fn a_thread_that_cannot_be_started_is_told() {
     const NAME: &str = "own_thread::a_thread_that_cannot_be_started_is_told";
     if std::env::var_os("WITHOUT_THREADS").is_some() {
-        let device = start(&Threads::default());
+        // In a runtime, in which another must not be dropped.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let device = runtime.block_on(async { start(&Threads::default()) });
         let refused = device.name().blocking();
         assert!(matches!(refused, Err(TenoriteError::SendFailure(_))), "{refused:?}");
         let reason = futures::executor::block_on(device.stopped());
@@ -284,4 +286,45 @@ fn a_thread_that_cannot_be_started_is_told() {
         "{text}{}",
         String::from_utf8_lossy(&child.stderr)
     );
+}
+
+#[tokio::test]
+async fn no_handler_leaves_the_thread_however_the_builder_is_used() {
+    for inline in [tenorite::Inline::Auto, tenorite::Inline::Random(7)] {
+        let builder = DeviceService.builder().own_thread().name("device").inline(inline);
+        let device = builder.start(8, Threads::default());
+        for _ in 0..50 {
+            assert_eq!(device.name().await, Ok(Some("device".to_owned())));
+        }
+    }
+}
+
+/// The thread does not wait for it.
+#[tokio::test]
+async fn what_is_left_on_the_blocking_pool_keeps_no_thread() {
+    struct Blocking(mpsc::Sender<()>, Option<mpsc::Receiver<()>>);
+
+    thread_local! {
+        static LAST: Cell<Option<mpsc::Sender<()>>> = const { Cell::new(None) };
+    }
+
+    #[tenorite::service]
+    impl Blocking {
+        pub fn block(&mut self) {
+            LAST.set(Some(self.0.clone()));
+            let never = self.1.take().unwrap();
+            drop(tokio::task::spawn_blocking(move || never.recv()));
+        }
+    }
+
+    let (sender, ended) = mpsc::channel();
+    let (release, never) = mpsc::channel();
+    let blocking = BlockingService.builder().own_thread().start(8, Blocking(sender, Some(never)));
+    blocking.block().await.unwrap();
+    drop(blocking);
+    // Disconnected when the thread, the last that has a sender, has ended.
+    let ended =
+        tokio::task::spawn_blocking(move || ended.recv_timeout(Duration::from_secs(10))).await.unwrap();
+    assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected));
+    drop(release);
 }

@@ -347,3 +347,91 @@ async fn a_weak_caller_tells_of_the_end() {
     drop(session);
     assert_eq!(ended.await.unwrap(), (Some(StopReason::CallersGone), None));
 }
+
+/// One that is stopping by itself takes no other's place.
+#[tokio::test]
+async fn a_service_that_is_stopping_does_not_count() {
+    let scene = Scene::of(|sessions| sessions.capacity(2));
+    scene.visit(1).await;
+    let second = scene.sessions.get(&2).await.unwrap();
+    let mut waiting = Box::pin(second.wait());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    second.stop();
+    scene.visit(3).await;
+    assert!(!scene.sessions.peek(&1).unwrap().is_closed());
+    assert_eq!(scene.visit(1).await, 2);
+    scene.gate.add_permits(1);
+    assert_eq!(waiting.await, Ok(0));
+}
+
+/// A handler that asks for a service which waits for that handler.
+mod cycles {
+    use super::*;
+
+    type Nodes = Registry<&'static str, NodeCaller>;
+
+    struct Node {
+        nodes: Arc<std::sync::OnceLock<Nodes>>,
+        entered: Arc<Semaphore>,
+        gate: Arc<Semaphore>,
+    }
+
+    #[tenorite::service]
+    impl Node {
+        /// Calls the next of the path, when it is let.
+        pub async fn walk(&mut self, path: Vec<&'static str>) -> Result<u32, String> {
+            let [next, rest @ ..] = &path[..] else { return Ok(0) };
+            self.entered.add_permits(1);
+            self.gate.acquire().await.unwrap().forget();
+            let nodes = self.nodes.get().unwrap();
+            nodes
+                .call(next, |node| node.walk(rest.to_vec()))
+                .await
+                .map(|steps| steps + 1)
+                .map_err(|e| e.to_string())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_for_a_service_that_waits_for_the_handler_is_refused() {
+        for path in [vec!["a", "a"], vec!["a", "b", "a"]] {
+            let all: Arc<std::sync::OnceLock<Nodes>> = Arc::default();
+            let (entered, gate) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+            let (known, for_entered, for_gate) = (Arc::clone(&all), Arc::clone(&entered), Arc::clone(&gate));
+            let nodes = Registry::new(move |_: &&str| {
+                let (nodes, entered, gate) =
+                    (Arc::clone(&known), Arc::clone(&for_entered), Arc::clone(&for_gate));
+                NodeService.start(4, Node { nodes, entered, gate })
+            });
+            let _ = all.set(nodes.clone());
+            let walk = tokio::spawn({
+                let (nodes, path) = (nodes.clone(), path.clone());
+                async move { nodes.call(&path[0], |node: &NodeCaller| node.walk(path[1..].to_vec())).await }
+            });
+            entered.acquire().await.unwrap().forget();
+            // It drains, and waits for its handler.
+            nodes.peek(&"a").unwrap().stop();
+            gate.add_permits(path.len());
+            let outcome =
+                tokio::time::timeout(Duration::from_secs(10), walk).await.expect("it ends").unwrap();
+            let text = outcome.unwrap_err().to_string();
+            assert!(text.contains("Registry::get") || text.contains("wait for itself"), "{path:?}: {text}");
+        }
+    }
+}
+
+/// Wherever it is asked for first.
+#[test]
+fn services_are_started_in_the_runtime_of_the_registry() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (log, gate) = (Arc::new(Log::default()), Arc::new(Semaphore::new(0)));
+    let sessions = runtime.block_on(async {
+        Registry::new(move |user: &u32| SessionService.start(1, Session::new(*user, &log, &gate)))
+    });
+    let session = futures::executor::block_on(sessions.get(&1)).unwrap();
+    assert_eq!(session.visit().blocking(), Ok(1));
+    let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(other.block_on(sessions.call(&2, SessionCaller::visit)), Ok(1));
+    drop(other);
+    assert_eq!(sessions.peek(&2).unwrap().visit().blocking(), Ok(2));
+}

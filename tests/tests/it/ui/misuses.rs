@@ -42,6 +42,27 @@ impl Store {
     pub fn hidden(&self) {}
 }
 
+struct Attributes;
+
+#[tenorite::service]
+impl Attributes {
+    #[service(skip, request(doc = "lost"))]
+    pub fn skipped(&self) {}
+
+    pub fn waits(&self, #[service(request(doc = "lost"))] reply: Reply<u8>) {
+        drop(reply);
+    }
+
+    pub fn conditional(&self, #[cfg_attr(all(), cfg(unix))] key: u8) -> u8 {
+        key
+    }
+
+    #[service(request(cfg(unix)))]
+    pub fn gone(&self, #[service(request)] key: u8) -> u8 {
+        key
+    }
+}
+
 struct Quoted;
 
 #[tenorite::service(crate = "tenorite", request(non_exhaustive))]
