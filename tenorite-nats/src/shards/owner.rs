@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dedup::{DedupWindow, Expiry, of_stored};
 use super::members::Directive;
-use super::pulls::{Activity, PullError, Pulls};
+use super::pulls::{Activity, PullError, Pulled, Pulls};
 use super::record::{Answer, Record};
 use super::reply_cache::ReplyCache;
 use super::status::{Board, ShardState};
@@ -330,6 +330,8 @@ where
         }
         let mut looks = interval(LOOK);
         let mut doubts = self.directive.borrow_and_update().doubts;
+        // Kept beside the state, which an owner may have to drop.
+        let mut pin = None;
         let last = loop {
             let message = tokio::select! {
                 biased;
@@ -343,7 +345,7 @@ where
                         && let Some(pin) = held.as_ref().map(|held| held.pin.clone())
                         && !is_pinned(pin.as_deref(), &consumer).await?
                     {
-                        *held = None;
+                        self.activity.during(|| *held = None);
                         self.set_state(ShardState::Ready);
                     }
                     continue;
@@ -361,7 +363,7 @@ where
                 }
             };
             let message = match message {
-                Ok(message) => message,
+                Ok(pulled) => pulled,
                 Err(PullError::Closed(why)) => return Err(Lost(why.to_owned())),
                 Err(PullError::Failed(error)) => {
                     consumer.get_info().await.map_err(|gone| Lost(format!("{error}: {gone}")))?;
@@ -371,28 +373,27 @@ where
             if shared.stop.is_cancelled() || !self.directive.borrow().asks {
                 break Some(message);
             }
-            let pin = pin_of(&message);
+            pin = pin_of(&message.0).or(pin);
             match self.handle(held, message, &consumer).await {
                 Ok(()) => {}
                 Err(Leave::Lost(lost)) => {
-                    *held = None;
+                    self.activity.during(|| *held = None);
                     return Err(lost);
                 }
                 Err(Leave::Unreadable(unreadable)) => {
                     // Hand over now: a process that can read the state should not have to wait for
                     // the pin to expire.
-                    *held = None;
+                    self.activity.during(|| *held = None);
                     self.hand_over(pin.as_deref(), consumer, pulls, None).await;
                     return Ok(End::Unreadable(unreadable.why));
                 }
                 Err(Leave::Cut) => {
-                    *held = None;
+                    self.activity.during(|| *held = None);
                     self.hand_over(pin.as_deref(), consumer, pulls, None).await;
                     return Ok(End::HandedOver);
                 }
             }
         };
-        let pin = held.as_ref().and_then(|held| held.pin.clone());
         self.hand_over(pin.as_deref(), consumer, pulls, last).await;
         Ok(End::HandedOver)
     }
@@ -404,7 +405,7 @@ where
         pin: Option<&str>,
         consumer: PullConsumer,
         mut pulls: Pulls,
-        last: Option<Message>,
+        last: Option<Pulled>,
     ) {
         flush(&self.shared.client).await;
         // The last acknowledgement lets the server deliver one more message, if there is one. It
@@ -414,7 +415,7 @@ where
             None => timeout(LAST, pulls.next()).await.ok().and_then(Result::ok),
         };
         // Stop pulling before unpinning.
-        let last = last.or(pulls.stop().await);
+        let last = last.or(pulls.stop().await).map(|(message, _)| message);
         self.unpin(last.as_ref().and_then(pin_of).as_deref().or(pin), &consumer).await;
         if let Some(message) = last {
             let _ = message.ack_with(AckKind::Nak(None)).await;
@@ -428,7 +429,7 @@ where
         }
     }
 
-    fn delivery_of(&self, message: Message) -> Result<Delivery, Lost> {
+    fn delivery_of(&self, (message, connects): Pulled) -> Result<Delivery, Lost> {
         let pin = pin_of(&message);
         let info = message.info().map_err(Lost::because)?;
         let (sequence, times) = (info.stream_sequence, info.delivered);
@@ -445,7 +446,7 @@ where
         };
         Ok(Delivery {
             moment,
-            connects: self.connects(),
+            connects,
             call: numbered.unwrap_or_else(|| of_stored(sequence, moment)),
             sequence,
             stored,
@@ -459,16 +460,16 @@ where
     async fn handle(
         &self,
         place: &mut Option<Held<W>>,
-        message: Message,
+        pulled: Pulled,
         consumer: &PullConsumer,
     ) -> Result<(), Leave> {
         let shared = &self.shared;
-        let delivery = self.delivery_of(message)?;
+        let delivery = self.delivery_of(pulled)?;
         let Delivery { message, call, .. } = &delivery;
         let call = *call;
         let _working = self.activity.works_on(message);
         if place.as_ref().is_none_or(|held| held.pin != delivery.pin || held.worker.is_none()) {
-            *place = None;
+            self.activity.during(|| *place = None);
             match self.load(delivery.pin.clone()).await {
                 Ok(held) => *place = Some(held),
                 Err(leave) => {
@@ -489,7 +490,8 @@ where
             return Ok(self.acknowledge(&delivery).await?);
         }
         let tolerance = (!wire::is_kept(message.headers.as_ref())).then_some(shared.tolerance);
-        let read = read_request::<W::Request, K>(message, &shared.codec, tolerance);
+        Activity::let_others_go_first().await;
+        let read = self.activity.during(|| read_request::<W::Request, K>(message, &shared.codec, tolerance));
         // A request that only reads has no effect, and is not in the window. One that cannot be
         // decoded may be of either kind.
         let reads = matches!(&read, Ok((_, method, _)) if method.reads());
@@ -507,7 +509,8 @@ where
                 return Ok(self.turn_away(&delivery, consumer, error).await?);
             }
         };
-        if request.shard(shared.shards).is_some_and(|shard| shard != self.shard) {
+        let belongs = self.activity.during(|| request.shard(shared.shards));
+        if belongs.is_some_and(|shard| shard != self.shard) {
             let why = format!(
                 "its key is not of shard {} of {}: callers must know how many there are",
                 self.shard, shared.shards
@@ -549,8 +552,11 @@ where
         // After a panic or at the limit the worker is gone, with the changes it had made. The next
         // request finds the previous state.
         let is_torn = held.worker.is_none();
-        let reply = outcome
-            .and_then(|response| encode_reply(&shared.client, &response, &shared.codec, &shared.capacity));
+        Activity::let_others_go_first().await;
+        let reply = outcome.and_then(|response| {
+            let encode = || encode_reply(&shared.client, &response, &shared.codec, &shared.capacity);
+            self.activity.during(encode)
+        });
         let mut answer = reply.map_or_else(|error| failure(&error), Answer::Response);
         if !is_torn && !method.reads() {
             match self.write(held, &delivery, &answer).await {
@@ -558,7 +564,7 @@ where
                 Ok(Err(error)) => {
                     // Nothing of the change is stored, so none of it may be seen.
                     answer = failure(&error);
-                    *place = None;
+                    self.activity.during(|| *place = None);
                 }
                 Err(lost) => {
                     // The handler came to its end, and so did not end its owner.
@@ -652,7 +658,7 @@ where
         let Unreadable { record, why } = unreadable;
         let why = Reason::from(format!("the state of shard {} cannot be read: {why}", self.shard));
         let tolerance = (!wire::is_kept(message.headers.as_ref())).then_some(shared.tolerance);
-        let read = read_request::<W::Request, K>(message, &shared.codec, tolerance);
+        let read = self.activity.during(|| read_request::<W::Request, K>(message, &shared.codec, tolerance));
         let reads = matches!(&read, Ok((_, method, _)) if method.reads());
         let before = record.as_ref().filter(|_| !reads).and_then(|record| {
             if record.call == Some(*call) {
@@ -716,12 +722,13 @@ where
         let shared = &self.shared;
         let stored = shared.streams.read(&shared.states, &self.name()).await.map_err(Lost)?;
         let revision = stored.as_ref().map_or(0, |stored| stored.revision);
+        Activity::let_others_go_first().await;
         let (worker, known, record) = match stored.and_then(|stored| stored.value) {
             Some(written) => {
                 let Some(record) = Record::read(&written) else {
                     return Err(self.unreadable(None, &"it is no record"));
                 };
-                let worker = match shared.codec.decode(&record.state) {
+                let worker = match self.activity.during(|| shared.codec.decode(&record.state)) {
                     Ok(worker) => worker,
                     Err(error) => return Err(self.unreadable(Some(record), &error)),
                 };
@@ -736,11 +743,12 @@ where
                 (worker, record.known, Some(written))
             }
             None => {
-                let worker = (shared.initial)(self.shard);
+                let worker = self.activity.during(|| (shared.initial)(self.shard));
                 let mut state = Vec::new();
                 // A state that cannot be written is reported to each request that changes it. No
                 // owner can change it.
-                let record = shared.codec.encode(&worker, &mut state).ok().map(|()| {
+                let encoded = self.activity.during(|| shared.codec.encode(&worker, &mut state));
+                let record = encoded.ok().map(|()| {
                     let record = Record {
                         stream: 0,
                         last: 0,
@@ -796,7 +804,7 @@ where
         let shared = &self.shared;
         let worker = held.worker.as_ref().ok_or_else(|| Lost("its worker is gone".to_owned()))?;
         let mut state = Vec::new();
-        if let Err(error) = shared.codec.encode(worker, &mut state) {
+        if let Err(error) = self.activity.during(|| shared.codec.encode(worker, &mut state)) {
             let why = Reason::from(format!("the state cannot be encoded: {error}"));
             return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
         }

@@ -16,6 +16,7 @@
 //! When the owner drops its [`Pulls`], the task is aborted.
 
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use async_nats::jetstream::{AckKind, Message};
 use async_nats::{Client, Subject};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ACK_WAIT;
@@ -61,15 +62,32 @@ impl Activity {
         Ended(self, |state| state.message = None)
     }
 
+    /// Yields before user code that may block this thread. It has to come after any other `await`.
+    ///
+    /// The event that woke this task may have left this thread with the runtime's driver, and with
+    /// tasks that no other thread takes (the scheduler's slot for the task woken last is not stolen
+    /// from). A yield runs those, and wakes another thread, which takes the driver over.
+    pub(super) async fn let_others_go_first() {
+        tokio::task::yield_now().await;
+    }
+
     /// Runs user code. Returns `None` if it exceeds its limit, and drops it then.
     pub(super) async fn run<F: Future>(&self, limit: Duration, code: F) -> Option<F::Output> {
-        // This thread may have woken the tasks that send and pull, and may keep them from all other
-        // threads while it is blocked: the scheduler's slot for the task woken last is not stolen
-        // from. So they go first.
-        tokio::task::yield_now().await;
-        self.state().user_code = Some(Instant::now());
-        let _ended = Ended(self, |state| state.user_code = None);
+        Self::let_others_go_first().await;
+        let _running = self.begin();
         timeout(limit, code).await.ok()
+    }
+
+    /// Runs user code that cannot wait: it reads, writes, makes or drops a value.
+    pub(super) fn during<T>(&self, code: impl FnOnce() -> T) -> T {
+        let _running = self.begin();
+        code()
+    }
+
+    /// Notes that user code runs, until the guard is dropped.
+    fn begin(&self) -> impl Drop + use<'_> {
+        self.state().user_code = Some(Instant::now());
+        Ended(self, |state| state.user_code = None)
     }
 
     /// Returns whether user code is running.
@@ -94,9 +112,12 @@ pub(super) enum PullError {
     Closed(&'static str),
 }
 
+/// A message, and the number of the connection that it came by.
+pub(super) type Pulled = (Message, u64);
+
 /// The messages of one owner.
 pub(super) struct Pulls {
-    messages: mpsc::Receiver<Result<Message, PullError>>,
+    messages: mpsc::Receiver<Result<Pulled, PullError>>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -113,12 +134,12 @@ impl Pulls {
     }
 
     /// Returns the next message. This is cancel safe: a message is taken, or stays.
-    pub(super) async fn next(&mut self) -> Result<Message, PullError> {
+    pub(super) async fn next(&mut self) -> Result<Pulled, PullError> {
         self.messages.recv().await.unwrap_or(Err(PullError::Closed("the client is closed")))
     }
 
     /// Stops pulling. Returns the message that was delivered and not taken, if there is one.
-    pub(super) async fn stop(mut self) -> Option<Message> {
+    pub(super) async fn stop(mut self) -> Option<Pulled> {
         self.task.abort();
         // The task drops the stream of pulls when it ends.
         let _ = (&mut self.task).await;
@@ -131,16 +152,21 @@ async fn pull(
     client: Client,
     activity: Arc<Activity>,
     limit: Duration,
-    owner: mpsc::Sender<Result<Message, PullError>>,
+    owner: mpsc::Sender<Result<Pulled, PullError>>,
 ) {
     let mut progress = interval(ACK_WAIT / 4);
+    // After a stall of this runtime one report is enough.
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = messages.next() => {
                 // No `await` for the owner: a task that waits does not pull.
                 match message {
                     // What does not fit is redelivered.
-                    Some(Ok(message)) => drop(owner.try_send(Ok(message))),
+                    Some(Ok(message)) => {
+                        let connects = client.statistics().connects.load(Ordering::Relaxed);
+                        drop(owner.try_send(Ok((message, connects))));
+                    }
                     Some(Err(error)) => {
                         // One is enough for an owner that is busy.
                         if owner.capacity() == owner.max_capacity() {
