@@ -324,7 +324,15 @@ where
         let messages = consumer.stream().group(GROUP).expires(PULL).heartbeat(PULL / 4);
         let messages = messages.messages().await.map_err(Lost::because)?;
         let (client, activity) = (shared.client.clone(), Arc::clone(&self.activity));
-        let mut pulls = Pulls::start(messages, client, activity, shared.handler_limit);
+        let (board, subject, shard) = (Arc::clone(&shared.board), shared.streams.subject.clone(), self.shard);
+        let give_up = move || {
+            let why =
+                "a handler, a hook or the state blocks its thread for longer than the limit of handlers";
+            board.failed(shard, why.to_owned());
+            board.set_state(shard, ShardState::Failing);
+            events::lost(&subject, shard, &why);
+        };
+        let mut pulls = Pulls::start(messages, client, activity, shared.handler_limit, give_up);
         if shared.board.states()[self.shard as usize].0 == ShardState::Elsewhere {
             self.set_state(ShardState::Ready);
         }

@@ -127,9 +127,11 @@ impl Pulls {
         client: Client,
         activity: Arc<Activity>,
         limit: Duration,
+        give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let task = AbortOnDropHandle::new(tokio::spawn(pull(messages, client, activity, limit, sender)));
+        let task =
+            AbortOnDropHandle::new(tokio::spawn(pull(messages, client, activity, limit, give_up, sender)));
         Self { messages: receiver, task }
     }
 
@@ -152,6 +154,7 @@ async fn pull(
     client: Client,
     activity: Arc<Activity>,
     limit: Duration,
+    give_up: impl FnOnce(),
     owner: mpsc::Sender<Result<Pulled, PullError>>,
 ) {
     let mut progress = interval(ACK_WAIT / 4);
@@ -183,6 +186,8 @@ async fn pull(
                     (state.message.clone(), state.user_code)
                 };
                 if user_code.is_some_and(|began| began.elapsed() > limit.saturating_add(GRACE)) {
+                    // The owner cannot say so itself, and the others ask only if it is said.
+                    give_up();
                     let _ = owner.try_send(Err(PullError::Closed("a handler or hook has blocked its thread")));
                     break;
                 }

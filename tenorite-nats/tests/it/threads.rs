@@ -106,10 +106,10 @@ async fn a_handler_that_blocks_its_thread_beyond_the_limit_loses_its_shard() {
     let (first, second) = two_owners(&server, |_| Machine::default(), limit).await;
     let machine: MachineCaller = connect_shards(server.connect().await, "test").await.unwrap();
     machine.block(0, 0).await.unwrap();
+    let before = (owns(&first), owns(&second));
     let call = tokio::spawn(machine.block(1, 12_000).timeout(Duration::from_secs(40)).owned());
     let began = Instant::now();
-    // The blocked one cannot notice that it owns the shard no longer.
-    while !owns(&first) || !owns(&second) {
+    while (owns(&second), owns(&first)) != before {
         assert!(began.elapsed() < Duration::from_secs(11), "the shard stays with its blocked owner");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -136,4 +136,28 @@ async fn a_start_that_hangs_is_told_and_its_shard_goes_on() {
     };
     assert!(told.contains("`on_start`") && told.contains("400"), "{told}");
     assert_eq!(call.await.unwrap(), Ok(1));
+}
+
+/// As a handler: what makes, reads and writes a state is the user's, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_worker_that_is_made_for_too_long_loses_its_shard() {
+    let Some(server) = Server::start() else { return };
+    let first_ms = Arc::new(AtomicU64::new(16_000));
+    let owner = async |name: &str| {
+        let first_ms = Arc::clone(&first_ms);
+        let initial = move |_| {
+            std::thread::sleep(Duration::from_millis(first_ms.swap(0, Ordering::Relaxed)));
+            Machine::default()
+        };
+        let owning = serve_shards(server.connect().await, "test", initial).name(name);
+        owning.handler_limit(Duration::from_secs(1)).await.unwrap()
+    };
+    let owning = [owner("first").await, owner("second").await];
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let machine: MachineCaller = connect_shards(server.connect().await, "test").await.unwrap();
+    let began = Instant::now();
+    assert_eq!(machine.block(1, 0).timeout(Duration::from_secs(30)).await, Ok(1));
+    assert!(began.elapsed() < Duration::from_secs(14), "{:?}", began.elapsed());
+    let told = owning.iter().filter_map(|owning| owning.shards()[0].last_error.clone()).collect::<String>();
+    assert!(told.contains("blocks its thread"), "{told}");
 }
