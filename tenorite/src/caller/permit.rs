@@ -186,8 +186,8 @@ impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
 
 /// A reserved place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
 ///
-/// Like a [`WeakCaller`](crate::WeakCaller), it does not keep the service alive. It does not count as use for an
-/// [`idle_timeout`](crate::Builder::idle_timeout), and does not delay a stop.
+/// Like a [`WeakCaller`](crate::WeakCaller), it does not keep the service alive. It does not count
+/// as use for an [`idle_timeout`](crate::Builder::idle_timeout), and does not delay a stop.
 ///
 /// After a graceful stop has begun, the permit's request is still accepted until the service has
 /// handled everything that it had accepted and runs its stop hook. After that it fails with
