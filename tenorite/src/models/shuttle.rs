@@ -19,7 +19,8 @@ use super::{
     Ask, Caller, Event, Model, Outcome, Post, Seen, Worker, lost, poll_once, start, start_restarting,
     start_with, start_without_worker,
 };
-use crate::caller::{Caller as _, OwnedPermit};
+use crate::caller::Caller as _;
+use crate::caller::permit::OwnedPermit;
 use crate::error::{SendReason, TenoriteError};
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
