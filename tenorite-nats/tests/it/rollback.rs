@@ -175,6 +175,9 @@ async fn a_late_acknowledgement_takes_no_other_request_away() {
     for entry in 2..10 {
         ledger.write("a", entry).cast().await.unwrap();
     }
-    write(&ledger, 10).await;
-    assert_eq!(ledger.read("a").await, Ok((0..=10).collect::<Vec<_>>()));
+    ledger.write("a", 10).timeout(LIMIT).await.unwrap();
+    let mut entries = ledger.read("a").await.unwrap();
+    // The slow one is lost with the stream if the server went before it had reached its owner.
+    entries.retain(|entry| *entry != 1);
+    assert_eq!(entries, [0].into_iter().chain(2..=10).collect::<Vec<_>>());
 }
