@@ -143,8 +143,16 @@ struct Forget<K: Send + Sync + 'static, C: Caller> {
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static, C: Caller> Wake for Forget<K, C> {
     fn wake(self: Arc<Self>) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let removed = shared.map.lock().remove(&self.key, self.number);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.forget(&self.key, self.number);
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, C: Caller> Shared<K, C> {
+    /// Removes the entry of a service that has ended.
+    fn forget(&self, key: &K, number: u64) {
+        let removed = self.map.lock().remove(key, number);
         // Not under the lock: it may be the last caller of what it calls in turn.
         drop(removed);
     }
@@ -178,12 +186,9 @@ impl<K: Clone + Eq + Hash, C> Map<K, C> {
     }
 }
 
-impl<K: Clone + Eq + Hash, C: Clone> Map<K, C> {
+impl<K: Clone + Eq + Hash, C: Caller> Map<K, C> {
     /// Takes those services out of the order that are too many. They are to be stopped.
-    fn evicted(&mut self) -> Vec<C>
-    where
-        C: Caller,
-    {
+    fn evicted(&mut self) -> Vec<C> {
         let mut evicted = Vec::new();
         if self.capacity.is_some_and(|capacity| self.order.len() > capacity) {
             // Those that are stopping by themselves come first. Only so many are looked at, since a
@@ -284,13 +289,12 @@ where
     /// Panics if the function that starts services does. The next caller of the key tries again.
     pub async fn get(&self, key: &K) -> Result<C, TenoriteError> {
         loop {
-            let (found, evicted) = self.find(key)?;
-            stop(&evicted);
-            match found {
+            match self.find(key)? {
                 Found::Running(caller) => return Ok(caller),
                 Found::Stopping(caller, number) => {
                     self.may_end(&caller).await?;
-                    self.ended(key, &caller, number).await;
+                    // The waker that does the same may not have been woken yet.
+                    self.shared.forget(key, number);
                 }
                 Found::Nothing(started) => return self.start(key, started),
                 Found::Starting(started) => self.started(key, &started).await,
@@ -375,7 +379,10 @@ where
         // Also those that are being started, which the thread that does so stops.
         while let Some((key, found)) = self.any() {
             match found {
-                Found::Stopping(caller, number) => self.ended(&key, &caller, number).await,
+                Found::Stopping(caller, number) => {
+                    caller.as_ref().stopped().await;
+                    self.shared.forget(&key, number);
+                }
                 Found::Starting(started) => self.started(&key, &started).await,
                 Found::Running(_) | Found::Nothing(_) => unreachable!("`any` finds none of these"),
             }
@@ -417,14 +424,6 @@ where
         if is_late { Err(TenoriteError::SendFailure(SendReason::Expired)) } else { Ok(()) }
     }
 
-    /// Waits for the end of a service, and forgets it.
-    async fn ended(&self, key: &K, caller: &C, number: u64) {
-        caller.as_ref().stopped().await;
-        // The waker that does the same may not have been woken yet.
-        let removed = self.shared.map.lock().remove(key, number);
-        drop(removed);
-    }
-
     /// Waits until a service is no longer being started.
     async fn started(&self, key: &K, started: &Arc<Notify>) {
         let mut notified = std::pin::pin!(started.notified());
@@ -440,7 +439,7 @@ where
     }
 
     /// Looks a key up. If there is nothing, the caller is to start it.
-    fn find(&self, key: &K) -> Result<(Found<C>, Vec<C>), TenoriteError> {
+    fn find(&self, key: &K) -> Result<Found<C>, TenoriteError> {
         let mut map = self.shared.map.lock();
         if map.is_closed {
             return Err(TenoriteError::SendFailure(SendReason::Stopped));
@@ -464,7 +463,7 @@ where
         if let Found::Running(_) = found {
             map.touch(key);
         }
-        Ok((found, map.evicted()))
+        Ok(found)
     }
 
     /// Starts the service of a key whose entry says that it is being started.

@@ -116,15 +116,21 @@ struct Delivery {
     message: Message,
     call: CallId,
     sequence: u64,
-    /// When it was stored, in nanoseconds and in seconds since 1970.
+    /// When it was stored, in nanoseconds since 1970.
     moment: i128,
-    stored: u64,
     /// The connection that it came by.
     connects: u64,
     /// How often it was delivered, including this time.
     times: i64,
     expiry: Expiry,
     pin: Option<String>,
+}
+
+impl Delivery {
+    /// Returns when it was stored, in seconds since 1970.
+    fn stored(&self) -> u64 {
+        u64::try_from(self.moment.div_euclid(1_000_000_000)).unwrap_or_default()
+    }
 }
 
 /// The owner cannot go on with its state in memory: another owner has written the state, the server
@@ -265,12 +271,7 @@ where
     }
 
     fn failed(&self, state: ShardState, why: String) {
-        // The reason first, so that a reader of the new state sees it too.
-        let is_news = self.shared.board.failed(self.shard, why.clone());
-        let had = self.shared.board.set_state(self.shard, state) == ShardState::Owned;
-        if is_news || had {
-            events::lost(&self.shared.streams.subject, self.shard, &why);
-        }
+        failed(&self.shared.board, &self.shared.streams.subject, self.shard, state, why);
     }
 
     fn answers(&self) -> MutexGuard<'_, ReplyCache> {
@@ -328,9 +329,7 @@ where
         let give_up = move || {
             let why =
                 "a handler, a hook or the state blocks its thread for longer than the limit of handlers";
-            board.failed(shard, why.to_owned());
-            board.set_state(shard, ShardState::Failing);
-            events::lost(&subject, shard, &why);
+            failed(&board, &subject, shard, ShardState::Failing, why.to_owned());
         };
         let mut pulls = Pulls::start(messages, client, activity, shared.handler_limit, give_up);
         if shared.board.states()[self.shard as usize].0 == ShardState::Elsewhere {
@@ -442,7 +441,6 @@ where
         let info = message.info().map_err(Lost::because)?;
         let (sequence, times) = (info.stream_sequence, info.delivered);
         let moment = info.published.unix_timestamp_nanos();
-        let stored = u64::try_from(info.published.unix_timestamp()).unwrap_or_default();
         let numbered = wire::number_of(message.headers.as_ref());
         let expiry = match Received::read(&message.payload) {
             Ok((received, _)) => {
@@ -457,7 +455,6 @@ where
             connects,
             call: numbered.unwrap_or_else(|| of_stored(sequence, moment)),
             sequence,
-            stored,
             times,
             expiry,
             pin,
@@ -817,7 +814,7 @@ where
             return Ok(Err(TenoriteError::FetchFailure(FetchReason::Undecodable(why))));
         }
         let mut known = held.known.clone();
-        known.add(delivery.call, delivery.expiry, delivery.stored);
+        known.add(delivery.call, delivery.expiry, delivery.stored());
         let record = Record {
             stream: self.age.load(Ordering::Relaxed),
             last: delivery.sequence,
@@ -904,6 +901,16 @@ async fn run<W: DerivedWorker>(
             drop(catch_unwind(AssertUnwindSafe(|| drop(worker))));
             Err(TenoriteError::FetchFailure(FetchReason::Panicked(PanicMessage::of(payload))))
         }
+    }
+}
+
+/// Reports why an owner does not serve its shard, and in which state that leaves it.
+fn failed(board: &Board, subject: &str, shard: u32, state: ShardState, why: String) {
+    // The reason first, so that a reader of the new state sees it too.
+    let is_news = board.failed(shard, why.clone());
+    let had = board.set_state(shard, state) == ShardState::Owned;
+    if is_news || had {
+        events::lost(subject, shard, &why);
     }
 }
 

@@ -77,10 +77,9 @@ const ATTEMPTS: u32 = 3;
 /// at once with the reason: [`SendFailure(Incompatible)`](tenorite::SendReason::Incompatible), or
 /// [`FetchFailure(Undecodable)`](tenorite::FetchReason::Undecodable) if another owner has received
 /// the request before. A cast is kept, and so are the calls behind it. If another owner can read
-/// the state, it gets the next request. New fields of
-/// a worker need a `#[serde(default)]`. A version that does not know a field erases it when it
-/// writes the state. With `#[serde(deny_unknown_fields)]` such a version cannot read the state, and
-/// so leaves it as it is.
+/// the state, it gets the next request. New fields of a worker need a `#[serde(default)]`. A
+/// version that does not know a field erases it when it writes the state. With
+/// `#[serde(deny_unknown_fields)]` such a version cannot read the state, and so leaves it as it is.
 ///
 /// # Errors
 ///

@@ -10,6 +10,9 @@ use tenorite_nats::{Error, Nats, ServingShards, connect_shards, serve_shards};
 
 use crate::server::Server;
 
+/// The entries whose slow handlers have started in this process, for tests with entries of their own.
+pub static STARTED: std::sync::Mutex<Vec<u32>> = std::sync::Mutex::new(Vec::new());
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Ledger {
     /// Of each account what was written to it, in order.
@@ -37,6 +40,7 @@ impl Ledger {
     }
 
     pub async fn write_slowly(&mut self, #[service(key)] account: &str, entry: u32, ms: u64) -> usize {
+        STARTED.lock().unwrap().push(entry);
         tokio::time::sleep(Duration::from_millis(ms)).await;
         self.write(account, entry)
     }

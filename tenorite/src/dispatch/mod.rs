@@ -94,7 +94,7 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// Makes the worker. On failure the error is the output of the service.
     fn open(config: Self::Config) -> impl Future<Output = Result<Self, Self::Output>> + Send {
-        let worker = Self::ready(config).map_err(|_| "whoever is not ready says how he is opened");
+        let worker = Self::ready(config).map_err(|_| "a worker that is not ready has an `open`");
         async move { Ok(worker.expect("the worker is made before it is opened")) }
     }
 

@@ -32,8 +32,8 @@ fn attributes_reach_the_enums_their_variants_and_fields() {
     assert_eq!((Shop.pay_in(1, "a"), Shop.close_shop()), (2, true));
 }
 
-/// The visibility of a method is that of the caller's method. A request is data, and whoever can
-/// name its type can make it.
+/// The visibility of a method is that of the caller's method. A request is data: code that can name
+/// its type can make it.
 mod bank {
     pub struct Bank(pub u64);
 
