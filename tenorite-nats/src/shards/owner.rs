@@ -534,6 +534,10 @@ where
                 return Ok(self.acknowledge(&delivery).await?);
             }
         };
+        if delivery.times > 1 {
+            // The note has been waited for.
+            Activity::let_others_go_first().await;
+        }
         let began = Instant::now();
         let deadline = left.and_then(|left| began.checked_add(left));
         let span = Span::of(message.headers.as_ref(), W::Request::SERVICE, method);
@@ -778,6 +782,7 @@ where
             held.revision = written.map_err(Lost::because)?;
             shared.board.recorded(self.shard, held.revision, size);
         }
+        Activity::let_others_go_first().await;
         if let Some(worker) = &mut held.worker
             && self.activity.run(shared.handler_limit, worker.run_on_start()).await.is_none()
         {
@@ -845,6 +850,7 @@ where
     /// Closes a worker that is no longer needed.
     async fn close(&self, held: Option<Held<W>>) {
         if let Some(mut worker) = held.and_then(|held| held.worker) {
+            Activity::let_others_go_first().await;
             let close = worker.run_on_stop(StopReason::Requested);
             let _ = self.activity.run(self.shared.handler_limit, close).await;
         }

@@ -71,9 +71,8 @@ impl Activity {
         tokio::task::yield_now().await;
     }
 
-    /// Runs user code. Returns `None` if it exceeds its limit, and drops it then.
+    /// Runs user code that may wait. Returns `None` if it exceeds its limit, and drops it then.
     pub(super) async fn run<F: Future>(&self, limit: Duration, code: F) -> Option<F::Output> {
-        Self::let_others_go_first().await;
         let _running = self.begin();
         timeout(limit, code).await.ok()
     }
