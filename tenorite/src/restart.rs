@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{PanicMessage, Reason};
 use crate::rng;
+use crate::status::{StatusCell, StopReason};
+use crate::trace;
 
 /// Sets how often and how soon a failed worker is replaced.
 ///
@@ -102,6 +104,72 @@ impl Failure {
             Self::StartFailed(why) => PanicMessage::from(format!("it failed to start: {why}")),
             Self::Requested => PanicMessage::from("it was asked to restart"),
         }
+    }
+
+    /// Returns why the service ends with this worker. `closed` is why it accepts no more calls, if
+    /// it does not.
+    pub(crate) fn end_reason(
+        &self,
+        successor: Successor,
+        closed: Option<StopReason>,
+        status: &StatusCell,
+    ) -> StopReason {
+        match self {
+            _ if successor == Successor::Denied => {
+                let message = self.message();
+                trace::gave_up(status, &message);
+                StopReason::GaveUp(message)
+            }
+            Self::Panicked(message) | Self::StartPanicked(message) => StopReason::Panicked(message.clone()),
+            Self::StartFailed(why) => StopReason::StartFailed(why.clone()),
+            Self::Requested => closed.unwrap_or(StopReason::Requested),
+        }
+    }
+}
+
+/// Whether another worker follows one that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Successor {
+    Follows,
+    /// There were too many, or the decider is gone.
+    Denied,
+    /// Nothing is left for another worker to do, or none was ever to follow.
+    NotNeeded,
+}
+
+/// Waits for the decision on another worker, and then until that worker is to be made.
+pub(crate) enum Succession {
+    Deciding(RestartDecision),
+    Pausing(Pause),
+}
+
+impl Succession {
+    /// Polls for the next step. `is_done` returns whether nothing is left to do, and has the task
+    /// woken once that changes. Reports to `status` that the service restarts once that is decided.
+    pub(crate) fn poll(
+        &mut self,
+        failure: &Failure,
+        is_done: impl Fn() -> bool,
+        status: &StatusCell,
+        cx: &mut Context<'_>,
+    ) -> Poll<Successor> {
+        if let Self::Deciding(decision) = self {
+            match (decision.as_mut().poll(cx), is_done()) {
+                // First, so that the reason of the end does not depend on what work is left.
+                (Poll::Ready(None), _) => return Poll::Ready(Successor::Denied),
+                (_, true) => return Poll::Ready(Successor::NotNeeded),
+                (Poll::Pending, false) => return Poll::Pending,
+                (Poll::Ready(Some(pause)), false) => {
+                    status.restarting(&failure.message(), pause.delay());
+                    *self = Self::Pausing(pause);
+                }
+            }
+        }
+        let Self::Pausing(pause) = self else { unreachable!("it was decided a line ago") };
+        if is_done() {
+            return Poll::Ready(Successor::NotNeeded);
+        }
+        Pin::new(pause).poll(cx).map(|goes_on| if goes_on { Successor::Follows } else { Successor::Denied })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::names;
 use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
-use crate::restart::{Failure, RestartDecider, RestartDecision, after};
+use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
 use crate::status::StopReason;
 use crate::trace;
 
@@ -257,21 +257,19 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
             Err(payload) => (Failure::Panicked(panics::message(&payload)), Err(payload)),
         };
         queue.status.fallen();
-        let verdict = decider.as_mut().map(|decider| decider.decide(&failure));
-        let goes_on = match verdict {
-            Some(verdict) => until_decided(queue, verdict, &failure).await,
-            None => None,
+        let successor = match decider.as_mut().map(|decider| decider.decide(&failure)) {
+            Some(decision) => {
+                let mut succession = Succession::Deciding(decision);
+                poll_fn(|cx| {
+                    let waker = cx.waker().clone();
+                    succession.poll(&failure, || queue.poll_done(&waker), &queue.status, cx)
+                })
+                .await
+            }
+            None => Successor::NotNeeded,
         };
-        if goes_on != Some(true) {
-            let message = failure.message();
-            ending.reason = match (&failure, goes_on) {
-                (_, Some(_)) => {
-                    trace::gave_up(&queue.status, &message);
-                    StopReason::GaveUp(message)
-                }
-                (Failure::Requested, None) => queue.close_reason().unwrap_or(StopReason::Requested),
-                (_, None) => StopReason::Panicked(message),
-            };
+        if successor != Successor::Follows {
+            ending.reason = failure.end_reason(successor, queue.close_reason(), &queue.status);
             return end;
         }
         match end {
@@ -327,29 +325,6 @@ async fn work<W: TenoriteWorker>(
     .await;
     std::mem::forget(aborted);
     outcome
-}
-
-/// Waits for the decision on another worker, and then until that is to be made. Returns whether it
-/// follows, or `None` if nothing is left for it to do.
-async fn until_decided<Rq, Rs, Er>(
-    queue: &Queue<Rq, Rs, Er>,
-    mut verdict: RestartDecision,
-    failure: &Failure,
-) -> Option<bool> {
-    let pause = poll_fn(|cx| match (verdict.as_mut().poll(cx), queue.poll_done(cx.waker())) {
-        // Checked first, so that the stop reason does not depend on whether anything was left to
-        // do.
-        (Poll::Ready(None), _) => Poll::Ready(Some(None)),
-        (_, true) => Poll::Ready(None),
-        (Poll::Ready(pause), false) => Poll::Ready(Some(pause)),
-        (Poll::Pending, false) => Poll::Pending,
-    });
-    let Some(mut pause) = pause.await? else { return Some(false) };
-    queue.status.restarting(&failure.message(), pause.delay());
-    poll_fn(|cx| {
-        if queue.poll_done(cx.waker()) { Poll::Ready(None) } else { Pin::new(&mut pause).poll(cx).map(Some) }
-    })
-    .await
 }
 
 /// When dropped, attributes the clients that are dropped from then on to the end of the service,

@@ -40,7 +40,7 @@ use crate::handler::method::{CallInfo, Method};
 use crate::handler::stack;
 use crate::panics::{self, Payload};
 use crate::phase::BoxFuture;
-use crate::restart::{Failure, Pause, RestartDecider, RestartDecision, after};
+use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
 use crate::status::StopReason;
 use crate::trace;
 
@@ -61,8 +61,7 @@ enum Stage<W: Dispatch> {
     Opening(Hook<Result<W, W::Output>>),
     Serving,
     Closing(Hook<W>),
-    Deciding(RestartDecision),
-    Pausing(Pause),
+    Deciding(Succession),
     Over,
 }
 
@@ -135,27 +134,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                     let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
                     self.closed(core, closed)
                 }
-                Stage::Deciding(verdict) => match (verdict.as_mut().poll(cx), core.queue.seal_if_done()) {
-                    // First, so that the reason of the end does not depend on what work is left.
-                    (Poll::Ready(None), _) => Some(self.give_up(core, true)),
-                    // No work is left for another worker.
-                    (_, true) => Some(self.give_up(core, false)),
-                    (Poll::Ready(Some(pause)), false) => {
-                        if let Some((failure, _)) = &self.fallen {
-                            core.queue.status.restarting(&failure.message(), pause.delay());
-                        }
-                        self.go(Stage::Pausing(pause));
-                        None
-                    }
-                    (Poll::Pending, false) => return Poll::Pending,
-                },
-                Stage::Pausing(pause) => {
-                    if core.queue.seal_if_done() {
-                        Some(self.give_up(core, false))
-                    } else if ready!(Pin::new(pause).poll(cx)) {
-                        self.make_another(core)
-                    } else {
-                        Some(self.give_up(core, true))
+                Stage::Deciding(succession) => {
+                    let Some((failure, _)) = &self.fallen else { unreachable!("a worker has fallen") };
+                    let (queue, status) = (&core.queue, &core.queue.status);
+                    match ready!(succession.poll(failure, || queue.seal_if_done(), status, cx)) {
+                        Successor::Follows => self.make_another(core),
+                        successor => Some(self.give_up(core, successor)),
                     }
                 }
                 Stage::Over => unreachable!("a task that is over is not polled"),
@@ -251,10 +235,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         self.fallen = Some((failure, Some(end)));
         match verdict {
             Some(verdict) => {
-                self.go(Stage::Deciding(verdict));
+                self.go(Stage::Deciding(Succession::Deciding(verdict)));
                 None
             }
-            None => Some(self.give_up(core, false)),
+            None => Some(self.give_up(core, Successor::NotNeeded)),
         }
     }
 
@@ -277,22 +261,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    /// Ends the service without another worker: after too many, or because none is wanted.
-    fn give_up(&mut self, core: &Arc<Core<W>>, too_many: bool) -> Over<W> {
+    /// Ends the service without another worker.
+    fn give_up(&mut self, core: &Arc<Core<W>>, successor: Successor) -> Over<W> {
         let Some((failure, Some(end))) = self.fallen.take() else {
             unreachable!("a worker has fallen, in some way")
         };
-        let reason = match &failure {
-            _ if too_many => StopReason::GaveUp(failure.message()),
-            Failure::Panicked(message) | Failure::StartPanicked(message) => {
-                StopReason::Panicked(message.clone())
-            }
-            Failure::StartFailed(why) => StopReason::StartFailed(why.clone()),
-            Failure::Requested => core.queue.close_reason().unwrap_or(StopReason::Requested),
-        };
-        if let StopReason::GaveUp(message) = &reason {
-            trace::gave_up(&core.queue.status, message);
-        }
+        let reason = failure.end_reason(successor, core.queue.close_reason(), &core.queue.status);
         let failure = match &failure {
             Failure::StartFailed(why) => SendReason::StartFailed(why.clone()),
             Failure::StartPanicked(message) => SendReason::StartFailed(message.clone().into()),
