@@ -27,8 +27,13 @@ use tenorite::{Caller, OutgoingRequest, TenoriteCaller};
 use crate::codec::{Codec, Json, has_a_name};
 use crate::connection::Nats;
 use crate::error::Error;
-use crate::remote::{MAX_PENDING, Remote, Settings, TIMEOUT};
+use crate::remote::{Remote, Settings};
 use crate::wire;
+
+/// The default timeout. Without one, a call to a worker that has vanished would wait forever.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The default number of calls that may wait for their reply at once.
+const MAX_PENDING: usize = 65_536;
 
 /// Connects to the service that [`serve`](crate::serve) exposes under this prefix, in this process
 /// or any other.
@@ -72,10 +77,10 @@ pub fn connect<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> Connect<C
 /// Configures a caller and connects it when awaited: see [`connect`].
 #[must_use = "nothing is connected unless it is awaited"]
 pub struct Connect<C, K = Json> {
-    nats: Nats,
-    prefix: String,
-    settings: Settings,
-    codec: K,
+    pub(crate) nats: Nats,
+    pub(crate) prefix: String,
+    pub(crate) settings: Settings,
+    pub(crate) codec: K,
     caller: PhantomData<fn() -> C>,
 }
 

@@ -41,10 +41,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const DENIALS: Duration = Duration::from_millis(20);
 /// How often to check the connection of a client that reports events, in case one is missed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// The default timeout. Without one, a call to a worker that has vanished would wait forever.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
-/// How many calls may wait for their reply at once.
-pub(crate) const MAX_PENDING: usize = 65_536;
 
 pub(crate) type Inject = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
 

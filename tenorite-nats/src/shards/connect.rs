@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,11 +22,12 @@ use tokio::time::Sleep;
 use super::WINDOW;
 use super::streams::{ShardsError, StreamNames, account};
 use crate::codec::{Codec, Json, has_a_name};
+use crate::connect::{Connect, connect};
 use crate::connection::{Nats, Verb, next, violation};
 use crate::error::Error;
 use crate::outbox;
 use crate::pending::{Entry, Outcome, reply};
-use crate::remote::{MAX_PENDING, OutgoingMessage, Remote, Settings, TIMEOUT, read};
+use crate::remote::{OutgoingMessage, Remote, read};
 use crate::wire::{self, CallId};
 
 /// The time after which a request that is not known to be stored is sent again.
@@ -53,26 +53,20 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// was not given.
 pub fn connect_shards<C>(nats: impl Into<Nats>, prefix: impl Into<String>) -> ConnectShards<C> {
     ConnectShards {
-        nats: nats.into(),
-        prefix: prefix.into(),
+        // A request that is stored outlives the connection.
+        connect: connect(nats, prefix).grace_period(Duration::MAX),
         shards: None,
         domain: None,
-        settings: Settings { timeout: TIMEOUT, max_pending: MAX_PENDING, grace: Duration::MAX, inject: None },
-        codec: Json,
-        caller: PhantomData,
     }
 }
 
 /// Configures a caller of shards: see [`connect_shards`].
 #[must_use = "nothing is connected unless it is awaited"]
 pub struct ConnectShards<C, K = Json> {
-    nats: Nats,
-    prefix: String,
+    /// The options that a caller of a service without shards has as well.
+    connect: Connect<C, K>,
     shards: Option<u32>,
     domain: Option<String>,
-    settings: Settings,
-    codec: K,
-    caller: PhantomData<fn() -> C>,
 }
 
 impl<C, K> ConnectShards<C, K> {
@@ -92,40 +86,36 @@ impl<C, K> ConnectShards<C, K> {
     }
 
     /// Works like [`Connect::timeout`](crate::Connect::timeout).
-    pub fn timeout(mut self, limit: Duration) -> Self {
-        self.settings.timeout = limit;
-        self
+    pub fn timeout(self, limit: Duration) -> Self {
+        Self { connect: self.connect.timeout(limit), ..self }
     }
 
     /// Works like [`Connect::max_pending`](crate::Connect::max_pending).
-    pub fn max_pending(mut self, calls: usize) -> Self {
-        self.settings.max_pending = calls;
-        self
+    pub fn max_pending(self, calls: usize) -> Self {
+        Self { connect: self.connect.max_pending(calls), ..self }
     }
 
     /// Sets how long calls wait after the connection is lost. By default they wait until they
     /// expire.
-    pub fn grace_period(mut self, grace: Duration) -> Self {
-        self.settings.grace = grace;
-        self
+    pub fn grace_period(self, grace: Duration) -> Self {
+        Self { connect: self.connect.grace_period(grace), ..self }
     }
 
     /// Works like [`Connect::inject`](crate::Connect::inject).
-    pub fn inject(mut self, inject: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
-        self.settings.inject = Some(Arc::new(inject));
-        self
+    pub fn inject(self, inject: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        Self { connect: self.connect.inject(inject), ..self }
     }
 
     /// Sets another codec than JSON. The owners must use the same one.
     pub fn codec<L: Codec>(self, codec: L) -> ConnectShards<C, L> {
-        let Self { nats, prefix, shards, domain, settings, caller, .. } = self;
-        ConnectShards { nats, prefix, shards, domain, settings, codec, caller }
+        let Self { connect, shards, domain } = self;
+        ConnectShards { connect: connect.codec(codec), shards, domain }
     }
 }
 
 impl<C, K> fmt::Debug for ConnectShards<C, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectShards").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("ConnectShards").field("prefix", &self.connect.prefix).finish_non_exhaustive()
     }
 }
 
@@ -141,7 +131,8 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         const { has_a_name::<K>() };
-        let Self { nats, prefix, shards, domain, settings, codec, .. } = self;
+        let Self { connect, shards, domain } = self;
+        let Connect { nats, prefix, settings, codec, .. } = connect;
         Box::pin(async move {
             let streams = StreamNames::new(&nats, domain.as_deref(), &prefix, C::Request::SERVICE)?;
             let shards = shards.filter(|shards| *shards > 0);
