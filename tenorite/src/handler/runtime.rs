@@ -145,7 +145,7 @@ mod real {
             Builder::new_current_thread().build().unwrap()
         }
 
-        fn home(runtime: &Runtime) -> ServiceRuntime {
+        fn service_runtime(runtime: &Runtime) -> ServiceRuntime {
             ServiceRuntime::of(runtime.handle())
         }
 
@@ -157,32 +157,33 @@ mod real {
         #[test]
         fn what_is_entered_holds_until_it_is_left_and_not_longer() {
             let (ours, theirs) = (runtime(), runtime());
-            let (ours_home, theirs_home) = (home(&ours), home(&theirs));
+            let our_service_runtime = service_runtime(&ours);
+            let their_service_runtime = service_runtime(&theirs);
             in_a_task(&ours, move || {
-                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
-                assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
+                assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Native));
+                assert_eq!(their_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
                 {
-                    let _entered = theirs_home.enter(RuntimeContext::Foreign);
-                    assert_eq!(Handle::current().id(), theirs_home.id);
-                    assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Native));
-                    assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
+                    let _entered = their_service_runtime.enter(RuntimeContext::Foreign);
+                    assert_eq!(Handle::current().id(), their_service_runtime.id);
+                    assert_eq!(their_service_runtime.can_run_here(), Some(RuntimeContext::Native));
+                    assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
                 }
-                assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
-                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
-                assert_eq!(Handle::current().id(), ours_home.id);
+                assert_eq!(their_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
+                assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Native));
+                assert_eq!(Handle::current().id(), our_service_runtime.id);
             });
         }
 
         #[test]
         fn a_runtime_that_is_entered_inside_of_a_task_is_seen_and_so_is_the_way_back() {
             let (ours, theirs) = (runtime(), runtime());
-            let ours_home = home(&ours);
+            let our_service_runtime = service_runtime(&ours);
             in_a_task(&ours, move || {
-                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
+                assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Native));
                 let entered = theirs.enter();
-                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
+                assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
                 drop(entered);
-                assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
+                assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Native));
                 // A runtime must not be dropped in a task.
                 theirs.shutdown_background();
             });
@@ -191,17 +192,18 @@ mod real {
         #[test]
         fn two_runtimes_that_block_the_same_task_are_told_apart() {
             let (ours, theirs) = (runtime(), runtime());
-            let (ours_home, theirs_home) = (home(&ours), home(&theirs));
+            let our_service_runtime = service_runtime(&ours);
+            let their_service_runtime = service_runtime(&theirs);
             let outer = runtime();
             let task = move || {
                 for _ in 0..2 {
                     ours.block_on(async {
-                        assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Native));
-                        assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Foreign));
+                        assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Native));
+                        assert_eq!(their_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
                     });
                     theirs.block_on(async {
-                        assert_eq!(ours_home.can_run_here(), Some(RuntimeContext::Foreign));
-                        assert_eq!(theirs_home.can_run_here(), Some(RuntimeContext::Native));
+                        assert_eq!(our_service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
+                        assert_eq!(their_service_runtime.can_run_here(), Some(RuntimeContext::Native));
                     });
                 }
             };
@@ -217,9 +219,10 @@ mod real {
                 }
             }
             let runtime = runtime();
-            let (home, seen) = (home(&runtime), Cell::new(Some(RuntimeContext::Native)));
+            let service_runtime = service_runtime(&runtime);
+            let seen = Cell::new(Some(RuntimeContext::Native));
             let unwound = crate::panics::catch(|| {
-                let _looks = Looks(&home, &seen);
+                let _looks = Looks(&service_runtime, &seen);
                 panic!("while it stands there");
             });
             assert!(unwound.is_err());
@@ -229,33 +232,33 @@ mod real {
         #[test]
         fn a_thread_without_a_runtime_is_foreign() {
             let runtime = runtime();
-            assert_eq!(home(&runtime).can_run_here(), Some(RuntimeContext::Foreign));
+            assert_eq!(service_runtime(&runtime).can_run_here(), Some(RuntimeContext::Foreign));
         }
 
         #[test]
         fn what_is_too_deep_is_refused() {
             let runtime = runtime();
-            let home = home(&runtime);
+            let service_runtime = service_runtime(&runtime);
             let entered: Vec<_> = (0..MAX_DEPTH).map(|_| stack::deeper()).collect();
-            assert_eq!(home.can_run_here(), None);
+            assert_eq!(service_runtime.can_run_here(), None);
             entered.into_iter().rev().for_each(drop);
-            assert_eq!(home.can_run_here(), Some(RuntimeContext::Foreign));
+            assert_eq!(service_runtime.can_run_here(), Some(RuntimeContext::Foreign));
         }
 
         #[test]
         fn a_stack_that_is_much_used_is_refused() {
             #[inline(never)]
-            fn with_much_stack(home: &ServiceRuntime) -> Option<RuntimeContext> {
+            fn with_much_stack(service_runtime: &ServiceRuntime) -> Option<RuntimeContext> {
                 let used = std::hint::black_box([0_u8; 2 * MAX_STACK]);
-                let context = home.can_run_here();
+                let context = service_runtime.can_run_here();
                 std::hint::black_box(used);
                 context
             }
             let runtime = runtime();
-            let home = home(&runtime);
+            let service_runtime = service_runtime(&runtime);
             let _nested = stack::deeper();
-            assert_eq!(with_much_stack(&home), None);
-            assert!(home.can_run_here().is_some());
+            assert_eq!(with_much_stack(&service_runtime), None);
+            assert!(service_runtime.can_run_here().is_some());
         }
 
         #[test]
@@ -273,10 +276,10 @@ mod real {
             }
 
             let runtime = runtime();
-            let home = home(&runtime);
+            let service_runtime = service_runtime(&runtime);
             let (sender, receiver) = std::sync::mpsc::channel();
             thread::spawn(move || {
-                LATE.with(|late| assert!(late.set(Late(home, sender)).is_ok()));
+                LATE.with(|late| assert!(late.set(Late(service_runtime, sender)).is_ok()));
                 // Registered later, so destroyed earlier.
                 assert!(Handle::try_current().is_err());
                 Builder::new_current_thread().build().unwrap().block_on(async {});
