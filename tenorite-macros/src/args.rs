@@ -4,12 +4,12 @@ use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
 use syn::punctuated::Punctuated;
-use syn::{Attribute, LitStr, Meta, Path, Token, parenthesized, parse_quote};
+use syn::{Attribute, Expr, ExprLit, Lit, LitStr, Meta, Path, Token, parenthesized, parse_quote};
 
 use crate::attributes::{self, Kind};
 use crate::errors::Errors;
 
-/// The options of `#[tenorite::service(name = "…", derive(…), serde, crate = path)]`.
+/// The options of `#[tenorite::service(name = "…", derive(…), serde, concurrent, crate = path)]`.
 #[derive(Default)]
 pub(crate) struct Args {
     /// The prefix of derived names, in place of the worker's name.
@@ -18,11 +18,19 @@ pub(crate) struct Args {
     pub(crate) derives: Option<Vec<Path>>,
     /// Whether requests and responses can leave the process.
     pub(crate) serde: bool,
+    /// Whether methods that take `&self` may overlap, and how many at most.
+    pub(crate) concurrent: Option<Concurrent>,
     /// The path of the core crate.
     pub(crate) krate: Option<Path>,
     /// Attributes for the enums.
     pub(crate) on_request: Vec<Attribute>,
     pub(crate) on_response: Vec<Attribute>,
+}
+
+/// The option `concurrent`, or `concurrent = N`.
+pub(crate) struct Concurrent {
+    pub(crate) key: Ident,
+    pub(crate) limit: Option<Expr>,
 }
 
 pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
@@ -80,6 +88,22 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             }
             std::mem::replace(&mut args.serde, true)
         }
+        "concurrent" => {
+            let limit = if input.parse::<Option<Token![=]>>()?.is_some() {
+                Some(input.parse::<Expr>()?)
+            } else {
+                None
+            };
+            if let Some(Expr::Lit(ExprLit { lit: Lit::Int(number), .. })) = &limit
+                && number.base10_digits() == "0"
+            {
+                return Err(syn::Error::new(
+                    number.span(),
+                    "none could run: write how many may overlap, such as `concurrent = 64`",
+                ));
+            }
+            args.concurrent.replace(Concurrent { key: key.clone(), limit }).is_some()
+        }
         "crate" => {
             input.parse::<Token![=]>()?;
             if input.peek(LitStr) {
@@ -93,8 +117,8 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             return Err(syn::Error::new(
                 key.span(),
                 format!(
-                    "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde`, `request(…)`, \
-                     `response(…)` and `crate = path`"
+                    "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde`, `concurrent`, \
+                     `concurrent = N`, `request(…)`, `response(…)` and `crate = path`"
                 ),
             ));
         }

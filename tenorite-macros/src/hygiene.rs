@@ -13,6 +13,7 @@ use quote::ToTokens;
 use syn::parse::{Parse, Parser};
 use syn::{Attribute, Generics, WhereClause};
 
+use crate::args::Concurrent;
 use crate::model::{Arg, Field, Hook, Init, Method, Names, Reply, ReplyKind, Service};
 
 pub(crate) fn mark(service: &mut Service) {
@@ -31,6 +32,9 @@ pub(crate) fn mark(service: &mut Service) {
     derives.iter_mut().for_each(parsed);
     attributes(&mut service.on_request);
     attributes(&mut service.on_response);
+    if let Some(Concurrent { limit: Some(limit), .. }) = &mut service.concurrent {
+        parsed(limit);
+    }
     methods.iter_mut().for_each(method);
     if let Some(Init { name, config, output, .. }) = &mut hooks.init {
         ident(name);
@@ -43,7 +47,9 @@ pub(crate) fn mark(service: &mut Service) {
 }
 
 fn method(method: &mut Method) {
-    let Method { name, variant, visibility, args, reply, docs, cfgs, allows, deprecated, .. } = method;
+    let Method { name, variant, visibility, args, reply, docs, cfgs, allows, deprecated, all_shards, .. } =
+        method;
+    all_shards.iter_mut().for_each(parsed);
     ident(name);
     ident(variant);
     parsed(visibility);

@@ -3,6 +3,8 @@
 use proc_macro2::Ident;
 use syn::{Attribute, Generics, Path, Type, Visibility};
 
+use crate::args::Concurrent;
+
 /// A service.
 pub(crate) struct Service {
     /// The core crate.
@@ -21,6 +23,8 @@ pub(crate) struct Service {
     pub(crate) derives: Vec<Path>,
     /// Whether requests and responses can leave the process.
     pub(crate) serde: bool,
+    /// Whether methods that take `&self` may overlap, and how many at most.
+    pub(crate) concurrent: Option<Concurrent>,
     pub(crate) methods: Vec<Method>,
     pub(crate) hooks: Hooks,
     /// Each enum has the parameters that its fields name. The caller has the parameters of both.
@@ -83,6 +87,8 @@ pub(crate) struct Method {
     pub(crate) key: Option<usize>,
     /// Whether it may run on any shard.
     pub(crate) any_shard: bool,
+    /// The function that merges the answers of all shards, if it runs on all of them.
+    pub(crate) all_shards: Option<Path>,
     /// The index at which it takes a `Reply`, if it answers with one.
     pub(crate) reply_at: Option<usize>,
     pub(crate) reply: Reply,
@@ -96,6 +102,18 @@ pub(crate) struct Method {
     /// The user's attributes for the variants.
     pub(crate) on_request: Vec<Attribute>,
     pub(crate) on_response: Vec<Attribute>,
+}
+
+impl Method {
+    /// Returns whether it says on which shard it runs.
+    pub(crate) fn has_shard(&self) -> bool {
+        self.key.is_some() || self.any_shard || self.all_shards.is_some()
+    }
+
+    /// Returns whether its handlers may overlap others on a concurrent worker.
+    pub(crate) fn shares(&self) -> bool {
+        self.reads && self.reply_at.is_none()
+    }
 }
 
 pub(crate) struct Arg {

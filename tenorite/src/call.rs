@@ -860,7 +860,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.state.phase {
             Phase::New(_) | Phase::Permitted(_) | Phase::Permit => "not polled",
-            Phase::Waiting(_) | Phase::Driven(_) => "waiting",
+            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) => "waiting",
             Phase::Answered(_) | Phase::Failed(_) | Phase::Returned(_) | Phase::Accepted => "ready",
             Phase::Spent => "completed",
         };

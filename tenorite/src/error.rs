@@ -243,6 +243,31 @@ impl<E> TenoriteError<TenoriteError<E>> {
     }
 }
 
+/// Makes one failure of those of a request that went to many workers. `has_run` says that another
+/// of them has run it: then the failure does not say that it did not run.
+///
+/// # Panics
+///
+/// Panics if there is no failure.
+#[must_use]
+pub fn failure_of_many(failures: &[TenoriteError], has_run: bool) -> TenoriteError {
+    let fetch = failures.iter().find_map(|failure| match failure {
+        TenoriteError::FetchFailure(reason) => Some(reason.clone()),
+        _ => None,
+    });
+    match (&failures[0], fetch) {
+        (_, Some(reason)) => TenoriteError::FetchFailure(reason),
+        (first, None) if !has_run => first.clone(),
+        (TenoriteError::SendFailure(SendReason::Expired), _) => {
+            TenoriteError::FetchFailure(FetchReason::Expired)
+        }
+        (TenoriteError::SendFailure(SendReason::Stopped | SendReason::StartFailed(_)), _) => {
+            TenoriteError::FetchFailure(FetchReason::Stopped)
+        }
+        _ => TenoriteError::FetchFailure(FetchReason::Unanswered),
+    }
+}
+
 impl TenoriteError {
     /// Converts the failure to an error with a service's error type.
     ///

@@ -49,7 +49,8 @@
 //! # What holds
 //!
 //! - **Every call ends**, whatever happens to the worker, its runtime or other callers.
-//! - Handlers of one worker never overlap. Requests run in the order of their calls' first polls.
+//! - Handlers of one worker never overlap, unless it says that those may which only read. Requests
+//!   run in the order of their calls' first polls.
 //! - A request that has started runs to its end. A request never starts if its call is dropped or
 //!   its deadline passes first.
 //! - At most `backlog` requests wait. A call that is not being polled never blocks other calls.
@@ -76,6 +77,7 @@ mod panics;
 mod names;
 mod trace;
 mod blocking;
+mod timer;
 mod status;
 mod restart;
 mod handler;
@@ -86,7 +88,6 @@ mod phase;
 #[allow(unsafe_code)]
 mod dispatch;
 mod mailbox;
-mod timer;
 mod call;
 mod caller;
 mod receiver;
@@ -96,6 +97,7 @@ mod sharded;
 pub mod wire;
 mod own_thread;
 mod service;
+mod many;
 mod supervisor;
 mod registry;
 pub mod testing;
@@ -114,9 +116,9 @@ pub use caller::permit::{OwnedPermit, Permit, Reserve, ReserveOwned};
 #[doc(inline)]
 pub use caller::{Caller, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
-pub use dispatch::DerivedWorker;
-#[doc(inline)]
 pub use dispatch::handling::{DeferredResponse, Handled, Handling, HandlingDeferred};
+#[doc(inline)]
+pub use dispatch::{ConcurrentWorker, DerivedWorker};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
 #[doc(inline)]
@@ -128,6 +130,8 @@ pub use mailbox::function::OutgoingRequest;
 #[doc(inline)]
 pub use mailbox::inline::Inline;
 #[doc(inline)]
+pub use many::Sharding;
+#[doc(inline)]
 pub use receiver::{Message, Receiver};
 #[doc(inline)]
 pub use registry::Registry;
@@ -138,7 +142,7 @@ pub use restart::Restart;
 #[doc(inline)]
 pub use service::{Builder, Restarting, TenoriteService};
 #[doc(inline)]
-pub use sharded::Sharded;
+pub use sharded::{Sharded, Spread};
 #[doc(inline)]
 pub use status::{Status, StatusWatch, StopReason};
 #[doc(inline)]
@@ -198,13 +202,16 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 /// - `derive(Clone, PartialEq)`: further derives for both enums. `Debug` is always derived.
 /// - `request(…)`, `response(…)`: attributes for the enums; as `#[service(request(…))]` on a method
 ///   for its variant, and on an argument for its field.
+/// - `concurrent`, `concurrent = N`: handlers that take `&self` may overlap, at most `N` of them,
+///   or 1,024. See [the guide](guide::services#overlapping-reads).
 /// - `crate = path`: the path of this crate, if it is not `::tenorite`.
 /// - `#[service(skip)]` on a method: the method is not a request, even though it is `pub`.
 /// - `#[service(init)]` on an associated function: the function makes the worker from a config,
 ///   which `start_task` then takes. It may be async, and it may fail: it returns `Self` or
 ///   `Result<Self, E>`, and the `JoinHandle` returns the same type.
-/// - `#[service(key)]` on an argument, `#[service(any_shard)]` on a method: they determine on which
-///   of many shards a request runs.
+/// - `#[service(key)]` on an argument, `#[service(any_shard)]` or `#[service(all_shards = merge)]`
+///   on a method: they determine on which of many [shards](Builder::shards) a request runs. `merge`
+///   is a function that makes one answer of those of all shards: `fn merge(answers: Vec<T>) -> T`.
 /// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: they are called before the first
 ///   request and after the last. The `on_stop` method may take a [`StopReason`].
 ///

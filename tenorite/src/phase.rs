@@ -87,6 +87,8 @@ pub(crate) enum Phase<Rq, Rs, Er> {
     Waiting(usize),
     /// The call drives its own handler: a closure polled where there is no runtime to spawn it on.
     Driven(BoxFuture<Ended<Rs, Er>>),
+    /// The call is made of several, to all workers of its service.
+    Parts(Box<Parts<Rq, Rs, Er>>),
     /// The call ended in the worker's answer.
     Answered(Result<Rs, Er>),
     /// The call, or the cast, ended without an answer.
@@ -97,6 +99,15 @@ pub(crate) enum Phase<Rq, Rs, Er> {
     Accepted,
     /// The outcome was taken.
     Spent,
+}
+
+/// What a call to a service of many workers is made of, if it does not go to one of them.
+pub(crate) enum Parts<Rq, Rs, Er> {
+    /// A call to each worker, and the request that is to come back if none of them runs it.
+    Calls(Vec<CallState<Rq, Rs, Er>>, Option<Rq>),
+    /// A wait for a permit of each worker, one after the other: how many are granted, and the wait
+    /// for the next.
+    Permits(usize, CallState<Rq, Rs, Er>),
 }
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -150,7 +161,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     /// Returns the result of a poll that leaves this state.
     pub(crate) fn readiness(&self) -> Poll<()> {
         match self.phase {
-            Phase::Waiting(_) | Phase::Driven(_) => Poll::Pending,
+            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) => Poll::Pending,
             _ => Poll::Ready(()),
         }
     }

@@ -13,12 +13,14 @@ use crate::error::{FetchReason, TenoriteError};
 use crate::panics;
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
+use crate::sharded;
 
 pub use crate::call::Answer;
 pub use crate::dispatch::job::{Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
-pub use crate::dispatch::{Dispatch, Opened};
+pub use crate::dispatch::{Concurrent, Dispatch, Opened, SharedDispatch};
 pub use crate::handler::method::Method;
+pub use crate::sharded::shard_of;
 pub use crate::worker::{Configs, Start};
 pub use tokio::task::JoinHandle;
 
@@ -65,6 +67,22 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
         worker.close(receiver.reason()).await;
         W::Output::hand_back(worker)
     }
+}
+
+/// A worker that handlers may share.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not `Sync`, which `concurrent` needs",
+    label = "handlers that take `&self` would overlap on several threads",
+    note = "hold what changes behind `&self` in a `Mutex` or an atomic in place of a `Cell` or `RefCell`, or remove `concurrent`"
+)]
+pub trait Shareable: Sync {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Sync> Shareable for T {}
+
+/// Says how to run the methods that share the worker.
+pub const fn concurrent<W: Dispatch + Shareable>(limit: usize, dispatch: SharedDispatch<W>) -> Concurrent<W> {
+    Concurrent::new(limit, dispatch)
 }
 
 /// Creates the call of a typed method.
@@ -127,7 +145,10 @@ impl<T, E> Probe<Result<T, E>> {
 /// The traits whose methods and constants derived code finds by the order in which the compiler
 /// looks. They are imported together, since not all of them are needed each time.
 pub mod by_autoref {
-    pub use super::{ExplainDisplay as _, ExplainOpaque as _, Plain as _, ShowDebug as _, ShowOpaque as _};
+    pub use super::{
+        ExplainDisplay as _, ExplainOpaque as _, HashDisplayed as _, HashText as _, Plain as _,
+        ShowDebug as _, ShowOpaque as _,
+    };
 }
 
 /// Marks the prelude as used. If the prelude is in scope, the trait's method is found first,
@@ -250,6 +271,64 @@ impl<T: Opened<W>, W> ExplainOpaque for &Failure<'_, T, W> {
         T::failure_name().to_owned()
     }
 }
+
+/// The key of a request. Its hash is that of its text:
+/// `(&Key(&key)).__tenorite_hash()` finds the first of the next two traits that applies.
+#[derive(Debug)]
+pub struct Key<'a, T: ?Sized>(pub &'a T);
+
+/// Applies to types whose text is at hand.
+pub trait HashText {
+    fn __tenorite_hash(&self) -> u64;
+}
+
+impl HashText for Key<'_, String> {
+    fn __tenorite_hash(&self) -> u64 {
+        sharded::hash_of(self.0.as_bytes())
+    }
+}
+
+/// Applies to all others.
+pub trait HashDisplayed {
+    fn __tenorite_hash(&self) -> u64;
+}
+
+impl<T: fmt::Display + ?Sized> HashDisplayed for &Key<'_, T> {
+    fn __tenorite_hash(&self) -> u64 {
+        sharded::hash_of_displayed(self.0)
+    }
+}
+
+/// Writes the digits of an integer, as they are displayed, to the end of a buffer.
+macro_rules! hash_integers {
+    ($($integer:ty)*) => { $(
+        impl HashText for Key<'_, $integer> {
+            #[allow(unused_comparisons, reason = "some are unsigned")]
+            fn __tenorite_hash(&self) -> u64 {
+                let mut buffer = [0; 40];
+                let mut at = buffer.len();
+                let (mut left, is_negative) = (*self.0, *self.0 < 0);
+                loop {
+                    // The remainder of a negative number is negative.
+                    let digit = (left % 10).abs_diff(0) as u8;
+                    at -= 1;
+                    buffer[at] = b'0' + digit;
+                    left /= 10;
+                    if left == 0 {
+                        break;
+                    }
+                }
+                if is_negative {
+                    at -= 1;
+                    buffer[at] = b'-';
+                }
+                sharded::hash_of(&buffer[at..])
+            }
+        }
+    )* };
+}
+
+hash_integers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
 struct Opaque;
 

@@ -33,7 +33,7 @@ use crate::call::Call;
 use crate::caller::Caller;
 use crate::error::{SendReason, TenoriteError};
 use crate::handler::context::context;
-use crate::handler::deadlock;
+use crate::handler::deadlock::{self, Need};
 use crate::handler::method::Method;
 use crate::panics;
 use crate::sync::Mutex;
@@ -405,7 +405,7 @@ where
         let caller = caller.as_ref();
         let edge = match caller.node().filter(|_| !caller.is_stopped()) {
             Some(node) => {
-                let waits = deadlock::wait(node, const { &Method::new("Registry", "get") });
+                let waits = deadlock::wait(node, Need::All, const { &Method::new("Registry", "get") });
                 waits.map_err(|cycle| TenoriteError::SendFailure(SendReason::WouldDeadlock(cycle)))?
             }
             None => None,

@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+use crate::dispatch::ConcurrentWorker;
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::names;
@@ -260,6 +261,45 @@ where
         self
     }
 
+    /// Limits how many handlers of a concurrent service may overlap, in place of what its attribute
+    /// says. A call beyond that waits for its turn.
+    ///
+    /// With a limit of 1 no handlers overlap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// struct Pages;
+    ///
+    /// #[tenorite::service(concurrent)]
+    /// impl Pages {
+    ///     pub async fn fetch(&self, page: u32) -> String {
+    ///         tokio::task::yield_now().await;
+    ///         format!("page {page}")
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+    /// let pages = PagesService.builder().concurrency(8).start(32, Pages);
+    /// let (one, two) = tokio::join!(pages.fetch(1), pages.fetch(2));
+    /// assert_eq!((one?, two?), ("page 1".to_owned(), "page 2".to_owned()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0.
+    #[track_caller]
+    pub fn concurrency(mut self, limit: usize) -> Self
+    where
+        W: ConcurrentWorker,
+    {
+        assert!(limit > 0, "a concurrent service runs at least one handler at a time");
+        self.options.concurrency = Some(limit);
+        self
+    }
+
     /// Measures how long each handler takes, for [`Stats::longest`](crate::Stats::longest). This
     /// costs two clock reads per call. Without it only handlers that have to wait are measured.
     pub fn measure_handlers(mut self) -> Self {
@@ -360,6 +400,35 @@ where
         Restarting { builder: self, policy }
     }
 
+    /// Returns a builder of one worker of many, with the same options.
+    pub(crate) fn of_shard<Inner>(&self, shard: usize) -> Builder<W, Inner> {
+        let name = self.options.name.as_deref().map(|name| Arc::from(format!("{name}/{shard}")));
+        Builder {
+            timeout: None,
+            grace: self.grace,
+            options: ServiceOptions { name, ..self.options.clone() },
+            worker: PhantomData,
+        }
+    }
+
+    /// Drops what the service would hand back.
+    pub(crate) fn detached(mut self) -> Self {
+        self.options.is_detached = true;
+        self
+    }
+
+    pub(crate) fn has_idle_timeout(&self) -> bool {
+        self.options.idle.is_some()
+    }
+
+    pub(crate) fn default_timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    pub(crate) fn own_name(&self) -> Option<Arc<str>> {
+        self.options.name.clone()
+    }
+
     /// Starts the worker, and returns only its caller: see [`TenoriteService::start`].
     ///
     /// # Panics
@@ -413,7 +482,7 @@ where
     }
 
     #[track_caller]
-    fn launch(
+    pub(crate) fn launch(
         self,
         backlog: usize,
         decider: Option<Box<dyn RestartDecider>>,

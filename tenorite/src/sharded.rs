@@ -24,18 +24,51 @@ pub trait Sharded {
     ///
     /// Panics if the request has a key and `shards` is 0.
     fn shard(&self, shards: u32) -> Option<u32> {
-        struct Hash(u64);
-        impl fmt::Write for Hash {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-                Ok(())
-            }
-        }
         let key = self.key()?;
-        let mut hash = Hash(BASIS);
-        let _ = fmt::Write::write_fmt(&mut hash, format_args!("{key}"));
-        // The low bits vary least, so mix in the high ones.
-        let hash = hash.0 ^ (hash.0 >> 32);
-        Some((hash % u64::from(shards)) as u32)
+        Some(shard_of(hash_of_displayed(key), shards))
     }
+}
+
+/// Returns the shard of a key with this hash.
+#[must_use]
+pub fn shard_of(hash: u64, shards: u32) -> u32 {
+    // The low bits vary least, so mix in the high ones.
+    let hash = hash ^ (hash >> 32);
+    (hash % u64::from(shards)) as u32
+}
+
+/// Returns the FNV-1a of a key as it is displayed.
+pub(crate) fn hash_of_displayed(key: &(impl fmt::Display + ?Sized)) -> u64 {
+    struct Hash(u64);
+    impl fmt::Write for Hash {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+            Ok(())
+        }
+    }
+    let mut hash = Hash(BASIS);
+    let _ = fmt::Write::write_fmt(&mut hash, format_args!("{key}"));
+    hash.0
+}
+
+/// Returns the FNV-1a of a text, as [`Sharded::shard`] makes it of a key that is displayed as that.
+pub(crate) fn hash_of(text: &[u8]) -> u64 {
+    text.iter().fold(BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
+}
+
+/// A request to a service of many shards, some of which may go to all of them.
+///
+/// It is derived beside [`Sharded`]. A request whose method is marked with
+/// `#[service(all_shards = merge)]` goes to each shard, and `merge` makes one answer of theirs.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say which shard it belongs to",
+    note = "mark an argument of each method with `#[service(key)]`, or the method with `#[service(any_shard)]` or `#[service(all_shards = merge)]`"
+)]
+pub trait Spread<Response>: Sharded + Sized {
+    /// Returns the request once for each of `shards` shards, or `None` if it goes to one of them.
+    fn spread(&self, shards: usize) -> Option<Vec<Self>>;
+
+    /// Makes one response of those of all shards, in their order. Returns `None` for responses to a
+    /// request that goes to one shard, and for none at all.
+    fn merge(responses: Vec<Response>) -> Option<Response>;
 }

@@ -262,6 +262,11 @@ impl StatusCell {
         self.change(|_| Status::Draining);
     }
 
+    /// Notes the status of a service of many workers, as it follows from theirs.
+    pub(crate) fn follow(&self, status: Status) {
+        self.change(|_| status);
+    }
+
     fn change(&self, change: impl FnOnce(&mut State) -> Status) {
         let mut state = self.state.lock();
         if state.ended.is_some() {

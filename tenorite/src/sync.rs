@@ -105,6 +105,11 @@ impl Witness {
     pub(crate) fn touch(&self) {
         self.0.with_mut(|_| {});
     }
+
+    /// Accesses the data as others may at the same time.
+    pub(crate) fn touch_shared(&self) {
+        self.0.with(|_| {});
+    }
 }
 
 /// Marks data that only one thread at a time may access. Does nothing outside of loom models.
@@ -119,4 +124,7 @@ impl Witness {
 
     #[inline]
     pub(crate) fn touch(&self) {}
+
+    #[inline]
+    pub(crate) fn touch_shared(&self) {}
 }

@@ -28,6 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 #[doc(hidden)]
+pub use crate::error::failure_of_many;
 pub use serde as __serde;
 
 /// A request that can leave the process, and whose method is identified by its signature where it

@@ -76,6 +76,7 @@ fn cargo(bug: &Bug, tree: &Path, folder: &Path) -> Command {
         Tool::Loom | Tool::Shuttle => cargo.args(["tenorite", "--lib", "--release"]),
         Tool::Unit => cargo.args(["tenorite", "--lib"]),
         Tool::Test => cargo.args(["tenorite-tests", "--test", "it"]),
+        Tool::Ways => cargo.args(["tenorite-tests", "--test", "ways"]),
         Tool::Cost => cargo.args(["tenorite-tests", "--test", "cost"]),
     };
     cargo

@@ -37,6 +37,8 @@ pub enum Tool {
     Unit,
     /// An integration test, of `tests/tests/it`.
     Test,
+    /// An integration test, of `tests/tests/ways`.
+    Ways,
     /// An integration test of its own.
     Cost,
 }
@@ -76,6 +78,7 @@ fn parse(entry: &str) -> Bug {
         "shuttle" => Tool::Shuttle,
         "unit" => Tool::Unit,
         "test" => Tool::Test,
+        "ways" => Tool::Ways,
         "cost" => Tool::Cost,
         other => panic!("there is no tool `{other}`"),
     };

@@ -11,7 +11,7 @@ use crate::model::{Arg, Hook, Init, Method, Service};
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let Service { krate, worker, .. } = service;
-    let (request_name, response_name) = (&service.names.request, &service.names.response);
+    let request_name = &service.names.request;
     let (request, response) = caller::messages(service);
     let generics = worker_generics(service);
     let (params, _, clause) = generics.split_for_impl();
@@ -23,52 +23,46 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     // Not a name that a type of the user's may have.
     let make = Ident::new("__Make", Span::call_site());
 
-    let arms = service.methods.iter().map(|method| {
-        let Method { name, variant, cfgs, args, is_async, reply_at, .. } = method;
-        let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
-        let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
-        let mut passed: Vec<_> = args
+    // Hygienic as well: the worker of a handler that shares it.
+    let shared = Ident::new("worker", Span::mixed_site());
+    let arms = service.methods.iter().map(|method| arm(service, method, &quote!(self), &job));
+    let concurrent = service.concurrent.as_ref().map(|concurrent| {
+        let limit = concurrent.limit.as_ref().map_or_else(|| quote!(1024), |limit| quote!(#limit));
+        let arms = service.methods.iter().filter(|method| method.shares());
+        let arms = arms.map(|method| arm(service, method, &quote!(#shared), &job));
+        let others = service
+            .methods
             .iter()
-            .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
-            .collect();
-        let later = reply_at.map(|at| {
-            // The span is the user's `Reply` argument, so that an error about another `Reply` type
-            // points at it.
-            let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
-            passed.insert(at, quote!(#reply));
-            quote! {
-                let #reply = #krate::__private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
-                    #response_name::#variant(answer) => ::core::option::Option::Some(answer),
-                    _ => ::core::option::Option::None,
-                });
-            }
-        });
-        let called = quote!(Self::#name(self, #(#passed),*));
-        // If the future is not `Send`, the error points at the method's name.
-        let step = match (is_async, &later) {
-            (false, None) => {
-                at(name.span(), quote!(#krate::__private::Job::reply(#job, #response_name::#variant(#called))))
-            }
-            (false, Some(later)) => quote!({ #later #called; #krate::__private::Job::deferred(#job) }),
-            (true, None) => {
-                let future = quote!(async move { #response_name::#variant(#called.await) });
-                at(name.span(), quote!(#krate::__private::Job::run(#job, move || #future)))
-            }
-            (true, Some(later)) => {
-                let future = quote!(async move { #called.await });
-                let run = at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)));
-                quote!({ #later #run })
-            }
-        };
-        quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
+            .any(|method| !method.shares())
+            .then(|| quote!(_ => ::core::unreachable!("it runs alone"),));
+        // If the worker is not `Sync`, the error points at its type.
+        let new = at(worker.span(), quote!(#krate::__private::concurrent::<Self>));
+        quote! {
+            const CONCURRENT: ::core::option::Option<#krate::__private::Concurrent<Self>> =
+                ::core::option::Option::Some(#new(#limit, |#shared, mut #job| {
+                    match #krate::__private::Job::request(&mut #job) { #(#arms)* #others }
+                }));
+        }
+    });
+    let concurrent_worker = service.concurrent.as_ref().map(|_| {
+        quote! {
+            #[automatically_derived]
+            impl #params #krate::ConcurrentWorker for #worker #clause {}
+        }
     });
     let service_name = &service.names.service_doc;
-    let named = service.methods.iter().map(|Method { name, variant, cfgs, reply_at, .. }| {
-        let method = name.unraw().to_string();
-        let new = if reply_at.is_some() { quote!(answering_later) } else { quote!(new) };
+    let is_concurrent = service.concurrent.is_some();
+    let named = service.methods.iter().map(|method| {
+        let Method { name, variant, cfgs, reply_at, is_async, .. } = method;
+        let text = name.unraw().to_string();
+        let (new, is_async) = match reply_at {
+            Some(_) => (quote!(answering_later), None),
+            None if is_concurrent && method.shares() => (quote!(sharing), Some(quote!(, #is_async))),
+            None => (quote!(new), None),
+        };
         quote! {
             #(#cfgs)*
-            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #method) },
+            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async) },
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async);
@@ -139,6 +133,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #answers_later
             #begins
             #closes
+            #concurrent
 
             fn method(request: &#request) -> &'static #krate::__private::Method {
                 match *request { #(#named)* }
@@ -159,7 +154,52 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
         #[automatically_derived]
         impl #params #krate::DerivedWorker for #worker #clause {}
+
+        #concurrent_worker
     }
+}
+
+/// Returns the arm that calls this method on that worker.
+fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) -> TokenStream {
+    let krate = &service.krate;
+    let (request_name, response_name) = (&service.names.request, &service.names.response);
+    let Method { name, variant, cfgs, args, is_async, reply_at, .. } = method;
+    let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
+    let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
+    let mut passed: Vec<_> = args
+        .iter()
+        .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
+        .collect();
+    let later = reply_at.map(|at| {
+        // The span is the user's `Reply` argument, so that an error about another `Reply` type
+        // points at it.
+        let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
+        passed.insert(at, quote!(#reply));
+        quote! {
+            let #reply = #krate::__private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
+                #response_name::#variant(answer) => ::core::option::Option::Some(answer),
+                _ => ::core::option::Option::None,
+            });
+        }
+    });
+    let called = quote!(Self::#name(#worker, #(#passed),*));
+    // If the future is not `Send`, the error points at the method's name.
+    let step = match (is_async, &later) {
+        (false, None) => {
+            at(name.span(), quote!(#krate::__private::Job::reply(#job, #response_name::#variant(#called))))
+        }
+        (false, Some(later)) => quote!({ #later #called; #krate::__private::Job::deferred(#job) }),
+        (true, None) => {
+            let future = quote!(async move { #response_name::#variant(#called.await) });
+            at(name.span(), quote!(#krate::__private::Job::run(#job, move || #future)))
+        }
+        (true, Some(later)) => {
+            let future = quote!(async move { #called.await });
+            let run = at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)));
+            quote!({ #later #run })
+        }
+    };
+    quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
 }
 
 /// Returns the type of the config, and the type that the service yields in the end.
@@ -240,7 +280,8 @@ pub(super) fn worker_generics(service: &Service) -> syn::Generics {
     let bound = quote!(::core::marker::Send + 'static);
     let mut predicates = caller::message_bounds(service, &bound);
     if !service.generics.params.is_empty() {
-        predicates.push(syn::parse_quote!(#worker: #bound));
+        let shared = service.concurrent.as_ref().map(|_| quote!(+ ::core::marker::Sync));
+        predicates.push(syn::parse_quote!(#worker: #bound #shared));
     }
     generics::with(&service.generics, predicates)
 }

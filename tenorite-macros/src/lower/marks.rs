@@ -2,7 +2,7 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Attribute, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Receiver};
+use syn::{Attribute, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Path, Receiver, Token};
 
 use crate::args;
 use crate::attributes::{Kind, hides};
@@ -37,15 +37,16 @@ pub(super) fn refuse_attributes(attributes: &mut Vec<Attribute>, errors: &mut Er
 /// What the user says of a method.
 pub(super) struct Marks {
     pub(super) role: Option<Role>,
+    /// The function that merges the answers of all shards.
+    pub(super) all_shards: Option<Path>,
     pub(super) on_request: Vec<Attribute>,
     pub(super) on_response: Vec<Attribute>,
 }
 
 /// Removes `#[service(skip)]` and the like.
 pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Marks {
-    const KNOWN: &str =
-        "there are `init`, `on_start`, `on_stop`, `any_shard`, `skip`, `request(…)` and `response(…)`";
-    let mut role = None;
+    const KNOWN: &str = "there are `init`, `on_start`, `on_stop`, `any_shard`, `all_shards = merge`, `skip`, `request(…)` and `response(…)`";
+    let (mut role, mut all_shards) = (None, None);
     let (mut on_request, mut on_response) = (Vec::new(), Vec::new());
     let is_hidden =
         |attribute: &mut Attribute| hides(attribute, Kind::Cfg) || hides(attribute, Kind::Service);
@@ -69,6 +70,19 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
                 on_response.extend(args::listed(meta.input)?);
                 return Ok(());
             }
+            if meta.path.is_ident("all_shards") {
+                if !meta.input.peek(Token![=]) {
+                    return Err(meta.error(
+                        "say which function merges the answers: `#[service(all_shards = merge)]`, with \
+                         `fn merge(answers: Vec<T>) -> T`",
+                    ));
+                }
+                let merge: Path = meta.value()?.parse()?;
+                if all_shards.replace(merge).is_some() {
+                    return Err(meta.error("`all_shards` is given twice: keep one"));
+                }
+                return Ok(());
+            }
             if meta.path.is_ident("key") {
                 return Err(meta.error("`key` goes on the argument whose value is the key"));
             }
@@ -76,7 +90,7 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
                 let name = meta.path.to_token_stream().to_string();
                 return Err(meta.error(format!("unknown option `{name}`: {KNOWN}")));
             };
-            if meta.input.peek(syn::Token![=]) {
+            if meta.input.peek(Token![=]) {
                 return Err(meta.error(format!("`{name}` takes no value: write `#[service({name})]`")));
             }
             if let Some(before) = role.replace(known) {
@@ -92,7 +106,10 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
             errors.push(error);
         }
     }
-    Marks { role, on_request, on_response }
+    if let (Some(merge), Some(_)) = (&all_shards, role) {
+        errors.at(merge, "these options exclude each other: keep one");
+    }
+    Marks { role, all_shards, on_request, on_response }
 }
 
 /// What the user says of an argument.

@@ -121,6 +121,7 @@ pub(super) fn method(
         args,
         key: None,
         any_shard: false,
+        all_shards: None,
         reply_at,
         reply: reply?,
     })

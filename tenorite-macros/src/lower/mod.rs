@@ -117,6 +117,15 @@ fn service(
     types::replace_self_in_generics(&mut generics, &item.self_ty);
     let names = names(args.name, worker_name, &generics, errors)?;
     keys(&methods, errors);
+    if let Some(concurrent) = &args.concurrent
+        && errors.is_empty()
+        && !methods.iter().any(Method::shares)
+    {
+        errors.at(
+            &concurrent.key,
+            "no request takes `&self`, so none could overlap another: remove `concurrent`",
+        );
+    }
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
     let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
@@ -132,6 +141,7 @@ fn service(
         on_response: args.on_response,
         derives: args.derives.unwrap_or_default(),
         serde: args.serde,
+        concurrent: args.concurrent,
         names,
         methods,
         hooks,
@@ -223,11 +233,14 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             }
             _ => continue,
         };
-        let Marks { role, on_request, on_response } = marks(&mut function.attrs, errors);
+        let Marks { role, all_shards, on_request, on_response } = marks(&mut function.attrs, errors);
         let mut fields = fields(function, errors);
         let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
         let is_private = matches!(function.vis, Visibility::Inherited);
         if is_private || !matches!(role, None | Some(Role::AnyShard)) {
+            if let Some(merge) = &all_shards {
+                errors.at(merge, "this method is no request, so it goes to no shard");
+            }
             let of_fields = fields.iter().map(|field| &field.on_request);
             for attribute in [&on_request, &on_response].into_iter().chain(of_fields).flatten() {
                 errors.at(
@@ -260,7 +273,17 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
                 errors.at(key, "`key` and `any_shard` exclude each other: keep one of the two");
             }
         }
+        if let (Some(key), Some(_)) = (&key, &all_shards) {
+            errors.at(key, "`key` and `all_shards` exclude each other: keep one of the two");
+        }
+        if let (Some(merge), Some(_)) = (&all_shards, method.reply_at) {
+            errors.at(
+                merge,
+                "a method that takes a `Reply` cannot run on all shards: let it return its answer",
+            );
+        }
         method.any_shard = role == Some(Role::AnyShard);
+        method.all_shards = all_shards;
         (method.on_request, method.on_response) = (on_request, on_response);
         for arg in &mut method.args {
             if let Some(field) = fields.iter_mut().find(|field| field.name == arg.name) {
@@ -290,16 +313,17 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
 /// Checks that all requests state their shard as soon as one of them does.
 fn keys(methods: &[Method], errors: &mut Errors) {
     let keyed = methods.iter().find(|method| method.key.is_some());
-    let Some(first) = keyed.or_else(|| methods.iter().find(|method| method.any_shard)) else { return };
+    let Some(first) = keyed.or_else(|| methods.iter().find(|method| method.has_shard())) else { return };
     let Method { name, .. } = first;
     let theirs = if keyed.is_some() { "are kept apart by key" } else { "may go to any shard" };
     let lacks = if keyed.is_some() { "has none" } else { "does not say where it goes" };
-    for method in methods.iter().filter(|method| method.key.is_none() && !method.any_shard) {
+    for method in methods.iter().filter(|method| !method.has_shard()) {
         errors.at(
             &method.name,
             format!(
                 "the requests of `{name}` {theirs}, and this one {lacks}: mark an argument with \
-                 `#[service(key)]`, or the method with `#[service(any_shard)]`"
+                 `#[service(key)]`, or the method with `#[service(any_shard)]` or \
+                 `#[service(all_shards = merge)]`"
             ),
         );
     }

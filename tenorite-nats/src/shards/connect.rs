@@ -2,19 +2,20 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, IntoFuture};
+use std::future::{Future, IntoFuture, poll_fn};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::{Event, HeaderMap, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenorite::wire::WireRequest;
+use tenorite::wire::{WireRequest, failure_of_many};
 use tenorite::{
-    Caller, FetchReason, OutgoingRequest, Reason, SendReason, Sharded, TenoriteCaller, TenoriteError,
+    Caller, FetchReason, OutgoingRequest, Reason, SendReason, Sharded, Spread, TenoriteCaller, TenoriteError,
 };
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Sleep;
@@ -122,7 +123,7 @@ impl<C, K> fmt::Debug for ConnectShards<C, K> {
 impl<C, K> IntoFuture for ConnectShards<C, K>
 where
     C: Caller<Error = Infallible>,
-    C::Request: WireRequest + Sharded,
+    C::Request: WireRequest + Spread<C::Response>,
     C::Response: Serialize + DeserializeOwned + Send + 'static,
     K: Codec,
 {
@@ -151,8 +152,19 @@ where
                 any: AtomicU32::new(0),
             });
             Ok(C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
-                let shard = outgoing.request.shard(shards).unwrap_or_else(|| callers.next_shard(shards));
-                Arc::clone(&callers).call::<C::Request, C::Response, K>(outgoing, shard, codec.clone())
+                let callers = Arc::clone(&callers);
+                let codec = codec.clone();
+                let to_all = outgoing.request.spread(shards as usize);
+                let shard = outgoing.request.shard(shards);
+                async move {
+                    match to_all {
+                        Some(requests) => callers.call_all(outgoing.with_request(()), requests, codec).await,
+                        None => {
+                            let shard = shard.unwrap_or_else(|| callers.next_shard(shards));
+                            callers.call(outgoing, shard, codec).await
+                        }
+                    }
+                }
             })))
         })
     }
@@ -252,6 +264,57 @@ impl Shards {
 
     fn number(&self, shard: u32) -> MutexGuard<'_, u64> {
         self.numbers[shard as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request to each shard, and makes one reply of theirs.
+    async fn call_all<Rq, Rs, K>(
+        self: Arc<Self>,
+        terms: OutgoingRequest<()>,
+        requests: Vec<Rq>,
+        codec: K,
+    ) -> Result<Option<Rs>, TenoriteError>
+    where
+        Rq: WireRequest + Spread<Rs>,
+        Rs: DeserializeOwned + Send + 'static,
+        K: Codec,
+    {
+        let mut calls: Vec<_> = (0_u32..)
+            .zip(requests)
+            .map(|(shard, request)| {
+                let call = Arc::clone(&self).call(terms.with_request(request), shard, codec.clone());
+                (Box::pin(call), None)
+            })
+            .collect();
+        // Each is polled at once, so that all are on their way before this waits.
+        poll_fn(|cx| {
+            let mut is_pending = false;
+            for (call, outcome) in calls.iter_mut().filter(|(_, outcome)| outcome.is_none()) {
+                match call.as_mut().poll(cx) {
+                    Poll::Ready(ended) => *outcome = Some(ended),
+                    Poll::Pending => is_pending = true,
+                }
+            }
+            if is_pending { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+        let (mut replies, mut stored, mut failures) = (Vec::new(), false, Vec::new());
+        for outcome in calls.into_iter().filter_map(|(_, outcome)| outcome) {
+            match outcome {
+                Ok(Some(reply)) => replies.push(reply),
+                Ok(None) => stored = true,
+                Err(failure) => failures.push(failure),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(failure_of_many(&failures, stored || !replies.is_empty()));
+        }
+        if stored {
+            return Ok(None);
+        }
+        match Rq::merge(replies) {
+            Some(reply) => Ok(Some(reply)),
+            None => Err(TenoriteError::FetchFailure(FetchReason::Mismatched)),
+        }
     }
 
     /// Sends a request with the same id until it is known to be stored, and waits for its reply.

@@ -61,6 +61,20 @@ impl Ledger {
     pub fn accounts(&self) -> usize {
         self.entries.len()
     }
+
+    #[service(all_shards = sum)]
+    pub fn all_accounts(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[service(all_shards = sum)]
+    pub fn note_everywhere(&mut self, entry: u32) -> usize {
+        self.write("everywhere", entry)
+    }
+}
+
+fn sum(counts: Vec<usize>) -> usize {
+    counts.into_iter().sum()
 }
 
 async fn own(nats: &Nats, shards: u32) -> ServingShards {
@@ -119,6 +133,27 @@ async fn what_was_written_outlives_its_owner() {
     assert_eq!(ledger.read("account 3").await, Ok(vec![3, 8, 13, 18]));
     assert_eq!(ledger.read("cast").await, Ok(vec![1]));
     println!("handed over in {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_all_shards_is_answered_by_all_as_one() {
+    let Some(server) = Server::start() else { return };
+    let nats = server.connect().await;
+    let owning = own(&nats, 4).await;
+    let ledger: LedgerCaller = connect_shards(nats.clone(), "test").await.unwrap();
+    for entry in 0..20 {
+        ledger.write(format!("account {entry}"), entry).await.unwrap();
+    }
+    assert_eq!(ledger.all_accounts().await, Ok(20));
+    assert_eq!(ledger.note_everywhere(1).await, Ok(4));
+    ledger.note_everywhere(2).cast().await.unwrap();
+    // Casts and calls of one caller keep their order in each shard.
+    assert_eq!(ledger.note_everywhere(3).await, Ok(12));
+    owning.stop().await;
+    let late = ledger.all_accounts().timeout(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(late, TenoriteError::FetchFailure(_) | TenoriteError::SendFailure(_)), "{late}");
+    let _next = own(&nats, 4).await;
+    assert_eq!(ledger.all_accounts().await, Ok(24));
 }
 
 /// However long that takes, and however often a request is sent again that is not known to be stored.

@@ -14,7 +14,6 @@ use std::time::Duration;
 use self::permit::{Reserve, ReserveOwned};
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
-use crate::handler::deadlock;
 use crate::handler::stack::Node;
 use crate::mailbox::abort;
 use crate::mailbox::function::{FnMailbox, OutgoingRequest};
@@ -151,6 +150,10 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: Some(limit) }
     }
 
+    pub(crate) fn into_mailbox(self) -> Arc<dyn Mailbox<Rq, Rs, Er>> {
+        self.mailbox
+    }
+
     fn reservation(&self) -> Reservation<'_, Rq, Rs, Er> {
         Reservation::new(&self.mailbox, self.timeout)
     }
@@ -270,9 +273,12 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     pub async fn stopped(&self) -> StopReason {
         let mut ended = pin!(self.mailbox.status().ended());
         poll_fn(|cx| {
-            let node = self.mailbox.node().filter(|_| !self.is_stopped());
             // The service ends only after this handler, so waking the handler then is of no use.
-            if node.is_some_and(deadlock::awaits_own_end) { Poll::Pending } else { ended.as_mut().poll(cx) }
+            if !self.is_stopped() && self.mailbox.awaits_own_end() {
+                Poll::Pending
+            } else {
+                ended.as_mut().poll(cx)
+            }
         })
         .await
     }
@@ -281,6 +287,19 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.mailbox.stats()
+    }
+
+    /// Returns the statistics of each worker, for a service of [many](crate::Builder::shards):
+    /// those of shard 0 first. Another service has one worker.
+    #[must_use]
+    pub fn stats_of_each(&self) -> Vec<Stats> {
+        self.mailbox.stats_of_each()
+    }
+
+    /// Returns the status of each worker, in the order of [`stats_of_each`](Self::stats_of_each).
+    #[must_use]
+    pub fn status_of_each(&self) -> Vec<Status> {
+        self.mailbox.status_of_each()
     }
 
     /// Returns the service's node in the graph of waiting handlers.

@@ -78,6 +78,8 @@ pub trait Dispatch: Send + Sized + 'static {
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does anything.
     const CLOSES: bool = false;
+    /// How to run the methods that share the worker, if any may.
+    const CONCURRENT: Option<Concurrent<Self>> = None;
 
     /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;
@@ -111,6 +113,41 @@ pub trait Dispatch: Send + Sized + 'static {
     /// Runs after the last request.
     fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
         async {}
+    }
+}
+
+/// Says that methods which take the worker by `&self` may overlap each other.
+///
+/// Only a worker that is `Sync` has one: its reference is used by many threads.
+pub struct Concurrent<W: Dispatch> {
+    pub(crate) limit: usize,
+    pub(crate) dispatch: SharedDispatch<W>,
+}
+
+/// Runs the method that the job's request asks for, which shares the worker.
+pub type SharedDispatch<W> =
+    for<'w, 'j> fn(&'w W, Job<'w, 'j, <W as Dispatch>::Request, <W as Dispatch>::Response>) -> Step<'j>;
+
+impl<W: Dispatch> Clone for Concurrent<W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W: Dispatch> Copy for Concurrent<W> {}
+
+impl<W: Dispatch + Sync> Concurrent<W> {
+    /// At most `limit` handlers overlap, unless the service is started with another number.
+    #[must_use]
+    pub const fn new(limit: usize, dispatch: SharedDispatch<W>) -> Self {
+        assert!(limit > 0, "a concurrent service runs at least one handler at a time");
+        Self { limit, dispatch }
+    }
+}
+
+impl<W: Dispatch> std::fmt::Debug for Concurrent<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Concurrent").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
@@ -319,3 +356,13 @@ pub trait DerivedWorker: Dispatch {
         self.close(reason)
     }
 }
+
+/// A derived worker whose methods that take `&self` may overlap.
+///
+/// `#[tenorite::service(concurrent)]` implements it. See
+/// [the guide](crate::guide::services#overlapping-reads).
+#[diagnostic::on_unimplemented(
+    message = "the handlers of `{Self}` do not overlap",
+    note = "write `#[tenorite::service(concurrent)]` on its `impl` block"
+)]
+pub trait ConcurrentWorker: DerivedWorker {}

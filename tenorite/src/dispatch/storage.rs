@@ -16,8 +16,8 @@ use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use super::Dispatch;
 use super::job::{Exchange, Job, Progress};
+use super::{Dispatch, SharedDispatch};
 use crate::reply::Client;
 
 /// A buffer of more than this many bytes is freed after use.
@@ -39,7 +39,7 @@ pub(crate) struct WorkerStorage<W: Dispatch> {
 }
 
 /// The future of a handler, if there is one. S1 and S2 hold for it, wherever the worker is.
-pub(super) struct FutureStorage<Rs: 'static, S> {
+pub(crate) struct FutureStorage<Rs: 'static, S> {
     slot: UnsafeCell<FutureSlot<Rs>>,
     space: UnsafeCell<S>,
 }
@@ -194,7 +194,7 @@ impl<Rs: 'static> FutureVtable<Rs> {
 }
 
 impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             slot: UnsafeCell::new(FutureSlot { live: None, client: None, buffer: Vec::new() }),
             space: UnsafeCell::new(S::NEW),
@@ -230,6 +230,34 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
         unsafe { &mut *worker }.dispatch(job).progress()
     }
 
+    /// Works like [`start`](Self::start), for a method that shares the worker: others use it at the
+    /// same time.
+    ///
+    /// # Safety
+    ///
+    /// The caller has exclusive use of the storage; no future is live. Until the handler has
+    /// completed, or its future is dropped, the storage stays where it is, and the worker stays
+    /// there and is not used mutably.
+    #[inline(always)]
+    pub(crate) unsafe fn start_shared<W>(
+        &self,
+        worker: *const W,
+        dispatch: SharedDispatch<W>,
+        exchange: &mut Exchange<W::Request, Rs>,
+        waker: &Waker,
+    ) -> Progress
+    where
+        W: Dispatch<Response = Rs, Space = S>,
+    {
+        let (slot, space) = (self.slot.get(), self.space.get().cast());
+        // SAFETY: as in `start`.
+        let job = unsafe { Job::new(exchange, slot, space, <S as sealed::Space>::BYTES, waker) };
+        // SAFETY: the caller guarantees that nothing uses the worker mutably until the future that
+        // may be left behind is gone. `W` is `Sync`: otherwise there is no `SharedDispatch` of it
+        // in its `CONCURRENT`.
+        dispatch(unsafe { &*worker }, job).progress()
+    }
+
     /// Polls the handler that waits. If it panics, its future is still there and has to be dropped.
     /// Returns `None` if it has completed and gives its answer elsewhere.
     ///
@@ -240,7 +268,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Panics
     ///
     /// Panics if no handler waits, and if the handler panics.
-    pub(super) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<Option<Rs>> {
+    pub(crate) unsafe fn resume(&self, cx: &mut Context<'_>) -> Poll<Option<Rs>> {
         // SAFETY: the caller has exclusive use. `live` names a pinned future and the table of its
         // type (S1). It is cleared before the drop, so the future is not dropped twice.
         unsafe {
@@ -284,7 +312,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(super) unsafe fn drop_future(&self) {
+    pub(crate) unsafe fn drop_future(&self) {
         // SAFETY: the caller has exclusive use. `live` names a pinned future and the table of its
         // type (S1). It is taken first, so the future is not dropped twice.
         unsafe {
@@ -376,6 +404,11 @@ impl<W: Dispatch> WorkerStorage<W> {
     pub(crate) unsafe fn drop_future(&self) {
         // SAFETY: the contract is the same.
         unsafe { self.future.drop_future() };
+    }
+
+    /// Returns where the worker is, or would be.
+    pub(crate) fn worker(&self) -> *const W {
+        self.worker.get().cast_const().cast::<W>()
     }
 
     /// Takes the worker out, if it is there.

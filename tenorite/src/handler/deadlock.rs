@@ -19,6 +19,23 @@
 //! a handler is different, since the handler does not wait for them: there the stack is
 //! [cut](stack::barrier).
 //!
+//! # Readers
+//!
+//! A [concurrent](crate::dispatch::Concurrent) service runs many handlers at a time. Those that
+//! share its worker, its *readers*, are nodes of their own. A reader that has added a wait is
+//! *known* to the graph, as one of its service's. A call to such a service waits in one of two
+//! ways ([`Need`]):
+//!
+//! - for all that run there: a request that is to run alone, and one behind such a request. If any
+//!   known reader leads back, that is a deadlock.
+//! - for any one of them to leave: a reader where as many run as may. This is a deadlock only if
+//!   every one of them leads back. Readers that are not known wait for nothing, and do not.
+//!
+//! A service that is waited for leads to its known readers. A search for a way back is a plain one,
+//! unless something waits for any of many. Then it is a deadlock if, with the new wait, the handler
+//! that makes it can never go on. What can is found in rounds: each takes away the handlers none of
+//! whose waits is for something that is stuck, until there are no more of them.
+//!
 //! # What is not seen
 //!
 //! Not seen are calls made in tasks that a handler has spawned, and calls of hand-written workers
@@ -35,7 +52,8 @@
 //! are never many more waits than there are calls in flight.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,8 +65,27 @@ use crate::names;
 /// A handler that waits, or is about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Frame {
+    /// The handler: the address of its service, or of the reader.
     node: Node,
+    service: Node,
     method: &'static Method,
+}
+
+impl Frame {
+    fn of(level: &stack::Level) -> Option<Self> {
+        let service = level.frame.node?.get();
+        let node = level.reader.map_or(service, NonZero::get);
+        Some(Self { node, service, method: level.frame.method? })
+    }
+}
+
+/// What a call needs of the service that it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    /// All handlers that run there have to end.
+    All,
+    /// One of this many readers has to leave: there may be no more of them.
+    AnyOf(usize),
 }
 
 /// A call that a handler waits for. The side that decides that the call is over ends the edge.
@@ -96,7 +133,7 @@ impl Calls {
 
 /// What a handler waits for at one other service.
 struct Wait {
-    from: &'static Method,
+    from: Frame,
     calls: Arc<Calls>,
 }
 
@@ -106,9 +143,14 @@ impl Wait {
     }
 }
 
-/// For each service, what its handler waits for, by the service that is called.
+/// For each handler, what it waits for, by the service that is called.
 struct Graph {
-    waits: BTreeMap<Node, BTreeMap<Node, Wait>>,
+    waits: BTreeMap<Node, BTreeMap<(Node, Need), Wait>>,
+    /// The known readers of each service, and the service of each known reader.
+    readers: BTreeMap<Node, BTreeSet<Node>>,
+    services: BTreeMap<Node, Node>,
+    /// Whether anything waits, or has waited, for any of many. Most processes have no such thing.
+    has_choices: bool,
     /// The number of waits, including those that are over.
     len: usize,
     /// See [`Calls`].
@@ -160,7 +202,7 @@ pub(crate) fn take_implied() -> Option<Arc<Edge>> {
     IMPLIED.try_with(take).ok().flatten()
 }
 
-/// Removes all waits of this service's handler, which has completed or is gone.
+/// Removes all waits of this handler, which has completed or is gone.
 #[cold]
 pub(crate) fn clear(node: Node) {
     let is_marked = IMPLIED.try_with(|implied| !implied.borrow().is_empty()).unwrap_or(false);
@@ -171,7 +213,7 @@ pub(crate) fn clear(node: Node) {
     }
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
     graph.remove(node);
-    WAITS.store(graph.len, Ordering::Relaxed);
+    WAITS.store(graph.size(), Ordering::Relaxed);
 }
 
 /// Whether a handler polls for the end of its own service, which comes after the handler's.
@@ -198,11 +240,8 @@ thread_local! {
 ///
 /// If nothing else could wake the handler. The call has no error to return.
 pub(crate) fn awaits_own_end(node: Node) -> bool {
-    let top = stack::frames_above_barrier()
-        .into_iter()
-        .rev()
-        .find_map(|(_, frame)| Some((frame.node?, frame.method?)));
-    let Some((_, method)) = top.filter(|(top, _)| top.get() == node) else { return false };
+    let top = stack::levels_above_barrier().iter().rev().find_map(Frame::of);
+    let Some(Frame { method, .. }) = top.filter(|top| top.service == node) else { return false };
     if OWN_END.replace(OwnEnd::Awaited(node)) == OwnEnd::Refused(node) {
         OWN_END.set(OwnEnd::NotAwaited);
         let (service, name) = (method.service(), method.name());
@@ -239,11 +278,11 @@ pub(crate) fn forget_own_end() {
 ///
 /// Returns the cycle if the handler would wait for itself.
 #[cold]
-pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>>, Cycle> {
-    let frame = |(depth, frame): (usize, stack::Frame)| {
-        Some((depth, Frame { node: frame.node?.get(), method: frame.method? }))
-    };
-    let frames: Vec<_> = stack::frames_above_barrier().into_iter().filter_map(frame).collect();
+pub(crate) fn wait(to: Node, need: Need, called: &'static Method) -> Result<Option<Arc<Edge>>, Cycle> {
+    let frames: Vec<_> = stack::levels_above_barrier()
+        .iter()
+        .filter_map(|level| Some((level.depth, Frame::of(level)?)))
+        .collect();
     let Some((_, top)) = frames.last() else { return Ok(None) };
     let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
 
@@ -253,25 +292,32 @@ pub(crate) fn wait(to: Node, called: &'static Method) -> Result<Option<Arc<Edge>
         for pair in frames.windows(2) {
             let ((_, below), (depth, above)) = (pair[0], pair[1]);
             if !implied.iter().any(|(known, _)| *known == depth) {
-                implied.push((depth, graph.add(below, above.node)));
+                implied.push((depth, graph.add(below, above.node, Need::All)));
             }
         }
     });
     IS_MARKED.set(true);
-    let path = graph.path(to, top.node);
-    let edge = if path.is_none() { Some(graph.add(*top, to)) } else { None };
-    WAITS.store(graph.len, Ordering::Relaxed);
+    graph.know(*top);
+    let path = graph.path(to, need, top.node);
+    let edge = if path.is_none() { Some(graph.add(*top, to, need)) } else { None };
+    WAITS.store(graph.size(), Ordering::Relaxed);
     drop(graph);
     if let Some(path) = path {
-        let hop = |Frame { node, method }| {
-            let service = names::in_full(method.service(), names::name_at(node).as_deref());
+        let hop = |Frame { service, method, .. }: Frame| {
+            let service = names::in_full(method.service(), names::name_at(service).as_deref());
             (Arc::from(service), Arc::from(method.name()))
         };
         // The hops lead from the called service around and back to it.
-        let hops = path.into_iter().chain([*top, Frame { node: to, method: called }]).map(hop);
+        let called = Frame { node: to, service: to, method: called };
+        let hops = path.into_iter().chain([*top, called]).map(hop);
         return Err(Cycle::new(hops.collect()));
     }
     Ok(edge)
+}
+
+/// Returns whether a handler is on top of this thread's stack, so that its calls are waits.
+pub(crate) fn has_handler() -> bool {
+    stack::levels_above_barrier().iter().any(|level| Frame::of(level).is_some())
 }
 
 impl Graph {
@@ -281,6 +327,9 @@ impl Graph {
     const fn new() -> Self {
         Self {
             waits: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            services: BTreeMap::new(),
+            has_choices: false,
             len: 0,
             idle: None,
             #[cfg(test)]
@@ -288,25 +337,47 @@ impl Graph {
         }
     }
 
-    fn add(&mut self, from: Frame, to: Node) -> Arc<Edge> {
+    /// Returns how much there is to remove.
+    fn size(&self) -> usize {
+        self.len + self.services.len()
+    }
+
+    /// Notes a handler that waits, or is about to, if it is one of many of its service.
+    fn know(&mut self, handler: Frame) {
+        if handler.node != handler.service && self.services.insert(handler.node, handler.service).is_none() {
+            self.readers.entry(handler.service).or_default().insert(handler.node);
+        }
+    }
+
+    fn add(&mut self, from: Frame, to: Node, need: Need) -> Arc<Edge> {
         self.tidy_up();
         self.step();
+        self.know(from);
+        self.has_choices |= need != Need::All;
         let idle = self.idle.get_or_insert_default();
         let len = &mut self.len;
-        let wait = self.waits.entry(from.node).or_default().entry(to).or_insert_with(|| {
+        let wait = self.waits.entry(from.node).or_default().entry((to, need)).or_insert_with(|| {
             *len += 1;
             let calls = Calls { in_flight: AtomicUsize::new(0), idle: Arc::clone(idle) };
-            Wait { from: from.method, calls: Arc::new(calls) }
+            Wait { from, calls: Arc::new(calls) }
         });
-        // A service runs one handler at a time: what is left of an earlier handler is over.
-        wait.from = from.method;
+        // This node is one handler at a time: what is left of an earlier one is over.
+        wait.from = from;
         wait.calls.in_flight.fetch_add(1, Ordering::Relaxed);
         Arc::new(Edge { is_over: AtomicBool::new(false), calls: Arc::clone(&wait.calls) })
     }
 
-    /// Removes all waits of this service's handler.
+    /// Removes all waits of this handler, and the handler itself if it is known.
     fn remove(&mut self, node: Node) {
         self.len -= self.waits.remove(&node).map_or(0, |waits| waits.len());
+        if let Some(service) = self.services.remove(&node)
+            && let Some(readers) = self.readers.get_mut(&service)
+        {
+            readers.remove(&node);
+            if readers.is_empty() {
+                self.readers.remove(&service);
+            }
+        }
         self.tidy_up();
     }
 
@@ -318,11 +389,12 @@ impl Graph {
             return;
         }
         idle.store(0, Ordering::Relaxed);
-        self.len = 0;
+        (self.len, self.has_choices) = (0, false);
         let mut waits = std::mem::take(&mut self.waits);
         waits.retain(|_, waits| {
-            waits.retain(|_, wait| {
+            waits.retain(|(_, need), wait| {
                 self.step();
+                self.has_choices |= *need != Need::All;
                 !wait.is_over()
             });
             self.len += waits.len();
@@ -331,38 +403,97 @@ impl Graph {
         self.waits = waits;
     }
 
-    /// Returns a shortest path from `start` to `end`: the handlers from that of `start` on, without
-    /// that of `end`. Returns `None` if `start` does not wait for `end`, not even through others.
-    fn path(&self, start: Node, end: Node) -> Option<Vec<Frame>> {
+    /// Returns a path from a call that needs this of `start` to `end`: the handlers from those of
+    /// `start` on, without that of `end`. Returns `None` if the call does not wait for `end`, not
+    /// even through others. The path is a shortest one where nothing waits for any of many.
+    fn path(&self, start: Node, need: Need, end: Node) -> Option<Vec<Frame>> {
         if start == end {
             return Some(Vec::new());
         }
-        // Breadth first. Each service is visited once, and `before` holds the wait that led to it.
-        let mut before = BTreeMap::new();
+        // Where nothing waits for any of many, the first way that is found is one.
+        let is_plain = need == Need::All && !self.has_choices;
+        let (reached, way) = self.search(start, end, is_plain, &|_| true);
+        let way = way?;
+        if is_plain {
+            return Some(way);
+        }
+        // What can never go on, if the end waits for this call: what is left of the nodes on the
+        // way when those are taken away, one round after the other, that still can.
+        let mut stuck = reached;
+        stuck.insert(end);
+        loop {
+            let can_go_on = |&node: &Node| {
+                if node == end {
+                    return !self.is_stuck(&stuck, start, need);
+                }
+                let mut waits = self.waits.get(&node).into_iter().flatten();
+                !waits.any(|(&(to, need), wait)| {
+                    self.step();
+                    !wait.is_over() && self.is_stuck(&stuck, to, need)
+                })
+            };
+            let free: Vec<_> = stuck.iter().copied().filter(can_go_on).collect();
+            if free.is_empty() {
+                break;
+            }
+            free.iter().for_each(|node| {
+                stuck.remove(node);
+            });
+        }
+        // A service is only stuck through its handlers, so it is on the way even if it is not.
+        let is_on_the_way = |node| stuck.contains(&node) || self.readers.contains_key(&node);
+        stuck.contains(&end).then(|| self.search(start, end, true, &is_on_the_way).1.unwrap_or_default())
+    }
+
+    /// Returns whether a call that needs this of a service waits for ever, if these nodes do.
+    fn is_stuck(&self, stuck: &BTreeSet<Node>, service: Node, need: Need) -> bool {
+        let mut readers = self.readers.get(&service).into_iter().flatten();
+        match need {
+            Need::All => stuck.contains(&service) || readers.any(|reader| stuck.contains(reader)),
+            Need::AnyOf(all) => readers.filter(|reader| stuck.contains(reader)).count() >= all,
+        }
+    }
+
+    /// Searches from `start` for `end`, over nodes that `may` be on the way. Returns the nodes that
+    /// were reached, all of them unless one way is enough, and a shortest way if there is one.
+    fn search(
+        &self,
+        start: Node,
+        end: Node,
+        is_one_enough: bool,
+        may: &dyn Fn(Node) -> bool,
+    ) -> (BTreeSet<Node>, Option<Vec<Frame>>) {
+        // Breadth first. Each node is visited once, and `before` holds the wait that led to it, if
+        // it was a wait: the way from a service to its readers is none.
+        let mut before = BTreeMap::from([(start, None)]);
         let mut open = VecDeque::from([start]);
-        while let Some(node) = open.pop_front() {
-            for (&to, wait) in self.waits.get(&node).into_iter().flatten() {
+        while let Some(node) = open.pop_front()
+            && !(is_one_enough && before.contains_key(&end))
+        {
+            let waits = self.waits.get(&node).into_iter().flatten().filter_map(|(&(to, _), wait)| {
                 self.step();
-                if wait.is_over() {
-                    continue;
-                }
-                if to == end {
-                    let mut way = vec![Frame { node, method: wait.from }];
-                    let mut at = node;
-                    while let Some(&(from, method)) = before.get(&at) {
-                        way.push(Frame { node: from, method });
-                        at = from;
-                    }
-                    way.reverse();
-                    return Some(way);
-                }
-                if to != start && !before.contains_key(&to) {
-                    before.insert(to, (node, wait.from));
-                    open.push_back(to);
-                }
+                (!wait.is_over()).then_some((to, Some(wait.from)))
+            });
+            let readers = self.readers.get(&node).into_iter().flatten().map(|reader| (*reader, None));
+            for (to, wait) in waits.chain(readers).filter(|(to, _)| *to == end || may(*to)) {
+                before.entry(to).or_insert_with(|| {
+                    // What the end waits for does not matter.
+                    open.extend((to != end).then_some(to));
+                    Some((node, wait))
+                });
             }
         }
-        None
+        let way = before.contains_key(&end).then(|| {
+            let mut way = Vec::new();
+            let mut at = end;
+            while let Some(Some((from, wait))) = before.get(&at) {
+                way.extend(*wait);
+                at = *from;
+            }
+            way.reverse();
+            way
+        });
+        (before.into_keys().collect(), way)
     }
 
     /// Counts a step of work, which tests check.
@@ -380,7 +511,7 @@ mod tests {
     const NODES: usize = 6;
 
     fn frame(node: Node) -> Frame {
-        Frame { node, method: const { &Method::new("Service", "method") } }
+        Frame { node, service: node, method: const { &Method::new("Service", "method") } }
     }
 
     /// Returns which nodes can be reached from which, in the plainest way (Warshall 1962).
@@ -422,12 +553,12 @@ mod tests {
                 match random.below(8) {
                     0..=2 => {
                         let (from, to) = (random.below(NODES), random.below(NODES));
-                        model.push((from, to, graph.add(frame(from), to)));
+                        model.push((from, to, graph.add(frame(from), to, Need::All)));
                     }
                     3 if !model.is_empty() => {
                         // A second edge beside an existing one.
                         let (from, to, _) = model[random.below(model.len())];
-                        model.push((from, to, graph.add(frame(from), to)));
+                        model.push((from, to, graph.add(frame(from), to, Need::All)));
                     }
                     4 | 5 if !model.is_empty() => {
                         let (_, _, edge) = model.swap_remove(random.below(model.len()));
@@ -446,7 +577,7 @@ mod tests {
                         model = kept;
                         // An edge that it left behind may end at any time, and is no wait by then.
                         if random.below(2) == 0 {
-                            model.push((gone, 0, graph.add(frame(gone), 0)));
+                            model.push((gone, 0, graph.add(frame(gone), 0, Need::All)));
                         }
                         left.iter().for_each(|(.., edge)| edge.end());
                     }
@@ -454,7 +585,7 @@ mod tests {
                 let reaches = reachable(&model);
                 for (start, row) in reaches.iter().enumerate() {
                     for (end, is_reached) in row.iter().enumerate() {
-                        let path = graph.path(start, end);
+                        let path = graph.path(start, Need::All, end);
                         assert_eq!(
                             path.is_some(),
                             *is_reached || start == end,
@@ -469,10 +600,86 @@ mod tests {
         }
     }
 
+    /// Compares a graph with readers, and with waits for any of many, with the plainest search:
+    /// what leads to the end is what must wait for it, in rounds until there is no more.
+    #[test]
+    fn a_wait_for_any_of_many_is_a_deadlock_only_if_all_lead_back() {
+        // Services 0 to 2 have the readers 10 to 12, 20 to 22 and 30 to 32; 3 to 5 have none.
+        const READERS: usize = 3;
+        let service_of = |node: Node| if node >= 10 { node / 10 - 1 } else { node };
+        let readers_of = |service: Node| (0..READERS).map(move |n| 10 * (service + 1) + n);
+        let mut refused = 0;
+        for seed in 1..2_000 {
+            let mut random = Random(seed);
+            let mut graph = Graph::new();
+            let mut model: Vec<(Node, Node, Need, Arc<Edge>)> = Vec::new();
+            let mut known: Vec<Node> = Vec::new();
+            for _ in 0..12 {
+                let from = match random.below(2) {
+                    0 => 10 * (1 + random.below(3)) + random.below(READERS),
+                    _ => 3 + random.below(3),
+                };
+                let to = random.below(NODES);
+                let need = if to < 3 && random.below(2) == 0 {
+                    Need::AnyOf(1 + random.below(READERS))
+                } else {
+                    Need::All
+                };
+                let method = const { &Method::new("Service", "method") };
+                graph.know(Frame { node: from, service: service_of(from), method });
+                known.push(from);
+
+                // The model: what is left when all are taken away that can go on.
+                let mut stuck: BTreeSet<_> = model.iter().map(|(from, ..)| *from).chain([from]).collect();
+                let is_stuck = |stuck: &BTreeSet<Node>, to: Node, need: Need| {
+                    let readers = readers_of(to)
+                        .filter(|reader| to < 3 && known.contains(reader) && stuck.contains(reader));
+                    match need {
+                        Need::All => stuck.contains(&to) || readers.count() > 0,
+                        Need::AnyOf(all) => readers.count() >= all,
+                    }
+                };
+                loop {
+                    let new = [(from, to, need)];
+                    let waits = model.iter().map(|(from, to, need, _)| (*from, *to, *need)).chain(new);
+                    let left: BTreeSet<_> = waits
+                        .filter(|(from, to, need)| stuck.contains(from) && is_stuck(&stuck, *to, *need))
+                        .map(|(from, ..)| from)
+                        .collect();
+                    if left == stuck {
+                        break;
+                    }
+                    stuck = left;
+                }
+                let is_deadlock = stuck.contains(&from);
+
+                let path = graph.path(to, need, from);
+                assert_eq!(path.is_some(), is_deadlock, "seed {seed}: {from} to {to}, {need:?}");
+                if path.is_some() {
+                    refused += 1;
+                    continue;
+                }
+                let edge = graph.add(Frame { node: from, service: service_of(from), method }, to, need);
+                model.push((from, to, need, edge));
+                if random.below(4) == 0 {
+                    let (.., edge) = model.swap_remove(random.below(model.len()));
+                    edge.end();
+                }
+                if random.below(8) == 0 && !model.is_empty() {
+                    let gone = model[random.below(model.len())].0;
+                    graph.remove(gone);
+                    known.retain(|node| *node != gone);
+                    model.retain(|(from, ..)| *from != gone);
+                }
+            }
+        }
+        assert!(refused > 500, "{refused}");
+    }
+
     /// Adds an edge like [`wait`] does.
     fn call(graph: &mut Graph, from: Node, to: Node) -> Arc<Edge> {
-        assert!(graph.path(to, from).is_none());
-        graph.add(frame(from), to)
+        assert!(graph.path(to, Need::All, from).is_none());
+        graph.add(frame(from), to, Need::All)
     }
 
     /// Returns the steps of work for this many calls in flight from one handler, to services of
@@ -508,16 +715,16 @@ mod tests {
     #[test]
     fn a_search_visits_parallel_calls_once() {
         let mut graph = Graph::new();
-        let edges: Vec<_> = (0..1_000).map(|n| graph.add(frame(n % 10), n % 10 + 1)).collect();
+        let edges: Vec<_> = (0..1_000).map(|n| graph.add(frame(n % 10), n % 10 + 1, Need::All)).collect();
         let before = graph.steps.get();
-        assert_eq!(graph.path(0, 10).map(|path| path.len()), Some(10));
-        assert_eq!(graph.path(10, 0), None);
+        assert_eq!(graph.path(0, Need::All, 10).map(|path| path.len()), Some(10));
+        assert_eq!(graph.path(10, Need::All, 0), None);
         assert_eq!(graph.steps.get() - before, 10);
         // Any one of them is enough.
         edges.iter().filter(|edge| !Arc::ptr_eq(edge, &edges[505])).for_each(|edge| edge.end());
-        assert_eq!(graph.path(5, 6).map(|path| path.len()), Some(1));
+        assert_eq!(graph.path(5, Need::All, 6).map(|path| path.len()), Some(1));
         edges[505].end();
-        assert_eq!(graph.path(5, 6), None);
+        assert_eq!(graph.path(5, Need::All, 6), None);
     }
 
     /// Runs a handler that never ends, and calls one service after the other.

@@ -9,13 +9,26 @@ pub struct Method {
     name: &'static str,
     answers_later: bool,
     is_hook: bool,
+    sharing: Sharing,
+}
+
+/// Whether handlers of a method may overlap others on a [concurrent](crate::dispatch::Concurrent)
+/// worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// They run alone.
+    No,
+    /// They may, and never have to wait.
+    Sync,
+    /// They may, and are async.
+    Async,
 }
 
 impl Method {
     #[doc(hidden)]
     #[must_use]
     pub const fn new(service: &'static str, name: &'static str) -> Self {
-        Self { service, name, answers_later: false, is_hook: false }
+        Self { service, name, answers_later: false, is_hook: false, sharing: Sharing::No }
     }
 
     /// Works like `new`, except that the method may answer after it has returned.
@@ -23,6 +36,14 @@ impl Method {
     #[must_use]
     pub const fn answering_later(service: &'static str, name: &'static str) -> Self {
         Self { answers_later: true, ..Self::new(service, name) }
+    }
+
+    /// Works like `new`, for a method of a concurrent worker that shares it.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn sharing(service: &'static str, name: &'static str, is_async: bool) -> Self {
+        let sharing = if is_async { Sharing::Async } else { Sharing::Sync };
+        Self { sharing, ..Self::new(service, name) }
     }
 
     /// Creates the method of a hook, which serves no call.
@@ -36,6 +57,11 @@ impl Method {
 
     pub(crate) fn answers_later(&self) -> bool {
         self.answers_later
+    }
+
+    /// Returns whether its handlers may overlap others, if the worker is concurrent.
+    pub(crate) fn may_share(&self) -> Sharing {
+        self.sharing
     }
 
     pub(crate) fn service(&self) -> &'static str {

@@ -47,6 +47,7 @@ mod real {
     use std::thread;
 
     use tokio::runtime::{self, EnterGuard, Handle};
+    use tokio::task::AbortHandle;
     use tokio::time::Instant;
 
     use super::{RuntimeContext, now_in};
@@ -112,6 +113,11 @@ mod real {
         #[cold]
         fn enter_foreign(&self) -> Entered<'_> {
             Entered(self.handle.enter())
+        }
+
+        /// Spawns a task. Returns `None` in models, where nothing aborts tasks.
+        pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+            Some(self.handle.spawn(task).abort_handle())
         }
 
         /// Returns whether the runtime is being shut down, or has been: a task that is spawned then
@@ -295,6 +301,7 @@ mod real {
 #[cfg(any(loom, shuttle))]
 mod modelled {
     use tokio::runtime::Handle;
+    use tokio::task::AbortHandle;
     use tokio::time::Instant;
 
     use super::RuntimeContext;
@@ -319,6 +326,15 @@ mod modelled {
         }
 
         pub(crate) fn enter(&self, _context: RuntimeContext) {}
+
+        /// Runs the task on a thread of the model.
+        pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+            #[cfg(loom)]
+            loom::thread::spawn(move || loom::future::block_on(task));
+            #[cfg(shuttle)]
+            drop(shuttle::future::spawn(task));
+            None
+        }
 
         pub(crate) fn is_shut_down(&self) -> bool {
             false

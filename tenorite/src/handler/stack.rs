@@ -58,6 +58,9 @@ struct Stack {
     /// No frame at or below this depth waits for what is above.
     cut: Cell<usize>,
     frames: [Cell<Frame>; PLACES],
+    /// The handlers that are readers of a concurrent service, by the depth of their frames; 0 for
+    /// all others. Apart from the frames, so that these need not write it.
+    readers: [Cell<Node>; PLACES],
 }
 
 impl Stack {
@@ -79,6 +82,7 @@ thread_local! {
             base: Cell::new(0),
             cut: Cell::new(0),
             frames: [const { Cell::new(Frame::GROUND) }; PLACES],
+            readers: [const { Cell::new(0) }; PLACES],
         }
     };
 }
@@ -90,6 +94,32 @@ pub(crate) struct Nested(usize);
 #[inline]
 pub(crate) fn enter(node: Node, served: CallInfo) -> Nested {
     push(Frame { node: NonZero::new(node), ..Frame::serving(served) })
+}
+
+/// A reader that is polled on this thread, until this is dropped.
+pub(crate) struct NestedReader(Nested);
+
+/// Pushes the frame of a handler of `service` that others may overlap. `reader` tells them apart:
+/// an address that nothing else has until the handler's end.
+#[inline]
+pub(crate) fn enter_reader(service: Node, reader: Node, served: CallInfo) -> NestedReader {
+    let nested = enter(service, served);
+    set_reader(nested.0 + 1, reader);
+    NestedReader(nested)
+}
+
+impl Drop for NestedReader {
+    #[inline]
+    fn drop(&mut self) {
+        set_reader(self.0.0 + 1, 0);
+    }
+}
+
+#[inline]
+fn set_reader(at: usize, reader: Node) {
+    if !cfg!(any(loom, shuttle)) && at < PLACES {
+        STACK.with(|stack| stack.readers[at].set(reader));
+    }
 }
 
 #[inline]
@@ -200,10 +230,24 @@ impl Drop for Barrier {
     }
 }
 
-/// Returns the frames above the cut, from the lowest on, each with the depth below it.
-pub(crate) fn frames_above_barrier() -> Vec<(usize, Frame)> {
+/// A level of the stack.
+pub(crate) struct Level {
+    /// How many levels there are below it.
+    pub(crate) depth: usize,
+    pub(crate) frame: Frame,
+    /// The handler, if it is a reader of a concurrent service.
+    pub(crate) reader: Option<NonZero<Node>>,
+}
+
+/// Returns the levels above the cut, from the lowest on.
+pub(crate) fn levels_above_barrier() -> Vec<Level> {
     STACK.with(|stack| {
-        (stack.cut.get()..stack.len.get().min(PLACES - 1)).map(|at| (at, stack.place(at + 1).get())).collect()
+        let level = |depth: usize| Level {
+            depth,
+            frame: stack.place(depth + 1).get(),
+            reader: NonZero::new(stack.readers[depth + 1].get()),
+        };
+        (stack.cut.get()..stack.len.get().min(PLACES - 1)).map(level).collect()
     })
 }
 
@@ -261,9 +305,9 @@ mod tests {
         // The handler waits, by the name of its method.
         let _scope = serve(serving(FIND));
         let waits: Vec<_> =
-            frames_above_barrier().into_iter().filter(|(_, frame)| frame.node.is_some()).collect();
+            levels_above_barrier().into_iter().filter(|level| level.frame.node.is_some()).collect();
         assert_eq!(waits.len(), 1);
-        assert_eq!((waits[0].0, waits[0].1.method), (0, Some(GET)));
+        assert_eq!((waits[0].depth, waits[0].frame.method), (0, Some(GET)));
     }
 
     #[test]
@@ -271,7 +315,7 @@ mod tests {
         const HOOK: &Method = &Method::hook("Store", "on_stop");
         let _hook = enter(1, CallInfo { method: HOOK, deadline: None });
         assert_eq!(names(), None);
-        assert_eq!(frames_above_barrier()[0].1.method, Some(HOOK));
+        assert_eq!(levels_above_barrier()[0].frame.method, Some(HOOK));
     }
 
     #[test]
@@ -279,11 +323,11 @@ mod tests {
         let _below = enter(1, serving(GET));
         {
             let _barrier = barrier();
-            assert!(frames_above_barrier().is_empty());
+            assert!(levels_above_barrier().is_empty());
             let _above = enter(2, serving(FIND));
-            assert_eq!(frames_above_barrier().len(), 1);
+            assert_eq!(levels_above_barrier().len(), 1);
         }
-        assert_eq!(frames_above_barrier().len(), 1);
+        assert_eq!(levels_above_barrier().len(), 1);
     }
 
     #[test]

@@ -47,6 +47,14 @@ pub struct OutgoingRequest<Rq> {
     pub is_cast: bool,
 }
 
+impl<Rq> OutgoingRequest<Rq> {
+    /// Returns another request on the same terms: for one that is sent to several places.
+    pub fn with_request<T>(&self, request: T) -> OutgoingRequest<T> {
+        let Self { deadline, expires, is_cast, .. } = *self;
+        OutgoingRequest { request, deadline, expires, is_cast }
+    }
+}
+
 /// The callers' side of the service, dropped with the last caller; or what takes the request of an
 /// owned permit.
 pub(crate) struct FnMailbox<F, Rq, Rs, Er> {

@@ -6,7 +6,8 @@
 //!
 //! - [`cell`]: a worker that is lent to any call that finds it idle, for derived services;
 //! - [`task`]: a worker's own task behind a queue, for hand-written workers;
-//! - [`function`]: an async closure, for mocks and adapters.
+//! - [`function`]: an async closure, for mocks and adapters;
+//! - [`shards`]: many workers of one service, of which each request has its own.
 //!
 //! All keep what waits in a [`queue`], which is a [`Line`](queue::line::Line) behind a lock. What
 //! changes *how* a call waits (deadlines, casts, blocking) is in [`call`](crate::call), once.
@@ -33,6 +34,7 @@ pub(crate) mod function;
 pub(crate) mod inline;
 pub(crate) mod options;
 pub(crate) mod queue;
+pub(crate) mod shards;
 pub(crate) mod task;
 
 use std::sync::Arc;
@@ -41,9 +43,10 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::handler::deadlock;
 use crate::handler::stack::Node;
 use crate::phase::CallState;
-use crate::status::StatusCell;
+use crate::status::{Status, StatusCell};
 
 /// Controls a service, whatever its requests and replies are.
 pub(crate) trait Control: Send + Sync {
@@ -65,6 +68,22 @@ pub(crate) trait Control: Send + Sync {
     /// Returns the service's node in the graph of waiting handlers, if its handlers are part of it.
     fn node(&self) -> Option<Node> {
         None
+    }
+
+    /// Returns whether the handler on top of this thread's stack is one of this service, and so
+    /// awaits its own service's end.
+    fn awaits_own_end(&self) -> bool {
+        self.node().is_some_and(deadlock::awaits_own_end)
+    }
+
+    /// Returns the statistics of each worker.
+    fn stats_of_each(&self) -> Vec<Stats> {
+        vec![self.stats()]
+    }
+
+    /// Returns the status of each worker.
+    fn status_of_each(&self) -> Vec<Status> {
+        vec![self.status().get()]
     }
 
     /// Returns the runtime that the service lives on. Deadlines are measured by its clock, and it

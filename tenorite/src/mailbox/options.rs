@@ -7,6 +7,7 @@ use super::inline::Inline;
 use crate::trace::WARN_AFTER;
 
 /// The options of a service, from its `Builder` to its mailbox.
+#[derive(Clone)]
 pub(crate) struct ServiceOptions {
     /// How many accepted requests may wait. Set when the service is started.
     pub(crate) backlog: usize,
@@ -16,6 +17,8 @@ pub(crate) struct ServiceOptions {
     pub(crate) warn_after: Duration,
     /// Measures each handler, and not only those that wait.
     pub(crate) is_timed: bool,
+    /// How many readers of a concurrent service may overlap, if it was said at the start.
+    pub(crate) concurrency: Option<usize>,
     /// How long the service may be idle before it stops.
     pub(crate) idle: Option<Duration>,
     /// How long a stop may take that was not requested.
@@ -35,6 +38,7 @@ impl Default for ServiceOptions {
             inline: Inline::default(),
             warn_after: WARN_AFTER,
             is_timed: false,
+            concurrency: None,
             idle: None,
             drain_limit: None,
             is_detached: false,

@@ -13,6 +13,8 @@
 
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod readers;
 #[cfg(shuttle)]
 mod shuttle;
 
@@ -427,6 +429,6 @@ pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
 
 /// Catches a panic of the service's task: in neither tool can a task panic without failing the
 /// test.
-pub(crate) fn end_of(run: impl FnOnce() -> Worker) -> Option<Worker> {
+pub(crate) fn end_of<W>(run: impl FnOnce() -> W) -> Option<W> {
     crate::panics::catch(run).ok()
 }

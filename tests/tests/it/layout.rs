@@ -72,7 +72,7 @@ fn unsafe_code_is_in_the_cell_and_in_dispatch_alone() {
 /// Every test that a promise names is there.
 #[test]
 fn promises_name_tests_that_exist() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let promises = include_str!("../../../docs/promises.md");
     let named: Vec<_> = promises
         .lines()
@@ -80,7 +80,8 @@ fn promises_name_tests_that_exist() {
         .collect();
     assert!(named.len() > 30, "{named:?}");
     for (module, test) in named {
-        let source = fs::read_to_string(tests.join(module).with_extension("rs")).expect(module);
+        let read = |folder| fs::read_to_string(tests.join(folder).join(module).with_extension("rs"));
+        let source = read("it").or_else(|_| read("ways")).expect(module);
         let signature = format!("fn {test}()");
         let (before, _) =
             source.split_once(&signature).unwrap_or_else(|| panic!("{module}::{test} is not there"));
@@ -114,6 +115,7 @@ fn planted_bugs_are_up_to_date() {
             Tool::Loom | Tool::Shuttle => ("tenorite/src/models", module),
             Tool::Unit => ("tenorite/src", module),
             Tool::Test => ("tests/tests/it", module),
+            Tool::Ways => ("tests/tests/ways", module),
             Tool::Cost => ("tests/tests", "cost".to_owned()),
         };
         let tests = fs::read_to_string(root.join(folder).join(&module).with_extension("rs")).expect(&module);

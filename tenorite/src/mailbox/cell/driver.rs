@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
 use super::owner::{Owner, Released};
+use super::reader;
 use super::state::{Abort, Found, TaskClaim};
 use super::{Core, OnWorkerExit};
 use crate::dispatch::{Dispatch, Opened};
@@ -105,7 +106,11 @@ impl<W: Dispatch> Core<W> {
 /// Claims the worker if there is work, and does it.
 pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
     let _barrier = stack::barrier();
-    match core.state.claim_for_task() {
+    if W::CONCURRENT.is_some() {
+        return reader::serve(core);
+    }
+    match core.state.claim_for_task::<false>() {
+        TaskClaim::Shared => unreachable!("a service that is not concurrent has no readers"),
         TaskClaim::Nothing => Released::Alive,
         TaskClaim::Held => Released::Held,
         TaskClaim::Dead => Released::Dead,
@@ -137,6 +142,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
             None => match serve(core) {
                 Released::Alive => Poll::Pending,
                 Released::Held => unreachable!("a worker without a lifecycle is never held"),
+                Released::Shared => unreachable!("what may be shared is started by `serve`"),
                 Released::HandedBack(worker) => Poll::Ready(core.handed_back(worker)),
                 Released::Dead => Poll::Ready((dead(core), None)),
             },
@@ -183,8 +189,14 @@ impl<W: Dispatch> Drop for Driver<W> {
         core.queue.close(StopReason::Aborted);
         // Drops what a hook has under way, and the worker with it, before the end is reported.
         panics::drop_quietly(self.lifecycle.take());
-        if let Abort::Claimed(claim) = core.state.abort() {
-            Owner::new(&core, claim).end(StopReason::Aborted, None);
+        match core.state.abort() {
+            Abort::Claimed(claim) => drop(Owner::new(&core, claim).end(StopReason::Aborted, None)),
+            Abort::Left => {
+                if let Some(readers) = &core.readers {
+                    readers.abort();
+                }
+            }
+            Abort::Dead => {}
         }
     }
 }

@@ -121,6 +121,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                 },
                 Stage::Serving => match serve(core) {
                     Released::Held => self.take_over(core),
+                    Released::Shared => unreachable!("what may be shared is started by `serve`"),
                     Released::Alive => {
                         ready!(self.poll_idle(core, cx));
                         None

@@ -5,19 +5,20 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::owner::{Owner, Run};
-use super::state::{Claim, JoinOutcome};
-use super::{Core, OnWorkerExit, answers_later};
+use super::reader::{self, Joined, Reading, Unfinished};
+use super::state::JoinOutcome;
+use super::{Core, OnWorkerExit, ParkedCall, answers_later};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
-use crate::handler::deadlock::{self, Edge};
+use crate::handler::deadlock::{self, Edge, Need};
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
@@ -121,14 +122,88 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(never)]
     fn run_later(
         &self,
-        owner: Owner<'_, W>,
+        joined: Joined,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
         context: RuntimeContext,
     ) -> Poll<()> {
         let Phase::New(request) = &state.phase else { unreachable!("the request has not been sent") };
         let served = Self::served(request, state.terms);
-        self.run(owner, served, state, cx, context)
+        match joined {
+            Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
+            Joined::Shared(share) => {
+                self.run_shared(Reading::new(&self.core, share), served, state, cx, context)
+            }
+        }
+    }
+
+    /// Works like [`run`](Self::run), for a request that shares the worker.
+    #[inline(always)]
+    fn run_shared(
+        &self,
+        reading: Reading<'_, W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: RuntimeContext,
+    ) -> Poll<()> {
+        let ran = if state.allows_cycle {
+            let _barrier = stack::barrier();
+            reading.run(&mut state.phase, served, context)
+        } else {
+            reading.run(&mut state.phase, served, context)
+        };
+        match ran {
+            Ok(reading) => {
+                if <W::Space as Space>::HAS_FUTURES {
+                    budget::note_spending();
+                }
+                let is_late = self.core.is_late(served, context);
+                reading.end();
+                if is_late {
+                    self.expire_at_once(state);
+                }
+                Poll::Ready(())
+            }
+            Err(Unfinished::Waits(reading, place)) => {
+                let edge =
+                    |allowed: bool| if allowed { None } else { reader::edge_to(&place, served.method) };
+                let (parked, panic) = self.wait_in_slot(edge, served, state, cx);
+                reader::park(reading, place, parked);
+                if let Some(payload) = panic {
+                    resume_unwind(payload);
+                }
+                Poll::Pending
+            }
+            Err(Unfinished::Panicked(reading, payload)) => {
+                let left_over = state.take();
+                reading.fail(served, None, payload, |reason| {
+                    state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason)));
+                });
+                self.core.queue.drop_quietly(left_over);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Has the call wait for the reply of a handler that waits. `edge` makes the edge of the
+    /// handler that makes the call; it is told whether the call may wait for itself.
+    ///
+    /// The caller's waker or span may panic. The handler goes on; the panic is to be resumed.
+    fn wait_in_slot(
+        &self,
+        edge: impl FnOnce(bool) -> Option<Arc<Edge>>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+    ) -> (ParkedCall, Option<Payload>) {
+        let (span, spans_panic) = caught_or(Span::current, Span::none);
+        let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
+        let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
+        state.phase.put(Phase::Waiting(slot));
+        // A handler that yields again and again is not timed by this; one that waits long is.
+        let parked = ParkedCall { slot: Some(slot), served, span, since: Instant::now() };
+        (parked, wakers_panic.or(spans_panic))
     }
 
     /// Parks the handler, and leaves the call to wait for its reply.
@@ -141,20 +216,17 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        // The caller's waker or span may panic. The handler goes on; the panic is resumed below.
-        let (span, spans_panic) = caught_or(Span::current, Span::none);
-        let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
         // The edge must be there before the task can resume the handler.
         let node = self.core.node();
-        let edge = if state.allows_cycle {
-            None
-        } else {
-            deadlock::take_implied().or_else(|| deadlock::wait(node, served.method).ok().flatten())
+        let edge = |allowed| {
+            if allowed {
+                return None;
+            }
+            deadlock::take_implied().or_else(|| deadlock::wait(node, Need::All, served.method).ok().flatten())
         };
-        let slot = self.core.queue.occupy(waker, edge);
-        state.phase.put(Phase::Waiting(slot));
-        owner.park(Some(slot), served, span, context);
-        if let Some(payload) = wakers_panic.or(spans_panic) {
+        let (parked, panic) = self.wait_in_slot(edge, served, state, cx);
+        owner.park_call(parked, context);
+        if let Some(payload) = panic {
             resume_unwind(payload);
         }
         Poll::Pending
@@ -182,9 +254,9 @@ impl<W: Dispatch> CellMailbox<W> {
                 if let (Some(context), Phase::New(request)) = (context, &state.phase)
                     && !state.terms.limit.is_expired()
                     && !answers_later::<W>(W::method(request))
-                    && let Some(claim) = self.spin()
+                    && let Some(joined) = self.spin(W::method(request))
                 {
-                    return self.run_later(Owner::new(core, claim), state, cx, context);
+                    return self.run_later(joined, state, cx, context);
                 }
                 return self.enter(state, cx, context);
             }
@@ -220,10 +292,15 @@ impl<W: Dispatch> CellMailbox<W> {
         }
         let Some(request) = state.phase.take_new() else { return false };
         let now = || core.runtime.now(RuntimeContext::Foreign);
-        match core.queue.cast(request, state.terms, now, || core.state.join(false)) {
-            Ok(join) => {
+        let has_deadline = state.terms.deadline().is_some();
+        let join = |request: &W::Request| match W::CONCURRENT {
+            Some(_) => core.append_concurrent(W::method(request), has_deadline),
+            None => core.state.join(false) == JoinOutcome::Wake,
+        };
+        match core.queue.cast(request, state.terms, now, join) {
+            Ok(wake) => {
                 state.phase.put(Phase::Accepted);
-                if join == JoinOutcome::Wake {
+                if wake {
                     core.wake_task();
                 }
                 true
@@ -248,36 +325,48 @@ impl<W: Dispatch> CellMailbox<W> {
         let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
         let (request, terms) = state.take_request(self.permit);
         let method = W::method(&request);
-        let edge = match self.wait_for(method, !(terms.cast || state.allows_cycle)) {
-            Ok(edge) => edge,
-            Err(cycle) => {
-                if let Some(permit) = terms.permit {
-                    core.queue.unreserve(permit);
-                }
-                core.queue.refused();
-                self.refuse(request, cycle, state);
-                return Poll::Ready(());
-            }
-        };
+        let waits = !(terms.cast || state.allows_cycle);
         let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
-        let entered = core.queue.enter(request, terms, waker, edge.clone(), now, |_| {
-            match core.state.join(context.is_some()) {
-                JoinOutcome::Claimed(claim) => queue::Admission::Run(claim),
-                join => queue::Admission::Append(join == JoinOutcome::Wake),
+        let entered = if W::CONCURRENT.is_some() {
+            let has_deadline = terms.deadline().is_some();
+            core.queue.enter(request, terms, waker, now, |line, _| {
+                core.join_concurrent(line, method, context.is_some(), waits, has_deadline)
+            })
+        } else {
+            let edge = match self.wait_for(method, waits) {
+                Ok(edge) => edge,
+                Err(cycle) => {
+                    if let Some(permit) = terms.permit {
+                        core.queue.unreserve(permit);
+                    }
+                    core.queue.refused();
+                    self.refuse(request, cycle, state);
+                    return Poll::Ready(());
+                }
+            };
+            let entered = core.queue.enter(request, terms, waker, now, |_, _| {
+                match core.state.join(context.is_some()) {
+                    JoinOutcome::Claimed(claim) => queue::Admission::Run(Joined::Alone(claim)),
+                    join => queue::Admission::Append(join == JoinOutcome::Wake, edge.clone()),
+                }
+            });
+            if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
+                edge.end();
             }
-        });
-        if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
-            edge.end();
-        }
+            entered
+        };
         match entered {
             Entered::Refused(phase) => state.phase = phase,
-            Entered::Own(request, claim) => {
+            Entered::Own(request, joined) => {
                 let context = context.expect("the worker is claimed only by a thread that may run");
                 if answers_later::<W>(method) {
+                    let Joined::Alone(claim) = joined else {
+                        unreachable!("a method that answers later runs alone")
+                    };
                     return self.run_deferring(Owner::new(core, claim), request, state, cx, context);
                 }
                 state.phase = Phase::New(request);
-                return self.run_later(Owner::new(core, claim), state, cx, context);
+                return self.run_later(joined, state, cx, context);
             }
             Entered::Line(phase, wake) => {
                 state.phase = phase;
@@ -354,12 +443,12 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Adds the edge of a handler that makes this call, if it `waits` for it. See [`deadlock`].
     fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
-        if waits { deadlock::wait(self.core.node(), method) } else { Ok(None) }
+        if waits { deadlock::wait(self.core.node(), Need::All, method) } else { Ok(None) }
     }
 
     /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
-        match deadlock::wait(self.core.node(), method) {
+        match deadlock::wait(self.core.node(), Need::All, method) {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
             Ok(None) => {}
             Err(cycle) => match self.core.queue.take_back(slot) {
@@ -373,8 +462,9 @@ impl<W: Dispatch> CellMailbox<W> {
         }
     }
 
-    /// Waits briefly for a handler on another thread, and claims the worker if it is idle then.
-    fn spin(&self) -> Option<Claim> {
+    /// Waits briefly for a handler on another thread, and claims the worker if it is idle then, or
+    /// joins its readers.
+    fn spin(&self, method: &'static Method) -> Option<Joined> {
         const LOOKS: u32 = 10;
         const PAUSES: u32 = 10;
         if cfg!(any(loom, shuttle)) {
@@ -389,7 +479,10 @@ impl<W: Dispatch> CellMailbox<W> {
                 std::hint::spin_loop();
             }
         }
-        self.core.state.claim_idle()
+        if W::CONCURRENT.is_some() && reader::shares(method) {
+            return self.core.share().map(Joined::Shared);
+        }
+        self.core.state.claim_idle().map(Joined::Alone)
     }
 }
 
@@ -403,19 +496,27 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
             && let Some(context) = self.core.runtime.can_run_here()
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)
-            && let Some(claim) = self.core.state.claim_idle()
         {
-            return self.run(Owner::new(&self.core, claim), served, state, cx, context);
+            // T12
+            if W::CONCURRENT.is_some() && reader::shares(served.method) {
+                if let Some(share) = self.core.share() {
+                    return self.run_shared(Reading::new(&self.core, share), served, state, cx, context);
+                }
+            } else if let Some(claim) = self.core.state.claim_idle() {
+                return self.run(Owner::new(&self.core, claim), served, state, cx, context);
+            }
         }
         self.poll_slowly(state, cx)
     }
 
     fn expire(&self, state: &mut StateOf<W>) {
         self.core.queue.expire_call(state);
+        self.core.look_again();
     }
 
     fn abandon(&self, state: &mut StateOf<W>) {
         self.core.queue.abandon_call(state, self.permit);
+        self.core.look_again();
     }
 
     fn unreserve(&self) {
@@ -470,7 +571,7 @@ impl<W: Dispatch> Control for CellMailbox<W> {
 
     fn stats(&self) -> Stats {
         Stats {
-            replied: self.core.replied.load(Relaxed),
+            replied: self.core.replied.load(Relaxed) + self.core.shared_replies(),
             longest: Duration::from_nanos(self.core.longest.load(Relaxed)),
             ..self.core.queue.stats()
         }

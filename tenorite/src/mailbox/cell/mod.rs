@@ -22,6 +22,7 @@
 //!
 //! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
 //! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
+//! - [`reader`]: handlers that share the worker of a concurrent service, and may overlap.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
 //! # Invariants, besides those of the state word
@@ -57,6 +58,7 @@ mod mailbox;
 mod driver;
 mod lifecycle;
 mod owner;
+mod reader;
 mod waker;
 mod state;
 
@@ -74,6 +76,7 @@ use tokio::task::AbortHandle;
 pub(crate) use self::driver::Driver;
 pub(crate) use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
+use self::reader::Readers;
 use self::state::State;
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;
@@ -125,10 +128,13 @@ pub(crate) struct Core<W: Dispatch> {
     /// Whether the service stops when it is idle.
     stops_idle: bool,
     drain_limit: Option<Duration>,
+    /// What a concurrent service has besides.
+    readers: Option<Box<Readers<W>>>,
     /// Whether a parked handler awaits the end of its own service. A stop then has it polled again.
     awaits_own_end: AtomicBool,
     /// How many handlers have completed; and the longest of those that were timed, in nanoseconds.
-    /// Only the owner writes them. They are statistics, so they need no ordering.
+    /// Only the owner writes the first: readers are counted elsewhere. They are statistics, so they
+    /// need no ordering.
     replied: AtomicU64,
     longest: AtomicU64,
 }
@@ -156,9 +162,10 @@ struct ParkedCall {
 // SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
 // `RUN` makes it and acquires, the transition away ends it and releases (I1). Besides, the task, or
 // the thread that creates it, reaches it where no other thread can claim the worker: while the word
-// says `HELD` (`place`) or `DEAD` (`dead`). So its parts move between threads like a message and
-// are never shared. All of them are `Send`: `W` by `Dispatch`, futures by `Job::run`, replies, and
-// payloads.
+// says `HELD` (`place`) or `DEAD` (`dead`). So its parts move between threads like a message. All
+// of them are `Send`: `W` by `Dispatch`, futures by `Job::run`, replies, and payloads. Only the
+// worker is shared, by readers, and only while the word counts them (I5); only a worker that is
+// `Sync` has any, by `Concurrent::new`.
 unsafe impl<W: Dispatch> Sync for Core<W> {}
 
 /// Creates a cell without a worker. Calls that are made already wait in the queue.
@@ -190,6 +197,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         is_timed: options.is_timed,
         stops_idle,
         drain_limit: options.drain_limit,
+        readers: W::CONCURRENT.map(|concurrent| Box::new(Readers::new(&concurrent, options.concurrency))),
         awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
@@ -205,6 +213,13 @@ fn answers_later<W: Dispatch>(method: &'static Method) -> bool {
 }
 
 impl<W: Dispatch> Core<W> {
+    /// Returns where the worker is, or would be.
+    fn worker(&self) -> *const W {
+        // SAFETY: this forms a shared reference to the storage, whose parts are all in cells. No
+        // other code forms a mutable one: an owner uses it through a pointer as well.
+        unsafe { (*self.owned.get()).storage.worker() }
+    }
+
     /// Returns the service's node in the graph of waiting handlers.
     fn node(&self) -> Node {
         std::ptr::from_ref(self).addr()
@@ -254,6 +269,9 @@ impl<W: Dispatch> Core<W> {
         if wake {
             self.wake_task();
         }
+        if let Some(readers) = &self.readers {
+            readers.stopping();
+        }
         // The flag is read after `CLOSING` was set. Setting it and parking are both
         // read-modify-writes of the state word, so at least one of the two threads sees the other.
         if self.awaits_own_end.load(Ordering::Acquire) {
@@ -276,20 +294,19 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// Counts a completed handler. Only the owner calls this, so no read-modify-write is needed.
+    /// Counts a completed handler. Only the owner calls this, so no read-modify-write is needed:
+    /// there are no readers meanwhile.
     #[inline]
     fn count_reply(&self) {
         let replied = self.replied.load(Relaxed);
         self.replied.store(replied.wrapping_add(1), Relaxed);
     }
 
-    /// Records how long a handler took. Only the owner calls this.
+    /// Records how long a handler took.
     #[cold]
     fn took(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        if time > self.longest.load(Relaxed) {
-            self.longest.store(time, Relaxed);
-        }
+        self.longest.fetch_max(time, Relaxed);
     }
 
     /// Returns the reply of a completed handler with the slot that it belongs to. Returns `None` if

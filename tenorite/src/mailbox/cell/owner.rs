@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
+use super::reader;
 use super::state::{Claim, Leave, Park, Release};
 use super::waker;
 use super::{Answered, Core, Exchange, OnWorkerExit, Owned, ParkedCall, answers_later};
@@ -54,6 +55,8 @@ pub(super) enum Released<W> {
     HandedBack(W),
     /// T11: it is left to the task, to be taken out.
     Held,
+    /// The request at the front may share it: the word says `READY`, and the task starts that.
+    Shared,
     /// It was dropped.
     Dead,
 }
@@ -69,6 +72,8 @@ enum Next<Rq> {
     End,
     /// Another worker is to take over.
     Restart,
+    /// The request at the front may share the worker.
+    Share,
 }
 
 impl<'a, W: Dispatch> Owner<'a, W> {
@@ -269,12 +274,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Span,
         context: RuntimeContext,
     ) -> Released<W> {
-        // A handler that yields again and again is not timed by this; one that waits long is.
-        let since = Instant::now();
-        self.park_again(ParkedCall { slot, served, span, since }, context)
+        self.park_call(ParkedCall { slot, served, span, since: Instant::now() }, context)
     }
 
-    fn park_again(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
+    pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
         let core = self.core;
         let awaits_own_end = deadlock::take_own_end(core.node());
         if awaits_own_end {
@@ -316,6 +319,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             return self.end(StopReason::Aborted, None);
         };
         self.core.queue.panicked();
+        self.worker_panicked(message, payload)
+    }
+
+    /// T10. Ends a worker that must not be used again, and decides what follows.
+    pub(super) fn worker_panicked(self, message: PanicMessage, payload: Payload) -> Released<W> {
         match self.core.on_worker_exit {
             OnWorkerExit::End => self.end(StopReason::Panicked(message), Some(payload)),
             _ => self.worker_failed(message, payload),
@@ -411,6 +419,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
+                if W::CONCURRENT.is_some()
+                    && let Ok(Some(front)) = line.front(!is_over, now, deferred)
+                    && reader::shares(W::method(line.queued(front).0))
+                {
+                    return Next::Share;
+                }
                 let leave = match line.take_next(!is_over, now, deferred) {
                     Ok(Some(taken)) => return Next::Serve(taken),
                     Ok(None) if line.closed.is_none() => {
@@ -473,6 +487,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
                 Next::End if core.on_worker_exit == OnWorkerExit::End => return self.hand_back(),
                 Next::End | Next::Restart => return self.hand_to_task(),
+                Next::Share => {
+                    core.state.downgrade();
+                    self.disarm();
+                    return Released::Shared;
+                }
             }
         }
     }
@@ -496,7 +515,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             deadlock::clear(self.core.node());
         }
         match poll {
-            Poll::Pending => self.park_again(parked, RuntimeContext::Native),
+            Poll::Pending => self.park_call(parked, RuntimeContext::Native),
             Poll::Ready(Err(payload)) => {
                 let reason = self.core.why_panicked(&payload);
                 self.core.tell_panic(served, Some(&parked.span), &reason, &payload);
@@ -547,8 +566,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
         // SAFETY: as above. Written before `State::die` releases it, for `dead`, on the task.
         let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
-        if let Some(earlier) = earlier {
-            panics::discard(earlier);
+        let of_readers = core.readers.as_ref().and_then(|readers| readers.take_panic());
+        for unwanted in earlier.into_iter().chain(of_readers.map(|(_, payload)| payload)) {
+            panics::discard(unwanted);
         }
         core.state.die();
         self.disarm();
@@ -601,10 +621,10 @@ impl<W: Dispatch> Drop for Counted<W> {
 }
 
 /// Records how long a handler took that did not have to wait, or its first poll if it did.
-struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
+pub(super) struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
 
 impl<'a, W: Dispatch> Timed<'a, W> {
-    fn of(core: &'a Core<W>) -> Option<Self> {
+    pub(super) fn of(core: &'a Core<W>) -> Option<Self> {
         core.is_timed.then(|| Self(core, Instant::now()))
     }
 }

@@ -10,6 +10,7 @@
 //! | `PARKED` | none until claimed | a future waits for an event |
 //! | `READY` | none until claimed | there is work, and the service's task has been woken for it |
 //! | `HELD` | none | no worker yet |
+//! | `BLOCKED` | none | there is work, and the task waits for readers to leave |
 //! | `DEAD` | none | the worker is gone; the last state |
 //!
 //! | flag | meaning |
@@ -20,6 +21,10 @@
 //! | `ABORT` | the task is gone: the owner of the worker drops it |
 //! | `RESTART` | another worker is to take over. Set under the queue's lock |
 //! | `SLOW` | never changes: every call asks under the lock, see `Inline` |
+//! | `FAILED` | a reader has panicked: nothing starts on this worker any more |
+//! | `LIMITED` | with `BLOCKED`: the task waits for any reader, and not for all |
+//!
+//! The bits above count the *readers*: threads and tasks that share the worker. See below.
 //!
 //! ```text
 //!                        T1 a call finds it idle
@@ -43,17 +48,38 @@
 //! A worker that another is to follow, or that has a hook for its end, goes back to `HELD` instead
 //! of to `DEAD` (T11). The service's task alone takes it from there.
 //!
+//! # Readers
+//!
+//! Only a service that is [concurrent](crate::dispatch::Concurrent) has readers: handlers that take
+//! the worker by `&self`, and may overlap. All others always count 0.
+//!
+//! ```text
+//!   IDLE, n readers ──T12 a reader joins──► IDLE, n + 1      n below the limit, and no flag is set
+//!   IDLE, n + 1 ──────T13 one leaves──────► IDLE, n
+//!   IDLE, n ──────────T6 a request that cannot join──► READY, or BLOCKED if it is a writer, n > 0
+//!   READY, n ─────────T14 the task starts the readers at the front of the queue──► n + k, and
+//!                         IDLE if the queue is empty then, BLOCKED if not
+//!   BLOCKED, 1 ───────T13 the last one leaves, or with LIMITED any──► READY
+//! ```
+//!
+//! An appended request and a leaving reader are both read-modify-writes of this word, so one of the
+//! two sees the other. The task blocks (T14) only against a word that still counts those that will
+//! wake it.
+//!
 //! # Invariants
 //!
 //! - I1: At most one thread is between a transition to `RUN` and the transition away from it. The
 //!   first acquires, the second releases.
-//! - I2: If the word is 0 the queue is empty. So a call that takes an idle worker overtakes none.
+//! - I2: If the word is 0, apart from the readers, the queue is empty. So a call that takes an idle
+//!   worker, or joins its readers, overtakes none.
 //! - I3: The word is changed by compare-and-swap and read-modify-write only. A store would lose a
 //!   flag that another thread has set. Everything that is decided together is in this word, so no
 //!   fence is needed between two of them.
 //! - I4: `READY`, and `PARKED` with `NOTIFIED`, mean that the task has been woken and not polled
 //!   since, or is being polled. `READY` means that the queue may have entries, that new calls are
 //!   no longer accepted, or that another worker is to take over.
+//! - I5: There are no readers while the owner is `RUN`, `PARKED`, `HELD` or `DEAD`. A reader is
+//!   counted from before its handler's first poll until after its future is dropped.
 
 use crate::sync::{AtomicU32, Ordering};
 
@@ -64,6 +90,7 @@ const PARKED: u32 = 2;
 const READY: u32 = 3;
 const HELD: u32 = 4;
 const DEAD: u32 = 5;
+const BLOCKED: u32 = 6;
 
 const QUEUED: u32 = 1 << 3;
 const NOTIFIED: u32 = 1 << 4;
@@ -71,6 +98,14 @@ const CLOSING: u32 = 1 << 5;
 const ABORT: u32 = 1 << 6;
 const SLOW: u32 = 1 << 7;
 const RESTART: u32 = 1 << 8;
+const FAILED: u32 = 1 << 9;
+const LIMITED: u32 = 1 << 10;
+/// One reader.
+const READER: u32 = 1 << 12;
+const READERS: u32 = !(READER - 1);
+
+/// How many readers can be counted.
+pub(super) const MAX_READERS: usize = (READERS / READER) as usize;
 
 pub(super) struct State(AtomicU32);
 
@@ -80,6 +115,30 @@ pub(super) struct State(AtomicU32);
 #[must_use = "the worker stays claimed"]
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim(());
+
+/// A reader's share of the worker. Only a transition that counts it returns one, and only
+/// [`State::unshare`] takes it back.
+#[must_use = "the worker stays shared"]
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Share(());
+
+/// What follows when a reader has left.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unshared {
+    Nothing,
+    /// The task has waited for this: it is to be woken.
+    Wake,
+    /// The task is gone, and this was the last reader: it has to drop everything.
+    Aborted(Claim),
+}
+
+/// Which readers the task waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlockedBy {
+    All,
+    /// As many as this run, and one has to leave.
+    Limit(usize),
+}
 
 /// What the task's claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +175,8 @@ pub(super) enum Release {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TaskClaim {
     Claimed(Found, Claim),
+    /// There is work, and there are readers: the task may start others, but owns nothing.
+    Shared,
     /// Another thread has the worker, or there is nothing to do. The task will be woken.
     Nothing,
     /// T11: the previous owner has left the worker to the task, to be taken out.
@@ -146,7 +207,7 @@ pub(super) enum Park {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Abort {
     Claimed(Claim),
-    /// Another thread runs a handler, and will see `ABORT`.
+    /// Other threads run handlers, and the last of them will see `ABORT`.
     Left,
     /// The service had ended.
     Dead,
@@ -244,12 +305,16 @@ impl State {
     /// T5. The task must have registered its waker before, where other threads find it.
     ///
     /// `NOTIFIED` is cleared here, before the poll: a wake during the poll counts for the next one.
-    pub(super) fn claim_for_task(&self) -> TaskClaim {
+    ///
+    /// `CONCURRENT`: whether there may be readers.
+    pub(super) fn claim_for_task<const CONCURRENT: bool>(&self) -> TaskClaim {
+        let has_readers = |word: u32| CONCURRENT && word & READERS != 0;
         let was = self.update(|word| match found_waiting(word) {
-            Some(_) => word & !(OWNER | NOTIFIED) | RUN,
-            None => word,
+            Some(_) if !has_readers(word) => word & !(OWNER | NOTIFIED) | RUN,
+            _ => word,
         });
         match (found_waiting(was), was & OWNER) {
+            (Some(_), _) if has_readers(was) => TaskClaim::Shared,
             (Some(found), _) => TaskClaim::Claimed(found, Claim(())),
             (None, DEAD) => TaskClaim::Dead,
             (None, HELD) => TaskClaim::Held,
@@ -276,6 +341,150 @@ impl State {
         }
     }
 
+    /// T1, under the lock, for a service that may have readers. Under the lock `IDLE` means that
+    /// the queue is empty, as in [`join`](Self::join).
+    pub(super) fn claim_locked(&self) -> Option<Claim> {
+        let is_free = |word: u32| word & (OWNER | READERS | ABORT) == IDLE;
+        let was =
+            self.update(|word| if is_free(word) { word & !(OWNER | QUEUED | NOTIFIED) | RUN } else { word });
+        is_free(was).then_some(Claim(()))
+    }
+
+    /// T6, for a service that may have readers. Returns whether the task is to be woken. `alone`
+    /// says whether the request is to run alone.
+    ///
+    /// Behind readers such a request waits without the task: the last of them wakes that.
+    pub(super) fn append(&self, alone: bool) -> bool {
+        let waits = |word: u32| alone && word & READERS != 0;
+        let was = self.update(|word| match word & OWNER {
+            IDLE if waits(word) => word | BLOCKED | QUEUED,
+            IDLE => word | READY | QUEUED,
+            _ => word | QUEUED,
+        });
+        debug_assert_ne!(was & OWNER, DEAD, "a dead service accepts no calls");
+        was & OWNER == IDLE && !waits(was)
+    }
+
+    /// T12. Fails if any flag is set, which keeps the order (I2), or if there are as many readers
+    /// as there may be.
+    #[inline]
+    pub(super) fn share(&self, limit: usize) -> Option<Share> {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            if word & !READERS != 0 || readers(word) >= limit {
+                return None;
+            }
+            // Acquires what the last writer released, and what the readers before it did: each
+            // change of the word since is a read-modify-write, and goes on with their releases.
+            let joined = word + READER;
+            match self.0.compare_exchange_weak(word, joined, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(Share(())),
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    /// T12, under the lock. Under the lock `IDLE` means that the queue is empty.
+    pub(super) fn share_locked(&self, limit: usize) -> Option<Share> {
+        let may = |word: u32| word & (OWNER | ABORT) == IDLE && readers(word) < limit;
+        let was = self.update(|word| if may(word) { (word & !(QUEUED | NOTIFIED)) + READER } else { word });
+        may(was).then_some(Share(()))
+    }
+
+    /// T13. Releases what the reader did. Its future must be gone.
+    #[inline]
+    pub(super) fn unshare(&self, _share: Share) -> Unshared {
+        let is_awaited = |word: u32| word & OWNER == BLOCKED && (readers(word) == 1 || word & LIMITED != 0);
+        let was = self.update(|word| match word - READER {
+            left if left & (ABORT | READERS) == ABORT => left & !OWNER | RUN,
+            left if left & ABORT == 0 && is_awaited(word) => left & !(OWNER | LIMITED) | READY,
+            left => left,
+        });
+        debug_assert!(readers(was) > 0);
+        match was {
+            was if was & ABORT != 0 && readers(was) == 1 => Unshared::Aborted(Claim(())),
+            was if was & ABORT == 0 && is_awaited(was) => Unshared::Wake,
+            _ => Unshared::Nothing,
+        }
+    }
+
+    /// Records that a reader has panicked, before its call is told: nothing starts on this worker
+    /// any more. Returns whether the task is to be woken. The reader is still counted.
+    pub(super) fn fail(&self) -> bool {
+        let was = self.update(|word| match word & OWNER {
+            IDLE => word | FAILED | READY,
+            _ => word | FAILED,
+        });
+        was & OWNER == IDLE
+    }
+
+    /// T14, under the lock, by the task, while the word says `READY`: starts a reader. Returns
+    /// `None` if it may not start.
+    pub(super) fn start_reader(&self, limit: usize) -> Option<Share> {
+        let may = |word: u32| word & (FAILED | ABORT) == 0 && readers(word) < limit;
+        let was = self.update(|word| if may(word) { word + READER } else { word });
+        debug_assert_eq!(was & OWNER, READY);
+        may(was).then_some(Share(()))
+    }
+
+    /// T14, under the lock, by the task, while the word says `READY` and the queue is not empty, or
+    /// there is something else to do. Waits for readers, unless they have left meanwhile: then it
+    /// returns `false`.
+    pub(super) fn block(&self, by: BlockedBy) -> bool {
+        let blocks = |word: u32| match by {
+            BlockedBy::All => readers(word) > 0,
+            // A reader that has failed ends the worker: then all have to leave.
+            BlockedBy::Limit(limit) => readers(word) >= limit && word & FAILED == 0,
+        };
+        let limited = if by == BlockedBy::All { 0 } else { LIMITED };
+        let was = self
+            .update(|word| if blocks(word) { word & !(OWNER | LIMITED) | BLOCKED | limited } else { word });
+        debug_assert_eq!(was & OWNER, READY);
+        blocks(was)
+    }
+
+    /// T14, under the lock, by the task, while the word says `READY` and the queue is empty. Leaves
+    /// the worker to those that come, unless a reader has failed: then it returns `false`.
+    pub(super) fn leave_shared(&self) -> bool {
+        let was =
+            self.update(
+                |word| {
+                    if word & FAILED == 0 { word & !(OWNER | QUEUED | NOTIFIED) | IDLE } else { word }
+                },
+            );
+        debug_assert_eq!(was & OWNER, READY);
+        was & FAILED == 0
+    }
+
+    /// Gives the worker up, but not the work: the task goes on to start readers.
+    pub(super) fn downgrade(&self) {
+        let was = self.update(|word| word & !(OWNER | NOTIFIED) | READY);
+        debug_assert_eq!(was & OWNER, RUN);
+    }
+
+    /// Has the task look at the queue again: a request has left it, and what stood behind that may
+    /// start. Returns whether the task is to be woken.
+    pub(super) fn look_again(&self) -> bool {
+        let was = self.update(
+            |word| {
+                if word & OWNER == BLOCKED { word & !(OWNER | LIMITED) | READY } else { word }
+            },
+        );
+        was & OWNER == BLOCKED
+    }
+
+    /// Returns whether some handler runs alone, or is to follow this worker: then a request has
+    /// more to wait for than readers.
+    pub(super) fn is_exclusive(&self) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        !matches!(word & OWNER, IDLE | READY | BLOCKED) || word & (FAILED | RESTART) != 0
+    }
+
+    /// Returns whether a reader has panicked.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & FAILED != 0
+    }
+
     /// T7, under the lock. Returns whether the task is to be woken, to drain the queue and to end.
     pub(super) fn close(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
@@ -291,7 +500,7 @@ impl State {
     pub(super) fn ask_for_restart(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
             IDLE => word | RESTART | READY,
-            RUN | PARKED | READY => word | RESTART,
+            RUN | PARKED | READY | BLOCKED => word | RESTART,
             // There is no worker, or none any more.
             _ => word,
         });
@@ -301,12 +510,9 @@ impl State {
     /// T11. Leaves the worker, or its empty place, to the task. Returns `false` if the task is
     /// gone.
     pub(super) fn hold(&self) -> bool {
-        let was =
-            self.update(
-                |word| {
-                    if word & ABORT != 0 { word } else { word & !(OWNER | NOTIFIED | RESTART) | HELD }
-                },
-            );
+        let was = self.update(|word| {
+            if word & ABORT != 0 { word } else { word & !(OWNER | NOTIFIED | RESTART | FAILED) | HELD }
+        });
         debug_assert_eq!(was & OWNER, RUN);
         was & ABORT == 0
     }
@@ -323,11 +529,13 @@ impl State {
         let was = self.update(|word| match word & OWNER {
             DEAD => word,
             RUN => word | ABORT | CLOSING,
+            _ if word & READERS != 0 => word | ABORT | CLOSING,
             _ => word & !OWNER | RUN | ABORT | CLOSING,
         });
         match was & OWNER {
             DEAD => Abort::Dead,
             RUN => Abort::Left,
+            _ if was & READERS != 0 => Abort::Left,
             _ => Abort::Claimed(Claim(())),
         }
     }
@@ -352,7 +560,7 @@ impl State {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & OWNER == IDLE
+        self.0.load(Ordering::Relaxed) & (OWNER | READERS) == IDLE
     }
 
     /// Returns whether the service is stopping.
@@ -382,9 +590,14 @@ impl State {
             PARKED => "parked",
             READY => "ready",
             HELD => "held",
+            BLOCKED => "blocked",
             _ => "dead",
         }
     }
+}
+
+fn readers(word: u32) -> usize {
+    (word / READER) as usize
 }
 
 /// Returns the work that waits to be claimed, if there is any.

@@ -478,12 +478,30 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         now: impl Fn() -> Instant,
         deferred: &mut Deferred<Rq>,
     ) -> Result<Option<Dequeued<Rq>>, TurnOver> {
+        match self.front(may, now, deferred)? {
+            Some(first) => Ok(Some(self.start(first, deferred))),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the slot of the next request, if the worker `may` take one. Fails those before it
+    /// whose deadline has passed.
+    ///
+    /// # Errors
+    ///
+    /// [`TurnOver`] if there is a request, and the worker may not take it.
+    pub(in crate::mailbox) fn front(
+        &mut self,
+        may: bool,
+        now: impl Fn() -> Instant,
+        deferred: &mut Deferred<Rq>,
+    ) -> Result<Option<usize>, TurnOver> {
         while let Some(first) = self.first() {
             if !may {
                 return Err(TurnOver);
             }
             if self.slots.entry(first).deadline.is_none_or(|deadline| deadline > now()) {
-                return Ok(Some(self.start(first, deferred)));
+                return Ok(Some(first));
             }
             self.count().skipped += 1;
             self.count().expired += 1;
@@ -492,9 +510,28 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         Ok(None)
     }
 
+    /// Returns the request that is queued in this slot, and when it is too late to be started.
+    pub(in crate::mailbox) fn queued(&mut self, slot: usize) -> (&Rq, Option<Instant>) {
+        let entry = self.slots.entry(slot);
+        (entry.request.as_ref().expect("it is no call for a permit"), entry.deadline)
+    }
+
+    /// Returns whether a queued request is such a one. Takes time in proportion to the queue.
+    pub(in crate::mailbox) fn any_queued(&self, is: impl Fn(&Rq) -> bool) -> bool {
+        let mut place = self.first;
+        while let Some(slot) = place.get() {
+            let Stage::Queued(entry) = &self.slots[slot].stage else { unreachable!("it stands in the line") };
+            if entry.request.as_ref().is_some_and(&is) {
+                return true;
+            }
+            place = entry.next;
+        }
+        false
+    }
+
     /// Starts this request, which is the first. It need not be accepted, if permits take all the
     /// capacity.
-    fn start(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Dequeued<Rq> {
+    pub(in crate::mailbox) fn start(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Dequeued<Rq> {
         let entry = self.unlink(slot, Stage::Running, deferred);
         let slot = match entry.awaited {
             Awaited::Reply => Some(slot),

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use self::line::{Arrival, Counts, Deferred, Dequeued, Line, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
-use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
+use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
 use crate::handler::runtime;
 use crate::names::Named;
@@ -55,8 +55,10 @@ pub(crate) struct Queue<Rq, Rs, Er> {
 
 /// What happens to a request that arrives at the queue.
 pub(crate) enum Admission<T, C> {
-    /// The request is appended.
-    Append(T),
+    /// The request is appended, with the edge of the handler that waits for it.
+    Append(T, Option<Arc<Edge>>),
+    /// The request is refused: its call would wait for itself.
+    Refuse(Cycle),
     /// The request is not appended: the worker was idle, and the caller has claimed it.
     Run(C),
 }
@@ -97,10 +99,10 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, terms, Some(waker), None, now, |line| {
+        let entered = self.enter(request, terms, Some(waker), now, |line, _| {
             // Also for a request that waits for capacity: if permits hold all of it, the worker
             // serves the request all the same.
-            Admission::<_, Infallible>::Append(line.worker.waker.take())
+            Admission::<_, Infallible>::Append(line.worker.waker.take(), None)
         });
         match entered {
             Entered::Line(phase, worker) => {
@@ -121,9 +123,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         request: Rq,
         terms: Terms,
         waker: Option<Waker>,
-        edge: Option<Arc<Edge>>,
         now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&mut Line<Rq, Rs, Er>) -> Admission<T, C>,
+        join: impl FnOnce(&mut Line<Rq, Rs, Er>, &Rq) -> Admission<T, C>,
     ) -> Entered<Rq, Rs, Er, T, C> {
         let Terms { limit, cast, no_wait, return_on_failure, permit, .. } = terms;
         let mut deferred = Deferred::new();
@@ -146,29 +147,43 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         } else {
             None
         };
-        if let Some(reason) = refused {
-            drop(line);
-            panics::drop_quietly(waker);
-            self.finish(deferred);
-            let (phase, unwanted) = terms.refuse(request, reason);
-            self.drop_quietly(unwanted);
-            return Entered::Refused(phase);
-        }
-
-        line.used(now);
-        let accepted = permit.is_some() || line.has_room();
-        let found = match join(&mut line) {
-            Admission::Append(found) => found,
-            Admission::Run(claim) => {
-                if let Some(permit) = permit {
-                    line.unreserve(permit, &mut deferred);
+        let admission = match refused {
+            Some(reason) => Err(reason),
+            None => {
+                line.used(now);
+                match join(&mut line, &request) {
+                    Admission::Append(found, edge) => Ok((found, edge)),
+                    Admission::Refuse(cycle) => {
+                        line.count().refused += 1;
+                        if let Some(permit) = permit {
+                            line.unreserve(permit, &mut deferred);
+                        }
+                        Err(SendReason::WouldDeadlock(cycle))
+                    }
+                    Admission::Run(claim) => {
+                        if let Some(permit) = permit {
+                            line.unreserve(permit, &mut deferred);
+                        }
+                        drop(line);
+                        panics::drop_quietly(waker);
+                        self.finish(deferred);
+                        return Entered::Own(request, claim);
+                    }
                 }
+            }
+        };
+        let (found, edge) = match admission {
+            Ok(found) => found,
+            Err(reason) => {
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(deferred);
-                return Entered::Own(request, claim);
+                let (phase, unwanted) = terms.refuse(request, reason);
+                self.drop_quietly(unwanted);
+                return Entered::Refused(phase);
             }
         };
+        let accepted = permit.is_some() || line.has_room();
         if let Some(permit) = permit {
             line.redeem(permit);
         }
@@ -200,7 +215,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         request: Rq,
         terms: Terms,
         now: impl FnOnce() -> Instant,
-        join: impl FnOnce() -> T,
+        join: impl FnOnce(&Rq) -> T,
     ) -> Result<T, Rq> {
         let span = current_span();
         let mut line = self.line.lock();
@@ -208,6 +223,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             return Err(request);
         }
         line.used(now);
+        let joined = join(&request);
         let arrival = Arrival {
             request: Some(request),
             span,
@@ -217,7 +233,6 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             accepted: true,
         };
         line.append(arrival, None, None);
-        let joined = join();
         drop(line);
         Ok(joined)
     }

@@ -1,0 +1,335 @@
+//! Starts services of many workers.
+//!
+//! Each worker is a service of its own, with its own mailbox, task and end. A task beside them
+//! joins their ends:
+//!
+//! ```text
+//!   builder ──starts──► shard 0, 1, … n-1 ──their status──► the group's task ──► one status
+//!           ──makes───► the router, which holds the only caller of each       └► one `JoinHandle`
+//! ```
+//!
+//! - The last caller is gone: the router is dropped, and with it the last caller of each shard.
+//! - A shard ends by itself: the others are asked to stop. The service ends for the reason of the
+//!   first, or of the first that failed or was aborted.
+//! - The group's task is aborted, or its runtime shuts down: all shards are aborted. The service
+//!   has ended once they have.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle};
+
+use crate::caller::{Caller, TenoriteCaller};
+use crate::mailbox::Mailbox;
+use crate::mailbox::shards::{Routes, ShardsMailbox};
+use crate::names;
+use crate::restart::{Restart, RestartDecider, Restarts};
+use crate::service::Builder;
+use crate::sharded::{Sharded, Spread};
+use crate::status::{Status, StatusCell, StatusWatch, StopReason};
+use crate::sync::Mutex;
+use crate::worker::{Configs, TenoriteWorker};
+
+impl<W, C> Builder<W, C>
+where
+    W: TenoriteWorker,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    /// Starts many workers of this kind, the *shards*: each request goes to that of its key.
+    ///
+    /// An argument of each method is marked as the key, or the method says that any shard will do,
+    /// or that its requests go to all of them. Order is a key's. Callers see one service: `stop`
+    /// and `stopped` are about all of it, `stats` is the sum, and the status is the worst of them.
+    /// [`stats_of_each`](TenoriteCaller::stats_of_each) tells each. The backlog is each shard's.
+    ///
+    /// A worker that fails without a [restart policy](Sharding::restart) ends the whole service,
+    /// for its reason.
+    ///
+    /// A permit is one of each shard, since it is not known yet which one its request is for.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use tenorite::prelude::*;
+    ///
+    /// #[derive(Clone, Default)]
+    /// struct Words { counts: HashMap<String, usize> }
+    ///
+    /// #[tenorite::service]
+    /// impl Words {
+    ///     pub fn add(&mut self, #[service(key)] word: &str) -> usize {
+    ///         let count = self.counts.entry(word.to_owned()).or_default();
+    ///         *count += 1;
+    ///         *count
+    ///     }
+    ///
+    ///     #[service(all_shards = sum)]
+    ///     pub fn different(&self) -> usize { self.counts.len() }
+    /// }
+    ///
+    /// fn sum(counts: Vec<usize>) -> usize { counts.into_iter().sum() }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (task, words) = WordsService.builder().shards(4).start_task(32, Words::default());
+    /// for word in ["a", "b", "c", "a"] {
+    ///     words.add(word).await?;
+    /// }
+    /// assert_eq!(words.different().await?, 3);
+    /// drop(words);
+    /// let shards: Vec<Words> = task.await?.into_iter().collect::<Result<_, _>>()?;
+    /// assert_eq!(shards.iter().map(|shard| shard.counts.len()).sum::<usize>(), 3);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `shards` is 0.
+    #[track_caller]
+    pub fn shards(self, shards: usize) -> Sharding<W, C>
+    where
+        W::Request: Spread<W::Response>,
+    {
+        assert!(shards > 0, "a service has at least one shard");
+        assert!(
+            !self.has_idle_timeout(),
+            "a service of many shards has no `idle_timeout`: they are not idle together"
+        );
+        let routes = Routes {
+            shard: <W::Request as Sharded>::shard,
+            spread: <W::Request as Spread<W::Response>>::spread,
+            merge: <W::Request as Spread<W::Response>>::merge,
+        };
+        Sharding { builder: self, policy: None, shards, routes }
+    }
+}
+
+/// Starts a service of many shards: see [`Builder::shards`].
+#[must_use = "a builder starts nothing until one of its `start…` methods is called"]
+pub struct Sharding<W: TenoriteWorker, C> {
+    builder: Builder<W, C>,
+    policy: Option<Restart>,
+    shards: usize,
+    routes: Routes<W::Request, W::Response>,
+}
+
+/// What the `JoinHandle` of a service of many workers yields: how each has ended, in their order.
+type Outputs<W> = Vec<Result<<W as TenoriteWorker>::Output, JoinError>>;
+
+impl<W, C> Sharding<W, C>
+where
+    W: TenoriteWorker<Config: Send, Output: Send>,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    /// Replaces a worker that has failed, as [`Builder::restart`] does. Each shard has its own
+    /// count of restarts, and one that restarts disturbs no other.
+    pub fn restart(self, policy: Restart) -> Self {
+        Self { policy: Some(policy), ..self }
+    }
+
+    /// Starts the workers, each with a clone of the config, and returns only the caller.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `backlog` is 0, outside a tokio runtime, and with an
+    /// [`idle_timeout`](Builder::idle_timeout): shards are not idle together.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start(self, backlog: usize, config: W::Config) -> C
+    where
+        W::Config: Clone,
+    {
+        let mut this = self;
+        this.builder = this.builder.detached();
+        this.start_with(backlog, move |_| config.clone()).1
+    }
+
+    /// Starts the workers, each with a clone of the config. The `JoinHandle` yields how each has
+    /// ended, in the order of the shards.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`start`](Self::start) does.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<Outputs<W>>, C)
+    where
+        W::Config: Clone,
+    {
+        self.start_with(backlog, move |_| config.clone())
+    }
+
+    /// Works like [`start_task`](Self::start_task), with a closure that makes the config of each
+    /// shard's worker, and of those that replace it. It is given the number of the shard.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`start`](Self::start) does, and if `make` panics for the first workers.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_with(
+        self,
+        backlog: usize,
+        make: impl FnMut(usize) -> W::Config + Send + 'static,
+    ) -> (JoinHandle<Outputs<W>>, C) {
+        let Self { builder, policy, shards, routes } = self;
+        let runtime = Handle::current();
+        let timeout = builder.default_timeout();
+        let status = Arc::new(StatusCell::new(names::of_type::<W>));
+        status.set_name(builder.own_name(), Arc::as_ptr(&status).addr());
+        let make = Arc::new(Mutex::new(make));
+        let mut members = Vec::with_capacity(shards);
+        let mut mailboxes = Vec::with_capacity(shards);
+        for shard in 0..shards {
+            let decider =
+                policy.clone().map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
+            let make = Arc::clone(&make);
+            let can_restart = decider.is_some();
+            let configs = move |_: &TenoriteCaller<W::Request, W::Response, W::Error>| {
+                let first = (make.lock())(shard);
+                let again = move || (make.lock())(shard);
+                Configs { first, make_config: can_restart.then(|| Box::new(again) as Box<_>) }
+            };
+            let (task, caller) =
+                builder.of_shard::<TenoriteCaller<_, _, _>>(shard).launch(backlog, decider, configs);
+            let watch = caller.watch();
+            let mailbox = caller.into_mailbox();
+            let weak = Arc::downgrade(&mailbox);
+            mailboxes.push(mailbox);
+            members.push(Member { task: Some(task), output: None, watch, mailbox: weak, has_ended: false });
+        }
+        let mailbox = Arc::new(ShardsMailbox::new(mailboxes, routes, Arc::clone(&status)));
+        let caller = C::from(TenoriteCaller::new(mailbox, timeout));
+        let group = Group { members, status, reason: None };
+        (runtime.spawn(group.run()), caller)
+    }
+}
+
+impl<W: TenoriteWorker, C> fmt::Debug for Sharding<W, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sharding").field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
+
+/// One of the workers.
+struct Member<Rq, Rs, Er, Output> {
+    task: Option<JoinHandle<Output>>,
+    output: Option<Result<Output, JoinError>>,
+    watch: StatusWatch,
+    /// Weak: the callers alone keep the service alive.
+    mailbox: Weak<dyn Mailbox<Rq, Rs, Er>>,
+    has_ended: bool,
+}
+
+/// The task that joins the ends of many workers.
+struct Group<Rq: 'static, Rs: 'static, Er: 'static, Output> {
+    members: Vec<Member<Rq, Rs, Er, Output>>,
+    status: Arc<StatusCell>,
+    /// Why the first of them has ended; or the first that has not ended as it should.
+    reason: Option<StopReason>,
+}
+
+impl<Rq, Rs, Er, Output> Group<Rq, Rs, Er, Output> {
+    async fn run(mut self) -> Vec<Result<Output, JoinError>> {
+        self.follow();
+        while self.members.iter().any(|member| !member.has_ended) {
+            // A change of any of them.
+            let mut changes: Vec<_> = self
+                .members
+                .iter_mut()
+                .filter(|member| !member.has_ended)
+                .map(|member| Box::pin(member.watch.changed()))
+                .collect();
+            poll_fn(|cx| {
+                // Each is polled, so that each has this waker.
+                let mut is_any = false;
+                for change in &mut changes {
+                    is_any |= change.as_mut().poll(cx).is_ready();
+                }
+                if is_any { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            drop(changes);
+            self.follow();
+        }
+        for member in &mut self.members {
+            if let Some(task) = &mut member.task {
+                member.output = Some(task.await);
+                member.task = None;
+            }
+        }
+        self.status.end(self.reason.take().unwrap_or(StopReason::Finished));
+        self.members.drain(..).filter_map(|mut member| member.output.take()).collect()
+    }
+
+    /// Makes one status of those of all.
+    fn follow(&mut self) {
+        let mut has_ended_now = false;
+        for member in self.members.iter_mut().filter(|member| !member.has_ended) {
+            if let Some(reason) = member.watch.reason() {
+                member.has_ended = true;
+                has_ended_now = true;
+                // Of those that were asked to stop one may have been aborted, which is told.
+                if self.reason.as_ref().is_none_or(|first| first.is_clean() && !reason.is_clean()) {
+                    self.reason = Some(reason);
+                }
+            }
+        }
+        if has_ended_now {
+            // The service is all of them.
+            for mailbox in self.members.iter().filter_map(|member| member.mailbox.upgrade()) {
+                mailbox.stop();
+            }
+        }
+        let statuses = self.members.iter().map(|member| member.watch.get());
+        // The worst comes first.
+        let worst = statuses.min_by_key(|status| match status {
+            Status::Stopped | Status::Draining => 0,
+            Status::Restarting(_) => 1,
+            Status::Starting => 2,
+            Status::Running => 3,
+        });
+        match worst {
+            Some(Status::Stopped) => self.status.follow(Status::Draining),
+            Some(status) => self.status.follow(status),
+            None => {}
+        }
+    }
+}
+
+impl<Rq: 'static, Rs: 'static, Er: 'static, Output> Drop for Group<Rq, Rs, Er, Output> {
+    /// Aborts all workers, unless they have ended.
+    fn drop(&mut self) {
+        /// Reports the end, also if the task that waits for it is dropped with its runtime.
+        struct Ending(Arc<StatusCell>);
+
+        impl Drop for Ending {
+            fn drop(&mut self) {
+                self.0.end(StopReason::Aborted);
+            }
+        }
+
+        if self.status.has_ended() {
+            return;
+        }
+        let ending = Ending(Arc::clone(&self.status));
+        for member in &self.members {
+            if let Some(task) = &member.task {
+                task.abort();
+            }
+        }
+        let watches: Vec<_> = self.members.iter().map(|member| member.watch.clone()).collect();
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn(async move {
+                for mut watch in watches {
+                    watch.wait_for(|status| *status == Status::Stopped).await;
+                }
+                drop(ending);
+            }));
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The ways to run a worker, besides one handler at a time on a task.
+
+mod concurrent;
+mod shards;
