@@ -14,7 +14,7 @@ use syn::parse::{Parse, Parser};
 use syn::{Attribute, Generics, WhereClause};
 
 use crate::args::Concurrent;
-use crate::model::{Arg, Field, Hook, Init, Method, Names, Reply, ReplyKind, Service};
+use crate::model::{Arg, Field, Hook, Init, Method, Names, Period, Reply, ReplyKind, Service, Tick};
 
 pub(crate) fn mark(service: &mut Service) {
     let Service { krate, worker, generics, names, allows, derives, methods, hooks, .. } = service;
@@ -40,6 +40,12 @@ pub(crate) fn mark(service: &mut Service) {
         ident(name);
         config.iter_mut().for_each(parsed);
         parsed(output);
+    }
+    for Tick { name, period, .. } in &mut hooks.ticks {
+        ident(name);
+        if let Period::Expr(expr) = period {
+            parsed(expr);
+        }
     }
     for Hook { name, .. } in [&mut hooks.on_start, &mut hooks.on_stop].into_iter().flatten() {
         ident(name);

@@ -1,7 +1,7 @@
 //! Models what is to be derived: all decisions are made, and no tokens are built yet.
 
 use proc_macro2::Ident;
-use syn::{Attribute, Generics, Path, Type, Visibility};
+use syn::{Attribute, Expr, Generics, Path, Type, Visibility};
 
 use crate::args::Concurrent;
 
@@ -55,6 +55,24 @@ pub(crate) struct Hooks {
     pub(crate) init: Option<Init>,
     pub(crate) on_start: Option<Hook>,
     pub(crate) on_stop: Option<Hook>,
+    /// The methods that the service calls by itself.
+    pub(crate) ticks: Vec<Tick>,
+}
+
+/// A method that the service calls by itself, every so often.
+pub(crate) struct Tick {
+    pub(crate) name: Ident,
+    pub(crate) is_async: bool,
+    pub(crate) period: Period,
+    /// Whether it is called for the first time at once.
+    pub(crate) at_start: bool,
+}
+
+pub(crate) enum Period {
+    /// In nanoseconds.
+    Nanos(u64),
+    /// An expression of the user's, which may name the worker.
+    Expr(Box<Expr>),
 }
 
 /// The hook that creates the worker.

@@ -215,6 +215,10 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 /// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: they are called before the first
 ///   request and after the last. The `on_stop` method may take a [`StopReason`].
 ///
+/// - `#[service(every = "1s")]` on a method: the service calls it by itself, and it is no request.
+///   The period may also be an expression of a `Duration`, such as `every = self.period`. With
+///   `at_start` the first call comes at once.
+///
 /// A method that takes a [`Reply`] answers through it, and not through what the method returns.
 ///
 /// Each block is one service, and a type has only one such block.

@@ -18,7 +18,7 @@ use crate::sharded;
 pub use crate::call::Answer;
 pub use crate::dispatch::job::{Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
-pub use crate::dispatch::{Concurrent, Dispatch, Opened, SharedDispatch};
+pub use crate::dispatch::{Concurrent, Dispatch, Opened, Period, SharedDispatch};
 pub use crate::handler::method::Method;
 pub use crate::sharded::shard_of;
 pub use crate::worker::{Configs, Start};

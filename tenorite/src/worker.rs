@@ -27,6 +27,7 @@ use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
 use crate::status::StopReason;
+use crate::timer;
 use crate::trace;
 
 /// Handles a service's requests.
@@ -172,6 +173,9 @@ impl Start {
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
         let Self { options, decider } = self;
+        if W::TICKS > 0 {
+            timer::assert_enabled("a service with a method that is called `every` so often");
+        }
         let (idle, is_detached) = (options.idle, options.is_detached);
         let handle = Handle::current();
         let (door, driver) = cell::open::<W>(options, ServiceRuntime::of(&handle), decider.is_some());

@@ -195,9 +195,7 @@ fn compare(name: &str, part: &str, ours: impl Fn(&Runtime) -> f64, theirs: impl 
     if !name.contains(part) {
         return;
     }
-    let rounds: Vec<_> = (0..ROUNDS)
-        .map(|_| (ours(&multi_thread()), theirs(&multi_thread())))
-        .collect();
+    let rounds: Vec<_> = (0..ROUNDS).map(|_| (ours(&multi_thread()), theirs(&multi_thread()))).collect();
     let (low, ratio, high) = median(rounds.iter().map(|(ours, theirs)| ours / theirs).collect());
     let (_, our, _) = median(rounds.iter().map(|(ours, _)| *ours).collect());
     let (_, their, _) = median(rounds.iter().map(|(_, theirs)| *theirs).collect());

@@ -7,7 +7,7 @@ use syn::spanned::Spanned;
 
 use super::{at, caller};
 use crate::generics;
-use crate::model::{Arg, Hook, Init, Method, Service};
+use crate::model::{Arg, Hook, Init, Method, Period, Service, Tick};
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let Service { krate, worker, .. } = service;
@@ -65,7 +65,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async) },
         }
     });
-    let is_async = service.methods.iter().any(|method| method.is_async);
+    let is_async = service.methods.iter().any(|method| method.is_async)
+        || service.hooks.ticks.iter().any(|tick| tick.is_async);
     let space = if is_async { quote!(InlineSpace) } else { quote!(NoInlineSpace) };
 
     let (config, output) = config_and_output(service);
@@ -74,6 +75,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         Some(Init { config: Some(ty), .. }) => at(ty.span(), quote!(type Config = #config;)),
         _ => quote!(type Config = #config;),
     };
+    let ticks = ticks(service, &request, &response, &job);
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
     let answers_later = service.methods.iter().any(|method| method.reply_at.is_some());
     let answers_later = answers_later.then(|| {
@@ -150,6 +152,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #open
             #begin
             #close
+            #ticks
         }
 
         #[automatically_derived]
@@ -200,6 +203,66 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
         }
     };
     quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
+}
+
+/// Returns what runs the methods that the service calls by itself, if there are any.
+fn ticks(
+    service: &Service,
+    request: &TokenStream,
+    response: &TokenStream,
+    job: &Ident,
+) -> Option<TokenStream> {
+    let Service { krate, hooks, names, .. } = service;
+    let count = hooks.ticks.len();
+    if count == 0 {
+        return None;
+    }
+    let service_name = &names.service_doc;
+    let periods = hooks.ticks.iter().map(|Tick { period, at_start, .. }| {
+        let every = match period {
+            Period::Nanos(nanos) => quote!(::core::time::Duration::from_nanos(#nanos)),
+            Period::Expr(expr) => quote!(#expr),
+        };
+        quote!(#krate::__private::Period::new(#every, #at_start))
+    });
+    let methods = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, .. })| {
+        let text = name.unraw().to_string();
+        quote!(#tick => const { &#krate::__private::Method::hook(#service_name, #text) },)
+    });
+    let arms = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, is_async, .. })| {
+        let run = if *is_async {
+            let future = quote!(async move { Self::#name(self).await });
+            at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)))
+        } else {
+            quote!({ Self::#name(self); #krate::__private::Job::deferred(#job) })
+        };
+        quote!(#tick => #run,)
+    });
+    Some(quote! {
+        const TICKS: usize = #count;
+
+        fn periods(&self) -> ::std::vec::Vec<#krate::__private::Period> {
+            ::std::vec![#(#periods),*]
+        }
+
+        fn tick_method(tick: usize) -> &'static #krate::__private::Method {
+            match tick {
+                #(#methods)*
+                _ => ::core::unreachable!("there is no such tick"),
+            }
+        }
+
+        fn tick<'__worker, '__job>(
+            &'__worker mut self,
+            tick: usize,
+            #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
+        ) -> #krate::__private::Step<'__job> {
+            match tick {
+                #(#arms)*
+                _ => ::core::unreachable!("there is no such tick"),
+            }
+        }
+    })
 }
 
 /// Returns the type of the config, and the type that the service yields in the end.

@@ -1,10 +1,10 @@
 //! Lowers the hooks: what runs before the first request and after the last.
 
-use syn::{FnArg, ImplItemFn, ReceiverKind, ReturnType, Safety, Type};
+use syn::{Expr, ExprLit, FnArg, ImplItemFn, Lit, LitStr, ReceiverKind, ReturnType, Safety, Type};
 
 use super::marks::Role;
 use crate::errors::Errors;
-use crate::model::{Hook, Init};
+use crate::model::{Hook, Init, Period, Tick};
 use crate::types::{self, Misfit};
 
 /// Checks the rules that apply to every hook.
@@ -97,4 +97,64 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
         return None;
     }
     Some(Hook { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), takes_reason })
+}
+
+/// Lowers `#[service(every = "1s")]`.
+pub(super) fn tick(function: &ImplItemFn, every: &Expr, at_start: bool, errors: &mut Errors) -> Option<Tick> {
+    if !plain_hook(function, errors) {
+        return None;
+    }
+    let signature = &function.sig;
+    let mut inputs = signature.inputs.iter();
+    let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
+        if matches!(receiver.kind, ReceiverKind::Reference(..)));
+    if !borrows {
+        errors.at(&signature.ident, "the service calls this method on its worker: take `&mut self`");
+        return None;
+    }
+    if let Some(argument) = inputs.next() {
+        errors.at(argument, "the service calls this method by itself, and has no arguments for it");
+        return None;
+    }
+    if let ReturnType::Type(_, output) = &signature.output {
+        errors.at(output, "the service calls this method by itself, so nothing takes what it returns");
+        return None;
+    }
+    let period = match every {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => match nanos(text) {
+            Some(nanos) => Period::Nanos(nanos),
+            None => {
+                errors.at(
+                    text,
+                    "a period is a number and a unit, such as \"250ms\", \"1s\", \"5m\" or \"1h\", and not zero; or an \
+                     expression of a `Duration`, such as `every = PERIOD` or `every = self.period`",
+                );
+                return None;
+            }
+        },
+        Expr::Lit(literal) => {
+            errors.at(literal, "a period has a unit: write `every = \"1s\"`");
+            return None;
+        }
+        other => Period::Expr(Box::new(other.clone())),
+    };
+    Some(Tick { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), period, at_start })
+}
+
+/// Returns the nanoseconds of a period in words, or `None` if it is none.
+fn nanos(text: &LitStr) -> Option<u64> {
+    let text = text.value();
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|letter: char| !letter.is_ascii_digit())?);
+    let unit: u64 = match unit.trim() {
+        "ns" => 1,
+        "us" | "µs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" | "min" => 60 * 1_000_000_000,
+        "h" => 60 * 60 * 1_000_000_000,
+        "d" => 24 * 60 * 60 * 1_000_000_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit).filter(|nanos| *nanos > 0)
 }

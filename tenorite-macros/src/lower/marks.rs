@@ -2,7 +2,7 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Attribute, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Path, Receiver, Token};
+use syn::{Attribute, Expr, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Path, Receiver, Token};
 
 use crate::args;
 use crate::attributes::{Kind, hides};
@@ -16,9 +16,11 @@ pub(super) enum Role {
     Init,
     OnStart,
     OnStop,
+    Every,
 }
 
 impl Role {
+    /// Those that take no value.
     const ALL: [(&'static str, Self); 5] = [
         ("skip", Self::Skip),
         ("any_shard", Self::AnyShard),
@@ -39,14 +41,17 @@ pub(super) struct Marks {
     pub(super) role: Option<Role>,
     /// The function that merges the answers of all shards.
     pub(super) all_shards: Option<Path>,
+    /// How often the service calls the method by itself, and whether for the first time at once.
+    pub(super) every: Option<Expr>,
+    pub(super) at_start: Option<Path>,
     pub(super) on_request: Vec<Attribute>,
     pub(super) on_response: Vec<Attribute>,
 }
 
 /// Removes `#[service(skip)]` and the like.
 pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Marks {
-    const KNOWN: &str = "there are `init`, `on_start`, `on_stop`, `any_shard`, `all_shards = merge`, `skip`, `request(…)` and `response(…)`";
-    let (mut role, mut all_shards) = (None, None);
+    const KNOWN: &str = "there are `init`, `on_start`, `on_stop`, `any_shard`, `all_shards = merge`, `every = \"1s\"`, `skip`, `request(…)` and `response(…)`";
+    let (mut role, mut all_shards, mut every, mut at_start) = (None, None, None, None);
     let (mut on_request, mut on_response) = (Vec::new(), Vec::new());
     let is_hidden =
         |attribute: &mut Attribute| hides(attribute, Kind::Cfg) || hides(attribute, Kind::Service);
@@ -83,6 +88,20 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
                 }
                 return Ok(());
             }
+            if meta.path.is_ident("every") {
+                if !meta.input.peek(Token![=]) {
+                    return Err(meta.error("say how often: `#[service(every = \"1s\")]`"));
+                }
+                every = Some(meta.value()?.parse()?);
+                if role.replace(Role::Every).is_some() {
+                    return Err(meta.error("these options exclude each other: keep one"));
+                }
+                return Ok(());
+            }
+            if meta.path.is_ident("at_start") {
+                at_start = Some(meta.path);
+                return Ok(());
+            }
             if meta.path.is_ident("key") {
                 return Err(meta.error("`key` goes on the argument whose value is the key"));
             }
@@ -109,7 +128,10 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
     if let (Some(merge), Some(_)) = (&all_shards, role) {
         errors.at(merge, "these options exclude each other: keep one");
     }
-    Marks { role, all_shards, on_request, on_response }
+    if let (Some(at_start), None) = (&at_start, &every) {
+        errors.at(at_start, "`at_start` goes with `every`: `#[service(every = \"1s\", at_start)]`");
+    }
+    Marks { role, all_shards, every, at_start, on_request, on_response }
 }
 
 /// What the user says of an argument.

@@ -9,7 +9,7 @@ use quote::{ToTokens, format_ident};
 use syn::ext::IdentExt;
 use syn::{FnArg, GenericParam, Generics, ImplItem, Item, ItemImpl, Visibility, parse_quote};
 
-use self::hooks::{hook, init};
+use self::hooks::{hook, init, tick};
 use self::marks::{Marks, Role, fields, marks, refuse_attributes, take_attributes};
 use self::method::method;
 use crate::args::Args;
@@ -18,6 +18,9 @@ use crate::errors::Errors;
 use crate::generics;
 use crate::model::{Field, Hooks, Method, Names, Service};
 use crate::types::{self, Misfit};
+
+/// There is a bit for each.
+const MOST_TICKS: usize = 64;
 
 /// Returns the user's item without this macro's attributes, and the service to derive from it.
 ///
@@ -233,7 +236,8 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             }
             _ => continue,
         };
-        let Marks { role, all_shards, on_request, on_response } = marks(&mut function.attrs, errors);
+        let Marks { role, all_shards, every, at_start, on_request, on_response } =
+            marks(&mut function.attrs, errors);
         let mut fields = fields(function, errors);
         let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
         let is_private = matches!(function.vis, Visibility::Inherited);
@@ -255,6 +259,17 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             Some(Role::Init) => replaces(&mut hooks.init, init(function, &worker, errors)),
             Some(Role::OnStart) => replaces(&mut hooks.on_start, hook(function, Role::OnStart, errors)),
             Some(Role::OnStop) => replaces(&mut hooks.on_stop, hook(function, Role::OnStop, errors)),
+            Some(Role::Every) => {
+                let every = every.as_ref().expect("it was said how often");
+                hooks.ticks.extend(tick(function, every, at_start.is_some(), errors));
+                if hooks.ticks.len() > MOST_TICKS {
+                    errors.at(
+                        &function.sig.ident,
+                        "a service calls at most 64 methods by itself: let one of them call others",
+                    );
+                }
+                false
+            }
         };
         if is_repeated {
             errors.at(&function.sig.ident, "a service has at most one hook of each kind: remove this one");

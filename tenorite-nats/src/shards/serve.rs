@@ -261,6 +261,10 @@ where
                 !W::ANSWERS_LATER,
                 "a shard answers before it takes the next request: a method with a `Reply` would hold it up"
             );
+            assert!(
+                W::TICKS == 0,
+                "a shard's state changes with requests alone: a method that is called `every` so often would not be called"
+            );
         }
         Box::pin(start(self))
     }

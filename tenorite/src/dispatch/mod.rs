@@ -18,6 +18,7 @@ pub(crate) mod job;
 pub(crate) mod storage;
 
 use std::future::Future;
+use std::time::Duration;
 
 use self::handling::{Handling, HandlingDeferred};
 use self::job::{Job, Step};
@@ -78,6 +79,8 @@ pub trait Dispatch: Send + Sized + 'static {
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does anything.
     const CLOSES: bool = false;
+    /// How many methods the service calls by itself, every so often.
+    const TICKS: usize = 0;
     /// How to run the methods that share the worker, if any may.
     const CONCURRENT: Option<Concurrent<Self>> = None;
 
@@ -86,6 +89,26 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// Runs the method that the job's request asks for.
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
+
+    /// Returns how often the methods are called that the service calls by itself.
+    fn periods(&self) -> Vec<Period> {
+        Vec::new()
+    }
+
+    /// Returns one of those methods.
+    #[must_use]
+    fn tick_method(_tick: usize) -> &'static Method {
+        unreachable!("the service calls no method by itself")
+    }
+
+    /// Runs one of those methods. The job has no request.
+    fn tick<'w, 'j>(
+        &'w mut self,
+        _tick: usize,
+        _job: Job<'w, 'j, Self::Request, Self::Response>,
+    ) -> Step<'j> {
+        unreachable!("the service calls no method by itself")
+    }
 
     /// Returns the worker, if nothing has to be done to make it.
     ///
@@ -113,6 +136,25 @@ pub trait Dispatch: Send + Sized + 'static {
     /// Runs after the last request.
     fn close(&mut self, _reason: StopReason) -> impl Future<Output = ()> + Send {
         async {}
+    }
+}
+
+/// How often the service calls a method by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Period {
+    pub(crate) every: Duration,
+    /// Whether it is called for the first time at once, and not after one period.
+    pub(crate) at_start: bool,
+}
+
+impl Period {
+    /// # Panics
+    ///
+    /// Panics if `every` is zero.
+    #[must_use]
+    pub const fn new(every: Duration, at_start: bool) -> Self {
+        assert!(!every.is_zero(), "the period of a method that is called `every` so often is zero");
+        Self { every, at_start }
     }
 }
 
@@ -205,9 +247,10 @@ impl<W, E> Opened<W> for Result<W, E> {
 /// So anything that has both can run one with the other: a test, a model that is compared with the
 /// service, the replay of a journal, a loop of one's own.
 ///
-/// The methods run as they do in a service: [`context`](crate::context) names the method. There is
-/// no queue, and a request runs when its future is polled. A panic of a handler unwinds into the
-/// code that polls, as from any other method; after it the worker's state may be torn.
+/// The methods run as they do in a service: [`context`](crate::context) names the method. Methods
+/// that a service calls by itself (`every`) are not called. There is no queue, and a request runs
+/// when its future is polled. A panic of a handler unwinds into the code that polls, as from any
+/// other method; after it the worker's state may be torn.
 ///
 /// # Examples
 ///

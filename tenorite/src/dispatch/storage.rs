@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::job::{Exchange, Job, Progress};
 use super::{Dispatch, SharedDispatch};
+use crate::phase::Phase;
 use crate::reply::Client;
 
 /// A buffer of more than this many bytes is freed after use.
@@ -230,6 +231,23 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
         unsafe { &mut *worker }.dispatch(job).progress()
     }
 
+    /// Works like [`start`](Self::start), for a method that the service calls by itself.
+    ///
+    /// # Safety
+    ///
+    /// The contract is that of `start`.
+    pub(super) unsafe fn start_tick<W>(&self, worker: *mut W, tick: usize, waker: &Waker) -> Progress
+    where
+        W: Dispatch<Response = Rs, Space = S>,
+    {
+        let mut exchange = Phase::Spent;
+        let (slot, space) = (self.slot.get(), self.space.get().cast());
+        // SAFETY: as in `start`.
+        let job = unsafe { Job::new(&mut exchange, slot, space, <S as sealed::Space>::BYTES, waker) };
+        // SAFETY: as in `start`.
+        unsafe { &mut *worker }.tick(tick, job).progress()
+    }
+
     /// Works like [`start`](Self::start), for a method that shares the worker: others use it at the
     /// same time.
     ///
@@ -363,6 +381,16 @@ impl<W: Dispatch> WorkerStorage<W> {
     ) -> Progress {
         // SAFETY: the caller's contract is that of `FutureStorage::start`: the worker is in here.
         unsafe { self.future.start(self.worker.get().cast::<W>(), exchange, waker) }
+    }
+
+    /// Works like [`start`](Self::start), for a method that the service calls by itself.
+    ///
+    /// # Safety
+    ///
+    /// The contract is that of `start`.
+    pub(crate) unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress {
+        // SAFETY: the contract is the same: the worker is in here.
+        unsafe { self.future.start_tick(self.worker.get().cast::<W>(), tick, waker) }
     }
 
     /// Polls the handler that waits, as [`FutureStorage::resume`] does.

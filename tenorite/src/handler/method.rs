@@ -47,7 +47,9 @@ impl Method {
     }
 
     /// Creates the method of a hook, which serves no call.
-    pub(crate) const fn hook(service: &'static str, name: &'static str) -> Self {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn hook(service: &'static str, name: &'static str) -> Self {
         Self { is_hook: true, ..Self::new(service, name) }
     }
 

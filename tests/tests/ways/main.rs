@@ -2,3 +2,4 @@
 
 mod concurrent;
 mod shards;
+mod every;

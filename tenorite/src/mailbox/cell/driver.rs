@@ -61,7 +61,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     ) -> Self {
         let Some(core) = &self.core else { return self };
         let config = match W::ready(config) {
-            Ok(worker) if core.on_worker_exit == OnWorkerExit::End && !W::BEGINS => {
+            Ok(worker) if core.on_worker_exit == OnWorkerExit::End && !W::BEGINS && W::TICKS == 0 => {
                 core.place(worker);
                 core.queue.status.running();
                 return self;

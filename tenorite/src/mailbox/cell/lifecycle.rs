@@ -25,6 +25,7 @@ use std::marker::PhantomData;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Core;
 use super::driver::{dead, serve};
 use super::owner::{Owner, Released};
-use crate::dispatch::{Dispatch, Opened};
+use crate::dispatch::{Dispatch, Opened, Period};
 use crate::error::{Reason, SendReason};
 use crate::handler::deadlock;
 use crate::handler::method::{CallInfo, Method};
@@ -50,6 +51,8 @@ pub(super) struct WorkerLifecycle<W: Dispatch> {
     make_config: Option<MakeConfig<W::Config>>,
     decider: Option<Box<dyn RestartDecider>>,
     idle: Option<Idle>,
+    /// The methods that the service calls by itself.
+    ticks: Vec<Tick>,
     /// How the last worker ended, and the output of the service if no other follows.
     fallen: Option<(Failure, Option<End<W>>)>,
 }
@@ -58,12 +61,15 @@ pub(super) struct WorkerLifecycle<W: Dispatch> {
 pub(crate) type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
 
 enum Stage<W: Dispatch> {
-    Opening(Hook<Result<W, W::Output>>),
+    Opening(Hook<Result<Opening<W>, W::Output>>),
     Serving,
     Closing(Hook<W>),
     Deciding(Succession),
     Over,
 }
+
+/// A worker that has been made, and how often it wants which of its methods called.
+type Opening<W> = (W, Vec<Period>);
 
 /// A hook owns the worker, and catches its own panic. A worker that was dropped as its hook
 /// unwinds, and panicked as well, would abort the process.
@@ -76,6 +82,32 @@ pub(super) type Over<W> = (End<W>, Option<StopReason>);
 pub(super) enum End<W: Dispatch> {
     Output(W::Output),
     Panic(Payload),
+}
+
+/// A method that the service calls by itself.
+struct Tick {
+    period: Duration,
+    /// When it is due, by the first time that it was.
+    due: Instant,
+    sleep: Pin<Box<Sleep>>,
+    /// It was due, and has not returned since.
+    is_asked_for: bool,
+}
+
+impl Tick {
+    fn new(period: Period, now: Instant) -> Self {
+        let due = if period.at_start { now } else { after(now, period.every) };
+        Self { period: period.every, due, sleep: Box::pin(sleep_until(due)), is_asked_for: false }
+    }
+
+    /// Sets the timer for the next time that lies ahead. Those that were missed are skipped.
+    fn rearm(&mut self, now: Instant) {
+        let missed = now.saturating_duration_since(self.due).as_nanos() / self.period.as_nanos();
+        let skipped = u32::try_from(missed + 1).ok().and_then(|periods| self.period.checked_mul(periods));
+        self.due = skipped.map_or_else(|| after(now, self.period), |skipped| after(self.due, skipped));
+        self.sleep.as_mut().reset(self.due);
+        self.is_asked_for = false;
+    }
 }
 
 struct Idle {
@@ -99,15 +131,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         decider: Option<Box<dyn RestartDecider>>,
     ) -> Self {
         let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
-        Self { stage: Stage::opening(config), make_config, decider, idle, fallen: None }
+        Self { stage: Stage::opening(config), make_config, decider, idle, ticks: Vec::new(), fallen: None }
     }
 
     pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<Over<W>> {
         loop {
             let over = match &mut self.stage {
                 Stage::Opening(open) => match ready!(poll_hook(core, Names::<W>::OPEN, open.as_mut(), cx)) {
-                    Ok(Ok(worker)) => {
-                        self.open(core, worker);
+                    Ok(Ok((worker, periods))) => {
+                        self.open(core, worker, &periods);
                         None
                     }
                     Ok(Err(output)) => {
@@ -123,7 +155,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                     Released::Held => self.take_over(core),
                     Released::Shared => unreachable!("what may be shared is started by `serve`"),
                     Released::Alive => {
-                        ready!(self.poll_idle(core, cx));
+                        if self.poll_ticks(core, cx).is_pending() {
+                            ready!(self.poll_idle(core, cx));
+                        }
                         None
                     }
                     // No hook and no other worker were to follow it.
@@ -151,7 +185,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    fn open(&mut self, core: &Arc<Core<W>>, worker: W) {
+    fn open(&mut self, core: &Arc<Core<W>>, worker: W, periods: &[Period]) {
+        if W::TICKS > 0 {
+            core.ticks.store(0, Relaxed);
+            let now = Instant::now();
+            self.ticks = periods.iter().map(|period| Tick::new(*period, now)).collect();
+        }
         if let Some(idle) = &mut self.idle {
             let now = Instant::now();
             core.queue.note_use(now);
@@ -283,6 +322,29 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         (end, Some(reason))
     }
 
+    /// Asks for the methods that are due which the service calls by itself. Returns `Ready` if
+    /// there are any: the task then looks for work again.
+    fn poll_ticks(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut is_any_due = false;
+        for (number, tick) in self.ticks.iter_mut().enumerate() {
+            let bit = 1 << number;
+            if tick.is_asked_for && core.ticks.load(Relaxed) & bit == 0 {
+                // It has returned. The next one comes a whole number of periods after the first.
+                tick.rearm(Instant::now());
+            }
+            if !tick.is_asked_for && tick.sleep.as_mut().poll(cx).is_ready() {
+                tick.is_asked_for = true;
+                core.ticks.fetch_or(bit, Relaxed);
+                is_any_due = true;
+            }
+        }
+        if !is_any_due || core.queue.is_closed() {
+            return Poll::Pending;
+        }
+        core.state.ask_for_tick();
+        Poll::Ready(())
+    }
+
     /// Returns `Ready` once the service stops for being idle: the task then looks for work again.
     fn poll_idle(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(idle) = &mut self.idle else { return Poll::Pending };
@@ -339,8 +401,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
                     Err(output) => return Ok(Err(output)),
                 },
             };
-            match panics::caught(worker.begin()).await {
-                Ok(()) => Ok(Ok(worker)),
+            let begun = async {
+                worker.begin().await;
+                worker.periods()
+            };
+            match panics::caught(begun).await {
+                Ok(periods) => Ok(Ok((worker, periods))),
                 Err(payload) => {
                     panics::drop_quietly(worker);
                     Err(payload)

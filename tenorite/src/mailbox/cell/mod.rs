@@ -130,6 +130,8 @@ pub(crate) struct Core<W: Dispatch> {
     drain_limit: Option<Duration>,
     /// What a concurrent service has besides.
     readers: Option<Box<Readers<W>>>,
+    /// The methods that are due or under way which the service calls by itself, one bit for each.
+    ticks: AtomicU64,
     /// Whether a parked handler awaits the end of its own service. A stop then has it polled again.
     awaits_own_end: AtomicBool,
     /// How many handlers have completed; and the longest of those that were timed, in nanoseconds.
@@ -179,7 +181,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     let stops_idle = options.idle.is_some();
     let on_worker_exit = match restarts {
         true => OnWorkerExit::Restart,
-        false if W::CLOSES || stops_idle => OnWorkerExit::Hook,
+        false if W::CLOSES || stops_idle || W::TICKS > 0 => OnWorkerExit::Hook,
         false => OnWorkerExit::End,
     };
     let core = Arc::new(Core {
@@ -198,6 +200,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         stops_idle,
         drain_limit: options.drain_limit,
         readers: W::CONCURRENT.map(|concurrent| Box::new(Readers::new(&concurrent, options.concurrency))),
+        ticks: AtomicU64::new(0),
         awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
         longest: AtomicU64::new(0),
@@ -300,6 +303,14 @@ impl<W: Dispatch> Core<W> {
     fn count_reply(&self) {
         let replied = self.replied.load(Relaxed);
         self.replied.store(replied.wrapping_add(1), Relaxed);
+    }
+
+    /// Notes that a method which the service calls by itself has returned.
+    fn tick_ended(&self, served: CallInfo) {
+        let tick = (0..W::TICKS).find(|tick| W::tick_method(*tick) == served.method);
+        if let Some(tick) = tick {
+            self.ticks.fetch_and(!(1 << tick), Relaxed);
+        }
     }
 
     /// Records how long a handler took.

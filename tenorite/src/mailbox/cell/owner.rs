@@ -74,6 +74,8 @@ enum Next<Rq> {
     Restart,
     /// The request at the front may share the worker.
     Share,
+    /// A method is due that the service calls by itself.
+    Tick,
 }
 
 impl<'a, W: Dispatch> Owner<'a, W> {
@@ -411,6 +413,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Released<W> {
         let core = self.core;
         let mut is_over = false;
+        // What the service calls by itself is no use of it, and has its turn beside the requests:
+        // between two of them there is a request, if one is queued.
+        let mut is_used = W::TICKS == 0 || finished.is_some();
+        let mut may_tick = true;
         loop {
             self.in_flight = None;
             let is_disarmed = &mut self.is_disarmed;
@@ -418,6 +424,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let next = core.queue.step(finished.take(), |line, deferred| {
                 if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
+                }
+                if W::TICKS > 0 && line.closed.is_none() && may_tick && !is_over && core.state.take_tick() {
+                    return Next::Tick;
                 }
                 if W::CONCURRENT.is_some()
                     && let Ok(Some(front)) = line.front(!is_over, now, deferred)
@@ -428,8 +437,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 let leave = match line.take_next(!is_over, now, deferred) {
                     Ok(Some(taken)) => return Next::Serve(taken),
                     Ok(None) if line.closed.is_none() => {
-                        line.used(now);
-                        Leave::Idle
+                        if is_used {
+                            line.used(now);
+                        }
+                        if W::TICKS > 0 && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
                     }
                     // Tasks that answer calls are accepted work. The last to end wakes this task.
                     Ok(None) if line.has_tasks() => Leave::Idle,
@@ -444,7 +455,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Next::Left { wake: leave == Leave::Ready }
             });
             match next {
+                Next::Tick => {
+                    may_tick = false;
+                    let began = budget::begin();
+                    match self.start_tick() {
+                        Ok(owner) => self = owner,
+                        Err(released) => return released,
+                    }
+                    is_over = budget::is_turn_over(began);
+                }
                 Next::Serve(Dequeued { request, deadline, span, slot }) => {
+                    (is_used, may_tick) = (true, true);
                     let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
@@ -496,6 +517,44 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
+    /// Runs a method that the service calls by itself until it first has to wait. Returns what has
+    /// become of the worker unless it has returned.
+    #[cold]
+    fn start_tick(mut self) -> Result<Self, Released<W>> {
+        let core = self.core;
+        let due = core.ticks.load(Ordering::Relaxed);
+        if due == 0 {
+            return Ok(self);
+        }
+        let tick = due.trailing_zeros() as usize;
+        if due & !(1 << tick) != 0 {
+            // Another is due as well, and has its turn after this one.
+            core.state.ask_for_tick();
+        }
+        let served = CallInfo { method: W::tick_method(tick), deadline: None };
+        let waker = waker::borrowed(core);
+        let owned = self.owned();
+        let ran = panics::catch(|| {
+            let _nested = stack::enter(core.node(), served);
+            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
+            unsafe { (*owned).storage.start_tick(tick, &waker) }
+        });
+        match ran {
+            Ok(Progress::Waits) => Err(self.park(None, served, Span::none(), RuntimeContext::Native)),
+            Ok(_) => {
+                deadlock::handler_finished(core.node());
+                core.tick_ended(served);
+                Ok(self)
+            }
+            Err(payload) => {
+                let reason = core.why_panicked(&payload);
+                core.tell_panic(served, None, &reason, &payload);
+                Err(self.panicked(None, reason, payload))
+            }
+        }
+    }
+
     /// Polls the handler that waits, on the task, then serves the queue.
     pub(super) fn resume_parked(mut self) -> Released<W> {
         // SAFETY: exclusive by I1: the claim acquired what `State::park` released.
@@ -520,6 +579,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 let reason = self.core.why_panicked(&payload);
                 self.core.tell_panic(served, Some(&parked.span), &reason, &payload);
                 self.panicked(slot, reason, payload)
+            }
+            Poll::Ready(Ok(_)) if served.method.is_hook() => {
+                self.core.tick_ended(served);
+                self.drain(None)
             }
             Poll::Ready(Ok(response)) => {
                 self.core.count_reply();

@@ -785,7 +785,9 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
     let (next, alarm) = core.queue.step(None, |line, deferred| {
         let left = |is_left| if is_left { Next::Left } else { Next::Look };
         let block = |by| left(core.state.block(by));
-        if core.state.has_failed() || core.state.wants_restart() && line.closed.is_none() {
+        let is_open = line.closed.is_none();
+        let runs_alone = core.state.wants_restart() || W::TICKS > 0 && core.state.has_tick();
+        if core.state.has_failed() || is_open && runs_alone {
             return (block(BlockedBy::All), None);
         }
         loop {

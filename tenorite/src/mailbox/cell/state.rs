@@ -22,6 +22,7 @@
 //! | `RESTART` | another worker is to take over. Set under the queue's lock |
 //! | `SLOW` | never changes: every call asks under the lock, see `Inline` |
 //! | `FAILED` | a reader has panicked: nothing starts on this worker any more |
+//! | `TICK` | a method is due that the service calls by itself. Set and cleared by the task |
 //! | `LIMITED` | with `BLOCKED`: the task waits for any reader, and not for all |
 //!
 //! The bits above count the *readers*: threads and tasks that share the worker. See below.
@@ -100,6 +101,7 @@ const SLOW: u32 = 1 << 7;
 const RESTART: u32 = 1 << 8;
 const FAILED: u32 = 1 << 9;
 const LIMITED: u32 = 1 << 10;
+const TICK: u32 = 1 << 11;
 /// One reader.
 const READER: u32 = 1 << 12;
 const READERS: u32 = !(READER - 1);
@@ -249,7 +251,7 @@ impl State {
     ///
     /// A noted wake belongs to a future that is gone.
     pub(super) fn release(&self) -> Release {
-        const WORK: u32 = QUEUED | CLOSING | RESTART;
+        const WORK: u32 = QUEUED | CLOSING | RESTART | TICK;
         let was = self.update(|word| match word {
             word if word & ABORT != 0 => word,
             word if word & WORK != 0 => word & !(OWNER | NOTIFIED) | READY,
@@ -507,11 +509,31 @@ impl State {
         was & OWNER == IDLE
     }
 
+    /// Asks for a method that the service calls by itself. The task calls this, and looks for work
+    /// then.
+    pub(super) fn ask_for_tick(&self) {
+        self.update(|word| match word & OWNER {
+            IDLE => word | TICK | READY,
+            RUN | PARKED | READY | BLOCKED => word | TICK,
+            _ => word,
+        });
+    }
+
+    /// Takes note that a method is due, if it is. Only for the task.
+    pub(super) fn take_tick(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & TICK != 0 && self.update(|word| word & !TICK) & TICK != 0
+    }
+
+    /// Returns whether a method is due that the service calls by itself.
+    pub(super) fn has_tick(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & TICK != 0
+    }
+
     /// T11. Leaves the worker, or its empty place, to the task. Returns `false` if the task is
     /// gone.
     pub(super) fn hold(&self) -> bool {
         let was = self.update(|word| {
-            if word & ABORT != 0 { word } else { word & !(OWNER | NOTIFIED | RESTART | FAILED) | HELD }
+            if word & ABORT != 0 { word } else { word & !(OWNER | NOTIFIED | RESTART | FAILED | TICK) | HELD }
         });
         debug_assert_eq!(was & OWNER, RUN);
         was & ABORT == 0
