@@ -1,6 +1,7 @@
 //! Counts words: `cargo run -p tenorite-example --example word-count -- [--json] FILE…`
 //!
-//! A task a file reads and takes apart; one service counts. Nothing is shared but its caller.
+//! A task a file reads and takes apart; one service counts, on all cores: each of its shards has the
+//! words of some first letters. Nothing is shared but its caller.
 //!
 //! A word is a run of the letters A to Z, and case does not count. Everything else separates words: digits, other
 //! letters, and bytes that are not UTF-8 as well. So the totals are those of
@@ -12,7 +13,7 @@
 //! A file that cannot be read is reported, the others are counted all the same, and the exit code is 1.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,7 +28,7 @@ use tokio::io::AsyncReadExt;
 const BATCH: usize = 256;
 const TOP: usize = 10;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Counter {
     words: HashMap<String, u64>,
     total: u64,
@@ -45,7 +46,9 @@ struct Summary {
 
 #[tenorite::service]
 impl Counter {
-    pub fn add(&mut self, words: Vec<String>) {
+    /// Counts words with this first letter.
+    pub fn add(&mut self, #[service(key)] letter: char, words: Vec<String>) {
+        debug_assert!(words.iter().all(|word| word.starts_with(letter)));
         self.batches += 1;
         self.total += words.len() as u64;
         for word in words {
@@ -53,20 +56,35 @@ impl Counter {
         }
     }
 
-    pub fn summary(&self, top: usize) -> Summary {
-        let mut words: Vec<_> = self.words.iter().map(|(word, count)| (word.clone(), *count)).collect();
-        // Ties by the alphabet, so that the same files always give the same list.
-        words.sort_by(|(a, n), (b, m)| (Reverse(n), a).cmp(&(Reverse(m), b)));
-        words.truncate(top);
-        Summary { total: self.total, distinct: self.words.len(), top: words, batches: self.batches }
+    #[service(all_shards = merged)]
+    pub fn summary(&self) -> Summary {
+        let words = self.words.iter().map(|(word, count)| (word.clone(), *count)).collect();
+        Summary { total: self.total, distinct: self.words.len(), top: top(words), batches: self.batches }
     }
 }
 
-/// Takes bytes apart into words, which may go on in the next chunk.
+fn top(mut words: Vec<(String, u64)>) -> Vec<(String, u64)> {
+    // Ties by the alphabet, so that the same files always give the same list.
+    words.sort_by(|(a, n), (b, m)| (Reverse(n), a).cmp(&(Reverse(m), b)));
+    words.truncate(TOP);
+    words
+}
+
+/// No word is in two shards.
+fn merged(parts: Vec<Summary>) -> Summary {
+    Summary {
+        total: parts.iter().map(|part| part.total).sum(),
+        distinct: parts.iter().map(|part| part.distinct).sum(),
+        batches: parts.iter().map(|part| part.batches).sum(),
+        top: top(parts.into_iter().flat_map(|part| part.top).collect()),
+    }
+}
+
+/// Takes bytes apart into words, which may go on in the next chunk, and groups them by letter.
 #[derive(Default)]
 struct Splitter {
     word: String,
-    words: Vec<String>,
+    words: BTreeMap<char, Vec<String>>,
 }
 
 impl Splitter {
@@ -81,16 +99,16 @@ impl Splitter {
     }
 
     fn end_word(&mut self) {
-        if !self.word.is_empty() {
-            self.words.push(std::mem::take(&mut self.word));
+        if let Some(letter) = self.word.chars().next() {
+            self.words.entry(letter).or_default().push(std::mem::take(&mut self.word));
         }
     }
 
-    fn full_batches(&mut self) -> impl Iterator<Item = Vec<String>> {
-        std::iter::from_fn(|| {
-            let rest = (self.words.len() >= BATCH).then(|| self.words.split_off(BATCH))?;
-            Some(std::mem::replace(&mut self.words, rest))
-        })
+    /// Takes the groups that are large enough for a call, or all of them.
+    fn batches(&mut self, all: bool) -> Vec<(char, Vec<String>)> {
+        let least = if all { 1 } else { BATCH };
+        let full = self.words.iter_mut().filter(|(_, words)| words.len() >= least);
+        full.map(|(letter, words)| (*letter, std::mem::take(words))).collect()
     }
 }
 
@@ -106,13 +124,15 @@ async fn count(path: String, counter: CounterCaller, progress: ProgressBar) -> i
         }
         progress.inc(read as u64);
         splitter.push(&chunk[..read]);
-        for batch in splitter.full_batches() {
-            counter.add(batch).await.map_err(io::Error::other)?;
-        }
+        send(&counter, splitter.batches(false)).await?;
     }
     splitter.end_word();
-    if !splitter.words.is_empty() {
-        counter.add(splitter.words).await.map_err(io::Error::other)?;
+    send(&counter, splitter.batches(true)).await
+}
+
+async fn send(counter: &CounterCaller, batches: Vec<(char, Vec<String>)>) -> io::Result<()> {
+    for (letter, words) in batches {
+        counter.add(letter, words).await.map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -133,7 +153,8 @@ async fn main() -> ExitCode {
     let Options { json, paths } = Options::parse();
     let started = Instant::now();
     let progress = progress_bar(&paths).await;
-    let (task, counter) = CounterService.start_task(32, Counter::default());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (task, counter) = CounterService.builder().shards(cores).start_task(32, Counter::default());
     let readers: Vec<_> = paths
         .into_iter()
         .map(|path| (path.clone(), tokio::spawn(count(path, counter.clone(), progress.clone()))))
@@ -148,7 +169,7 @@ async fn main() -> ExitCode {
     }
     progress.finish_and_clear();
 
-    let summary = match counter.summary(TOP).await {
+    let summary = match counter.summary().await {
         Ok(summary) => summary,
         Err(error) => {
             eprintln!("word-count: {error}");
@@ -157,7 +178,8 @@ async fn main() -> ExitCode {
     };
     let seconds = started.elapsed().as_secs_f64();
     drop(counter);
-    if let Err(error) = task.await {
+    let ends = task.await.unwrap_or_else(|error| vec![Err(error)]);
+    if let Some(error) = ends.into_iter().find_map(Result::err) {
         eprintln!("word-count: {error}");
         return ExitCode::FAILURE;
     }

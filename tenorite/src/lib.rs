@@ -59,7 +59,8 @@
 //! - Dropping a call is safe at any point.
 //!
 //! The guide: [services](guide::services), [calls](guide::calls), [starting and
-//! stopping](guide::lifecycle), [where a handler runs](guide::where_handlers_run),
+//! stopping](guide::lifecycle), [which way to run it](guide::which_way), [where a handler
+//! runs](guide::where_handlers_run),
 //! [recipes](guide::recipes), [workers by hand](guide::by_hand), [testing](guide::testing),
 //! [scaling out](guide::scaling_out), [coming from elsewhere](guide::coming_from),
 //! [questions](guide::faq), [the promises and their tests](guide::promises).
@@ -130,7 +131,7 @@ pub use mailbox::function::OutgoingRequest;
 #[doc(inline)]
 pub use mailbox::inline::Inline;
 #[doc(inline)]
-pub use many::Sharding;
+pub use many::{Pooling, Sharding};
 #[doc(inline)]
 pub use receiver::{Message, Receiver};
 #[doc(inline)]
@@ -257,6 +258,7 @@ macro_rules! links {
             "[services]: crate::guide::services\n",
             "[calls]: crate::guide::calls\n",
             "[lifecycle]: crate::guide::lifecycle\n",
+            "[which-way]: crate::guide::which_way\n",
             "[where-handlers-run]: crate::guide::where_handlers_run\n",
             "[recipes]: crate::guide::recipes\n",
             "[by-hand]: crate::guide::by_hand\n",
@@ -286,6 +288,9 @@ pub mod guide {
     #[doc = links!()]
     #[doc = include_str!("../docs/lifecycle.md")]
     pub mod lifecycle {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/which-way.md")]
+    pub mod which_way {}
     #[doc = links!()]
     #[doc = include_str!("../docs/where-handlers-run.md")]
     pub mod where_handlers_run {}

@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::caller::{Caller, TenoriteCaller};
+use crate::dispatch::DerivedWorker;
 use crate::mailbox::Mailbox;
 use crate::mailbox::shards::{Routes, ShardsMailbox};
 use crate::names;
@@ -212,6 +213,151 @@ where
 impl<W: TenoriteWorker, C> fmt::Debug for Sharding<W, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sharding").field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
+
+impl<W, C> Builder<W, C>
+where
+    W: TenoriteWorker,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    /// Starts many workers of this kind behind one queue, a *pool*: each request goes to one that
+    /// is free.
+    ///
+    /// Use it for workers that wait or compute, and of which one is as good as another: connections
+    /// to a database, parsers, clients of a slow upstream. No request overtakes another, and no
+    /// worker is free beside a request that waits. A call that finds one free runs its handler
+    /// itself, as with one worker; a handler that has to wait gets a task.
+    ///
+    /// The pool stops, restarts and fails as one: after a panic the handlers that overlap it run to
+    /// their end, and then the service ends, or all workers are replaced. Hooks run on one worker
+    /// after the other. A method that takes a [`Reply`](crate::Reply), and one that the service
+    /// calls by itself, runs on one worker, while no other handler does. For workers that fail or
+    /// live on a thread each by themselves there are [`shards`](Self::shards), with `any_shard`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tenorite::prelude::*;
+    ///
+    /// struct Connection { number: usize }
+    ///
+    /// #[tenorite::service]
+    /// impl Connection {
+    ///     pub async fn query(&mut self, sql: &str) -> String {
+    ///         tokio::task::yield_now().await;
+    ///         format!("{sql} on {}", self.number)
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut made = 0;
+    /// let connect = move || {
+    ///     made += 1;
+    ///     Connection { number: made }
+    /// };
+    /// let (task, database) = ConnectionService.builder().pool(4).start_with(32, connect);
+    /// let (one, two) = tokio::join!(database.query("a"), database.query("b"));
+    /// assert_eq!((one?, two?), ("a on 1".to_owned(), "b on 2".to_owned()));
+    /// drop(database);
+    /// assert_eq!(task.await?.len(), 4);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `workers` is 0.
+    #[track_caller]
+    pub fn pool(self, workers: usize) -> Pooling<W, C>
+    where
+        W: DerivedWorker,
+    {
+        assert!(workers > 0, "a pool has at least one worker");
+        Pooling { builder: self, policy: None, workers }
+    }
+}
+
+/// Starts a pool of workers: see [`Builder::pool`].
+#[must_use = "a builder starts nothing until one of its `start…` methods is called"]
+pub struct Pooling<W, C> {
+    builder: Builder<W, C>,
+    policy: Option<Restart>,
+    workers: usize,
+}
+
+impl<W, C> Pooling<W, C>
+where
+    W: TenoriteWorker<Config: Send, Output: Send>,
+    C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+{
+    /// Replaces the workers when one of them has failed, as [`Builder::restart`] does.
+    pub fn restart(self, policy: Restart) -> Self {
+        Self { policy: Some(policy), ..self }
+    }
+
+    /// Starts the workers, each with a clone of the config, and returns only the caller.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `backlog` is 0, outside a tokio runtime, and with
+    /// [`own_thread`](Builder::own_thread): one thread runs one handler at a time.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start(self, backlog: usize, config: W::Config) -> C
+    where
+        W::Config: Clone,
+    {
+        let this = Self { builder: self.builder.detached(), ..self };
+        this.start_with(backlog, move || config.clone()).1
+    }
+
+    /// Starts the workers, each with a clone of the config. The `JoinHandle` yields what each hands
+    /// back.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`start`](Self::start) does.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_task(self, backlog: usize, config: W::Config) -> (JoinHandle<Vec<W::Output>>, C)
+    where
+        W::Config: Clone,
+    {
+        self.start_with(backlog, move || config.clone())
+    }
+
+    /// Works like [`start_task`](Self::start_task), with a closure that makes the config of each
+    /// worker, one after the other, and of those that replace them.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`start`](Self::start) does, and if `make` panics for the first workers.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_with(
+        self,
+        backlog: usize,
+        make: impl FnMut() -> W::Config + Send + 'static,
+    ) -> (JoinHandle<Vec<W::Output>>, C) {
+        let Self { builder, policy, workers } = self;
+        assert!(
+            !builder.has_own_thread(),
+            "a pool does not run on a thread of its own: for a thread each, use `shards` with `any_shard`"
+        );
+        let decider = policy.map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
+        builder.launch_as(backlog, decider, |start, register| {
+            W::__start_pool(start, workers, |caller| {
+                register(caller);
+                Box::new(make)
+            })
+        })
+    }
+}
+
+impl<W, C> fmt::Debug for Pooling<W, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pooling").field("workers", &self.workers).finish_non_exhaustive()
     }
 }
 

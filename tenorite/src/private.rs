@@ -20,8 +20,9 @@ pub use crate::dispatch::job::{Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
 pub use crate::dispatch::{Concurrent, Dispatch, Opened, Period, SharedDispatch};
 pub use crate::handler::method::Method;
+pub use crate::mailbox::cell::MakeConfig;
 pub use crate::sharded::shard_of;
-pub use crate::worker::{Configs, Start};
+pub use crate::worker::{Configs, Start, start_pool};
 pub use tokio::task::JoinHandle;
 
 /// Starts a derived worker in a cell.

@@ -417,6 +417,10 @@ where
         self
     }
 
+    pub(crate) fn has_own_thread(&self) -> bool {
+        self.options.own_thread
+    }
+
     pub(crate) fn has_idle_timeout(&self) -> bool {
         self.options.idle.is_some()
     }
@@ -492,6 +496,19 @@ where
         W::Config: Send,
         W::Output: Send,
     {
+        self.launch_as(backlog, decider, |start, register| {
+            W::__start(start, |caller| make(&register(caller)))
+        })
+    }
+
+    /// Starts what `run` starts. That passes the caller to the function which it is given.
+    #[track_caller]
+    pub(crate) fn launch_as<T>(
+        self,
+        backlog: usize,
+        decider: Option<Box<dyn RestartDecider>>,
+        run: impl FnOnce(Start, &mut dyn FnMut(TenoriteCaller<W::Request, W::Response, W::Error>) -> C) -> T,
+    ) -> (T, C) {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
         let own_thread = self.options.own_thread.then(|| {
             let name = self.options.name.as_deref().unwrap_or(names::of_type::<W>());
@@ -514,11 +531,10 @@ where
         // Whatever `inline` was set to later: no handler leaves the thread.
         let inline = if options.own_thread { Inline::Never } else { options.inline };
         let start = Start { options: ServiceOptions { backlog, inline, ..options }, decider };
-        let task = W::__start(start, |caller| {
+        let task = run(start, &mut |caller| {
             let caller = C::from(caller.with_default_timeout(timeout));
-            let configs = make(&caller);
-            started = Some(caller);
-            configs
+            started = Some(caller.clone());
+            caller
         });
         let caller = started.expect("a worker is made before it is started");
         drop(entered);

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::dispatch::Dispatch;
+use crate::dispatch::pool::{Pool, PoolOutput};
 use crate::error::{FetchReason, SendReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
@@ -106,6 +107,19 @@ pub trait TenoriteWorker: 'static {
     {
         start.task::<Self>(make)
     }
+
+    /// Starts many derived workers as one. Not part of the public interface.
+    #[doc(hidden)]
+    #[track_caller]
+    fn __start_pool<M>(_start: Start, _workers: usize, _make: M) -> JoinHandle<Vec<Self::Output>>
+    where
+        Self: Sized,
+        Self::Config: Send,
+        Self::Output: Send,
+        M: FnOnce(TenoriteCaller<Self::Request, Self::Response, Self::Error>) -> MakeConfig<Self::Config>,
+    {
+        unreachable!("only a derived worker is started in a pool")
+    }
 }
 
 /// Collects what a service is started with, besides its config.
@@ -185,6 +199,49 @@ impl Start {
         let task = handle.spawn(driver.detached(is_detached));
         spawned.as_task(|| task.abort_handle());
         task
+    }
+}
+
+/// Starts many derived workers as one, and yields what each hands back.
+#[track_caller]
+pub fn start_pool<W: Dispatch<Config: Send, Output: Send>>(
+    start: Start,
+    workers: usize,
+    make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> MakeConfig<W::Config>,
+) -> JoinHandle<Vec<W::Output>> {
+    let Start { options, decider } = start;
+    let options = ServiceOptions { concurrency: Some(workers), ..options };
+    let runtime = Handle::current();
+    let task = Start { options, decider }.cell::<Pool<W>>(|caller| {
+        let mut make = make(caller);
+        let mut make_all = move || (0..workers).map(|_| make()).collect::<Vec<_>>();
+        Configs { first: make_all(), make_config: Some(Box::new(make_all)) }
+    });
+    let abort = AbortOnDrop(task.abort_handle());
+    let this = Arc::new(OnceLock::new());
+    let known = Arc::clone(&this);
+    let outer = runtime.spawn(async move {
+        let ended = task.await;
+        drop(abort);
+        match ended {
+            Ok(PoolOutput(outputs)) => outputs,
+            Err(error) => match error.try_into_panic() {
+                Ok(payload) => resume_unwind(payload),
+                // It was cancelled, and so is this task.
+                Err(_) => poll_fn(|cx| end_task(known.get(), cx)).await,
+            },
+        }
+    });
+    let _ = this.set(outer.abort_handle());
+    outer
+}
+
+/// Aborts the task of a service when the task that awaits it is dropped.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -50,6 +50,24 @@ mod shared {
     }
 }
 
+mod keyed {
+    use super::*;
+    #[derive(Clone)]
+    pub struct Keyed(pub Map);
+
+    #[tenorite::service]
+    impl Keyed {
+        pub fn get(&self, #[service(key)] key: u64) -> Option<u64> {
+            self.0.get(&key).copied()
+        }
+
+        /// Computes for a few microseconds.
+        pub fn compute(&mut self, #[service(key)] key: u64) -> u64 {
+            (0..4_000).fold(key, |sum, n| black_box(sum.wrapping_mul(31).wrapping_add(n)))
+        }
+    }
+}
+
 mod napping {
     use super::*;
     pub struct Napping;
@@ -185,6 +203,50 @@ fn naps(runtime: &Runtime) -> Duration {
     })
 }
 
+fn reads_of_pool(runtime: &Runtime) -> Duration {
+    let service =
+        runtime.block_on(async { plain::PlainService.builder().pool(4).start(64, plain::Plain(map())) });
+    tasks(runtime, 1, |_| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS {
+                black_box(service.get(n as u64 % 1_000).await.unwrap());
+            }
+        }
+    })
+}
+
+/// One task reads, of a service without shards (0) or with.
+fn keyed_reads(runtime: &Runtime, shards: usize) -> Duration {
+    let worker = keyed::Keyed(map());
+    let service = runtime.block_on(async {
+        let builder = keyed::KeyedService.builder();
+        if shards == 0 { builder.start(64, worker) } else { builder.shards(shards).start(64, worker) }
+    });
+    tasks(runtime, 1, |_| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS {
+                black_box(service.get(n as u64 % 1_000).await.unwrap());
+            }
+        }
+    })
+}
+
+/// Two tasks compute, on this many shards.
+fn computing(runtime: &Runtime, shards: usize) -> Duration {
+    let worker = keyed::Keyed(Map::new());
+    let service = runtime.block_on(async { keyed::KeyedService.builder().shards(shards).start(64, worker) });
+    tasks(runtime, 8, |task| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS / 100 {
+                black_box(service.compute((n * 8 + task) as u64).await.unwrap());
+            }
+        }
+    })
+}
+
 fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[0], values[values.len() / 2], values[values.len() - 1])
@@ -239,5 +301,23 @@ fn main() {
         &part,
         |runtime| naps(runtime).as_secs_f64() * 1e3,
         |_| 25.0,
+    );
+    compare(
+        "sync reads, one task: a pool of 4, to a plain service (ns)",
+        &part,
+        |runtime| each(reads_of_pool(runtime)),
+        |runtime| each(reads_of_plain(runtime, 1)),
+    );
+    compare(
+        "sync reads, one task: 8 shards, to no shards (ns)",
+        &part,
+        |runtime| each(keyed_reads(runtime, 8)),
+        |runtime| each(keyed_reads(runtime, 0)),
+    );
+    compare(
+        "computing, 8 tasks: 2 shards, to 1 shard (ms)",
+        &part,
+        |runtime| computing(runtime, 2).as_secs_f64() * 1e3,
+        |runtime| computing(runtime, 1).as_secs_f64() * 1e3,
     );
 }

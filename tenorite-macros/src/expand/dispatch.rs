@@ -39,7 +39,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         let new = at(worker.span(), quote!(#krate::__private::concurrent::<Self>));
         quote! {
             const CONCURRENT: ::core::option::Option<#krate::__private::Concurrent<Self>> =
-                ::core::option::Option::Some(#new(#limit, |#shared, mut #job| {
+                ::core::option::Option::Some(#new(#limit, |#shared, _, mut #job| {
                     match #krate::__private::Job::request(&mut #job) { #(#arms)* #others }
                 }));
         }
@@ -117,6 +117,19 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 ) -> #krate::__private::Configs<#config>,
             {
                 #krate::__private::start::<Self, #make>(start, make)
+            }
+
+            fn __start_pool<#make>(
+                start: #krate::__private::Start,
+                workers: usize,
+                make: #make,
+            ) -> #krate::__private::JoinHandle<::std::vec::Vec<#output>>
+            where
+                #make: ::core::ops::FnOnce(
+                    #krate::TenoriteCaller<#request, #response>,
+                ) -> #krate::__private::MakeConfig<#config>,
+            {
+                #krate::__private::start_pool::<Self>(start, workers, make)
             }
         }
 

@@ -10,11 +10,13 @@
 //! ```
 //!
 //! - [`job`]: a request on its way, and the proof that it was dealt with.
+//! - [`pool`]: many workers as one.
 //! - [`storage`]: the memory for the worker and for the future that borrows it.
 //! - [`handling`]: one request of a worker that its user owns.
 
 pub(crate) mod handling;
 pub(crate) mod job;
+pub(crate) mod pool;
 pub(crate) mod storage;
 
 use std::future::Future;
@@ -23,7 +25,7 @@ use std::time::Duration;
 use self::handling::{Handling, HandlingDeferred};
 use self::job::{Job, Step};
 use self::storage::Space;
-use crate::handler::method::Method;
+use crate::handler::method::{Method, Sharing};
 use crate::status::StopReason;
 
 /// A worker whose requests are methods.
@@ -86,6 +88,23 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;
+
+    /// Returns whether handlers of this method may overlap others, if the worker is concurrent.
+    #[doc(hidden)]
+    #[must_use]
+    fn sharing(method: &Method) -> Sharing {
+        method.may_share()
+    }
+
+    /// Takes what a reader has for itself while it runs.
+    #[doc(hidden)]
+    fn take_seat(&self) -> usize {
+        0
+    }
+
+    /// Gives that back.
+    #[doc(hidden)]
+    fn give_seat_back(&self, _seat: usize) {}
 
     /// Runs the method that the job's request asks for.
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
@@ -167,8 +186,13 @@ pub struct Concurrent<W: Dispatch> {
 }
 
 /// Runs the method that the job's request asks for, which shares the worker.
-pub type SharedDispatch<W> =
-    for<'w, 'j> fn(&'w W, Job<'w, 'j, <W as Dispatch>::Request, <W as Dispatch>::Response>) -> Step<'j>;
+///
+/// The number is the [seat](Dispatch::take_seat) of the handler.
+pub type SharedDispatch<W> = for<'w, 'j> fn(
+    &'w W,
+    usize,
+    Job<'w, 'j, <W as Dispatch>::Request, <W as Dispatch>::Response>,
+) -> Step<'j>;
 
 impl<W: Dispatch> Clone for Concurrent<W> {
     fn clone(&self) -> Self {

@@ -260,6 +260,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     pub(crate) unsafe fn start_shared<W>(
         &self,
         worker: *const W,
+        seat: usize,
         dispatch: SharedDispatch<W>,
         exchange: &mut Exchange<W::Request, Rs>,
         waker: &Waker,
@@ -273,7 +274,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
         // SAFETY: the caller guarantees that nothing uses the worker mutably until the future that
         // may be left behind is gone. `W` is `Sync`: otherwise there is no `SharedDispatch` of it
         // in its `CONCURRENT`.
-        dispatch(unsafe { &*worker }, job).progress()
+        dispatch(unsafe { &*worker }, seat, job).progress()
     }
 
     /// Polls the handler that waits. If it panics, its future is still there and has to be dropped.

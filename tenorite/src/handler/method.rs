@@ -15,7 +15,7 @@ pub struct Method {
 /// Whether handlers of a method may overlap others on a [concurrent](crate::dispatch::Concurrent)
 /// worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sharing {
+pub enum Sharing {
     /// They run alone.
     No,
     /// They may, and never have to wait.

@@ -91,7 +91,7 @@ impl Drop for Worker {
     }
 }
 
-fn read<'w, 'j>(worker: &'w Worker, mut job: Job<'w, 'j, Ask, u32>) -> Step<'j> {
+fn read<'w, 'j>(worker: &'w Worker, _seat: usize, mut job: Job<'w, 'j, Ask, u32>) -> Step<'j> {
     match job.request() {
         Ask::Read(id) => {
             Reading::start(worker, id);

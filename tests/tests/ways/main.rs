@@ -3,3 +3,5 @@
 mod concurrent;
 mod shards;
 mod every;
+mod pool;
+mod histories;

@@ -58,7 +58,7 @@ pub(super) struct WorkerLifecycle<W: Dispatch> {
 }
 
 /// Makes the config of the next worker.
-pub(crate) type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
+pub type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
 
 enum Stage<W: Dispatch> {
     Opening(Hook<Result<Opening<W>, W::Output>>),

@@ -479,7 +479,7 @@ impl<W: Dispatch> CellMailbox<W> {
                 std::hint::spin_loop();
             }
         }
-        if W::CONCURRENT.is_some() && reader::shares(method) {
+        if W::CONCURRENT.is_some() && reader::shares::<W>(method) {
             return self.core.share().map(Joined::Shared);
         }
         self.core.state.claim_idle().map(Joined::Alone)
@@ -498,7 +498,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
             && !answers_later::<W>(served.method)
         {
             // T12
-            if W::CONCURRENT.is_some() && reader::shares(served.method) {
+            if W::CONCURRENT.is_some() && reader::shares::<W>(served.method) {
                 if let Some(share) = self.core.share() {
                     return self.run_shared(Reading::new(&self.core, share), served, state, cx, context);
                 }

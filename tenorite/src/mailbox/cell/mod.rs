@@ -74,7 +74,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 pub(crate) use self::driver::Driver;
-pub(crate) use self::lifecycle::MakeConfig;
+pub use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
 use self::reader::Readers;
 use self::state::State;

@@ -430,7 +430,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
                 if W::CONCURRENT.is_some()
                     && let Ok(Some(front)) = line.front(!is_over, now, deferred)
-                    && reader::shares(W::method(line.queued(front).0))
+                    && reader::shares::<W>(W::method(line.queued(front).0))
                 {
                     return Next::Share;
                 }

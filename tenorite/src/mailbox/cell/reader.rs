@@ -27,6 +27,7 @@
 //!   drops its future and ends its call. A reader on a caller's thread runs until it returns, or
 //!   has to wait. The last to leave drops the worker.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::marker::PhantomPinned;
@@ -92,13 +93,15 @@ struct Shared<W: Dispatch> {
 /// The place of a reader's future. It does not move while a future is in it.
 pub(super) struct Place<W: Dispatch> {
     storage: FutureStorage<W::Response, W::Space>,
+    /// What the reader has for itself of the worker, once it has started.
+    seat: Cell<Option<usize>>,
     /// The storage is used through pointers into this value, also while its box is moved.
     _pinned: PhantomPinned,
 }
 
 impl<W: Dispatch> Place<W> {
     fn new() -> Self {
-        Self { storage: FutureStorage::new(), _pinned: PhantomPinned }
+        Self { storage: FutureStorage::new(), seat: Cell::new(None), _pinned: PhantomPinned }
     }
 
     /// Returns what tells this reader apart from others, until the place is free again.
@@ -208,7 +211,7 @@ impl<W: Dispatch> Core<W> {
         has_deadline: bool,
     ) -> Admission<bool, Joined> {
         let limit = self.concurrent().0.limit;
-        let shares = shares(method);
+        let shares = shares::<W>(method);
         let joined = match (may_run, shares) {
             (false, _) => None,
             (true, true) => self.state.share_locked(limit).map(Joined::Shared),
@@ -220,7 +223,7 @@ impl<W: Dispatch> Core<W> {
         let edge = if waits && deadlock::has_handler() {
             let is_behind_readers_only = shares
                 && !self.state.is_exclusive()
-                && !line.any_queued(|request| !self::shares(W::method(request)));
+                && !line.any_queued(|request| !self::shares::<W>(W::method(request)));
             let need = if is_behind_readers_only { Need::AnyOf(limit) } else { Need::All };
             match deadlock::wait(self.node(), need, method) {
                 Ok(edge) => edge,
@@ -235,7 +238,7 @@ impl<W: Dispatch> Core<W> {
     /// T6, of a request that is queued. Returns whether the task is to be woken.
     pub(super) fn append_concurrent(&self, method: &'static Method, has_deadline: bool) -> bool {
         // The task has to set its alarm for the deadline, so it is woken.
-        self.state.append(!shares(method) && !has_deadline)
+        self.state.append(!shares::<W>(method) && !has_deadline)
     }
 
     /// Has the task look at the queue again, after a request has left it without being started.
@@ -273,8 +276,8 @@ impl<W: Dispatch> Core<W> {
 
 /// Returns whether a method's handlers may overlap.
 #[inline]
-pub(super) fn shares(method: &Method) -> bool {
-    method.may_share() != Sharing::No
+pub(super) fn shares<W: Dispatch>(method: &Method) -> bool {
+    W::sharing(method) != Sharing::No
 }
 
 impl<'a, W: Dispatch> Reading<'a, W> {
@@ -304,7 +307,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         waker: &Waker,
         surroundings: impl FnOnce(&'a Core<W>) -> G,
     ) -> Ran<W> {
-        match served.method.may_share() {
+        match W::sharing(served.method) {
             Sharing::Async => self.start_async(exchange, served, waker, surroundings),
             _ => self.start_sync(exchange, served, waker, surroundings),
         }
@@ -326,10 +329,15 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             Ok(Progress::Waits) => {
                 // SAFETY: the place is this function's own.
                 unsafe { place.storage.drop_future() };
+                leave_seat(self.core, &place);
                 unreachable!("a method that is not async does not wait")
             }
-            Ok(_) => Ran::Replied,
+            Ok(_) => {
+                leave_seat(self.core, &place);
+                Ran::Replied
+            }
             Err(payload) => {
+                leave_seat(self.core, &place);
                 // SAFETY: as above.
                 if let Err(second) = panics::catch(|| unsafe { place.storage.drop_future() }) {
                     panics::discard(second);
@@ -352,6 +360,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             Ok(Progress::Waits) => Ran::Waits(place),
             Ok(_) => {
                 deadlock::handler_finished(place.id());
+                leave_seat(self.core, &place);
                 readers.give_back(place);
                 Ran::Replied
             }
@@ -376,6 +385,9 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         let (_, concurrent) = core.concurrent();
         core.witness.touch_shared();
         let worker = core.worker();
+        // SAFETY: this reader is counted, as below.
+        let seat = unsafe { &*worker }.take_seat();
+        place.seat.set(Some(seat));
         panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = stack::enter_reader(core.node(), place.id(), served);
@@ -385,7 +397,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             // `State::open` leads from `HELD` to a word that readers join, and it follows `place`.
             // The place is this reader's alone, and holds no future. If a future is left in it, the
             // place is on the heap, where it stays; the future is dropped before the reader leaves.
-            unsafe { place.storage.start_shared(worker, concurrent.dispatch, exchange, waker) }
+            unsafe { place.storage.start_shared(worker, seat, concurrent.dispatch, exchange, waker) }
         })
     }
 
@@ -438,6 +450,14 @@ impl<'a, W: Dispatch> Reading<'a, W> {
     }
 }
 
+/// Gives back what a reader has for itself, whose future is gone. The reader is still counted.
+fn leave_seat<W: Dispatch>(core: &Core<W>, place: &Place<W>) {
+    if let Some(seat) = place.seat.take() {
+        // SAFETY: the reader is counted, so the worker is there, and used by readers only (I5).
+        unsafe { &*core.worker() }.give_seat_back(seat);
+    }
+}
+
 impl<W: Dispatch> Core<W> {
     /// Marks the worker: nothing starts on it any more. The reader is still counted.
     fn reader_failed(&self, message: PanicMessage, payload: Payload) {
@@ -486,6 +506,7 @@ fn drop_future<W: Dispatch>(core: &Core<W>, place: Box<Place<W>>) {
     if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
         panics::discard(payload);
     }
+    leave_seat(core, &place);
     core.concurrent().0.give_back(place);
 }
 
@@ -801,7 +822,7 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
                 }
             };
             let (request, deadline) = line.queued(front);
-            if !shares(W::method(request)) {
+            if !shares::<W>(W::method(request)) {
                 return (block(BlockedBy::All), deadline);
             }
             match core.state.start_reader(limit) {
@@ -849,7 +870,7 @@ fn run_started<W: Dispatch>(core: &Arc<Core<W>>, started: Vec<(Dequeued<W::Reque
         return;
     }
     let is_async =
-        |(taken, _): &(Dequeued<W::Request>, Share)| W::method(&taken.request).may_share() == Sharing::Async;
+        |(taken, _): &(Dequeued<W::Request>, Share)| W::sharing(W::method(&taken.request)) == Sharing::Async;
     let (waiting, mut sync): (Vec<_>, Vec<_>) = started.into_iter().partition(is_async);
     let (readers, _) = core.concurrent();
     for (Dequeued { request, deadline, span, slot }, share) in waiting {
