@@ -299,7 +299,8 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// # Errors
     ///
-    /// The error is always a `SendFailure`: [`Full`](crate::SendReason::Full) if there is no
+    /// The error is a `SendFailure`, unless some of many shards have accepted the request:
+    /// [`Full`](crate::SendReason::Full) if there is no
     /// capacity, [`Stopped`](crate::SendReason::Stopped) if the service is stopped,
     /// [`Expired`](crate::SendReason::Expired) with a limit of zero.
     ///
@@ -361,8 +362,9 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 ///
 /// # Errors
 ///
-/// For a service in this process, the error is always a `SendFailure`. What happens to the request
-/// once it is accepted is not reported. For a service that is
+/// For a service in this process, the error is always a `SendFailure`, unless the request goes to
+/// all shards and some of them have accepted it. What happens to the request once it is accepted is
+/// not reported. For a service that is
 /// [elsewhere](crate::TenoriteCaller::remote), the error may also be a `FetchFailure`, if it is not
 /// known whether the request was accepted.
 ///
@@ -460,7 +462,7 @@ impl<'a, Rq, Rs, Er, T, E> Recover<Call<'a, Rq, Rs, Er, T, E>> {
     ///
     /// # Errors
     ///
-    /// The error is always a `SendFailure`, with the request.
+    /// The error is a `SendFailure` with the request, unless some of many shards have accepted it.
     ///
     /// # Panics
     ///

@@ -18,20 +18,21 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::thread;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::blocking;
 use crate::caller::{Caller, TenoriteCaller};
 use crate::dispatch::DerivedWorker;
 use crate::mailbox::Mailbox;
-use crate::mailbox::shards::{Routes, ShardsMailbox};
+use crate::mailbox::shards::{Routes, ShardsMailbox, worst};
 use crate::names;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::service::Builder;
 use crate::sharded::{Sharded, Spread};
 use crate::status::{Status, StatusCell, StatusWatch, StopReason};
-use crate::sync::Mutex;
 use crate::worker::{Configs, TenoriteWorker};
 
 impl<W, C> Builder<W, C>
@@ -89,7 +90,8 @@ where
     ///
     /// # Panics
     ///
-    /// Panics if `shards` is 0.
+    /// Panics if `shards` is 0, and with an [`idle_timeout`](Self::idle_timeout): shards are not
+    /// idle together.
     #[track_caller]
     pub fn shards(self, shards: usize) -> Sharding<W, C>
     where
@@ -136,8 +138,7 @@ where
     ///
     /// # Panics
     ///
-    /// Panics if `backlog` is 0, outside a tokio runtime, and with an
-    /// [`idle_timeout`](Builder::idle_timeout): shards are not idle together.
+    /// Panics if `backlog` is 0, or outside a tokio runtime.
     #[track_caller]
     #[must_use = "a service stops when its last caller is dropped"]
     pub fn start(self, backlog: usize, config: W::Config) -> C
@@ -165,7 +166,8 @@ where
     }
 
     /// Works like [`start_task`](Self::start_task), with a closure that makes the config of each
-    /// shard's worker, and of those that replace it. It is given the number of the shard.
+    /// shard's worker, and of those that replace it. Each shard has a clone of the closure, which
+    /// is given the number of the shard.
     ///
     /// # Panics
     ///
@@ -175,24 +177,24 @@ where
     pub fn start_with(
         self,
         backlog: usize,
-        make: impl FnMut(usize) -> W::Config + Send + 'static,
+        make: impl FnMut(usize) -> W::Config + Clone + Send + 'static,
     ) -> (JoinHandle<Outputs<W>>, C) {
         let Self { builder, policy, shards, routes } = self;
         let runtime = Handle::current();
         let timeout = builder.default_timeout();
         let status = Arc::new(StatusCell::new(names::of_type::<W>));
         status.set_name(builder.own_name(), Arc::as_ptr(&status).addr());
-        let make = Arc::new(Mutex::new(make));
         let mut members = Vec::with_capacity(shards);
         let mut mailboxes = Vec::with_capacity(shards);
         for shard in 0..shards {
             let decider =
                 policy.clone().map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
-            let make = Arc::clone(&make);
+            // Its own, so that a shard whose worker takes long to be made holds up no other.
+            let mut make = make.clone();
             let can_restart = decider.is_some();
             let configs = move |_: &TenoriteCaller<W::Request, W::Response, W::Error>| {
-                let first = (make.lock())(shard);
-                let again = move || (make.lock())(shard);
+                let first = make(shard);
+                let again = move || make(shard);
                 Configs { first, make_config: can_restart.then(|| Box::new(again) as Box<_>) }
             };
             let (task, caller) =
@@ -205,7 +207,8 @@ where
         }
         let mailbox = Arc::new(ShardsMailbox::new(mailboxes, routes, Arc::clone(&status)));
         let caller = C::from(TenoriteCaller::new(mailbox, timeout));
-        let group = Group { members, status, reason: None };
+        let mut group = Group { members, status, reason: None };
+        group.follow();
         (runtime.spawn(group.run()), caller)
     }
 }
@@ -431,19 +434,7 @@ impl<Rq, Rs, Er, Output> Group<Rq, Rs, Er, Output> {
                 mailbox.stop();
             }
         }
-        let statuses = self.members.iter().map(|member| member.watch.get());
-        // The worst comes first.
-        let worst = statuses.min_by_key(|status| match status {
-            Status::Stopped | Status::Draining => 0,
-            Status::Restarting(_) => 1,
-            Status::Starting => 2,
-            Status::Running => 3,
-        });
-        match worst {
-            Some(Status::Stopped) => self.status.follow(Status::Draining),
-            Some(status) => self.status.follow(status),
-            None => {}
-        }
+        self.status.follow(worst(self.members.iter().map(|member| member.watch.get())));
     }
 }
 
@@ -469,13 +460,14 @@ impl<Rq: 'static, Rs: 'static, Er: 'static, Output> Drop for Group<Rq, Rs, Er, O
             }
         }
         let watches: Vec<_> = self.members.iter().map(|member| member.watch.clone()).collect();
-        if let Ok(runtime) = Handle::try_current() {
-            drop(runtime.spawn(async move {
-                for mut watch in watches {
-                    watch.wait_for(|status| *status == Status::Stopped).await;
-                }
-                drop(ending);
-            }));
-        }
+        // On a thread, since the runtime of this task may be the one that ends. If the system has
+        // no thread left, the end is reported at once.
+        drop(thread::Builder::new().spawn(move || {
+            for mut watch in watches {
+                let mut ended = Box::pin(watch.wait_for(|status| *status == Status::Stopped));
+                blocking::block_until(None, |cx| ended.as_mut().poll(cx));
+            }
+            drop(ending);
+        }));
     }
 }

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 
 #[doc(hidden)]
 pub use crate::error::failure_of_many;
+#[doc(hidden)]
 pub use serde as __serde;
 
 /// A request that can leave the process, and whose method is identified by its signature where it

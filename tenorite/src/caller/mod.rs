@@ -224,7 +224,7 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// Returns the service's current status.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.mailbox.status().get()
+        self.mailbox.current_status()
     }
 
     /// Returns control of the service, which keeps it alive as this caller does.

@@ -93,6 +93,11 @@ pub(crate) enum Need {
 pub(crate) struct Edge {
     is_over: AtomicBool,
     calls: Arc<Calls>,
+    /// The handler that waits, and for what.
+    from: Frame,
+    to: Node,
+    need: Need,
+    called: &'static Method,
 }
 
 impl Edge {
@@ -292,27 +297,71 @@ pub(crate) fn wait(to: Node, need: Need, called: &'static Method) -> Result<Opti
         for pair in frames.windows(2) {
             let ((_, below), (depth, above)) = (pair[0], pair[1]);
             if !implied.iter().any(|(known, _)| *known == depth) {
-                implied.push((depth, graph.add(below, above.node, Need::All)));
+                implied.push((depth, graph.add(below, above.node, Need::All, above.method)));
             }
         }
     });
     IS_MARKED.set(true);
     graph.know(*top);
     let path = graph.path(to, need, top.node);
-    let edge = if path.is_none() { Some(graph.add(*top, to, need)) } else { None };
+    let edge = if path.is_none() { Some(graph.add(*top, to, need, called)) } else { None };
     WAITS.store(graph.size(), Ordering::Relaxed);
     drop(graph);
-    if let Some(path) = path {
-        let hop = |Frame { service, method, .. }: Frame| {
-            let service = names::in_full(method.service(), names::name_at(service).as_deref());
-            (Arc::from(service), Arc::from(method.name()))
-        };
-        // The hops lead from the called service around and back to it.
-        let called = Frame { node: to, service: to, method: called };
-        let hops = path.into_iter().chain([*top, called]).map(hop);
-        return Err(Cycle::new(hops.collect()));
+    match path {
+        Some(path) => Err(cycle(path, *top, to, called)),
+        None => Ok(edge),
     }
-    Ok(edge)
+}
+
+/// Returns the cycle that a call of `to` would close, by the handler `top`. `path` leads from the
+/// called service around to that.
+fn cycle(path: Vec<Frame>, top: Frame, to: Node, called: &'static Method) -> Cycle {
+    let hop = |Frame { service, method, .. }: Frame| {
+        let service = names::in_full(method.service(), names::name_at(service).as_deref());
+        (Arc::from(service), Arc::from(method.name()))
+    };
+    let called = Frame { node: to, service: to, method: called };
+    Cycle::new(path.into_iter().chain([top, called]).map(hop).collect())
+}
+
+/// Returns the edge that takes the place of this one once the call is a reader's: its handler waits
+/// for that reader, and no other. Returns `None` if the wait is over, or its handler is.
+pub(crate) fn retarget(edge: &Edge, reader: Node) -> Option<Arc<Edge>> {
+    let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
+    let waits = graph.has(edge);
+    let new = waits.then(|| graph.add(edge.from, reader, Need::All, edge.called));
+    WAITS.store(graph.size(), Ordering::Relaxed);
+    drop(graph);
+    edge.end();
+    new
+}
+
+/// Returns the edge that takes the place of one that waits for any of many, now that all of them
+/// have to leave.
+///
+/// # Errors
+///
+/// Returns the cycle if the handler would wait for itself.
+pub(crate) fn need_all(edge: Arc<Edge>) -> Result<Option<Arc<Edge>>, Cycle> {
+    if edge.need == Need::All {
+        return Ok(Some(edge));
+    }
+    let mut graph = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
+    let waits = graph.has(&edge);
+    let path = if waits { graph.path(edge.to, Need::All, edge.from.node) } else { None };
+    let new = (waits && path.is_none()).then(|| graph.add(edge.from, edge.to, Need::All, edge.called));
+    WAITS.store(graph.size(), Ordering::Relaxed);
+    drop(graph);
+    edge.end();
+    match path {
+        Some(path) => Err(cycle(path, edge.from, edge.to, edge.called)),
+        None => Ok(new),
+    }
+}
+
+/// Returns whether anything waits, so that it is worth looking.
+pub(crate) fn is_watching() -> bool {
+    WAITS.load(Ordering::Relaxed) > 0
 }
 
 /// Returns whether a handler is on top of this thread's stack, so that its calls are waits.
@@ -337,6 +386,13 @@ impl Graph {
         }
     }
 
+    /// Returns whether this edge is one of a handler that is still known to wait.
+    fn has(&self, edge: &Edge) -> bool {
+        let wait = self.waits.get(&edge.from.node).and_then(|waits| waits.get(&(edge.to, edge.need)));
+        !edge.is_over.load(Ordering::Relaxed)
+            && wait.is_some_and(|wait| Arc::ptr_eq(&wait.calls, &edge.calls))
+    }
+
     /// Returns how much there is to remove.
     fn size(&self) -> usize {
         self.len + self.services.len()
@@ -349,7 +405,7 @@ impl Graph {
         }
     }
 
-    fn add(&mut self, from: Frame, to: Node, need: Need) -> Arc<Edge> {
+    fn add(&mut self, from: Frame, to: Node, need: Need, called: &'static Method) -> Arc<Edge> {
         self.tidy_up();
         self.step();
         self.know(from);
@@ -364,7 +420,14 @@ impl Graph {
         // This node is one handler at a time: what is left of an earlier one is over.
         wait.from = from;
         wait.calls.in_flight.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Edge { is_over: AtomicBool::new(false), calls: Arc::clone(&wait.calls) })
+        Arc::new(Edge {
+            is_over: AtomicBool::new(false),
+            calls: Arc::clone(&wait.calls),
+            from,
+            to,
+            need,
+            called,
+        })
     }
 
     /// Removes all waits of this handler, and the handler itself if it is known.
@@ -509,6 +572,7 @@ mod tests {
     use crate::rng::Random;
 
     const NODES: usize = 6;
+    const METHOD: &Method = &Method::new("Service", "method");
 
     fn frame(node: Node) -> Frame {
         Frame { node, service: node, method: const { &Method::new("Service", "method") } }
@@ -553,12 +617,12 @@ mod tests {
                 match random.below(8) {
                     0..=2 => {
                         let (from, to) = (random.below(NODES), random.below(NODES));
-                        model.push((from, to, graph.add(frame(from), to, Need::All)));
+                        model.push((from, to, graph.add(frame(from), to, Need::All, METHOD)));
                     }
                     3 if !model.is_empty() => {
                         // A second edge beside an existing one.
                         let (from, to, _) = model[random.below(model.len())];
-                        model.push((from, to, graph.add(frame(from), to, Need::All)));
+                        model.push((from, to, graph.add(frame(from), to, Need::All, METHOD)));
                     }
                     4 | 5 if !model.is_empty() => {
                         let (_, _, edge) = model.swap_remove(random.below(model.len()));
@@ -577,7 +641,7 @@ mod tests {
                         model = kept;
                         // An edge that it left behind may end at any time, and is no wait by then.
                         if random.below(2) == 0 {
-                            model.push((gone, 0, graph.add(frame(gone), 0, Need::All)));
+                            model.push((gone, 0, graph.add(frame(gone), 0, Need::All, METHOD)));
                         }
                         left.iter().for_each(|(.., edge)| edge.end());
                     }
@@ -659,7 +723,8 @@ mod tests {
                     refused += 1;
                     continue;
                 }
-                let edge = graph.add(Frame { node: from, service: service_of(from), method }, to, need);
+                let edge =
+                    graph.add(Frame { node: from, service: service_of(from), method }, to, need, METHOD);
                 model.push((from, to, need, edge));
                 if random.below(4) == 0 {
                     let (.., edge) = model.swap_remove(random.below(model.len()));
@@ -679,7 +744,7 @@ mod tests {
     /// Adds an edge like [`wait`] does.
     fn call(graph: &mut Graph, from: Node, to: Node) -> Arc<Edge> {
         assert!(graph.path(to, Need::All, from).is_none());
-        graph.add(frame(from), to, Need::All)
+        graph.add(frame(from), to, Need::All, METHOD)
     }
 
     /// Returns the steps of work for this many calls in flight from one handler, to services of
@@ -715,7 +780,8 @@ mod tests {
     #[test]
     fn a_search_visits_parallel_calls_once() {
         let mut graph = Graph::new();
-        let edges: Vec<_> = (0..1_000).map(|n| graph.add(frame(n % 10), n % 10 + 1, Need::All)).collect();
+        let edges: Vec<_> =
+            (0..1_000).map(|n| graph.add(frame(n % 10), n % 10 + 1, Need::All, METHOD)).collect();
         let before = graph.steps.get();
         assert_eq!(graph.path(0, Need::All, 10).map(|path| path.len()), Some(10));
         assert_eq!(graph.path(10, Need::All, 0), None);

@@ -17,6 +17,12 @@ use crate::{blocking, panics};
 /// Stops a service, and aborts it if it has not ended within the limit.
 pub(crate) fn stop_within(service: &Arc<dyn Control>, limit: Duration) {
     service.stop();
+    let parts = service.parts();
+    if !parts.is_empty() {
+        // Each by its own runtime's clock: that of one may be gone before another has stopped.
+        parts.iter().for_each(|part| stop_within(part, limit));
+        return;
+    }
     if !service.status().has_ended() {
         let runtime = service.runtime().cloned().or_else(|| Handle::try_current().ok());
         abort_after(Arc::clone(service), limit, runtime);

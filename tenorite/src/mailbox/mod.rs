@@ -76,6 +76,16 @@ pub(crate) trait Control: Send + Sync {
         self.node().is_some_and(deadlock::awaits_own_end)
     }
 
+    /// Returns the services that this one is made of, if it is made of many.
+    fn parts(&self) -> Vec<Arc<dyn Control>> {
+        Vec::new()
+    }
+
+    /// Returns the service's status as it is now.
+    fn current_status(&self) -> Status {
+        self.status().get()
+    }
+
     /// Returns the statistics of each worker.
     fn stats_of_each(&self) -> Vec<Stats> {
         vec![self.stats()]

@@ -57,6 +57,39 @@ pub(crate) struct ShardsMailbox<Rq, Rs, Er> {
     permit: PermitKind,
 }
 
+/// A call whose slot is its shard's. When this is dropped, also while a panic of the caller's waker
+/// unwinds, the slot says again which shard it is of.
+struct Encoded<'a, Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
+    shards: &'a ShardsMailbox<Rq, Rs, Er>,
+    shard: usize,
+    state: &'a mut CallState<Rq, Rs, Er>,
+}
+
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for Encoded<'_, Rq, Rs, Er> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Phase::Waiting(slot) = &mut self.state.phase {
+            *slot = *slot * self.shards.count() + self.shard;
+        }
+    }
+}
+
+/// A call that has a permit of each shard, and goes to one. When this is dropped, and its own shard
+/// has taken the request, the permits of the others are given back.
+struct Redeeming<'a, Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
+    shards: &'a ShardsMailbox<Rq, Rs, Er>,
+    shard: usize,
+    state: &'a mut CallState<Rq, Rs, Er>,
+}
+
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for Redeeming<'_, Rq, Rs, Er> {
+    fn drop(&mut self) {
+        if !matches!(self.state.phase, Phase::Permitted(_)) {
+            self.shards.unreserve_except(Some(self.shard));
+        }
+    }
+}
+
 /// Where a request goes.
 enum Route<Rq> {
     One(usize),
@@ -90,34 +123,24 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> ShardsMailbox<R
         }
     }
 
-    /// Polls a call that goes to one shard.
+    /// Polls a new call that goes to one shard.
     #[inline]
     fn poll_one(&self, shard: usize, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
-        let poll = self.shards[shard].poll(state, cx);
-        self.encode(shard, state);
-        poll
+        let call = Encoded { shards: self, shard, state };
+        self.shards[shard].poll(call.state, cx)
     }
 
-    /// Notes in the key of the call's slot which shard it is of.
-    #[inline]
-    fn encode(&self, shard: usize, state: &mut CallState<Rq, Rs, Er>) {
-        if let Phase::Waiting(slot) = &mut state.phase {
-            *slot = *slot * self.count() + shard;
-        }
-    }
-
-    /// Calls what ends a call, with the shard and the slot that the call waits in.
+    /// Calls `with` with the shard that the call waits in, for which its slot is decoded meanwhile.
     fn with_shard<T>(
         &self,
         state: &mut CallState<Rq, Rs, Er>,
-        end: impl FnOnce(&dyn Mailbox<Rq, Rs, Er>, &mut CallState<Rq, Rs, Er>) -> T,
+        with: impl FnOnce(&dyn Mailbox<Rq, Rs, Er>, &mut CallState<Rq, Rs, Er>) -> T,
     ) -> Option<T> {
         let Phase::Waiting(slot) = &mut state.phase else { return None };
         let shard = *slot % self.count();
         *slot /= self.count();
-        let ended = end(&*self.shards[shard], state);
-        self.encode(shard, state);
-        Some(ended)
+        let call = Encoded { shards: self, shard, state };
+        Some(with(&*self.shards[shard], call.state))
     }
 
     /// Starts a call to all shards.
@@ -131,7 +154,12 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> ShardsMailbox<R
             allows_cycle: state.allows_cycle,
         };
         let calls = requests.into_iter().map(part).collect();
-        let kept = if terms.return_on_failure { Some(request) } else { None };
+        let kept = if terms.return_on_failure {
+            Some(request)
+        } else {
+            panics::drop_quietly(request);
+            None
+        };
         state.phase = Phase::Parts(Box::new(Parts::Calls(calls, kept)));
     }
 
@@ -196,7 +224,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> ShardsMailbox<R
         for call in calls {
             match call.phase {
                 Phase::Answered(Ok(response)) => responses.push(response),
-                Phase::Answered(Err(first)) => error = error.or(Some(first)),
+                Phase::Answered(Err(first)) if error.is_none() => error = Some(first),
+                Phase::Answered(Err(further)) => drop(panics::drop_quietly(further)),
                 Phase::Accepted => accepted += 1,
                 Phase::Failed(failure) => failures.push(failure),
                 Phase::Returned(returned) => failures.push(returned.0),
@@ -253,8 +282,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
             },
             Phase::Permitted(request) => match self.route(request) {
                 Route::One(shard) => {
-                    self.unreserve_except(Some(shard));
-                    return self.poll_one(shard, state, cx);
+                    let call = Redeeming { shards: self, shard, state };
+                    return self.poll_one(shard, call.state, cx);
                 }
                 Route::All(requests) => self.start_all(requests, state),
             },
@@ -335,6 +364,17 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for ShardsMailbox<Rq, Rs, Er> {
     fn stop(&self) {
         self.shards.iter().for_each(|shard| shard.stop());
+        if self.permit == PermitKind::Borrowed {
+            self.status.draining();
+        }
+    }
+
+    fn parts(&self) -> Vec<Arc<dyn Control>> {
+        self.shards.iter().map(|shard| Arc::clone(shard) as Arc<dyn Control>).collect()
+    }
+
+    fn current_status(&self) -> Status {
+        if self.status.has_ended() { Status::Stopped } else { worst(self.status_of_each()) }
     }
 
     fn abort(&self) -> bool {
@@ -392,5 +432,20 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Sha
 
     fn status_of_each(&self) -> Vec<Status> {
         self.shards.iter().map(|shard| shard.status().get()).collect()
+    }
+}
+
+/// Returns the status of a service whose workers have these: the worst of them. It has not stopped
+/// until that is reported.
+pub(crate) fn worst(of_each: impl IntoIterator<Item = Status>) -> Status {
+    let worst = of_each.into_iter().min_by_key(|status| match status {
+        Status::Stopped | Status::Draining => 0,
+        Status::Restarting(_) => 1,
+        Status::Starting => 2,
+        Status::Running => 3,
+    });
+    match worst {
+        Some(Status::Stopped) | None => Status::Draining,
+        Some(status) => status,
     }
 }

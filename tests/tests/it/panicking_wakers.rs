@@ -384,3 +384,38 @@ mod clocks {
         assert_eq!(paused.block_on(call), expired);
     }
 }
+
+/// It unwinds while the call's slot is its shard's, and while its permit is being redeemed.
+#[tokio::test]
+async fn a_bad_clone_loses_no_shard() {
+    struct Shelf(Arc<tokio::sync::Semaphore>);
+
+    #[tenorite::service]
+    impl Shelf {
+        pub async fn held(&mut self, #[service(key)] n: u64) -> u64 {
+            self.0.acquire().await.unwrap().forget();
+            n
+        }
+    }
+
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let theirs = Arc::clone(&gate);
+    let (_task, shelf) = ShelfService.builder().shards(2).start_with(8, move |_| Shelf(Arc::clone(&theirs)));
+    let key_of = |shard| {
+        let is_its = |n: &u64| tenorite::Sharded::shard(&ShelfRequest::Held { n: *n }, 2) == Some(shard);
+        (0..).find(is_its).unwrap()
+    };
+    let (mut one, mut other) = (shelf.held(key_of(0)), shelf.held(key_of(1)));
+    assert!(poll_once(&mut one).is_pending() && poll_once(&mut other).is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| poll_with(&mut other, &bad_clone()))).is_err());
+
+    let permit = shelf.reserve().await.unwrap();
+    let mut permitted = permit.call(|shelf| shelf.held(key_of(0)));
+    assert!(catch_unwind(AssertUnwindSafe(|| poll_with(&mut permitted, &bad_clone()))).is_err());
+    drop(permitted);
+    assert_eq!(shelf.stats().reserved, 0, "each permit is given back once");
+
+    gate.add_permits(2);
+    assert_eq!(other.await, Ok(key_of(1)), "its own answer");
+    assert_eq!(one.await, Ok(key_of(0)));
+}

@@ -5,3 +5,4 @@ mod shards;
 mod every;
 mod pool;
 mod histories;
+mod edges;

@@ -448,17 +448,20 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
-        match deadlock::wait(self.core.node(), Need::All, method) {
+        match deadlock::wait(self.core.node(), self.core.need_of_room(), method) {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
             Ok(None) => {}
-            Err(cycle) => match self.core.queue.take_back(slot) {
-                Some(Some(request)) => self.refuse(request, cycle, state),
-                Some(None) => {
-                    let reason = SendReason::WouldDeadlock(cycle);
-                    state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
+            Err(cycle) => {
+                match self.core.queue.take_back(slot) {
+                    Some(Some(request)) => self.refuse(request, cycle, state),
+                    Some(None) => {
+                        let reason = SendReason::WouldDeadlock(cycle);
+                        state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
+                    }
+                    None => {}
                 }
-                None => {}
-            },
+                self.core.look_again();
+            }
         }
     }
 

@@ -273,6 +273,8 @@ impl<W: Dispatch> Core<W> {
             self.wake_task();
         }
         if let Some(readers) = &self.readers {
+            // Closing fails those that wait for capacity. One of them may have stood in front.
+            self.look_again();
             readers.stopping();
         }
         // The flag is read after `CLOSING` was set. Setting it and parking are both

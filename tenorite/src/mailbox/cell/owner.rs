@@ -464,7 +464,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(Dequeued { request, deadline, span, slot }) => {
+                Next::Serve(Dequeued { request, deadline, span, slot, .. }) => {
                     (is_used, may_tick) = (true, true);
                     let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);

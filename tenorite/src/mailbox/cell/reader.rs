@@ -28,7 +28,8 @@
 //!   has to wait. The last to leave drops the worker.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::future::Future;
 use std::marker::PhantomPinned;
 use std::pin::Pin;
@@ -53,7 +54,7 @@ use crate::handler::method::{CallInfo, Method, Sharing};
 use crate::handler::runtime::{RuntimeContext, now_in};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::queue::Admission;
-use crate::mailbox::queue::line::{Dequeued, Line};
+use crate::mailbox::queue::line::{Deferred, Dequeued, Line};
 use crate::panics::{self, Payload};
 use crate::phase::Phase;
 use crate::status::StopReason;
@@ -84,10 +85,10 @@ struct Shared<W: Dispatch> {
     ends_tasks: bool,
     /// The first panic of a reader.
     panic: Option<(PanicMessage, Payload)>,
-    /// Readers that await the end of their own service. A stop wakes them.
-    await_own_end: Vec<Waker>,
+    /// The tasks of readers that await the end of their own service. A stop wakes them.
+    await_own_end: BTreeMap<u64, Waker>,
     /// When the task is to look at the queue again, because the deadline of the front has passed.
-    alarm: Option<Deadline>,
+    alarms: BTreeSet<Deadline>,
 }
 
 /// The place of a reader's future. It does not move while a future is in it.
@@ -110,6 +111,8 @@ impl<W: Dispatch> Place<W> {
     }
 }
 
+type LineOf<W> = Line<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
+
 /// How a request got the right to run at once.
 pub(super) enum Joined {
     Alone(Claim),
@@ -131,6 +134,10 @@ enum Ran<W: Dispatch> {
 pub(super) struct Reading<'a, W: Dispatch> {
     core: &'a Arc<Core<W>>,
     share: Option<Share>,
+    /// The slot of the call in flight, if it was queued and is not answered yet.
+    in_flight: Option<usize>,
+    /// Whether a handler waits for that call.
+    has_edge: bool,
 }
 
 impl<W: Dispatch> Readers<W> {
@@ -142,8 +149,8 @@ impl<W: Dispatch> Readers<W> {
             next_task: 0,
             ends_tasks: false,
             panic: None,
-            await_own_end: Vec::new(),
-            alarm: None,
+            await_own_end: BTreeMap::new(),
+            alarms: BTreeSet::new(),
         };
         Self { limit, replied: Stripes::default(), shared: Mutex::new(shared) }
     }
@@ -178,7 +185,7 @@ impl<W: Dispatch> Readers<W> {
     /// Wakes the readers that await the end of their own service, which is stopping now.
     pub(super) fn stopping(&self) {
         let wakers = std::mem::take(&mut self.shared.lock().await_own_end);
-        wakers.into_iter().for_each(|waker| panics::wake(Some(waker)));
+        wakers.into_values().for_each(|waker| panics::wake(Some(waker)));
     }
 }
 
@@ -204,7 +211,7 @@ impl<W: Dispatch> Core<W> {
     /// this thread waits for it.
     pub(super) fn join_concurrent(
         &self,
-        line: &Line<W::Request, W::Response, std::convert::Infallible>,
+        line: &LineOf<W>,
         method: &'static Method,
         may_run: bool,
         waits: bool,
@@ -221,10 +228,7 @@ impl<W: Dispatch> Core<W> {
             return Admission::Run(joined);
         }
         let edge = if waits && deadlock::has_handler() {
-            let is_behind_readers_only = shares
-                && !self.state.is_exclusive()
-                && !line.any_queued(|request| !self::shares::<W>(W::method(request)));
-            let need = if is_behind_readers_only { Need::AnyOf(limit) } else { Need::All };
+            let need = if shares { self.need_of_reader(line) } else { Need::All };
             match deadlock::wait(self.node(), need, method) {
                 Ok(edge) => edge,
                 Err(cycle) => return Admission::Refuse(cycle),
@@ -235,10 +239,26 @@ impl<W: Dispatch> Core<W> {
         Admission::Append(self.append_concurrent(method, has_deadline), edge)
     }
 
+    /// Returns what a reader needs that is queued, or a request that waits for room: that any
+    /// reader leaves, unless something is before it that runs alone.
+    fn need_of_reader(&self, line: &LineOf<W>) -> Need {
+        let is_behind_readers_only =
+            !self.state.is_exclusive() && !line.any_queued(|request| !shares::<W>(W::method(request)));
+        if is_behind_readers_only { Need::AnyOf(self.concurrent().0.limit) } else { Need::All }
+    }
+
+    /// Returns what a request needs that waits for room in the backlog.
+    pub(super) fn need_of_room(&self) -> Need {
+        match self.readers {
+            Some(_) => self.queue.step(None, |line, _| self.need_of_reader(line)),
+            None => Need::All,
+        }
+    }
+
     /// T6, of a request that is queued. Returns whether the task is to be woken.
     pub(super) fn append_concurrent(&self, method: &'static Method, has_deadline: bool) -> bool {
         // The task has to set its alarm for the deadline, so it is woken.
-        self.state.append(!shares::<W>(method) && !has_deadline)
+        self.state.append(!shares::<W>(method), has_deadline)
     }
 
     /// Has the task look at the queue again, after a request has left it without being started.
@@ -282,7 +302,7 @@ pub(super) fn shares<W: Dispatch>(method: &Method) -> bool {
 
 impl<'a, W: Dispatch> Reading<'a, W> {
     pub(super) fn new(core: &'a Arc<Core<W>>, share: Share) -> Self {
-        Self { core, share: Some(share) }
+        Self { core, share: Some(share), in_flight: None, has_edge: false }
     }
 
     /// T13. Ends the reader, whose future is gone.
@@ -295,6 +315,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
 
     /// Leaves the share to the reader's task.
     fn into_share(mut self) -> Share {
+        self.in_flight = None;
         self.share.take().expect("a reader is counted until it ends")
     }
 
@@ -366,7 +387,8 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             }
             Err(payload) => {
                 deadlock::handler_finished(place.id());
-                drop_future(self.core, place);
+                drop_future(self.core, &place);
+                readers.give_back(place);
                 Ran::Panicked(payload)
             }
         }
@@ -388,6 +410,10 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         // SAFETY: this reader is counted, as below.
         let seat = unsafe { &*worker }.take_seat();
         place.seat.set(Some(seat));
+        if let (true, Some(slot)) = (self.has_edge, self.in_flight) {
+            // From here on its caller waits for this reader, and for no other.
+            core.queue.waits_for(slot, place.id());
+        }
         panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = stack::enter_reader(core.node(), place.id(), served);
@@ -429,7 +455,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
     /// Reports a panic of this reader, and ends it. `answer` tells its call.
     #[cold]
     pub(super) fn fail(
-        self,
+        mut self,
         served: CallInfo,
         span: Option<&Span>,
         payload: Payload,
@@ -438,13 +464,13 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         let core = self.core;
         let reason = core.why_panicked(&payload);
         core.tell_panic(served, span, &reason, &payload);
-        let FetchReason::Panicked(message) = &reason else {
-            panics::discard(payload);
-            answer(reason);
-            return self.end();
-        };
-        core.queue.panicked();
-        core.reader_failed(message.clone(), payload);
+        let message = panics::message(&payload);
+        if matches!(reason, FetchReason::Panicked(_)) {
+            core.queue.panicked();
+        }
+        // Also if its runtime was shut down under it: the worker must not be used again.
+        core.reader_failed(message, payload);
+        self.in_flight = None;
         answer(reason);
         self.end();
     }
@@ -463,6 +489,8 @@ impl<W: Dispatch> Core<W> {
     fn reader_failed(&self, message: PanicMessage, payload: Payload) {
         let (readers, _) = self.concurrent();
         if self.on_worker_exit != OnWorkerExit::Restart {
+            // No other worker is to come, so what is queued never runs. A reader may wait for it.
+            self.queue.shut_down(StopReason::Panicked(message.clone()), &SendReason::Stopped);
             self.close(StopReason::Panicked(message.clone()));
         }
         let mut shared = readers.shared.lock();
@@ -488,6 +516,10 @@ impl<W: Dispatch> Drop for Reading<'_, W> {
         let Some(share) = self.share.take() else { return };
         let message = "something that is not the service's own panicked while a thread served it";
         self.core.reader_failed(message.into(), Box::new(message));
+        if let Some(slot) = self.in_flight.take() {
+            let reason = FetchReason::Panicked(message.into());
+            self.core.answer(Some(slot), Err(TenoriteError::FetchFailure(reason)));
+        }
         self.core.leave(share);
     }
 }
@@ -498,16 +530,15 @@ pub(super) enum Unfinished<'a, W: Dispatch> {
     Panicked(Reading<'a, W>, Payload),
 }
 
-/// Drops the future of a reader that is over, and keeps its place.
-fn drop_future<W: Dispatch>(core: &Core<W>, place: Box<Place<W>>) {
+/// Drops the future of a reader that is over. Its place is then to be given back.
+fn drop_future<W: Dispatch>(core: &Core<W>, place: &Place<W>) {
     core.witness.touch_shared();
     // SAFETY: the place belongs to this reader alone, which is not polled any more.
     let drop_future = || unsafe { place.storage.drop_future() };
     if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
         panics::discard(payload);
     }
-    leave_seat(core, &place);
-    core.concurrent().0.give_back(place);
+    leave_seat(core, place);
 }
 
 /// Drives a reader that waits, or that is still to be started, on a task of its own.
@@ -516,9 +547,11 @@ struct ReaderTask<W: Dispatch> {
     number: u64,
     share: Option<Share>,
     place: Option<Box<Place<W>>>,
-    /// `None` once the reader has started.
-    request: Option<W::Request>,
+    /// The request of a reader that was started and has not begun.
+    request: Option<Dequeued<W::Request>>,
     call: ParkedCall,
+    /// Whether the last waker that counted its clones is still the one to be woken by.
+    counts: Option<Arc<AtomicBool>>,
 }
 
 impl<W: Dispatch> Unpin for ReaderTask<W> {}
@@ -528,7 +561,7 @@ fn spawn<W: Dispatch>(
     core: &Arc<Core<W>>,
     share: Share,
     place: Box<Place<W>>,
-    request: Option<W::Request>,
+    request: Option<Dequeued<W::Request>>,
     call: ParkedCall,
 ) {
     let (readers, _) = core.concurrent();
@@ -539,7 +572,7 @@ fn spawn<W: Dispatch>(
     drop(shared);
     let (place, share) = (Some(place), Some(share));
     let core = Arc::clone(core);
-    let task = ReaderTask { core: Arc::clone(&core), number, share, place, request, call };
+    let task = ReaderTask { core: Arc::clone(&core), number, share, place, request, call, counts: None };
     let Some(handle) = core.runtime.spawn(task) else { return };
     let mut shared = core.concurrent().0.shared.lock();
     if shared.ends_tasks {
@@ -561,12 +594,16 @@ pub(super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Place<W>>, c
 
 impl<W: Dispatch> ReaderTask<W> {
     fn poll_reader(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
+        let begins = self.request.take().map(|Dequeued { request, has_edge, span, .. }| {
+            self.call.span = span;
+            (request, has_edge)
+        });
         let core = &self.core;
         let served = self.call.served;
         let place = self.place.as_ref().expect("a reader that is polled has a place");
-        if let Some(request) = self.request.take() {
+        if let Some((request, has_edge)) = begins {
             let mut exchange = Phase::New(request);
-            let reading = Reading { core, share: None };
+            let reading = Reading { core, share: None, in_flight: self.call.slot, has_edge };
             let span = &self.call.span;
             let started =
                 reading.start_in(place, &mut exchange, served, waker, |core| (span.enter(), Timed::of(core)));
@@ -594,7 +631,10 @@ impl<W: Dispatch> ReaderTask<W> {
     /// Works like `Owner::await_own_end`, for a reader.
     #[cold]
     fn await_own_end(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
-        let counted = Arc::new(Counted { inner: waker.clone(), has_fired: AtomicBool::new(false) });
+        let is_current = Arc::new(AtomicBool::new(true));
+        self.counts = Some(Arc::clone(&is_current));
+        let counted =
+            Arc::new(Counted { inner: waker.clone(), has_fired: AtomicBool::new(false), is_current });
         let counting = Waker::from(Arc::clone(&counted));
         let poll = self.poll_reader(&counting);
         let node = self.core.node();
@@ -617,11 +657,10 @@ impl<W: Dispatch> ReaderTask<W> {
         let reading = Reading::new(&core, share);
         let ParkedCall { slot, served, since, .. } = self.call;
         deadlock::handler_suspended();
-        if let Some(place) = self.place.take() {
-            deadlock::clear(place.id());
-            // Also after a panic, and before the call is told.
-            drop_future(&core, place);
-        }
+        let place = self.place.take().expect("a reader that ends has a place");
+        deadlock::clear(place.id());
+        // Also after a panic, and before the call is told.
+        drop_future(&core, &place);
         match ended {
             Ok(response) => {
                 core.count_shared_reply();
@@ -631,19 +670,28 @@ impl<W: Dispatch> ReaderTask<W> {
                     core.answer(Some(slot), answer);
                 }
                 self.forget();
+                // Not before: the caller's edge names this place.
+                core.concurrent().0.give_back(place);
                 reading.end();
             }
             Err(payload) => {
-                let answer = |reason| core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
+                let answer = |reason| {
+                    core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
+                    core.concurrent().0.give_back(place);
+                };
                 self.forget();
                 reading.fail(served, Some(&self.call.span), payload, answer);
             }
         }
     }
 
-    /// Removes the task from those to be aborted.
+    /// Removes the task from those to be aborted, or to be woken by a stop.
     fn forget(&self) {
-        self.core.concurrent().0.shared.lock().tasks.remove(&self.number);
+        let mut shared = self.core.concurrent().0.shared.lock();
+        shared.tasks.remove(&self.number);
+        let waker = shared.await_own_end.remove(&self.number);
+        drop(shared);
+        panics::drop_quietly(waker);
     }
 }
 
@@ -653,12 +701,27 @@ impl<W: Dispatch> Future for ReaderTask<W> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let _barrier = stack::barrier();
+        if let Some(counts) = this.counts.take() {
+            counts.store(false, Ordering::Release);
+        }
+        if let Some(request) = this.request.take() {
+            let Some(share) = this.share.take() else { return Poll::Ready(()) };
+            match begin(&this.core, request, share) {
+                Some((request, share)) => (this.request, this.share) = (Some(request), Some(share)),
+                None => {
+                    this.forget();
+                    return Poll::Ready(());
+                }
+            }
+        }
         let mut poll = this.poll_reader(cx.waker());
         let node = this.core.node();
         if poll.is_pending() && deadlock::take_own_end(node) {
             // Registers before it looks whether the service is stopping: see `Core::close`.
             let (readers, _) = this.core.concurrent();
-            readers.shared.lock().await_own_end.push(cx.waker().clone());
+            let waker = cx.waker().clone();
+            let previous = readers.shared.lock().await_own_end.insert(this.number, waker);
+            panics::drop_quietly(previous);
             if this.core.state.is_closing() {
                 poll = this.await_own_end(cx.waker());
             }
@@ -683,17 +746,52 @@ impl<W: Dispatch> Drop for ReaderTask<W> {
         let core = Arc::clone(&self.core);
         let place = self.place.take().expect("a reader under way has a place");
         deadlock::clear(place.id());
-        drop_future(&core, place);
-        let request = self.request.take();
-        let failure = match request {
-            Some(_) => TenoriteError::SendFailure(SendReason::Stopped),
-            None => TenoriteError::FetchFailure(FetchReason::Stopped),
-        };
-        core.queue.drop_quietly(request);
-        core.answer(self.call.slot, Err(failure));
+        drop_future(&core, &place);
+        match self.request.take() {
+            Some(request) => core.queue.take_back_started(request, SendReason::Stopped),
+            None => core.answer(self.call.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped))),
+        }
         self.forget();
+        core.concurrent().0.give_back(place);
         core.leave(share);
     }
+}
+
+/// Lets a reader begin that was started earlier, unless it must not any more. Then its request is
+/// put back for the next worker, or ended.
+fn begin<W: Dispatch>(
+    core: &Arc<Core<W>>,
+    request: Dequeued<W::Request>,
+    share: Share,
+) -> Option<(Dequeued<W::Request>, Share)> {
+    let is_late =
+        || request.deadline.is_some_and(|deadline| deadline <= core.runtime.now(RuntimeContext::Native));
+    let has_left = || request.slot.is_some_and(|slot| core.queue.has_left(slot));
+    let reason = match () {
+        () if is_late() => SendReason::Expired,
+        () if has_left() => SendReason::Stopped,
+        // Last, because it counts as the beginning.
+        () if core.state.confirm() => return Some((request, share)),
+        () if core.state.is_aborted() => SendReason::Stopped,
+        () => match core.queue.put_back(request) {
+            Ok(()) => {
+                if core.state.append(false, true) {
+                    core.wake_task();
+                }
+                core.leave(share);
+                return None;
+            }
+            // Its call has gone, or no other worker is to come.
+            Err(request) => {
+                core.queue.take_back_started(request, SendReason::Stopped);
+                core.leave(share);
+                return None;
+            }
+        },
+    };
+    core.queue.take_back_started(request, reason);
+    core.leave(share);
+    None
 }
 
 /// Runs sync readers one after the other, on a task.
@@ -711,18 +809,20 @@ impl<W: Dispatch> Future for Chunk<W> {
         let this = &mut *self;
         let _barrier = stack::barrier();
         for (request, share) in this.requests.by_ref() {
-            run_queued(&this.core, request, share);
+            if let Some((request, share)) = begin(&this.core, request, share) {
+                run_queued(&this.core, request, share);
+            }
         }
         Poll::Ready(())
     }
 }
 
 impl<W: Dispatch> Drop for Chunk<W> {
-    /// Ends what was not started, because the runtime shuts down.
+    /// Ends what has not begun, because the runtime shuts down, or because something panicked that
+    /// is not the service's own.
     fn drop(&mut self) {
-        for (Dequeued { request, slot, .. }, share) in self.requests.by_ref() {
-            self.core.queue.drop_quietly(request);
-            self.core.answer(slot, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+        for (request, share) in self.requests.by_ref() {
+            self.core.queue.take_back_started(request, SendReason::Stopped);
             self.core.leave(share);
         }
     }
@@ -730,14 +830,16 @@ impl<W: Dispatch> Drop for Chunk<W> {
 
 /// Runs a reader that was queued.
 fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
-    let Dequeued { request, deadline, span, slot } = request;
+    let Dequeued { request, deadline, span, slot, has_edge, .. } = request;
     let served = CallInfo { method: W::method(&request), deadline };
-    let reading = Reading::new(core, share);
+    let mut reading = Reading::new(core, share);
+    (reading.in_flight, reading.has_edge) = (slot, has_edge);
     let mut exchange = Phase::New(request);
     let ran = reading.start(&mut exchange, served, Waker::noop(), |core| (span.enter(), Timed::of(core)));
     match ran {
         Ran::Replied => {
             core.count_shared_reply();
+            reading.in_flight = None;
             if let Some((slot, answer)) = core.finished(slot, served, response_of(&mut exchange)) {
                 core.answer(Some(slot), answer);
             }
@@ -805,17 +907,23 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
     let mut started = Vec::new();
     let (next, alarm) = core.queue.step(None, |line, deferred| {
         let left = |is_left| if is_left { Next::Left } else { Next::Look };
-        let block = |by| left(core.state.block(by));
+        let block = |by, line: &mut LineOf<W>, deferred: &mut Deferred<W::Request>| {
+            if by == BlockedBy::All && deadlock::is_watching() {
+                // Those that wait for any reader to leave now wait for all.
+                line.need_all(deferred);
+            }
+            left(core.state.block(by))
+        };
         let is_open = line.closed.is_none();
         let runs_alone = core.state.wants_restart() || W::TICKS > 0 && core.state.has_tick();
         if core.state.has_failed() || is_open && runs_alone {
-            return (block(BlockedBy::All), None);
+            return (block(BlockedBy::All, line, deferred), None);
         }
         loop {
             let front = match line.front(true, now, deferred) {
                 Ok(Some(front)) => front,
                 // What ends the service runs alone.
-                _ if line.closed.is_some() => return (block(BlockedBy::All), None),
+                _ if line.closed.is_some() => return (block(BlockedBy::All, line, deferred), None),
                 _ => {
                     line.used(now);
                     return (left(core.state.leave_shared()), None);
@@ -823,19 +931,24 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
             };
             let (request, deadline) = line.queued(front);
             if !shares::<W>(W::method(request)) {
-                return (block(BlockedBy::All), deadline);
+                return (block(BlockedBy::All, line, deferred), deadline);
             }
             match core.state.start_reader(limit) {
                 Some(share) => started.push((line.start(front, deferred), share)),
-                None if core.state.has_failed() => return (block(BlockedBy::All), None),
-                None => return (block(BlockedBy::Limit(limit)), deadline),
+                None if core.state.has_failed() => {
+                    return (block(BlockedBy::All, line, deferred), None);
+                }
+                None => return (block(BlockedBy::Limit(limit), line, deferred), deadline),
             }
         }
     });
+    let here = run_started(core, started);
     if let (Next::Left, Some(deadline)) = (&next, alarm) {
         set_alarm(core, deadline);
     }
-    run_started(core, started);
+    if let Some(mut here) = here {
+        let _ = Pin::new(&mut here).poll(&mut Context::from_waker(Waker::noop()));
+    }
     next
 }
 
@@ -844,10 +957,10 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
 fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
     let (readers, _) = core.concurrent();
     let mut shared = readers.shared.lock();
-    if shared.alarm.is_some_and(|alarm| alarm <= deadline) {
+    if shared.alarms.first().is_some_and(|alarm| *alarm <= deadline) {
         return;
     }
-    shared.alarm = Some(deadline);
+    shared.alarms.insert(deadline);
     drop(shared);
     let left = deadline.saturating_duration_since(now_in(core.runtime.handle()));
     let core = Arc::downgrade(core);
@@ -856,33 +969,41 @@ fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
     drop(runtime.spawn(async move {
         std::future::poll_fn(|cx| timer.poll(cx)).await;
         if let Some(core) = core.upgrade() {
-            core.concurrent().0.shared.lock().alarm = None;
+            core.concurrent().0.shared.lock().alarms.remove(&deadline);
             core.look_again();
         }
     }));
 }
 
-/// Runs the readers that were started together: a few here, the others in tasks, so that all
-/// threads share in them.
-fn run_started<W: Dispatch>(core: &Arc<Core<W>>, started: Vec<(Dequeued<W::Request>, Share)>) {
-    if started.len() <= 1 {
-        started.into_iter().for_each(|(request, share)| run_queued(core, request, share));
-        return;
+/// Has the readers run that were started together: the first few by the chunk that this returns,
+/// the others in tasks, so that all threads share in them.
+fn run_started<W: Dispatch>(
+    core: &Arc<Core<W>>,
+    mut started: Vec<(Dequeued<W::Request>, Share)>,
+) -> Option<Chunk<W>> {
+    let chunk = |requests: Vec<_>| Chunk { core: Arc::clone(core), requests: requests.into_iter() };
+    if started.len() > 1 {
+        let is_async = |(taken, _): &mut (Dequeued<W::Request>, Share)| {
+            W::sharing(W::method(&taken.request)) == Sharing::Async
+        };
+        // Each belongs to a task before anything else is done, so that none is lost.
+        let waiting: Vec<_> = started.extract_if(.., is_async).collect();
+        let mut chunks = Vec::new();
+        while !started.is_empty() {
+            let rest = started.split_off(started.len().min(CHUNK));
+            chunks.push(chunk(std::mem::replace(&mut started, rest)));
+        }
+        for (request, share) in waiting {
+            let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
+            let call = ParkedCall { slot: request.slot, served, span: Span::none(), since: Instant::now() };
+            spawn(core, share, core.concurrent().0.place(), Some(request), call);
+        }
+        let mut chunks = chunks.into_iter();
+        let first = chunks.next();
+        chunks.for_each(|chunk| drop(core.runtime.spawn(chunk)));
+        return first;
     }
-    let is_async =
-        |(taken, _): &(Dequeued<W::Request>, Share)| W::sharing(W::method(&taken.request)) == Sharing::Async;
-    let (waiting, mut sync): (Vec<_>, Vec<_>) = started.into_iter().partition(is_async);
-    let (readers, _) = core.concurrent();
-    for (Dequeued { request, deadline, span, slot }, share) in waiting {
-        let served = CallInfo { method: W::method(&request), deadline };
-        let call = ParkedCall { slot, served, span, since: Instant::now() };
-        spawn(core, share, readers.place(), Some(request), call);
-    }
-    while sync.len() > CHUNK {
-        let requests = sync.split_off(sync.len() - CHUNK).into_iter();
-        drop(core.runtime.spawn(Chunk { core: Arc::clone(core), requests }));
-    }
-    sync.into_iter().for_each(|(request, share)| run_queued(core, request, share));
+    (!started.is_empty()).then(|| chunk(started))
 }
 
 /// A count that many threads add to. Each has its own part, mostly: with one for all, the threads
@@ -917,6 +1038,8 @@ impl Stripes {
 struct Counted {
     inner: Waker,
     has_fired: AtomicBool,
+    /// Whether the reader has not been polled since.
+    is_current: Arc<AtomicBool>,
 }
 
 impl Wake for Counted {
@@ -931,9 +1054,12 @@ impl Wake for Counted {
 }
 
 impl Drop for Counted {
-    /// Treats the drop of the last clone as a wake, which may have been lost.
+    /// Treats the drop of the last clone as a wake, which may have been lost; unless the reader was
+    /// polled since, and has dropped it for another waker.
     fn drop(&mut self) {
-        self.inner.wake_by_ref();
+        if self.is_current.load(Ordering::Acquire) {
+            self.inner.wake_by_ref();
+        }
     }
 }
 

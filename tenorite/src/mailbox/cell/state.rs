@@ -353,18 +353,22 @@ impl State {
     }
 
     /// T6, for a service that may have readers. Returns whether the task is to be woken. `alone`
-    /// says whether the request is to run alone.
+    /// says whether the request is to run alone, and `wants_task` whether the task has to know of
+    /// it now.
     ///
-    /// Behind readers such a request waits without the task: the last of them wakes that.
-    pub(super) fn append(&self, alone: bool) -> bool {
-        let waits = |word: u32| alone && word & READERS != 0;
+    /// Behind readers such a request waits without the task: the last of them wakes that. Not so if
+    /// the task waits for any reader. The request may stand in front, and then all have to leave.
+    pub(super) fn append(&self, alone: bool, wants_task: bool) -> bool {
+        let waits = |word: u32| alone && !wants_task && word & READERS != 0;
+        let looks_again = |word: u32| word & OWNER == BLOCKED && (wants_task || alone && word & LIMITED != 0);
         let was = self.update(|word| match word & OWNER {
             IDLE if waits(word) => word | BLOCKED | QUEUED,
             IDLE => word | READY | QUEUED,
+            _ if looks_again(word) => word & !(OWNER | LIMITED) | READY | QUEUED,
             _ => word | QUEUED,
         });
         debug_assert_ne!(was & OWNER, DEAD, "a dead service accepts no calls");
-        was & OWNER == IDLE && !waits(was)
+        was & OWNER == IDLE && !waits(was) || looks_again(was)
     }
 
     /// T12. Fails if any flag is set, which keeps the order (I2), or if there are as many readers
@@ -414,10 +418,19 @@ impl State {
     /// any more. Returns whether the task is to be woken. The reader is still counted.
     pub(super) fn fail(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
-            IDLE => word | FAILED | READY,
+            IDLE | BLOCKED => word & !(OWNER | LIMITED) | FAILED | READY,
             _ => word | FAILED,
         });
-        was & OWNER == IDLE
+        matches!(was & OWNER, IDLE | BLOCKED)
+    }
+
+    /// Confirms that a reader may begin that was started earlier. It is counted. It may not if
+    /// another has panicked since, or the task is gone.
+    ///
+    /// This is a read-modify-write: a reader that begins comes before the mark of the panic, and so
+    /// before its call is told.
+    pub(super) fn confirm(&self) -> bool {
+        self.update(|word| word) & (FAILED | ABORT) == 0
     }
 
     /// T14, under the lock, by the task, while the word says `READY`: starts a reader. Returns
@@ -502,11 +515,13 @@ impl State {
     pub(super) fn ask_for_restart(&self) -> bool {
         let was = self.update(|word| match word & OWNER {
             IDLE => word | RESTART | READY,
-            RUN | PARKED | READY | BLOCKED => word | RESTART,
+            // All readers have to leave now.
+            BLOCKED => word & !(OWNER | LIMITED) | RESTART | READY,
+            RUN | PARKED | READY => word | RESTART,
             // There is no worker, or none any more.
             _ => word,
         });
-        was & OWNER == IDLE
+        matches!(was & OWNER, IDLE | BLOCKED)
     }
 
     /// Asks for a method that the service calls by itself. The task calls this, and looks for work

@@ -55,7 +55,7 @@ use tokio::time::Instant;
 use super::attendance::Attendance;
 use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::handler::deadlock::Edge;
+use crate::handler::deadlock::{self, Edge};
 use crate::phase::PermitKind;
 use crate::status::StopReason;
 use crate::trace::Span;
@@ -152,6 +152,10 @@ pub(crate) struct Dequeued<Rq> {
     pub(crate) span: Span,
     /// The slot that awaits the reply; `None` if none is wanted.
     pub(crate) slot: Option<usize>,
+    /// Whether the call wants the request back if it does not run after all.
+    pub(crate) return_on_failure: bool,
+    /// Whether a handler waits for the reply.
+    pub(crate) has_edge: bool,
 }
 
 /// A request is queued, but the asking thread may not take it.
@@ -548,7 +552,72 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Awaited::Permit => unreachable!("it is no request"),
         };
         let request = entry.request.expect("a queued request is present until it is dequeued");
-        Dequeued { request, deadline: entry.deadline, span: entry.span, slot }
+        let has_edge = slot.is_some_and(|slot| self.slots[slot].edge.is_some());
+        let Entry { deadline, span, return_on_failure, .. } = entry;
+        Dequeued { request, deadline, span, slot, return_on_failure, has_edge }
+    }
+
+    /// Puts a request that was started, and has not run, back to the front.
+    ///
+    /// # Errors
+    ///
+    /// Returns it if its call has gone, or if the queue is sealed.
+    pub(in crate::mailbox) fn put_back(&mut self, taken: Dequeued<Rq>) -> Result<(), Dequeued<Rq>> {
+        let has_left = taken.slot.is_some_and(|slot| self.slots.is_detached(slot));
+        if self.is_sealed || has_left {
+            return Err(taken);
+        }
+        let Dequeued { request, deadline, span, slot, return_on_failure, .. } = taken;
+        let awaited = if slot.is_some() { Awaited::Reply } else { Awaited::Nothing };
+        let (previous, next) = (Link::NONE, self.first);
+        let entry = Entry {
+            request: Some(request),
+            span,
+            deadline,
+            awaited,
+            return_on_failure,
+            accepted: true,
+            previous,
+            next,
+        };
+        let slot = match slot {
+            Some(slot) => {
+                self.slots[slot].stage = Stage::Queued(entry);
+                slot
+            }
+            None => self.slots.insert(Slot {
+                stage: Stage::Queued(entry),
+                waker: None,
+                edge: None,
+                owed: Owed::No,
+            }),
+        };
+        let this = Link::to(slot);
+        match next.get() {
+            Some(next) => self.slots.entry(next).previous = this,
+            None => self.last = this,
+        }
+        self.first = this;
+        self.len += 1;
+        self.accepted += 1;
+        Ok(())
+    }
+
+    /// Judges those anew that wait for any of many readers, which all have to leave now. Fails
+    /// those that would wait for themselves.
+    pub(in crate::mailbox) fn need_all(&mut self, deferred: &mut Deferred<Rq>) {
+        let mut place = self.first;
+        while let Some(slot) = place.get() {
+            place = self.slots.entry(slot).next;
+            let Some(edge) = self.slots[slot].edge.take() else { continue };
+            match deadlock::need_all(edge) {
+                Ok(edge) => self.slots[slot].edge = edge,
+                Err(cycle) => {
+                    self.count().refused += 1;
+                    self.fail_queued(slot, SendReason::WouldDeadlock(cycle), deferred);
+                }
+            }
+        }
     }
 
     /// Fails an entry that will never be started.

@@ -37,8 +37,9 @@ use self::line::{Arrival, Counts, Deferred, Dequeued, Line, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
 use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
-use crate::handler::deadlock::Edge;
+use crate::handler::deadlock::{self, Edge};
 use crate::handler::runtime;
+use crate::handler::stack::Node;
 use crate::names::Named;
 use crate::panics;
 use crate::phase::{CallState, PermitKind, Phase, Terms};
@@ -280,6 +281,47 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         line.unreserve(permit, &mut deferred);
         drop(line);
         self.finish(deferred);
+    }
+
+    /// Returns whether this slot's call has left.
+    pub(in crate::mailbox) fn has_left(&self, slot: usize) -> bool {
+        self.line.lock().slots.is_detached(slot)
+    }
+
+    /// Ends a request that was started, and has not run.
+    pub(in crate::mailbox) fn take_back_started(&self, taken: Dequeued<Rq>, reason: SendReason) {
+        let Dequeued { request, slot, return_on_failure, .. } = taken;
+        let mut line = self.line.lock();
+        line.count().skipped += 1;
+        line.count().expired += u64::from(reason == SendReason::Expired);
+        let (waker, unwanted) = match slot {
+            Some(slot) => {
+                // It was counted as a call that left its running handler.
+                line.count().cancelled -= u64::from(line.slots.is_detached(slot));
+                line.slots.take_back(slot, request, reason, return_on_failure)
+            }
+            None => (None, Some(request)),
+        };
+        drop(line);
+        panics::wake(waker);
+        self.drop_quietly(unwanted);
+    }
+
+    /// Puts a request that was started, and has not run, back to the front.
+    ///
+    /// # Errors
+    ///
+    /// Returns it if its call has gone, or if the queue is sealed.
+    pub(in crate::mailbox) fn put_back(&self, taken: Dequeued<Rq>) -> Result<(), Dequeued<Rq>> {
+        self.line.lock().put_back(taken)
+    }
+
+    /// Notes which reader the handler waits for whose call awaits this slot.
+    pub(in crate::mailbox) fn waits_for(&self, slot: usize, reader: Node) {
+        let mut line = self.line.lock();
+        if let Some(edge) = line.slots[slot].edge.take() {
+            line.slots[slot].edge = deadlock::retarget(&edge, reader);
+        }
     }
 
     /// Opens a slot for a request that runs at once, without being queued.

@@ -11,7 +11,7 @@ use std::task::Waker;
 use slab::Slab;
 use tokio::time::Instant;
 
-use crate::error::TenoriteError;
+use crate::error::{SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
 use crate::phase::Phase;
 use crate::reply::Ended;
@@ -180,6 +180,30 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
             }
             _ => unreachable!("only a request that runs is answered, and only once"),
         }
+    }
+
+    /// Ends the call of a request that was started, and has not run. Returns the waker of its call,
+    /// and the request unless its call wants it back.
+    pub(in crate::mailbox) fn take_back(
+        &mut self,
+        slot: usize,
+        request: Rq,
+        reason: SendReason,
+        return_on_failure: bool,
+    ) -> (Option<Waker>, Option<Rq>) {
+        if self.is_detached(slot) {
+            self.free(slot);
+            return (None, Some(request));
+        }
+        let failure = TenoriteError::SendFailure(reason);
+        let (stage, unwanted) = if return_on_failure {
+            (Stage::Returned(Box::new((failure, request))), None)
+        } else {
+            (Stage::Done(Err(failure)), Some(request))
+        };
+        self.slab[slot].stage = stage;
+        self.slab[slot].end_wait();
+        (self.slab[slot].waker.take(), unwanted)
     }
 
     pub(in crate::mailbox) fn is_granted(&self, slot: usize) -> bool {
