@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release --manifest-path benches/Cargo.toml [-- [--quick] [--only WORKLOAD]… [--among NAME,NAME]]`
 //!
-//! Writes `target/bench/results.json`, `results.md` and `results.svg`. Read ratios within one run, not nanoseconds:
-//! whatever disturbs the machine disturbs a round of everybody's.
+//! Writes `target/bench/results.json` and `results.md`. Read ratios within one run, not nanoseconds: whatever disturbs
+//! the machine disturbs a round of everybody's.
 
 mod contestants;
 mod instructions;

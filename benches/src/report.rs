@@ -1,10 +1,9 @@
-//! What was measured, as JSON, as a table and as a picture.
+//! What was measured, as JSON and as a table. `chart.py` draws the README's picture of the JSON.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use plotters::prelude::*;
 use serde::Serialize;
 
 /// One contestant at one workload.
@@ -41,7 +40,7 @@ pub fn write(folder: &Path, rows: &[Row]) -> Result<(), Box<dyn std::error::Erro
     fs::create_dir_all(folder)?;
     fs::write(folder.join("results.json"), serde_json::to_string_pretty(rows)?)?;
     fs::write(folder.join("results.md"), table(rows))?;
-    chart(&folder.join("results.svg"), rows)
+    Ok(())
 }
 
 fn workloads(rows: &[Row]) -> Vec<&str> {
@@ -73,49 +72,4 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     text
-}
-
-/// A bar for each contestant, for the workloads that say most.
-fn chart(path: &Path, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>> {
-    let shown =
-        ["one task in a loop", "64 tasks", "64 in flight from one task", "a caller on another thread"];
-    let root = SVGBackend::new(path, (960, 640)).into_drawing_area();
-    root.fill(&WHITE)?;
-    for (area, workload) in root.split_evenly((2, 2)).iter().zip(shown) {
-        let mut rows: Vec<_> = rows.iter().filter(|row| row.workload == workload).collect();
-        if rows.is_empty() {
-            continue;
-        }
-        rows.sort_by(|a, b| b.median.total_cmp(&a.median));
-        let most = rows[0].median * 1.15;
-        let mut chart = ChartBuilder::on(area)
-            .caption(format!("{workload}: ns a call"), ("sans-serif", 15))
-            .margin(8)
-            .x_label_area_size(24)
-            .y_label_area_size(120)
-            .build_cartesian_2d(0.0..most, (0..rows.len()).into_segmented())?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .x_labels(5)
-            .y_labels(rows.len())
-            .y_label_formatter(&|place| match place {
-                SegmentValue::CenterOf(row) => rows.get(*row).map_or("", |row| row.contestant).to_owned(),
-                _ => String::new(),
-            })
-            .draw()?;
-        chart.draw_series(rows.iter().enumerate().map(|(place, row)| {
-            let color = if row.contestant.starts_with("tenorite") && !row.contestant.ends_with("0.1.2") {
-                RGBColor(9, 105, 218)
-            } else {
-                RGBColor(140, 149, 159)
-            };
-            let corners = [(0.0, SegmentValue::Exact(place)), (row.median, SegmentValue::Exact(place + 1))];
-            let mut bar = Rectangle::new(corners, color.filled());
-            bar.set_margin(2, 2, 0, 0);
-            bar
-        }))?;
-    }
-    root.present()?;
-    Ok(())
 }
