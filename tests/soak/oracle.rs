@@ -168,9 +168,9 @@ impl Oracle {
     }
 
     /// A handler looks around. It may see for whom its own caller works, unless it has waited
-    /// (`is_at_home`), and nothing else.
-    pub fn look_around(&self, number: u64, is_at_home: bool) {
-        let owner = if is_at_home { 0 } else { self.owner(number) };
+    /// (`is_on_own_runtime`), and nothing else.
+    pub fn look_around(&self, number: u64, is_on_own_runtime: bool) {
+        let owner = if is_on_own_runtime { 0 } else { self.owner(number) };
         let task = TASK_OF.try_with(|who| *who).unwrap_or(0);
         let thread = THREAD_OF.get();
         if [task, thread].iter().any(|who| *who != 0 && *who != owner) {

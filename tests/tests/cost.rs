@@ -106,9 +106,9 @@ fn a_call_to_an_idle_service_allocates_nothing_and_is_ready_at_its_first_poll() 
 
 #[test]
 fn from_another_runtime_and_from_none_it_is_the_same() {
-    let home = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let own_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (_task, caller) = {
-        let _entered = home.enter();
+        let _entered = own_runtime.enter();
         CounterService.start_task(32, Counter(0))
     };
     assert_eq!(allocations_in(|| call_each(&caller)), 0);

@@ -299,9 +299,9 @@ async fn a_default_limit_bounds_how_long_a_cast_waits_and_not_when_it_starts() {
 /// The caller's runtime has a clock of its own, far ahead.
 #[test]
 fn a_call_is_judged_by_the_clock_of_its_service() {
-    let home = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let own_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let caller = {
-        let _entered = home.enter();
+        let _entered = own_runtime.enter();
         ProbeService.start_task(4, Probe::new(&Watch::new())).1
     };
     let ahead =

@@ -64,14 +64,14 @@ fn start_on(runtime: &Runtime) -> PlainCaller {
 /// caller's.
 #[test]
 fn a_handler_that_yields_outlives_the_block_on_that_started_it() {
-    for at_home in [true, false] {
-        let (home, other) = (multi_thread(), current_thread());
-        let home = if at_home { current_thread() } else { home };
-        let caller = start_on(&home);
-        let runtime = if at_home { &home } else { &other };
+    for on_own_runtime in [true, false] {
+        let (own_runtime, other) = (multi_thread(), current_thread());
+        let own_runtime = if on_own_runtime { current_thread() } else { own_runtime };
+        let caller = start_on(&own_runtime);
+        let runtime = if on_own_runtime { &own_runtime } else { &other };
         let after = |caller: &PlainCaller| {
             let call = caller.get().owned();
-            if at_home {
+            if on_own_runtime {
                 runtime.block_on(async { tokio::time::timeout(HANG, call).await.expect("it hangs") })
             } else {
                 call.timeout(HANG).blocking()
@@ -104,10 +104,10 @@ fn a_handler_that_yields_outlives_the_block_on_that_started_it() {
 /// The task's id stays, and its runtime is not the current one.
 #[test]
 fn a_block_on_inside_of_a_task_is_another_runtime() {
-    let home = multi_thread();
-    let caller = start_on(&home);
-    let id = home.handle().id();
-    home.block_on(async {
+    let own_runtime = multi_thread();
+    let caller = start_on(&own_runtime);
+    let id = own_runtime.handle().id();
+    own_runtime.block_on(async {
         let theirs = caller.clone();
         let blocking = tokio::task::spawn_blocking(move || {
             theirs.get().blocking().unwrap();
@@ -160,8 +160,8 @@ fn a_thread_that_ends_may_cast_with_a_limit() {
     thread_local! {
         static LATE: std::cell::OnceCell<Late> = const { std::cell::OnceCell::new() };
     }
-    let home = multi_thread();
-    let caller = start_on(&home);
+    let own_runtime = multi_thread();
+    let caller = start_on(&own_runtime);
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         LATE.with(|late| assert!(late.set(Late(caller, sender)).is_ok()));
@@ -180,8 +180,8 @@ fn a_handler_never_runs_on_a_thread_that_unwinds() {
             let _ = self.1.send(self.0.is_panicking().blocking());
         }
     }
-    let home = multi_thread();
-    let (caller, (sender, receiver)) = (start_on(&home), mpsc::channel());
+    let own_runtime = multi_thread();
+    let (caller, (sender, receiver)) = (start_on(&own_runtime), mpsc::channel());
     let unwinding = thread::spawn(move || {
         let _asks = Asks(caller, sender);
         panic!("its own");
@@ -192,8 +192,8 @@ fn a_handler_never_runs_on_a_thread_that_unwinds() {
 
 #[test]
 fn try_cast_runs_nothing_that_could_want_the_callers_locks() {
-    let home = multi_thread();
-    let caller = start_on(&home);
+    let own_runtime = multi_thread();
+    let caller = start_on(&own_runtime);
     let mutex = Arc::new(Mutex::new(1));
     let held = mutex.lock().unwrap();
     caller.lock(Arc::clone(&mutex)).try_cast().unwrap();
@@ -216,17 +216,17 @@ fn a_worker_that_leaks_a_guard_when_it_is_dropped() {
             panic!("boom");
         }
     }
-    let home = multi_thread();
+    let own_runtime = multi_thread();
     let (task, caller) = {
-        let _entered = home.enter();
-        LeakyService.start_task(8, Leaky(home.handle().clone()))
+        let _entered = own_runtime.enter();
+        LeakyService.start_task(8, Leaky(own_runtime.handle().clone()))
     };
     let boom = FetchReason::Panicked("boom".into());
     let theirs = caller.clone();
     let outcome = thread::spawn(move || theirs.boom().blocking()).join().unwrap();
     assert_eq!(outcome, Err(TenoriteError::FetchFailure(boom)));
     assert_eq!(current_thread().block_on(caller.stopped()), StopReason::Panicked("boom".into()));
-    let payload = home.block_on(task).err().unwrap().into_panic();
+    let payload = own_runtime.block_on(task).err().unwrap().into_panic();
     assert_eq!(payload.downcast_ref::<&str>(), Some(&"boom"));
 }
 

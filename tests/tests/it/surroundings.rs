@@ -66,11 +66,11 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-async fn call_it(caller: EverythingCaller, home: Id) {
+async fn call_it(caller: EverythingCaller, own_runtime: Id) {
     for _ in 0..3 {
         let around = Handle::try_current().map(|handle| handle.id()).ok();
-        assert_eq!(caller.runtime().await, Ok(home));
-        assert_eq!(caller.everything().await, Ok(home));
+        assert_eq!(caller.runtime().await, Ok(own_runtime));
+        assert_eq!(caller.everything().await, Ok(own_runtime));
         assert_eq!(Handle::try_current().map(|handle| handle.id()).ok(), around, "it was left as it was");
     }
 }
@@ -78,29 +78,29 @@ async fn call_it(caller: EverythingCaller, home: Id) {
 #[test]
 fn a_handler_may_use_timers_tasks_io_and_threads_from_wherever_it_is_called() {
     let runtime = multi_thread();
-    let home = runtime.handle().id();
+    let own_runtime = runtime.handle().id();
     for inline in [Inline::Auto, Inline::Never, Inline::Random(3)] {
         let (task, caller) = {
             let _entered = runtime.enter();
             EverythingService.builder().inline(inline).start_task(4, Everything)
         };
-        // At home: a task, and the root.
-        runtime.block_on(async { tokio::spawn(call_it(caller.clone(), home)).await.unwrap() });
-        runtime.block_on(call_it(caller.clone(), home));
+        // On its own runtime: a task, and the root.
+        runtime.block_on(async { tokio::spawn(call_it(caller.clone(), own_runtime)).await.unwrap() });
+        runtime.block_on(call_it(caller.clone(), own_runtime));
         // On another runtime, of either kind.
         for other in [multi_thread(), current_thread()] {
-            other.block_on(call_it(caller.clone(), home));
-            other.block_on(async { tokio::spawn(call_it(caller.clone(), home)).await.unwrap() });
+            other.block_on(call_it(caller.clone(), own_runtime));
+            other.block_on(async { tokio::spawn(call_it(caller.clone(), own_runtime)).await.unwrap() });
             let local = tokio::task::LocalSet::new();
-            local.block_on(&other, call_it(caller.clone(), home));
+            local.block_on(&other, call_it(caller.clone(), own_runtime));
         }
         // On a thread without any.
-        block_on(call_it(caller.clone(), home));
+        block_on(call_it(caller.clone(), own_runtime));
         let theirs = caller.clone();
         thread::spawn(move || {
-            assert_eq!(theirs.runtime().blocking(), Ok(home));
-            assert_eq!(block_on(theirs.spawn().blocking().unwrap()).unwrap(), home);
-            assert_eq!(theirs.everything().blocking(), Ok(home));
+            assert_eq!(theirs.runtime().blocking(), Ok(own_runtime));
+            assert_eq!(block_on(theirs.spawn().blocking().unwrap()).unwrap(), own_runtime);
+            assert_eq!(theirs.everything().blocking(), Ok(own_runtime));
         })
         .join()
         .unwrap();
@@ -109,9 +109,9 @@ fn a_handler_may_use_timers_tasks_io_and_threads_from_wherever_it_is_called() {
     }
 }
 
-/// Services of several runtimes that call each other run on each other's threads, and each stays at home.
+/// Services of several runtimes that call each other run on each other's threads, and each stays on its own runtime.
 #[test]
-fn nested_calls_across_runtimes_each_stay_at_home() {
+fn nested_calls_across_runtimes_each_stay_on_their_own() {
     struct Relay(EverythingCaller);
     #[tenorite::service]
     impl Relay {
@@ -144,7 +144,7 @@ fn nested_calls_across_runtimes_each_stay_at_home() {
 
 /// The `Drop` of a worker that ends on a foreign thread.
 #[test]
-fn a_worker_is_dropped_at_home() {
+fn a_worker_is_dropped_on_its_own_runtime() {
     struct Spawns(std::sync::mpsc::Sender<Id>);
     impl Drop for Spawns {
         fn drop(&mut self) {

@@ -215,19 +215,20 @@ fn a_cast_may_be_sent_while_a_thread_local_is_borrowed_that_its_handler_borrows(
 /// The same task, the same waker, and another runtime each time: `block_on` twice on a blocking
 /// thread, a runtime that is entered for a poll, and a `LocalSet` that two runtimes drive in turn.
 #[test]
-fn a_handler_is_at_home_however_its_caller_comes_by_its_runtime() {
-    let home = multi_thread();
-    let id = home.handle().id();
+fn a_handler_is_on_its_own_runtime_however_its_caller_comes_by_one() {
+    let own_runtime = multi_thread();
+    let id = own_runtime.handle().id();
     let without_time = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let others = [&without_time];
-    let (caller, _gate) = start_on(&home, Inline::Auto);
+    let (caller, _gate) = start_on(&own_runtime, Inline::Auto);
     thread::scope(|scope| {
         for other in others {
-            let (caller, home, other) = (caller.clone(), home.handle().clone(), other.handle().clone());
+            let (caller, own_runtime, other) =
+                (caller.clone(), own_runtime.handle().clone(), other.handle().clone());
             scope.spawn(move || {
-                let blocking = home.clone().spawn_blocking(move || {
+                let blocking = own_runtime.clone().spawn_blocking(move || {
                     for _ in 0..3 {
-                        assert_eq!(home.block_on(async { caller.runtime().await }), Ok(id));
+                        assert_eq!(own_runtime.block_on(async { caller.runtime().await }), Ok(id));
                         assert_eq!(other.block_on(async { caller.runtime().await }), Ok(id));
                         assert_eq!(other.block_on(async { caller.nap().await }), Ok(id));
                     }
@@ -239,7 +240,7 @@ fn a_handler_is_at_home_however_its_caller_comes_by_its_runtime() {
 
     // Entered inside of a task, for one poll: as `TokioContext` of tokio-util does.
     let (theirs, other) = (caller.clone(), without_time.handle().clone());
-    home.block_on(async move {
+    own_runtime.block_on(async move {
         tokio::spawn(async move {
             for _ in 0..3 {
                 assert_eq!(theirs.runtime().await, Ok(id));

@@ -107,7 +107,7 @@ fn a_limit_holds_without_timers() {
 
 /// A handler has its service's runtime around it, whoever calls.
 #[test]
-fn a_limit_in_a_handler_whose_home_has_no_timers_harms_no_service() {
+fn a_limit_in_a_handler_whose_runtime_has_no_timers_harms_no_service() {
     struct Outer(ProbeCaller);
 
     #[tenorite::service]
@@ -168,10 +168,10 @@ fn a_supervisor_without_timers_stops_what_was_added_in_its_time() {
 /// Its services were started where there are timers, and it is driven where there are none.
 #[test]
 fn a_supervisor_may_be_driven_without_timers() {
-    let home = multi_thread();
+    let own_runtime = multi_thread();
     let mut app = Supervisor::new("app").strategy(Strategy::OneForAll);
     let callers = {
-        let _entered = home.enter();
+        let _entered = own_runtime.enter();
         ["a", "b"].map(|name| app.start_with(name, ProbeService.builder(), 4, probe))
     };
     let mut watches = callers.each_ref().map(|caller| caller.watch());
