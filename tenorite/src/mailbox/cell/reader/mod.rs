@@ -18,6 +18,10 @@
 //! for the next one. On the thread of its caller it is polled once, with a waker that does nothing.
 //! If it has to wait, its task polls it again at once.
 //!
+//! - here: what all readers share, and how one runs until it first has to wait.
+//! - [`task`]: a reader that waits, on a task of its own.
+//! - [`started`]: what the service's task does while there are readers.
+//!
 //! # When a reader fails or leaves
 //!
 //! - It panics: the worker is marked first, so that nothing starts on it any more, then the call is
@@ -27,25 +31,26 @@
 //!   drops its future and ends its call. A reader on a caller's thread runs until it returns, or
 //!   has to wait. The last to leave drops the worker.
 
+mod started;
+mod task;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::future::Future;
 use std::marker::PhantomPinned;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
 
 use tokio::task::AbortHandle;
 use tokio::time::Instant as Deadline;
 
-use super::owner::{Owner, Released, Timed};
-use super::state::{BlockedBy, Claim, Found, Share, TaskClaim, Unshared};
-use super::{Core, Exchange, OnWorkerExit, ParkedCall};
-use crate::budget;
-use crate::dispatch::job::{Progress, response_of};
+pub(super) use self::started::serve;
+pub(super) use self::task::park;
+use super::owner::{Owner, Timed};
+use super::state::{Claim, Share, Unshared};
+use super::{Core, Exchange, OnWorkerExit};
+use crate::dispatch::job::Progress;
 use crate::dispatch::storage::FutureStorage;
 use crate::dispatch::{Concurrent, Dispatch};
 use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
@@ -54,17 +59,12 @@ use crate::handler::method::{CallInfo, Method, Sharing};
 use crate::handler::runtime::{RuntimeContext, now_in};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::queue::Admission;
-use crate::mailbox::queue::line::{Deferred, Dequeued, Line};
+use crate::mailbox::queue::line::Line;
 use crate::panics::{self, Payload};
-use crate::phase::Phase;
 use crate::status::StopReason;
 use crate::sync::Mutex;
-use crate::timer::Timer;
 use crate::trace::Span;
 
-/// How many sync readers the service's task runs itself when many are to be started, and how many
-/// each further task runs. A task costs about as much as a few short handlers.
-const CHUNK: usize = 8;
 /// How many places for futures are kept.
 const KEPT_PLACES: usize = 64;
 
@@ -541,471 +541,6 @@ fn drop_future<W: Dispatch>(core: &Core<W>, place: &Place<W>) {
     leave_seat(core, place);
 }
 
-/// Drives a reader that waits, or that is still to be started, on a task of its own.
-struct ReaderTask<W: Dispatch> {
-    core: Arc<Core<W>>,
-    number: u64,
-    share: Option<Share>,
-    place: Option<Box<Place<W>>>,
-    /// The request of a reader that was started and has not begun.
-    request: Option<Dequeued<W::Request>>,
-    call: ParkedCall,
-    /// Whether the last waker that counted its clones is still the one to be woken by.
-    counts: Option<Arc<AtomicBool>>,
-}
-
-impl<W: Dispatch> Unpin for ReaderTask<W> {}
-
-/// Leaves a reader to a task of its own.
-fn spawn<W: Dispatch>(
-    core: &Arc<Core<W>>,
-    share: Share,
-    place: Box<Place<W>>,
-    request: Option<Dequeued<W::Request>>,
-    call: ParkedCall,
-) {
-    let (readers, _) = core.concurrent();
-    let mut shared = readers.shared.lock();
-    let number = shared.next_task;
-    shared.next_task += 1;
-    shared.tasks.insert(number, None);
-    drop(shared);
-    let (place, share) = (Some(place), Some(share));
-    let core = Arc::clone(core);
-    let task = ReaderTask { core: Arc::clone(&core), number, share, place, request, call, counts: None };
-    let Some(handle) = core.runtime.spawn(task) else { return };
-    let mut shared = core.concurrent().0.shared.lock();
-    if shared.ends_tasks {
-        drop(shared);
-        handle.abort();
-    } else if let Some(known) = shared.tasks.get_mut(&number) {
-        // Otherwise the task is over already.
-        *known = Some(handle);
-    }
-}
-
-/// Leaves a reader that waits, on its caller's thread, to a task.
-pub(super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Place<W>>, call: ParkedCall) {
-    let core = reading.core;
-    // It is polled once more, on its task, which finds out again.
-    let _ = deadlock::take_own_end(core.node());
-    spawn(core, reading.into_share(), place, None, call);
-}
-
-impl<W: Dispatch> ReaderTask<W> {
-    fn poll_reader(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
-        let begins = self.request.take().map(|Dequeued { request, has_edge, span, .. }| {
-            self.call.span = span;
-            (request, has_edge)
-        });
-        let core = &self.core;
-        let served = self.call.served;
-        let place = self.place.as_ref().expect("a reader that is polled has a place");
-        if let Some((request, has_edge)) = begins {
-            let mut exchange = Phase::New(request);
-            let reading = Reading { core, share: None, in_flight: self.call.slot, has_edge };
-            let span = &self.call.span;
-            let started =
-                reading.start_in(place, &mut exchange, served, waker, |core| (span.enter(), Timed::of(core)));
-            return match started {
-                Ok(Progress::Waits) => Poll::Pending,
-                Ok(_) => Poll::Ready(Ok(Some(response_of(&mut exchange)))),
-                Err(payload) => Poll::Ready(Err(payload)),
-            };
-        }
-        core.witness.touch_shared();
-        let polled = panics::catch(|| {
-            let _nested = stack::enter_reader(core.node(), place.id(), served);
-            let _in_span = self.call.span.enter();
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
-            // SAFETY: the place belongs to this reader alone. It is counted, so the worker that its
-            // future borrows is used by readers only (I5).
-            unsafe { place.storage.resume(&mut Context::from_waker(waker)) }
-        });
-        match polled {
-            Ok(poll) => poll.map(Ok),
-            Err(payload) => Poll::Ready(Err(payload)),
-        }
-    }
-
-    /// Works like `Owner::await_own_end`, for a reader.
-    #[cold]
-    fn await_own_end(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
-        let is_current = Arc::new(AtomicBool::new(true));
-        self.counts = Some(Arc::clone(&is_current));
-        let counted =
-            Arc::new(Counted { inner: waker.clone(), has_fired: AtomicBool::new(false), is_current });
-        let counting = Waker::from(Arc::clone(&counted));
-        let poll = self.poll_reader(&counting);
-        let node = self.core.node();
-        deadlock::take_own_end(node);
-        drop(counting);
-        let clones = Arc::strong_count(&counted) - 1;
-        let has_fired = counted.has_fired.load(Ordering::Acquire);
-        if clones == 0 && !has_fired && poll.is_pending() {
-            deadlock::refuse_own_end(node);
-            let poll = self.poll_reader(waker);
-            deadlock::forget_own_end();
-            return poll;
-        }
-        poll
-    }
-
-    fn end(&mut self, ended: Result<Option<W::Response>, Payload>) {
-        let core = Arc::clone(&self.core);
-        let Some(share) = self.share.take() else { return };
-        let reading = Reading::new(&core, share);
-        let ParkedCall { slot, served, since, .. } = self.call;
-        deadlock::handler_suspended();
-        let place = self.place.take().expect("a reader that ends has a place");
-        deadlock::clear(place.id());
-        // Also after a panic, and before the call is told.
-        drop_future(&core, &place);
-        match ended {
-            Ok(response) => {
-                core.count_shared_reply();
-                core.took(since.elapsed());
-                let response = response.expect("a method that answers later runs alone");
-                if let Some((slot, answer)) = core.finished(slot, served, response) {
-                    core.answer(Some(slot), answer);
-                }
-                self.forget();
-                // Not before: the caller's edge names this place.
-                core.concurrent().0.give_back(place);
-                reading.end();
-            }
-            Err(payload) => {
-                let answer = |reason| {
-                    core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
-                    core.concurrent().0.give_back(place);
-                };
-                self.forget();
-                reading.fail(served, Some(&self.call.span), payload, answer);
-            }
-        }
-    }
-
-    /// Removes the task from those to be aborted, or to be woken by a stop.
-    fn forget(&self) {
-        let mut shared = self.core.concurrent().0.shared.lock();
-        shared.tasks.remove(&self.number);
-        let waker = shared.await_own_end.remove(&self.number);
-        drop(shared);
-        panics::drop_quietly(waker);
-    }
-}
-
-impl<W: Dispatch> Future for ReaderTask<W> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let _barrier = stack::barrier();
-        if let Some(counts) = this.counts.take() {
-            counts.store(false, Ordering::Release);
-        }
-        if let Some(request) = this.request.take() {
-            let Some(share) = this.share.take() else { return Poll::Ready(()) };
-            match begin(&this.core, request, share) {
-                Some((request, share)) => (this.request, this.share) = (Some(request), Some(share)),
-                None => {
-                    this.forget();
-                    return Poll::Ready(());
-                }
-            }
-        }
-        let mut poll = this.poll_reader(cx.waker());
-        let node = this.core.node();
-        if poll.is_pending() && deadlock::take_own_end(node) {
-            // Registers before it looks whether the service is stopping: see `Core::close`.
-            let (readers, _) = this.core.concurrent();
-            let waker = cx.waker().clone();
-            let previous = readers.shared.lock().await_own_end.insert(this.number, waker);
-            panics::drop_quietly(previous);
-            if this.core.state.is_closing() {
-                poll = this.await_own_end(cx.waker());
-            }
-        }
-        match poll {
-            Poll::Pending => {
-                deadlock::handler_suspended();
-                Poll::Pending
-            }
-            Poll::Ready(ended) => {
-                this.end(ended);
-                Poll::Ready(())
-            }
-        }
-    }
-}
-
-impl<W: Dispatch> Drop for ReaderTask<W> {
-    /// Ends a reader whose task is aborted, or whose runtime shuts down.
-    fn drop(&mut self) {
-        let Some(share) = self.share.take() else { return };
-        let core = Arc::clone(&self.core);
-        let place = self.place.take().expect("a reader under way has a place");
-        deadlock::clear(place.id());
-        drop_future(&core, &place);
-        match self.request.take() {
-            Some(request) => core.queue.take_back_started(request, SendReason::Stopped),
-            None => core.answer(self.call.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped))),
-        }
-        self.forget();
-        core.concurrent().0.give_back(place);
-        core.leave(share);
-    }
-}
-
-/// Lets a reader begin that was started earlier, unless it must not any more. Then its request is
-/// put back for the next worker, or ended.
-fn begin<W: Dispatch>(
-    core: &Arc<Core<W>>,
-    request: Dequeued<W::Request>,
-    share: Share,
-) -> Option<(Dequeued<W::Request>, Share)> {
-    let is_late =
-        || request.deadline.is_some_and(|deadline| deadline <= core.runtime.now(RuntimeContext::Native));
-    let has_left = || request.slot.is_some_and(|slot| core.queue.has_left(slot));
-    let reason = match () {
-        () if is_late() => SendReason::Expired,
-        () if has_left() => SendReason::Stopped,
-        // Last, because it counts as the beginning.
-        () if core.state.confirm() => return Some((request, share)),
-        () if core.state.is_aborted() => SendReason::Stopped,
-        () => match core.queue.put_back(request) {
-            Ok(()) => {
-                if core.state.append(false, true) {
-                    core.wake_task();
-                }
-                core.leave(share);
-                return None;
-            }
-            // Its call has gone, or no other worker is to come.
-            Err(request) => {
-                core.queue.take_back_started(request, SendReason::Stopped);
-                core.leave(share);
-                return None;
-            }
-        },
-    };
-    core.queue.take_back_started(request, reason);
-    core.leave(share);
-    None
-}
-
-/// Runs sync readers one after the other, on a task.
-struct Chunk<W: Dispatch> {
-    core: Arc<Core<W>>,
-    requests: std::vec::IntoIter<(Dequeued<W::Request>, Share)>,
-}
-
-impl<W: Dispatch> Unpin for Chunk<W> {}
-
-impl<W: Dispatch> Future for Chunk<W> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let _barrier = stack::barrier();
-        for (request, share) in this.requests.by_ref() {
-            if let Some((request, share)) = begin(&this.core, request, share) {
-                run_queued(&this.core, request, share);
-            }
-        }
-        Poll::Ready(())
-    }
-}
-
-impl<W: Dispatch> Drop for Chunk<W> {
-    /// Ends what has not begun, because the runtime shuts down, or because something panicked that
-    /// is not the service's own.
-    fn drop(&mut self) {
-        for (request, share) in self.requests.by_ref() {
-            self.core.queue.take_back_started(request, SendReason::Stopped);
-            self.core.leave(share);
-        }
-    }
-}
-
-/// Runs a reader that was queued.
-fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
-    let Dequeued { request, deadline, span, slot, has_edge, .. } = request;
-    let served = CallInfo { method: W::method(&request), deadline };
-    let mut reading = Reading::new(core, share);
-    (reading.in_flight, reading.has_edge) = (slot, has_edge);
-    let mut exchange = Phase::New(request);
-    let ran = reading.start(&mut exchange, served, Waker::noop(), |core| (span.enter(), Timed::of(core)));
-    match ran {
-        Ran::Replied => {
-            core.count_shared_reply();
-            reading.in_flight = None;
-            if let Some((slot, answer)) = core.finished(slot, served, response_of(&mut exchange)) {
-                core.answer(Some(slot), answer);
-            }
-            reading.end();
-        }
-        Ran::Waits(place) => park(reading, place, ParkedCall { slot, served, span, since: Instant::now() }),
-        Ran::Panicked(payload) => {
-            let answer = |reason| core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
-            reading.fail(served, Some(&span), payload, answer);
-        }
-    }
-}
-
-/// What the task does next while there are readers.
-enum Next {
-    /// It waits for readers, or there is nothing to do.
-    Left,
-    /// It owns the worker: the readers have left.
-    Look,
-}
-
-/// Claims the worker if there is work, and does it, or starts the readers that are at the front.
-pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
-    loop {
-        let began = budget::begin();
-        match core.state.claim_for_task::<true>() {
-            TaskClaim::Nothing => return Released::Alive,
-            TaskClaim::Held => return Released::Held,
-            TaskClaim::Dead => return Released::Dead,
-            TaskClaim::Claimed(Found::Parked, claim) => match Owner::new(core, claim).resume_parked() {
-                Released::Shared => {}
-                released => return released,
-            },
-            TaskClaim::Claimed(Found::Ready, claim) => {
-                let owner = Owner::new(core, claim);
-                let released = if core.state.has_failed() {
-                    let (message, payload) = core.concurrent().0.take_panic().expect("a reader has panicked");
-                    owner.worker_panicked(message, payload)
-                } else {
-                    owner.drain(None)
-                };
-                match released {
-                    Released::Shared => {}
-                    released => return released,
-                }
-            }
-            TaskClaim::Shared => {}
-        }
-        if let Next::Left = start_readers(core) {
-            return Released::Alive;
-        }
-        if budget::is_turn_over(began) {
-            // The word still says `READY`, which promises that the task is woken.
-            core.wake_task();
-            return Released::Alive;
-        }
-    }
-}
-
-/// T14. Starts all readers at the front of the queue, and leaves the worker to them.
-fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
-    let (readers, _) = core.concurrent();
-    let limit = readers.limit;
-    let now = || core.runtime.now(RuntimeContext::Native);
-    let mut started = Vec::new();
-    let (next, alarm) = core.queue.step(None, |line, deferred| {
-        let left = |is_left| if is_left { Next::Left } else { Next::Look };
-        let block = |by, line: &mut LineOf<W>, deferred: &mut Deferred<W::Request>| {
-            if by == BlockedBy::All && deadlock::is_watching() {
-                // Those that wait for any reader to leave now wait for all.
-                line.need_all(deferred);
-            }
-            left(core.state.block(by))
-        };
-        let is_open = line.closed.is_none();
-        let runs_alone = core.state.wants_restart() || W::TICKS > 0 && core.state.has_tick();
-        if core.state.has_failed() || is_open && runs_alone {
-            return (block(BlockedBy::All, line, deferred), None);
-        }
-        loop {
-            let front = match line.front(true, now, deferred) {
-                Ok(Some(front)) => front,
-                // What ends the service runs alone.
-                _ if line.closed.is_some() => return (block(BlockedBy::All, line, deferred), None),
-                _ => {
-                    line.used(now);
-                    return (left(core.state.leave_shared()), None);
-                }
-            };
-            let (request, deadline) = line.queued(front);
-            if !shares::<W>(W::method(request)) {
-                return (block(BlockedBy::All, line, deferred), deadline);
-            }
-            match core.state.start_reader(limit) {
-                Some(share) => started.push((line.start(front, deferred), share)),
-                None if core.state.has_failed() => {
-                    return (block(BlockedBy::All, line, deferred), None);
-                }
-                None => return (block(BlockedBy::Limit(limit), line, deferred), deadline),
-            }
-        }
-    });
-    let here = run_started(core, started);
-    if let (Next::Left, Some(deadline)) = (&next, alarm) {
-        set_alarm(core, deadline);
-    }
-    if let Some(mut here) = here {
-        let _ = Pin::new(&mut here).poll(&mut Context::from_waker(Waker::noop()));
-    }
-    next
-}
-
-/// Has the task look again when the deadline of the request at the front has passed: its call may
-/// never be polled again, and what stands behind it may be able to start.
-fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
-    let (readers, _) = core.concurrent();
-    let mut shared = readers.shared.lock();
-    if shared.alarms.first().is_some_and(|alarm| *alarm <= deadline) {
-        return;
-    }
-    shared.alarms.insert(deadline);
-    drop(shared);
-    let left = deadline.saturating_duration_since(now_in(core.runtime.handle()));
-    let core = Arc::downgrade(core);
-    let Some(runtime) = core.upgrade().and_then(|core| core.runtime.handle().cloned()) else { return };
-    let mut timer = Timer::new(left, Some(&runtime));
-    drop(runtime.spawn(async move {
-        std::future::poll_fn(|cx| timer.poll(cx)).await;
-        if let Some(core) = core.upgrade() {
-            core.concurrent().0.shared.lock().alarms.remove(&deadline);
-            core.look_again();
-        }
-    }));
-}
-
-/// Has the readers run that were started together: the first few by the chunk that this returns,
-/// the others in tasks, so that all threads share in them.
-fn run_started<W: Dispatch>(
-    core: &Arc<Core<W>>,
-    mut started: Vec<(Dequeued<W::Request>, Share)>,
-) -> Option<Chunk<W>> {
-    let chunk = |requests: Vec<_>| Chunk { core: Arc::clone(core), requests: requests.into_iter() };
-    if started.len() > 1 {
-        let is_async = |(taken, _): &mut (Dequeued<W::Request>, Share)| {
-            W::sharing(W::method(&taken.request)) == Sharing::Async
-        };
-        // Each belongs to a task before anything else is done, so that none is lost.
-        let waiting: Vec<_> = started.extract_if(.., is_async).collect();
-        let mut chunks = Vec::new();
-        while !started.is_empty() {
-            let rest = started.split_off(started.len().min(CHUNK));
-            chunks.push(chunk(std::mem::replace(&mut started, rest)));
-        }
-        for (request, share) in waiting {
-            let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
-            let call = ParkedCall { slot: request.slot, served, span: Span::none(), since: Instant::now() };
-            spawn(core, share, core.concurrent().0.place(), Some(request), call);
-        }
-        let mut chunks = chunks.into_iter();
-        let first = chunks.next();
-        chunks.for_each(|chunk| drop(core.runtime.spawn(chunk)));
-        return first;
-    }
-    (!started.is_empty()).then(|| chunk(started))
-}
-
 /// A count that many threads add to. Each has its own part, mostly: with one for all, the threads
 /// would wait for each other's cache line.
 #[derive(Default)]
@@ -1031,35 +566,6 @@ impl Stripes {
 
     fn sum(&self) -> u64 {
         self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
-    }
-}
-
-/// A waker for a reader whose clones are counted.
-struct Counted {
-    inner: Waker,
-    has_fired: AtomicBool,
-    /// Whether the reader has not been polled since.
-    is_current: Arc<AtomicBool>,
-}
-
-impl Wake for Counted {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.has_fired.store(true, Ordering::Release);
-        self.inner.wake_by_ref();
-    }
-}
-
-impl Drop for Counted {
-    /// Treats the drop of the last clone as a wake, which may have been lost; unless the reader was
-    /// polled since, and has dropped it for another waker.
-    fn drop(&mut self) {
-        if self.is_current.load(Ordering::Acquire) {
-            self.inner.wake_by_ref();
-        }
     }
 }
 
