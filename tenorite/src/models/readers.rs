@@ -149,9 +149,12 @@ impl Dispatch for Worker {
     }
 }
 
+/// Tries every interleaving with at most this many preemptions, or the first 50,000 of them: a model
+/// with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
+    builder.max_permutations = Some(50_000);
     builder.check(check);
 }
 
@@ -219,7 +222,7 @@ fn two_readers_and_a_writer() {
 
 #[test]
 fn as_many_readers_as_may_be_and_one_more() {
-    model(2, || {
+    model(3, || {
         let (caller, driver, seen) = start(1);
         let task = drive(driver);
         let other = call_there(&caller, Ask::Read(1));
@@ -349,7 +352,7 @@ fn an_abort_beside_readers() {
 /// Nothing aborts tasks in a model, so the reader runs to its end, and is the last.
 #[test]
 fn an_abort_and_a_reader_that_waits() {
-    model(2, || {
+    model(3, || {
         let (caller, driver, seen) = start(4);
         let event = Event::new();
         let mut first = caller.send_request(Ask::ReadWait(1, Arc::clone(&event)));
