@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::dispatch::Dispatch;
-use crate::dispatch::pool::{Pool, PoolOutput};
+use crate::dispatch::pool::Pool;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
@@ -212,10 +212,12 @@ pub fn start_pool<W: Dispatch<Config: Send, Output: Send>>(
     let Start { options, decider } = start;
     let options = ServiceOptions { concurrency: Some(workers), ..options };
     let runtime = Handle::current();
+    let restarts = decider.is_some();
     let task = Start { options, decider }.cell::<Pool<W>>(|caller| {
         let mut make = make(caller);
         let mut make_all = move || (0..workers).map(|_| make()).collect::<Vec<_>>();
-        Configs { first: make_all(), make_config: Some(Box::new(make_all)) }
+        let first = make_all();
+        Configs { first, make_config: restarts.then(|| Box::new(make_all) as _) }
     });
     let abort = AbortOnDrop(task.abort_handle());
     let this = Arc::new(OnceLock::new());
@@ -224,7 +226,7 @@ pub fn start_pool<W: Dispatch<Config: Send, Output: Send>>(
         let ended = task.await;
         drop(abort);
         match ended {
-            Ok(PoolOutput(outputs)) => outputs,
+            Ok(output) => output.into_outputs(),
             Err(error) => match error.try_into_panic() {
                 Ok(payload) => resume_unwind(payload),
                 // It was cancelled, and so is this task.

@@ -48,6 +48,15 @@ impl<W: Dispatch> Pool<W> {
     }
 }
 
+impl<W> Drop for Pool<W> {
+    /// Drops one worker after the other: a second panic in their `Drop`s would end the process.
+    fn drop(&mut self) {
+        for worker in std::mem::take(&mut self.workers) {
+            panics::drop_quietly(worker);
+        }
+    }
+}
+
 fn dispatch_on<'w, 'j, W: Dispatch>(
     pool: &'w Pool<W>,
     seat: usize,
@@ -60,12 +69,27 @@ fn dispatch_on<'w, 'j, W: Dispatch>(
 }
 
 /// What a pool hands back: what each of its workers does; or what one of them failed with.
-pub(crate) struct PoolOutput<W: Dispatch>(pub(crate) Vec<W::Output>);
+pub(crate) struct PoolOutput<W: Dispatch>(Vec<W::Output>);
+
+impl<W: Dispatch> PoolOutput<W> {
+    pub(crate) fn into_outputs(mut self) -> Vec<W::Output> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl<W: Dispatch> Drop for PoolOutput<W> {
+    /// Drops one output after the other, as a pool does its workers.
+    fn drop(&mut self) {
+        for output in std::mem::take(&mut self.0) {
+            panics::drop_quietly(output);
+        }
+    }
+}
 
 impl<W: Dispatch> Opened<Pool<W>> for PoolOutput<W> {
     fn opened(self) -> Result<Pool<W>, Self> {
         let mut workers = Vec::new();
-        let mut outputs = self.0.into_iter();
+        let mut outputs = self.into_outputs().into_iter();
         while let Some(output) = outputs.next() {
             match output.opened() {
                 Ok(worker) => workers.push(worker),
@@ -75,8 +99,9 @@ impl<W: Dispatch> Opened<Pool<W>> for PoolOutput<W> {
         Ok(Pool::new(workers))
     }
 
-    fn hand_back(pool: Pool<W>) -> Self {
-        Self(pool.workers.into_iter().map(|worker| W::Output::hand_back(worker.into_inner())).collect())
+    fn hand_back(mut pool: Pool<W>) -> Self {
+        let workers = std::mem::take(&mut pool.workers);
+        Self(workers.into_iter().map(|worker| W::Output::hand_back(worker.into_inner())).collect())
     }
 
     fn failure_name() -> &'static str {
@@ -154,17 +179,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
     }
 
     async fn open(configs: Vec<W::Config>) -> Result<Self, PoolOutput<W>> {
-        let mut workers = Vec::new();
+        // Already a pool, so that its workers are dropped as such if one cannot be made.
+        let mut pool = Self::new(Vec::new());
         for config in configs {
             match W::open(config).await {
-                Ok(worker) => workers.push(worker),
-                Err(failed) => {
-                    panics::drop_quietly(workers);
-                    return Err(PoolOutput(vec![failed]));
-                }
+                Ok(worker) => pool.workers.push(UnsafeCell::new(worker)),
+                Err(failed) => return Err(PoolOutput(vec![failed])),
             }
         }
-        Ok(Self::new(workers))
+        Ok(Self::new(std::mem::take(&mut pool.workers).into_iter().map(UnsafeCell::into_inner).collect()))
     }
 
     fn explain(failed: &PoolOutput<W>) -> String {

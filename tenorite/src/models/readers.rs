@@ -149,8 +149,8 @@ impl Dispatch for Worker {
     }
 }
 
-/// Tries every interleaving with at most this many preemptions, or the first 50,000 of them: a model
-/// with a reader that waits has four threads.
+/// Tries every interleaving with at most this many preemptions, or the first 50,000 of them: a
+/// model with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

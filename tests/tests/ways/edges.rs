@@ -252,6 +252,27 @@ async fn a_reader_at_the_limit_hears_of_a_writer_that_comes_before_it() {
     within(ends).await.unwrap();
 }
 
+/// A permit is granted, and leaves the queue, as the reader before it is refused.
+#[tokio::test]
+async fn a_permit_that_waits_behind_a_reader_that_is_refused_is_granted() {
+    let Mirrored { mirror, gate, other_gate } = mirror(2, 1, Some(Restart::default()));
+    assert_eq!(within(mirror.get()).await, Ok(7));
+    let (mut waits, mut ends) = (mirror.get_later(), mirror.end_later());
+    assert!(poll_once(&mut waits).is_pending() && poll_once(&mut ends).is_pending());
+    gate.add_permits(1);
+    turns().await;
+    let other = mirror.clone();
+    let reserving = tokio::spawn(async move { other.reserve().await.map(drop) });
+    turns().await;
+    assert!(mirror.restart());
+    turns().await;
+    other_gate.add_permits(1);
+    within(ends).await.unwrap();
+    assert!(within(waits).await.unwrap().contains("would deadlock"));
+    assert_eq!(within(reserving).await.unwrap(), Ok(()));
+    assert_eq!(within(mirror.get()).await, Ok(7));
+}
+
 /// A writer's cast that is refused leaves nobody behind it that waits.
 #[tokio::test]
 async fn a_cast_that_is_refused_blocks_no_reader() {
@@ -366,6 +387,125 @@ async fn a_reader_that_was_queued_behind_a_panic_has_the_next_worker() {
     assert!(within(tears).await.is_err());
     assert_eq!(within(looks).await, Ok(0), "not the torn one");
     assert_eq!(desk.stats().restarts, 1);
+}
+
+// Methods that the service calls by itself.
+
+struct Clock {
+    me: WeakCaller<ClockCaller>,
+    gate: Arc<Semaphore>,
+    ticks: Arc<AtomicUsize>,
+}
+
+#[tenorite::service(concurrent)]
+impl Clock {
+    pub fn get(&self) -> u32 {
+        7
+    }
+
+    pub async fn get_later(&self) -> String {
+        self.gate.acquire().await.unwrap().forget();
+        told(self.me.upgrade().expect("it has callers").get().await)
+    }
+
+    #[service(every = "1s")]
+    fn tick(&mut self) {
+        self.ticks.fetch_add(1, SeqCst);
+    }
+}
+
+/// The tick waits for the reader, and so must not the reader for the tick.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_would_wait_behind_a_tick_that_waits_for_it_is_refused() {
+    let (gate, ticks) = (new_gate(), Arc::default());
+    let (theirs, count) = (Arc::clone(&gate), Arc::clone(&ticks));
+    let (_task, clock) = ClockService.start_with_self(8, |me| Clock { me, gate: theirs, ticks: count });
+    let mut later = clock.get_later();
+    assert!(poll_once(&mut later).is_pending());
+    sleep(Duration::from_millis(1_500)).await;
+    gate.add_permits(1);
+    assert!(within(later).await.unwrap().contains("would deadlock"));
+    assert_eq!(within(clock.get()).await, Ok(7));
+    assert_eq!(ticks.load(SeqCst), 1);
+}
+
+/// The end of a cast is a use of the service, also if it has timers.
+#[tokio::test(start_paused = true)]
+async fn a_long_cast_is_a_use_of_a_service_with_timers() {
+    struct Slow;
+
+    #[tenorite::service]
+    impl Slow {
+        pub async fn nap(&mut self) {
+            sleep(Duration::from_millis(9_900)).await;
+        }
+
+        #[service(every = "1s")]
+        fn tick(&mut self) {}
+    }
+
+    let began = tokio::time::Instant::now();
+    let slow = SlowService.builder().idle_timeout(Duration::from_secs(5)).start(8, Slow);
+    slow.nap().cast().await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(60), slow.stopped()).await.unwrap(), StopReason::Idle);
+    assert_eq!(began.elapsed().as_millis(), 14_900);
+}
+
+/// Two that take longer than their period leave room for a request between them.
+#[tokio::test(start_paused = true)]
+async fn two_slow_timers_do_not_keep_requests_away() {
+    struct Busy;
+
+    #[tenorite::service]
+    impl Busy {
+        pub fn get(&self) -> u32 {
+            7
+        }
+
+        #[service(every = "10ms")]
+        async fn one(&mut self) {
+            sleep(Duration::from_millis(20)).await;
+        }
+
+        #[service(every = "10ms")]
+        async fn other(&mut self) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    let busy = BusyService.start(8, Busy);
+    sleep(Duration::from_millis(100)).await;
+    for _ in 0..10 {
+        assert_eq!(within(busy.get()).await, Ok(7));
+    }
+}
+
+/// A second panic at once would end the process.
+#[tokio::test]
+async fn workers_of_a_pool_that_panic_when_dropped_are_dropped_all_the_same() {
+    struct Bomb(Arc<AtomicUsize>);
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+            panic!("as it is dropped");
+        }
+    }
+
+    #[tenorite::service]
+    impl Bomb {
+        pub fn get(&self) -> u32 {
+            7
+        }
+    }
+
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let theirs = Arc::clone(&dropped);
+    let (task, pool) = BombService.builder().pool(3).start_with(8, move || Bomb(Arc::clone(&theirs)));
+    assert_eq!(within(pool.get()).await, Ok(7));
+    task.abort();
+    assert_eq!(within(pool.stopped()).await, StopReason::Aborted);
+    assert_eq!(dropped.load(SeqCst), 3);
 }
 
 // Shards.

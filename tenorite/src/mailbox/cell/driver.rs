@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
-use super::owner::{Owner, Released};
+use super::owner::{Owner, Released, Turn};
 use super::reader;
 use super::state::{Abort, Found, TaskClaim};
 use super::{Core, OnWorkerExit};
@@ -115,7 +115,7 @@ pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
         TaskClaim::Held => Released::Held,
         TaskClaim::Dead => Released::Dead,
         TaskClaim::Claimed(Found::Parked, claim) => Owner::new(core, claim).resume_parked(),
-        TaskClaim::Claimed(Found::Ready, claim) => Owner::new(core, claim).drain(None),
+        TaskClaim::Claimed(Found::Ready, claim) => Owner::new(core, claim).drain(None, Turn::new::<W>()),
     }
 }
 

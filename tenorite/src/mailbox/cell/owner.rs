@@ -61,6 +61,23 @@ pub(super) enum Released<W> {
     Dead,
 }
 
+/// What the task has run before it goes on with the queue.
+///
+/// What the service calls by itself is no use of it. It has its turn beside the requests: between
+/// two of them there is a request, if one is queued.
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    is_used: bool,
+    may_tick: bool,
+}
+
+impl Turn {
+    /// Nothing.
+    pub(super) const fn new<W: Dispatch>() -> Self {
+        Self { is_used: W::TICKS == 0, may_tick: true }
+    }
+}
+
 /// What the task does next, as the worker's owner.
 enum Next<Rq> {
     Serve(Dequeued<Rq>),
@@ -410,13 +427,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Serves the queue from the front, on the task. Releases the worker when the queue is empty,
     /// when a handler has to wait, or when the task's turn is over. `finished` is the last
     /// request's slot and its reply.
-    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>) -> Released<W> {
+    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>, turn: Turn) -> Released<W> {
         let core = self.core;
         let mut is_over = false;
-        // What the service calls by itself is no use of it, and has its turn beside the requests:
-        // between two of them there is a request, if one is queued.
-        let mut is_used = W::TICKS == 0 || finished.is_some();
-        let mut may_tick = true;
+        let Turn { mut is_used, mut may_tick } = turn;
         loop {
             self.in_flight = None;
             let is_disarmed = &mut self.is_disarmed;
@@ -425,7 +439,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
-                if W::TICKS > 0 && line.closed.is_none() && may_tick && !is_over && core.state.take_tick() {
+                if W::TICKS > 0
+                    && line.closed.is_none()
+                    && (may_tick || line.len == 0)
+                    && !is_over
+                    && core.state.take_tick()
+                {
                     return Next::Tick;
                 }
                 if W::CONCURRENT.is_some()
@@ -582,13 +601,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             }
             Poll::Ready(Ok(_)) if served.method.is_hook() => {
                 self.core.tick_ended(served);
-                self.drain(None)
+                self.drain(None, Turn { is_used: false, may_tick: false })
             }
             Poll::Ready(Ok(response)) => {
                 self.core.count_reply();
                 self.core.took(since.elapsed());
                 let finished = response.and_then(|response| self.core.finished(slot, served, response));
-                self.drain(finished)
+                self.drain(finished, Turn { is_used: true, may_tick: true })
             }
         }
     }

@@ -606,16 +606,22 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// Judges those anew that wait for any of many readers, which all have to leave now. Fails
     /// those that would wait for themselves.
     pub(in crate::mailbox) fn need_all(&mut self, deferred: &mut Deferred<Rq>) {
+        let mut refused = Vec::new();
         let mut place = self.first;
         while let Some(slot) = place.get() {
             place = self.slots.entry(slot).next;
             let Some(edge) = self.slots[slot].edge.take() else { continue };
             match deadlock::need_all(edge) {
                 Ok(edge) => self.slots[slot].edge = edge,
-                Err(cycle) => {
-                    self.count().refused += 1;
-                    self.fail_queued(slot, SendReason::WouldDeadlock(cycle), deferred);
-                }
+                Err(cycle) => refused.push((slot, cycle)),
+            }
+        }
+        // Not on the way: one that leaves lets others in, and a permit that is granted leaves too.
+        for (slot, cycle) in refused {
+            // A wait for a permit may have been granted by now.
+            if matches!(self.slots[slot].stage, Stage::Queued(_)) {
+                self.count().refused += 1;
+                self.fail_queued(slot, SendReason::WouldDeadlock(cycle), deferred);
             }
         }
     }

@@ -242,8 +242,10 @@ impl<W: Dispatch> Core<W> {
     /// Returns what a reader needs that is queued, or a request that waits for room: that any
     /// reader leaves, unless something is before it that runs alone.
     fn need_of_reader(&self, line: &LineOf<W>) -> Need {
-        let is_behind_readers_only =
-            !self.state.is_exclusive() && !line.any_queued(|request| !shares::<W>(W::method(request)));
+        let is_tick_due = W::TICKS > 0 && line.closed.is_none() && self.state.has_tick();
+        let is_behind_readers_only = !is_tick_due
+            && !self.state.is_exclusive()
+            && !line.any_queued(|request| !shares::<W>(W::method(request)));
         if is_behind_readers_only { Need::AnyOf(self.concurrent().0.limit) } else { Need::All }
     }
 
@@ -357,8 +359,8 @@ impl<'a, W: Dispatch> Reading<'a, W> {
                 leave_seat(self.core, &place);
                 Ran::Replied
             }
+            // The seat is not given back: nothing runs on that worker any more.
             Err(payload) => {
-                leave_seat(self.core, &place);
                 // SAFETY: as above.
                 if let Err(second) = panics::catch(|| unsafe { place.storage.drop_future() }) {
                     panics::discard(second);
@@ -387,6 +389,8 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             }
             Err(payload) => {
                 deadlock::handler_finished(place.id());
+                // Not given back: nothing runs on that worker any more.
+                place.seat.set(None);
                 drop_future(self.core, &place);
                 readers.give_back(place);
                 Ran::Panicked(payload)

@@ -1,4 +1,5 @@
-//! Starts the readers at the front of the queue: what the service's task does while there are readers.
+//! Starts the readers at the front of the queue: what the service's task does while there are
+//! readers.
 //!
 //! All at the front are started in one step, under the lock: each is counted, and leaves the queue.
 //! So the next reader that comes need not queue, if nothing else is queued. They begin after that,
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use tokio::time::Instant as Deadline;
 
-use super::super::owner::{Owner, Released, Timed};
+use super::super::owner::{Owner, Released, Timed, Turn};
 use super::super::state::{BlockedBy, Found, Share, TaskClaim};
 use super::super::{Core, ParkedCall};
 use super::task::{begin, park, spawn};
@@ -120,7 +121,7 @@ pub(in super::super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
                     let (message, payload) = core.concurrent().0.take_panic().expect("a reader has panicked");
                     owner.worker_panicked(message, payload)
                 } else {
-                    owner.drain(None)
+                    owner.drain(None, Turn::new::<W>())
                 };
                 match released {
                     Released::Shared => {}

@@ -138,6 +138,10 @@ impl<W: Dispatch> ReaderTask<W> {
         deadlock::handler_suspended();
         let place = self.place.take().expect("a reader that ends has a place");
         deadlock::clear(place.id());
+        if ended.is_err() {
+            // The seat is not given back: nothing runs on that worker any more.
+            place.seat.set(None);
+        }
         // Also after a panic, and before the call is told.
         drop_future(&core, &place);
         match ended {
