@@ -149,12 +149,12 @@ impl Dispatch for Worker {
     }
 }
 
-/// Tries every interleaving with at most this many preemptions, or the first 50,000 of them: a
+/// Tries every interleaving with at most this many preemptions, or the first 20,000 of them: a
 /// model with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
-    builder.max_permutations = Some(50_000);
+    builder.max_permutations = Some(20_000);
     builder.check(check);
 }
 
