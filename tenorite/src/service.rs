@@ -19,6 +19,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
@@ -526,6 +527,8 @@ where
         if self.options.drain_limit.is_some() {
             timer::assert_enabled("a service with a `drain_limit`");
         }
+        // Here, where the panic of a missing runtime still points at the line that starts the service.
+        drop(Handle::current());
         let Self { timeout, options, .. } = self;
         let mut started = None;
         // Whatever `inline` was set to later: no handler leaves the thread.
