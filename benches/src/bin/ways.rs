@@ -24,6 +24,7 @@ fn map() -> Map {
 
 mod plain {
     use super::*;
+    #[derive(Clone)]
     pub struct Plain(pub Map);
 
     #[tenorite::service]
