@@ -527,7 +527,8 @@ where
         if self.options.drain_limit.is_some() {
             timer::assert_enabled("a service with a `drain_limit`");
         }
-        // Here, where the panic of a missing runtime still points at the line that starts the service.
+        // Here, where the panic of a missing runtime still points at the line that starts the
+        // service.
         drop(Handle::current());
         let Self { timeout, options, .. } = self;
         let mut started = None;
