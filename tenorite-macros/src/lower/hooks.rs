@@ -68,6 +68,11 @@ pub(super) fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) ->
     Some(Init { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), config, output })
 }
 
+/// Whether a hook's first input is its worker, by reference.
+fn borrows_worker(input: Option<&FnArg>) -> bool {
+    matches!(input, Some(FnArg::Receiver(receiver)) if matches!(receiver.kind, ReceiverKind::Reference(..)))
+}
+
 /// Lowers `#[service(on_start)]` and `#[service(on_stop)]`.
 pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Option<Hook> {
     if !plain_hook(function, errors) {
@@ -75,9 +80,7 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
     }
     let signature = &function.sig;
     let mut inputs = signature.inputs.iter();
-    let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
-        if matches!(receiver.kind, ReceiverKind::Reference(..)));
-    if !borrows {
+    if !borrows_worker(inputs.next()) {
         errors.at(&signature.ident, "a hook must take `&mut self`");
         return None;
     }
@@ -106,9 +109,7 @@ pub(super) fn tick(function: &ImplItemFn, every: &Expr, at_start: bool, errors: 
     }
     let signature = &function.sig;
     let mut inputs = signature.inputs.iter();
-    let borrows = matches!(inputs.next(), Some(FnArg::Receiver(receiver))
-        if matches!(receiver.kind, ReceiverKind::Reference(..)));
-    if !borrows {
+    if !borrows_worker(inputs.next()) {
         errors.at(&signature.ident, "the service calls this method on its worker: take `&mut self`");
         return None;
     }

@@ -273,7 +273,7 @@ async fn a_permit_that_waits_behind_a_reader_that_is_refused_is_granted() {
     assert_eq!(within(mirror.get()).await, Ok(7));
 }
 
-/// A writer's cast that is refused leaves nobody behind it that waits.
+/// A refused cast of a writer does not leave the reads behind it waiting.
 #[tokio::test]
 async fn a_cast_that_is_refused_blocks_no_reader() {
     let Mirrored { mirror, .. } = mirror(8, 1, None);
