@@ -349,6 +349,9 @@ fn a_runtime_that_shuts_down_ends_all_of_them() {
     });
     drop(runtime);
     assert!(call.join().unwrap().is_err());
+    // The end is reported by a thread that outlives the runtime, so it is waited for.
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    other.block_on(async { within(shelf.stopped()).await });
     assert!(shelf.is_stopped());
 }
 
