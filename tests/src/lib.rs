@@ -56,6 +56,24 @@ pub fn poll_counted<F: Future + Unpin>(future: &mut F) -> (Poll<F::Output>, Arc<
     (poll, woken)
 }
 
+/// Polls a future that must be ready, and takes its outcome.
+///
+/// A call that is ready may yield once to its task's other branches, and then wakes its task: after
+/// many calls, or when the machine is slow. So a future that was woken by its own poll is polled
+/// once more.
+///
+/// # Panics
+///
+/// Panics if the future is not ready.
+#[track_caller]
+pub fn ready_now<F: Future + Unpin>(future: &mut F) -> F::Output {
+    match poll_counted(future) {
+        (Poll::Ready(outcome), _) => outcome,
+        (Poll::Pending, woken) if woken.count() > 0 => ready(poll_once(future)),
+        (Poll::Pending, _) => panic!("it should be ready"),
+    }
+}
+
 /// Takes the outcome of a future that must be ready.
 ///
 /// # Panics

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tenorite::prelude::*;
-use tenorite_tests::{poll_counted, poll_once, ready};
+use tenorite_tests::{poll_counted, poll_once, ready_now};
 
 use crate::support::{ALL, Kind, ProbeRequest, ProbeResponse, QUEUED};
 
@@ -44,10 +44,10 @@ async fn requests_run_in_the_order_of_their_first_polls() {
         watch.release(1);
         assert_eq!(fourth.await, Ok(4));
         assert_eq!(watch.started(), [0, 1, 2, 3, 4], "{kind:?}");
-        assert_eq!(ready(poll_once(&mut first)), Ok(1));
-        assert!(matches!(ready(poll_once(&mut second)), Ok(ProbeResponse::Note(2))));
-        assert_eq!(ready(poll_once(&mut third)), Ok(3));
-        assert_eq!(ready(poll_once(&mut held)), Ok(0));
+        assert_eq!(ready_now(&mut first), Ok(1));
+        assert!(matches!(ready_now(&mut second), Ok(ProbeResponse::Note(2))));
+        assert_eq!(ready_now(&mut third), Ok(3));
+        assert_eq!(ready_now(&mut held), Ok(0));
     }
 }
 
@@ -65,7 +65,7 @@ async fn a_call_is_woken_once_by_its_reply() {
         while woken.count() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(ready(poll_once(&mut call)), Ok(1));
+        assert_eq!(ready_now(&mut call), Ok(1));
         assert_eq!(woken.count(), 1, "{kind:?}");
     }
 }
@@ -138,14 +138,14 @@ async fn no_wait_fails_at_once_when_full() {
         assert!(poll_once(&mut queued).is_pending());
 
         let full = Err(TenoriteError::SendFailure(SendReason::Full));
-        assert_eq!(ready(poll_once(&mut caller.note(2).no_wait())), full);
+        assert_eq!(ready_now(&mut caller.note(2).no_wait()), full);
         assert!(full.as_ref().is_err_and(TenoriteError::is_retryable));
 
         // It does not overtake those who wait for room, even when there is some again.
         let mut waiting = caller.note(3);
         assert!(poll_once(&mut waiting).is_pending());
         drop(queued);
-        assert_eq!(ready(poll_once(&mut caller.note(4).no_wait())), full);
+        assert_eq!(ready_now(&mut caller.note(4).no_wait()), full);
 
         watch.release(1);
         assert_eq!(waiting.await, Ok(3));
@@ -168,7 +168,7 @@ async fn no_wait_still_waits_for_its_reply() {
 async fn a_cast_ends_when_it_is_accepted() {
     for kind in ALL {
         let (caller, watch) = kind.caller();
-        assert_eq!(ready(poll_once(&mut caller.hold(1).cast())), Ok(()), "{kind:?}");
+        assert_eq!(ready_now(&mut caller.hold(1).cast()), Ok(()), "{kind:?}");
         watch.until_started(1).await;
         watch.release(1);
         watch.until_finished(1).await;
@@ -203,7 +203,7 @@ async fn a_cast_that_was_accepted_unseen_runs() {
         watch.release(1);
         watch.until_finished(3).await;
         drop(never_seen);
-        assert_eq!(ready(poll_once(&mut seen_late)), Ok(()));
+        assert_eq!(ready_now(&mut seen_late), Ok(()));
         assert_eq!(watch.started(), [0, 1, 2, 3], "{kind:?}");
     }
 }

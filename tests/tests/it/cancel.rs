@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 
 use crate::support::{ALL, Cargo, Kind, QUEUED};
 
@@ -111,8 +111,8 @@ async fn a_parked_call_holds_up_nobody() {
             [0, 1, 2, 3, 4, 5, 6, 7],
             "the parked requests themselves had their turn"
         );
-        assert_eq!(ready(poll_once(&mut parked)), Ok(2));
-        assert_eq!(ready(poll_once(&mut parked_cast)), Ok(()));
+        assert_eq!(ready_now(&mut parked), Ok(2));
+        assert_eq!(ready_now(&mut parked_cast), Ok(()));
     }
 }
 

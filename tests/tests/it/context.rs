@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{Inline, context};
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -339,7 +339,7 @@ async fn a_call_that_is_over_at_once_sets_no_timer() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (_task, inner) = InnerService.start_task(8, Inner);
-            assert!(ready(poll_once(&mut inner.look().timeout(SECOND))).unwrap().2.is_some());
+            assert!(ready_now(&mut inner.look().timeout(SECOND)).unwrap().2.is_some());
         });
     })
     .join()

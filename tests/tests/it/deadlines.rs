@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tenorite::Reply;
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::time::Instant;
 
 use crate::support::{ALL, ByHandService, Cargo, Kind, Probe, ProbeService, QUEUED, Watch};
@@ -35,7 +35,7 @@ async fn expired_before_its_turn_it_never_runs() {
         tokio::time::advance(SECOND * 2).await;
         watch.release(1);
         assert_eq!(caller.note(9).await, Ok(9));
-        assert_eq!(ready(poll_once(&mut parked)), Err(EXPIRED));
+        assert_eq!(ready_now(&mut parked), Err(EXPIRED));
         assert_eq!(watch.started(), [0, 9], "{kind:?}");
         assert_eq!(caller.stats().skipped, 4);
     }
@@ -62,7 +62,7 @@ async fn expired_while_it_runs_the_handler_finishes() {
 async fn a_limit_of_zero_has_passed_before_the_start() {
     for kind in ALL {
         let (caller, watch) = kind.caller();
-        assert_eq!(ready(poll_once(&mut caller.note(1).timeout(Duration::ZERO))), Err(EXPIRED), "{kind:?}");
+        assert_eq!(ready_now(&mut caller.note(1).timeout(Duration::ZERO)), Err(EXPIRED), "{kind:?}");
         assert_eq!(caller.note(2).timeout(Duration::ZERO).try_cast(), Err(EXPIRED));
         assert!(watch.started().is_empty());
         assert_eq!(caller.stats().skipped, 2, "{kind:?}");
@@ -183,7 +183,7 @@ async fn the_time_counts_from_the_first_poll_whatever_happens_in_it() {
     }
     let (task, caller) = SlowService.start_task(4, Slow);
     let mut call = caller.compute_and_wait().timeout(Duration::from_millis(10));
-    assert_eq!(ready(poll_once(&mut call)), Err(LATE));
+    assert_eq!(ready_now(&mut call), Err(LATE));
     task.abort();
 }
 
@@ -308,6 +308,6 @@ fn a_call_is_judged_by_the_clock_of_its_service() {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     ahead.block_on(async {
         tokio::time::advance(SECOND * 3_600).await;
-        assert_eq!(ready(poll_once(&mut caller.note(1).timeout(SECOND * 60))), Ok(1));
+        assert_eq!(ready_now(&mut caller.note(1).timeout(SECOND * 60)), Ok(1));
     });
 }

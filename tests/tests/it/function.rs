@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenorite::StopReason;
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::sync::Semaphore;
 
 use crate::support::{Kind, ProbeCaller, ProbeRequest, ProbeResponse};
@@ -13,7 +13,7 @@ use crate::support::{Kind, ProbeCaller, ProbeRequest, ProbeResponse};
 #[tokio::test]
 async fn a_ready_closure_is_ready_at_the_first_poll() {
     let (caller, _watch) = Kind::Function.caller();
-    assert_eq!(ready(poll_once(&mut caller.note(1))), Ok(1));
+    assert_eq!(ready_now(&mut caller.note(1)), Ok(1));
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn stopped_waits_for_what_is_in_flight() {
     assert_eq!(caller.note(2).await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
     watch.release(1);
     assert_eq!(caller.stopped().await, StopReason::Requested);
-    assert_eq!(ready(poll_once(&mut running)), Ok(1), "and the call has ended by then");
+    assert_eq!(ready_now(&mut running), Ok(1), "and the call has ended by then");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ fn a_runtime_that_shuts_down_answers_what_it_was_running() {
     let mut call = caller.send_request(1);
     runtime.block_on(async { assert!(poll_once(&mut call).is_pending()) });
     drop(runtime);
-    assert_eq!(ready(poll_once(&mut call)), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+    assert_eq!(ready_now(&mut call), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
     caller.stop();
     assert!(caller.is_stopped());
 }

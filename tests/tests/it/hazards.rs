@@ -11,7 +11,7 @@ use std::thread;
 
 use tenorite::prelude::*;
 use tenorite::{Inline, StopReason};
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -810,5 +810,5 @@ async fn a_caller_that_panics_beside_its_call_harms_nobody() {
         panic!("the caller's own");
     }));
     assert!(unwound.is_err());
-    let _ = ready(poll_once(&mut caller.fine().no_wait().cast()));
+    let _ = ready_now(&mut caller.fine().no_wait().cast());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{FetchReason, Reply};
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 
 #[derive(Default)]
 struct Queue {
@@ -121,7 +121,7 @@ async fn jobs_and_callers_are_served_first_come_first_served() {
             queue.add(job).await.unwrap();
         }
         for (call, job) in waiting.iter_mut().zip(["five", "six", "seven"]) {
-            assert_eq!(ready(poll_once(call)).unwrap(), job, "{inline:?}");
+            assert_eq!(ready_now(call).unwrap(), job, "{inline:?}");
         }
         drop(waiting);
         assert_eq!(left(task, queue).await, (1, 0), "{inline:?}");

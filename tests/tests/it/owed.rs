@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{Inline, Reply, Restart, StopReason};
-use tenorite_tests::{poll_counted, poll_once, ready};
+use tenorite_tests::{poll_counted, poll_once, ready_now};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -379,7 +379,7 @@ async fn a_handle_that_is_kept_and_never_awaited_holds_up_no_call() {
     assert!(poll_once(&mut call).is_pending());
     caller.stop();
     caller.stopped().await;
-    assert_eq!(ready(poll_once(&mut call)), Err(STOPPED));
+    assert_eq!(ready_now(&mut call), Err(STOPPED));
 }
 
 /// There is no worker to do the waiting when the stop comes.

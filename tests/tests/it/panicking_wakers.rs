@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tenorite::StopReason;
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready, ready_now};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -118,7 +118,7 @@ fn a_bad_waker_and_a_closure_that_panics_do_not_meet() {
     caller.stop();
     go.store(true, Ordering::SeqCst);
     let panicked = TenoriteError::FetchFailure(FetchReason::Panicked("closure".into()));
-    assert_eq!(ready(poll_once(&mut call)), Err(panicked));
+    assert_eq!(ready_now(&mut call), Err(panicked));
     assert!(caller.is_stopped());
 }
 
@@ -203,7 +203,7 @@ fn a_runtime_dropped_by_a_thread_that_unwinds_has_not_made_the_handlers_panic() 
         }));
         assert!(unwound.is_err());
         let reason = if kind == Kind::ByHand { FetchReason::Unanswered } else { FetchReason::Stopped };
-        assert_eq!(ready(poll_once(&mut call)), Err(TenoriteError::FetchFailure(reason)), "{kind:?}");
+        assert_eq!(ready_now(&mut call), Err(TenoriteError::FetchFailure(reason)), "{kind:?}");
     }
 }
 

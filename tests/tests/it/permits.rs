@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tenorite::prelude::*;
-use tenorite_tests::{poll_counted, poll_once, ready};
+use tenorite_tests::{poll_counted, poll_once, ready_now};
 
 use crate::support::{ALL, Kind, ProbeCaller, QUEUED};
 
@@ -56,7 +56,7 @@ async fn a_permit_is_waited_for_in_the_line() {
         while woken.count() == 0 {
             tokio::task::yield_now().await;
         }
-        let permit = ready(poll_once(&mut reserve)).unwrap();
+        let permit = ready_now(&mut reserve).unwrap();
         // The worker has nothing to do, and the whole backlog is kept: who waits for room is served all the same.
         assert_eq!(after.await, Ok(3), "{kind:?}");
         assert_eq!(
@@ -75,7 +75,7 @@ async fn a_permit_that_is_dropped_makes_room() {
         let mut waiting = caller.note(1).cast();
         assert!(poll_once(&mut waiting).is_pending());
         drop(permit);
-        assert_eq!(ready(poll_once(&mut waiting)), Ok(()), "{kind:?}");
+        assert_eq!(ready_now(&mut waiting), Ok(()), "{kind:?}");
         watch.release(1);
     }
 }
@@ -120,7 +120,7 @@ async fn a_permit_that_is_forgotten_holds_up_no_stop() {
         };
         assert!(poll_once(&mut waiting).is_pending());
         caller.stop();
-        assert_eq!(ready(poll_once(&mut waiting)).err(), Some(STOPPED));
+        assert_eq!(ready_now(&mut waiting).err(), Some(STOPPED));
         task.await.unwrap();
         assert_eq!(caller.stats().reserved, 0, "they are void");
         assert_eq!(permit.call(|caller| caller.note(1)).await, Err(STOPPED), "{kind:?}");
@@ -276,7 +276,7 @@ async fn an_owned_permit_that_is_not_used_is_given_back() {
         let mut waiting = caller.note(1).cast();
         assert!(poll_once(&mut waiting).is_pending());
         drop(permit);
-        assert_eq!(ready(poll_once(&mut waiting)), Ok(()), "{kind:?}");
+        assert_eq!(ready_now(&mut waiting), Ok(()), "{kind:?}");
         watch.release(1);
         watch.until_finished(1).await;
         // One whose call is dropped before it is polled, and one whose call goes elsewhere.

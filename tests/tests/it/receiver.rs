@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tenorite::Client;
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::oneshot;
 
@@ -58,7 +58,7 @@ async fn recv_yields_in_order_and_ends_when_the_callers_are_gone() {
     }
     assert!(!inbox.is_closed(), "owned calls are callers");
     for (call, n) in calls.iter_mut().zip([1, 2, 3]) {
-        assert_eq!(ready(poll_once(call)), Ok(n));
+        assert_eq!(ready_now(call), Ok(n));
     }
     drop(calls);
     assert!(inbox.is_closed());
@@ -167,7 +167,7 @@ async fn closing_fails_who_waits_for_room_and_keeps_what_was_accepted() {
     assert!(poll_once(&mut waiting).is_pending());
     inbox.close();
     let stopped = Err(TenoriteError::SendFailure(SendReason::Stopped));
-    assert_eq!(ready(poll_once(&mut waiting)), stopped);
+    assert_eq!(ready_now(&mut waiting), stopped);
     assert_eq!(caller.send_request(3).await, stopped);
     let request = inbox.recv().await.unwrap();
     send(request.client, 1);
@@ -184,7 +184,7 @@ async fn dropping_the_receiver_fails_what_it_held_and_not_what_it_gave_out() {
     assert!(poll_once(&mut queued).is_pending());
     let request = inbox.recv().await.unwrap();
     drop(inbox);
-    assert_eq!(ready(poll_once(&mut queued)), Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    assert_eq!(ready_now(&mut queued), Err(TenoriteError::SendFailure(SendReason::Stopped)));
     assert!(poll_once(&mut received).is_pending());
     send(request.client, 7);
     assert_eq!(received.await, Ok(7));
@@ -229,11 +229,7 @@ async fn answers_of_both_kinds_and_none_at_all() {
     let mut call = caller.send_request(2);
     assert!(poll_once(&mut call).is_pending());
     drop(inbox.recv().await.unwrap());
-    assert_eq!(
-        ready(poll_once(&mut call)),
-        Err(TenoriteError::FetchFailure(FetchReason::Unanswered)),
-        "at once"
-    );
+    assert_eq!(ready_now(&mut call), Err(TenoriteError::FetchFailure(FetchReason::Unanswered)), "at once");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{Report, Restart, Status, StatusWatch, StopReason, Strategy, Supervisor};
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -19,13 +19,13 @@ async fn assert_silent(early: StatusWatch, late: StatusWatch, reason: &StopReaso
         let mut told = watch.clone();
         // What has not been looked at is still told, and nothing after it.
         let mut last = None;
-        while let Some(status) = ready(poll_once(&mut Box::pin(told.changed()))) {
+        while let Some(status) = ready_now(&mut Box::pin(told.changed())) {
             last = Some(status);
         }
         assert!(last.is_none_or(|status| status == Status::Stopped), "{what}: {last:?}");
         let running = |status: &Status| *status == Status::Running;
-        assert_eq!(ready(poll_once(&mut Box::pin(told.wait_for(running)))), None, "{what}");
-        assert_eq!(ready(poll_once(&mut Box::pin(watch.wait_for(running)))), None, "{what}");
+        assert_eq!(ready_now(&mut Box::pin(told.wait_for(running))), None, "{what}");
+        assert_eq!(ready_now(&mut Box::pin(watch.wait_for(running))), None, "{what}");
         let stopped = |status: &Status| *status == Status::Stopped;
         assert_eq!(watch.wait_for(stopped).await, Some(Status::Stopped), "{what}");
         assert_eq!((watch.get(), watch.reason().as_ref()), (Status::Stopped, Some(reason)), "{what}");
@@ -138,7 +138,7 @@ async fn a_closure_is_running_from_the_first() {
         let mut watch = caller.watch();
         assert_eq!((caller.status(), watch.get()), (Status::Running, Status::Running));
         let running = |status: &Status| *status == Status::Running;
-        assert_eq!(ready(poll_once(&mut Box::pin(watch.wait_for(running)))), Some(Status::Running));
+        assert_eq!(ready_now(&mut Box::pin(watch.wait_for(running))), Some(Status::Running));
         caller.stop();
         assert_eq!(watch.changed().await, Some(Status::Stopped));
     }

@@ -2,7 +2,7 @@
 
 use tenorite::StopReason;
 use tenorite::prelude::*;
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 
 use crate::support::{ALL, Kind, ON_TASKS, Probe, QUEUED, Watch};
 
@@ -44,9 +44,9 @@ async fn stop_shuts_the_door_and_drains() {
 
         // Who waited for room is told at once, and so is who comes now.
         for call in &mut waiting {
-            assert_eq!(ready(poll_once(call)), Err(STOPPED), "{kind:?}");
+            assert_eq!(ready_now(call), Err(STOPPED), "{kind:?}");
         }
-        assert_eq!(ready(poll_once(&mut caller.note(5))), Err(STOPPED));
+        assert_eq!(ready_now(&mut caller.note(5)), Err(STOPPED));
         assert!(!STOPPED.is_retryable());
 
         watch.release(1);
@@ -173,8 +173,8 @@ fn a_runtime_that_shuts_down_answers_everybody() {
             }
             drop(runtime);
             assert!(matches!(running.blocking_outcome(), Err(TenoriteError::FetchFailure(_))), "{kind:?}");
-            assert_eq!(ready(poll_once(&mut accepted)), Err(STOPPED));
-            assert_eq!(ready(poll_once(&mut waiting)), Err(STOPPED));
+            assert_eq!(ready_now(&mut accepted), Err(STOPPED));
+            assert_eq!(ready_now(&mut waiting), Err(STOPPED));
             assert_eq!(blocked.join().unwrap(), Err(STOPPED));
             assert_eq!(caller.note(4).blocking(), Err(STOPPED));
             assert!(caller.is_stopped());
@@ -185,7 +185,7 @@ fn a_runtime_that_shuts_down_answers_everybody() {
 
 trait BlockingOutcome: Future + Unpin + Sized {
     fn blocking_outcome(mut self) -> Self::Output {
-        ready(poll_once(&mut self))
+        ready_now(&mut self)
     }
 }
 
@@ -199,7 +199,7 @@ fn a_service_started_on_a_dead_runtime_is_stopped() {
     for kind in QUEUED {
         let _entered = handle.enter();
         let (task, caller, watch) = kind.start(1);
-        assert_eq!(ready(poll_once(&mut caller.note(1))), Err(STOPPED), "{kind:?}");
+        assert_eq!(ready_now(&mut caller.note(1)), Err(STOPPED), "{kind:?}");
         assert!(task.is_finished() && caller.is_stopped());
         assert_eq!(watch.worker_drops(), 1);
     }

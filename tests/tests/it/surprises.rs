@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tenorite::prelude::*;
 use tenorite::{Inline, StopReason};
-use tenorite_tests::{poll_once, ready};
+use tenorite_tests::{poll_once, ready_now};
 
 use crate::support::{QUEUED, current_thread, multi_thread};
 
@@ -178,11 +178,11 @@ async fn s11_a_cast_never_runs_its_handler_on_its_senders_thread() {
     for kind in QUEUED {
         let (_task, caller, watch) = kind.start(4);
         // With a permit first, while the service is idle.
-        let permit = ready(poll_once(&mut caller.reserve())).unwrap();
-        ready(poll_once(&mut permit.call(|caller| caller.note(1)).cast())).unwrap();
+        let permit = ready_now(&mut caller.reserve()).unwrap();
+        ready_now(&mut permit.call(|caller| caller.note(1)).cast()).unwrap();
         assert!(watch.started().is_empty(), "{kind:?}");
         watch.until_finished(1).await;
-        ready(poll_once(&mut caller.note(2).cast())).unwrap();
+        ready_now(&mut caller.note(2).cast()).unwrap();
         caller.note(3).try_cast().unwrap();
         assert_eq!(watch.started(), [1], "{kind:?}");
         watch.until_finished(3).await;
