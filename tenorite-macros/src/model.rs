@@ -66,6 +66,8 @@ pub(crate) struct Tick {
     pub(crate) period: Period,
     /// Whether it is called for the first time at once.
     pub(crate) at_start: bool,
+    /// The type of its `SelfCaller`, if it takes one.
+    pub(crate) takes_self: Option<Type>,
 }
 
 pub(crate) enum Period {
@@ -90,6 +92,8 @@ pub(crate) struct Hook {
     pub(crate) is_async: bool,
     /// Whether it takes the stop reason.
     pub(crate) takes_reason: bool,
+    /// The type of its `SelfCaller`, if it takes one.
+    pub(crate) takes_self: Option<Type>,
 }
 
 /// A method that callers can call.
@@ -109,6 +113,8 @@ pub(crate) struct Method {
     pub(crate) all_shards: Option<Path>,
     /// The index at which it takes a `Reply`, if it answers with one.
     pub(crate) reply_at: Option<usize>,
+    /// Where it takes a `SelfCaller`, if it does.
+    pub(crate) self_at: Option<SelfArgument>,
     pub(crate) reply: Reply,
     pub(crate) docs: Vec<Attribute>,
     /// Copied to everything that is derived from the method.
@@ -132,6 +138,13 @@ impl Method {
     pub(crate) fn shares(&self) -> bool {
         self.reads && self.reply_at.is_none()
     }
+}
+
+/// An argument that is the worker's own caller.
+pub(crate) struct SelfArgument {
+    /// Its index, behind the receiver.
+    pub(crate) at: usize,
+    pub(crate) ty: Type,
 }
 
 pub(crate) struct Arg {

@@ -70,11 +70,21 @@ pub(crate) fn result_arguments(ty: &Type) -> Option<(&Type, &Type)> {
 
 /// Returns the type of the answer that a `Reply<T>` takes. Any type named `Reply` counts.
 pub(crate) fn reply_argument(ty: &Type) -> Option<Type> {
+    argument_of("Reply", ty)
+}
+
+/// Returns whether this is a `SelfCaller<C>`. Any type named `SelfCaller` counts.
+pub(crate) fn is_self_caller(ty: &Type) -> bool {
+    argument_of("SelfCaller", ty).is_some()
+}
+
+/// Returns the only argument of a type with this name.
+fn argument_of(name: &str, ty: &Type) -> Option<Type> {
     let last = plain_path(ty)?.segments.last()?;
     let PathArguments::AngleBracketed(AngleBracketedGenericArguments { args, .. }) = &last.arguments else {
         return None;
     };
-    match (last.ident == "Reply", args.first()?, args.len()) {
+    match (last.ident == name, args.first()?, args.len()) {
         (true, GenericArgument::Type(answer), 1) => Some(answer.clone()),
         _ => None,
     }

@@ -134,6 +134,18 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
         true
     }
 
+    /// Takes the request of a new call to `mailbox`, and its limit.
+    pub(crate) fn into_request(mut self, mailbox: &Arc<dyn Mailbox<Rq, Rs, Er>>) -> Option<(Rq, Limit)> {
+        let limit = self.ticket.state.terms.limit;
+        if !self.redeem(mailbox) {
+            return None;
+        }
+        match self.ticket.state.take() {
+            Phase::Permitted(request) => Some((request, limit)),
+            _ => unreachable!("it was redeemed a line ago"),
+        }
+    }
+
     /// Limits the whole call: waiting for capacity, waiting for its turn, running and replying.
     ///
     /// The time counts from the first poll. This limit replaces the caller's default, whether it is

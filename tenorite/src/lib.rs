@@ -85,12 +85,13 @@ mod handler;
 mod budget;
 mod reply;
 mod phase;
-// With `mailbox::cell`, the only module with unsafe code.
+// With `handler::stack` and `mailbox::cell`, the only module with unsafe code.
 #[allow(unsafe_code)]
 mod dispatch;
 mod mailbox;
 mod call;
 mod caller;
+mod self_caller;
 mod receiver;
 mod worker;
 mod sharded;
@@ -140,6 +141,8 @@ pub use registry::Registry;
 pub use reply::{Client, Reply, TenoriteRequest};
 #[doc(inline)]
 pub use restart::Restart;
+#[doc(inline)]
+pub use self_caller::{DelayedCall, SelfCaller};
 #[doc(inline)]
 pub use service::{Builder, Restarting, TenoriteService};
 #[doc(inline)]
@@ -220,7 +223,8 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 ///   The period may also be an expression of a `Duration`, such as `every = self.period`. With
 ///   `at_start` the first call comes at once.
 ///
-/// A method that takes a [`Reply`] answers through it, and not through what the method returns.
+/// A method that takes a [`Reply`] answers through it, and not through what the method returns. A
+/// method that takes a [`SelfCaller`] is given the worker's own caller.
 ///
 /// Each block is one service, and a type has only one such block.
 ///

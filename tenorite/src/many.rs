@@ -185,27 +185,43 @@ where
         let status = Arc::new(StatusCell::new(names::of_type::<W>));
         status.set_name(builder.own_name(), Arc::as_ptr(&status).addr());
         let mut members = Vec::with_capacity(shards);
-        let mut mailboxes = Vec::with_capacity(shards);
-        for shard in 0..shards {
-            let decider =
-                policy.clone().map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
-            // Its own, so that a shard whose worker takes long to be made holds up no other.
-            let mut make = make.clone();
-            let can_restart = decider.is_some();
-            let configs = move |_: &TenoriteCaller<W::Request, W::Response, W::Error>| {
-                let first = make(shard);
-                let again = move || make(shard);
-                Configs { first, make_config: can_restart.then(|| Box::new(again) as Box<_>) }
-            };
-            let (task, caller) =
-                builder.of_shard::<TenoriteCaller<_, _, _>>(shard).launch(backlog, decider, configs);
-            let watch = caller.watch();
-            let mailbox = caller.into_mailbox();
-            let weak = Arc::downgrade(&mailbox);
-            mailboxes.push(mailbox);
-            members.push(Member { task: Some(task), output: None, watch, mailbox: weak, has_ended: false });
-        }
-        let mailbox = Arc::new(ShardsMailbox::new(mailboxes, routes, Arc::clone(&status)));
+        // The router's address is known to the shards before it is made of them.
+        let mailbox = Arc::new_cyclic(|router: &Weak<ShardsMailbox<_, _, _>>| {
+            let mut mailboxes = Vec::with_capacity(shards);
+            for shard in 0..shards {
+                let decider =
+                    policy.clone().map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
+                // Its own, so that a shard whose worker takes long to be made holds up no other.
+                let mut make = make.clone();
+                let can_restart = decider.is_some();
+                let configs = move || {
+                    let first = make(shard);
+                    let again = move || make(shard);
+                    Configs { first, make_config: can_restart.then(|| Box::new(again) as Box<_>) }
+                };
+                let router: Weak<dyn Mailbox<_, _, _>> = Weak::<ShardsMailbox<_, _, _>>::clone(router);
+                let builder = builder.of_shard::<TenoriteCaller<_, _, _>>(shard);
+                let (task, caller) =
+                    builder.launch_as(backlog, decider, Some((router, timeout)), |start, register| {
+                        W::__start(start, |caller| {
+                            register(caller);
+                            configs()
+                        })
+                    });
+                let watch = caller.watch();
+                let mailbox = caller.into_mailbox();
+                let weak = Arc::downgrade(&mailbox);
+                mailboxes.push(mailbox);
+                members.push(Member {
+                    task: Some(task),
+                    output: None,
+                    watch,
+                    mailbox: weak,
+                    has_ended: false,
+                });
+            }
+            ShardsMailbox::new(mailboxes, routes, Arc::clone(&status))
+        });
         let caller = C::from(TenoriteCaller::new(mailbox, timeout));
         let mut group = Group { members, status, reason: None };
         group.follow();
@@ -349,7 +365,7 @@ where
             "a pool does not run on a thread of its own: for a thread each, use `shards` with `any_shard`"
         );
         let decider = policy.map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
-        builder.launch_as(backlog, decider, |start, register| {
+        builder.launch_as(backlog, decider, None, |start, register| {
             W::__start_pool(start, workers, |caller| {
                 register(caller);
                 Box::new(make)

@@ -19,6 +19,7 @@ pub use crate::call::Answer;
 pub use crate::dispatch::job::{Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
 pub use crate::dispatch::{Concurrent, Dispatch, Opened, Period, SharedDispatch};
+pub use crate::handler::link::SelfLink;
 pub use crate::handler::method::Method;
 pub use crate::mailbox::cell::MakeConfig;
 pub use crate::sharded::shard_of;
@@ -53,7 +54,7 @@ pub fn serve<W: Dispatch<Config: Send, Output: Send>>(
                 Err(output) => return output,
             },
         };
-        worker.begin().await;
+        worker.begin(SelfLink::detached()).await;
         while let Some(TenoriteRequest { request, mut client }) = receiver.recv().await {
             if !W::method(&request).answers_later() {
                 // If this future is dropped here, the service was aborted while the request ran.

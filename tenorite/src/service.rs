@@ -16,7 +16,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::dispatch::ConcurrentWorker;
+use crate::mailbox::Mailbox;
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::names;
@@ -127,7 +128,8 @@ pub trait TenoriteService<
     /// Works like [`start_task`](Self::start_task), for a worker that needs its own caller.
     ///
     /// `make` is given a weak caller, so that the worker does not keep itself alive. It is called
-    /// at once, on this thread.
+    /// at once, on this thread. For a derived worker the weak caller can be turned into its
+    /// [`SelfCaller`](crate::SelfCaller): see [`WeakCaller::own`].
     ///
     /// # Panics
     ///
@@ -461,7 +463,7 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start_with_self(backlog, |_| config)
+        self.launch(backlog, None, |_| Configs { first: config, make_config: None })
     }
 
     /// Starts a worker that needs its own caller: see [`TenoriteService::start_with_self`].
@@ -481,7 +483,7 @@ where
         W::Output: Send,
     {
         self.launch(backlog, None, |caller| Configs {
-            first: make(WeakCaller::from(caller)),
+            first: make(WeakCaller::own_of(caller)),
             make_config: None,
         })
     }
@@ -497,17 +499,21 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch_as(backlog, decider, |start, register| {
+        self.launch_as(backlog, decider, None, |start, register| {
             W::__start(start, |caller| make(&register(caller)))
         })
     }
 
     /// Starts what `run` starts. That passes the caller to the function which it is given.
+    ///
+    /// `public` is what the worker's own caller calls, and with which default limit, if that is not
+    /// this service alone.
     #[track_caller]
     pub(crate) fn launch_as<T>(
         self,
         backlog: usize,
         decider: Option<Box<dyn RestartDecider>>,
+        public: Option<Public<W>>,
         run: impl FnOnce(Start, &mut dyn FnMut(TenoriteCaller<W::Request, W::Response, W::Error>) -> C) -> T,
     ) -> (T, C) {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
@@ -536,6 +542,9 @@ where
         let inline = if options.own_thread { Inline::Never } else { options.inline };
         let start = Start { options: ServiceOptions { backlog, inline, ..options }, decider };
         let task = run(start, &mut |caller| {
+            let (public, timeout_of_public) =
+                public.clone().unwrap_or_else(|| (Arc::downgrade(caller.mailbox()), timeout));
+            caller.mailbox().set_public(public, timeout_of_public);
             let caller = C::from(caller.with_default_timeout(timeout));
             started = Some(caller.clone());
             caller
@@ -563,6 +572,18 @@ where
         Self { options, ..self }.launch(backlog, decider, make).1
     }
 }
+
+/// The mailbox of a service that has many workers, and the default limit of its calls.
+pub(crate) type Public<W> = (
+    Weak<
+        dyn Mailbox<
+                <W as TenoriteWorker>::Request,
+                <W as TenoriteWorker>::Response,
+                <W as TenoriteWorker>::Error,
+            >,
+    >,
+    Option<Duration>,
+);
 
 /// Starts a service that replaces its worker when that has failed: see [`Builder::restart`].
 #[must_use = "a builder starts nothing until one of its `start_…` methods is called"]
@@ -610,7 +631,8 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.start_with_self(backlog, move |_| make())
+        let decider = Box::new(Restarts::new(self.policy));
+        self.builder.launch(backlog, Some(decider), make_config(move |_: WeakCaller<C>| make()))
     }
 
     /// Works like [`start_with`](Self::start_with), for workers that need their own caller: see
@@ -678,9 +700,9 @@ fn make_config<C: Caller, Config>(
     mut make: impl FnMut(WeakCaller<C>) -> Config + Send + 'static,
 ) -> impl FnOnce(&C) -> Configs<Config> {
     |caller| {
-        let weak = WeakCaller::from(caller);
-        let first = make(weak.clone());
-        Configs { first, make_config: Some(Box::new(move || make(weak.clone()))) }
+        let me = WeakCaller::own_of(caller);
+        let first = make(me.clone());
+        Configs { first, make_config: Some(Box::new(move || make(me.clone()))) }
     }
 }
 

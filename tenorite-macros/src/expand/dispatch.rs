@@ -53,7 +53,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let service_name = &service.names.service_doc;
     let is_concurrent = service.concurrent.is_some();
     let named = service.methods.iter().map(|method| {
-        let Method { name, variant, cfgs, reply_at, is_async, .. } = method;
+        let Method { name, variant, cfgs, reply_at, self_at, is_async, .. } = method;
+        let taking_self = self_at.as_ref().map(|_| quote!(.taking_self()));
         let text = name.unraw().to_string();
         let (new, is_async) = match reply_at {
             Some(_) => (quote!(answering_later), None),
@@ -62,7 +63,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         };
         quote! {
             #(#cfgs)*
-            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async) },
+            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async)#taking_self },
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async)
@@ -81,6 +82,14 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let answers_later = answers_later.then(|| {
         quote!(
             const ANSWERS_LATER: bool = true;
+        )
+    });
+    let takes_self = service.methods.iter().any(|method| method.self_at.is_some())
+        || service.hooks.ticks.iter().any(|tick| tick.takes_self.is_some())
+        || service.hooks.on_start.as_ref().is_some_and(|hook| hook.takes_self.is_some());
+    let takes_self = takes_self.then(|| {
+        quote!(
+            const TAKES_SELF: bool = true;
         )
     });
     let begins = begin.as_ref().map(|_| {
@@ -146,6 +155,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
             const NAME: &'static str = #service_name;
             #answers_later
+            #takes_self
             #begins
             #closes
             #concurrent
@@ -179,18 +189,25 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) -> TokenStream {
     let krate = &service.krate;
     let (request_name, response_name) = (&service.names.request, &service.names.response);
-    let Method { name, variant, cfgs, args, is_async, reply_at, .. } = method;
+    let Method { name, variant, cfgs, args, is_async, reply_at, self_at, .. } = method;
     let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
     let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
     let mut passed: Vec<_> = args
         .iter()
         .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
         .collect();
-    let later = reply_at.map(|at| {
-        // The span is the user's `Reply` argument, so that an error about another `Reply` type
-        // points at it.
-        let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
-        passed.insert(at, quote!(#reply));
+    // The span of each is the user's argument, so that an error about another type of that name
+    // points at it.
+    let reply = Ident::new("reply", Span::mixed_site().located_at(method.reply.ty.span()));
+    let me = self_at.as_ref().map(|me| (me.at, me_of(&me.ty)));
+    let mut more: Vec<_> = reply_at.map(|at| (at, reply.clone())).into_iter().chain(me.clone()).collect();
+    // In their order, so that each finds those before it in place.
+    more.sort_by_key(|(at, _)| *at);
+    for (at, name) in more {
+        passed.insert(at, quote!(#name));
+    }
+    let take_self = me.map(|(_, me)| taking_self(krate, &me, job));
+    let later = reply_at.map(|_| {
         quote! {
             let #reply = #krate::__private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
                 #response_name::#variant(answer) => ::core::option::Option::Some(answer),
@@ -215,7 +232,23 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
             quote!({ #later #run })
         }
     };
+    let step = match take_self {
+        Some(take_self) => quote!({ #take_self #step }),
+        None => step,
+    };
     quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
+}
+
+/// Returns the name of the variable that holds the worker's own caller.
+fn me_of(ty: &syn::Type) -> Ident {
+    Ident::new("me", Span::mixed_site().located_at(ty.span()))
+}
+
+/// Returns the statement that makes that variable. If its type is no `SelfCaller`, or one of
+/// another service, the error points at it.
+fn taking_self(krate: &syn::Path, me: &Ident, job: &Ident) -> TokenStream {
+    let from = at(me.span(), quote!(::core::convert::From::from));
+    quote!(let #me = #from(#krate::__private::Job::to_itself(&mut #job));)
 }
 
 /// Returns what runs the methods that the service calls by itself, if there are any.
@@ -238,18 +271,26 @@ fn ticks(
         };
         quote!(#krate::__private::Period::new(#every, #at_start))
     });
-    let methods = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, .. })| {
+    let methods = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, takes_self, .. })| {
         let text = name.unraw().to_string();
-        quote!(#tick => const { &#krate::__private::Method::hook(#service_name, #text) },)
+        let taking_self = takes_self.as_ref().map(|_| quote!(.taking_self()));
+        quote!(#tick => const { &#krate::__private::Method::hook(#service_name, #text)#taking_self },)
     });
-    let arms = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, is_async, .. })| {
+    let takes_any = hooks.ticks.iter().any(|tick| tick.takes_self.is_some()).then(|| quote!(mut));
+    let arms = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, is_async, takes_self, .. })| {
+        let me = takes_self.as_ref().map(me_of);
+        let take_self = me.as_ref().map(|me| taking_self(krate, me, job));
+        let passed = me.as_ref().map(|me| quote!(, #me));
         let run = if *is_async {
-            let future = quote!(async move { Self::#name(self).await });
+            let future = quote!(async move { Self::#name(self #passed).await });
             at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)))
         } else {
-            quote!({ Self::#name(self); #krate::__private::Job::deferred(#job) })
+            quote!(Self::#name(self #passed); #krate::__private::Job::deferred(#job))
         };
-        quote!(#tick => #run,)
+        match take_self {
+            None if *is_async => quote!(#tick => #run,),
+            _ => quote!(#tick => { #take_self #run },),
+        }
     });
     Some(quote! {
         const TICKS: usize = #count;
@@ -268,7 +309,7 @@ fn ticks(
         fn tick<'__worker, '__job>(
             &'__worker mut self,
             tick: usize,
-            #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
+            #takes_any #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
         ) -> #krate::__private::Step<'__job> {
             match tick {
                 #(#arms)*
@@ -323,15 +364,22 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
             }
         }
     });
-    let begin = hooks.on_start.as_ref().map(|Hook { name, is_async, .. }| {
-        let begin = called(name, *is_async, quote!(self));
+    let (request, response) = caller::messages(service);
+    let begin = hooks.on_start.as_ref().map(|Hook { name, is_async, takes_self, .. }| {
+        let passed = takes_self.as_ref().map(|ty| {
+            let from = at(ty.span(), quote!(::core::convert::From::from));
+            quote!(, #from(link))
+        });
+        let begin = called(name, *is_async, quote!(self #passed));
+        let unused = takes_self.is_none().then(|| quote!(let _ = link;));
         quote! {
-            async fn begin(&mut self) {
+            async fn begin(&mut self, link: #krate::__private::SelfLink<#request, #response>) {
+                #unused
                 #begin;
             }
         }
     });
-    let close = hooks.on_stop.as_ref().map(|Hook { name, is_async, takes_reason }| {
+    let close = hooks.on_stop.as_ref().map(|Hook { name, is_async, takes_reason, .. }| {
         let reason = takes_reason.then(|| quote!(, reason));
         let close = called(name, *is_async, quote!(self #reason));
         let unused = (!takes_reason).then(|| quote!(let _ = reason;));

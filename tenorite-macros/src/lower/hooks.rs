@@ -84,13 +84,37 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
         errors.at(&signature.ident, "a hook must take `&mut self`");
         return None;
     }
-    let takes_reason = role == Role::OnStop && inputs.next().is_some();
-    if let Some(unknown) = inputs.next() {
+    let (mut takes_reason, mut takes_self) = (false, None);
+    let mut input = inputs.next();
+    match role {
+        Role::OnStop => {
+            if let Some(FnArg::Typed(argument)) = input {
+                if types::is_self_caller(&argument.ty) {
+                    errors.at(
+                        argument,
+                        "nothing is started any more when `on_stop` runs, so it takes no `SelfCaller`",
+                    );
+                    return None;
+                }
+                takes_reason = true;
+                input = inputs.next();
+            }
+        }
+        _ => {
+            takes_self = self_caller(input);
+            if takes_self.is_some() {
+                input = inputs.next();
+            }
+        }
+    }
+    if let Some(unknown) = input {
         errors.at(
             unknown,
             match role {
                 Role::OnStop => "`on_stop` takes no argument but a `StopReason`",
-                _ => "`on_start` takes no arguments: what the worker needs belongs in its config",
+                _ => {
+                    "`on_start` takes no argument but a `SelfCaller`: what the worker needs belongs in its config"
+                }
             },
         );
         return None;
@@ -99,7 +123,20 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
         errors.at(output, "a hook cannot return a value: what may fail belongs in `init`");
         return None;
     }
-    Some(Hook { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), takes_reason })
+    Some(Hook {
+        name: signature.ident.clone(),
+        is_async: signature.asyncness.is_some(),
+        takes_reason,
+        takes_self,
+    })
+}
+
+/// Returns the type of an input that is a `SelfCaller`.
+fn self_caller(input: Option<&FnArg>) -> Option<Type> {
+    match input {
+        Some(FnArg::Typed(argument)) if types::is_self_caller(&argument.ty) => Some((*argument.ty).clone()),
+        _ => None,
+    }
 }
 
 /// Lowers `#[service(every = "1s")]`.
@@ -113,8 +150,16 @@ pub(super) fn tick(function: &ImplItemFn, every: &Expr, at_start: bool, errors: 
         errors.at(&signature.ident, "the service calls this method on its worker: take `&mut self`");
         return None;
     }
-    if let Some(argument) = inputs.next() {
-        errors.at(argument, "the service calls this method by itself, and has no arguments for it");
+    let mut input = inputs.next();
+    let takes_self = self_caller(input);
+    if takes_self.is_some() {
+        input = inputs.next();
+    }
+    if let Some(argument) = input {
+        errors.at(
+            argument,
+            "the service calls this method by itself, and has no argument for it but a `SelfCaller`",
+        );
         return None;
     }
     if let ReturnType::Type(_, output) = &signature.output {
@@ -139,7 +184,13 @@ pub(super) fn tick(function: &ImplItemFn, every: &Expr, at_start: bool, errors: 
         }
         other => Period::Expr(Box::new(other.clone())),
     };
-    Some(Tick { name: signature.ident.clone(), is_async: signature.asyncness.is_some(), period, at_start })
+    Some(Tick {
+        name: signature.ident.clone(),
+        is_async: signature.asyncness.is_some(),
+        period,
+        at_start,
+        takes_self,
+    })
 }
 
 /// Returns the nanoseconds of a period in words, or `None` if it is none.

@@ -11,7 +11,7 @@ use syn::{
 use crate::attributes::{Kind, carried, hides};
 use crate::errors::Errors;
 use crate::generics;
-use crate::model::{Arg, Field, Method, Reply, ReplyKind};
+use crate::model::{Arg, Field, Method, Reply, ReplyKind, SelfArgument};
 use crate::types::{self, Misfit};
 
 /// Appended to errors on methods that may not be meant as requests.
@@ -74,14 +74,26 @@ pub(super) fn method(
 
     let mut args = Vec::new();
     let mut reply_at = None;
-    for input in signature.inputs.iter().skip(1) {
+    let mut self_at = None;
+    for (at, input) in signature.inputs.iter().skip(1).enumerate() {
         let FnArg::Typed(input) = input else { continue };
+        if types::is_self_caller(&input.ty) {
+            for attribute in input.attrs.iter().filter(|attribute| is_cfg(attribute)) {
+                errors.at(attribute, "a `SelfCaller` cannot be conditional: put the `cfg` on the method");
+                fits = false;
+            }
+            if self_at.replace(SelfArgument { at, ty: (*input.ty).clone() }).is_some() {
+                errors.at(&input.ty, "a method needs only one `SelfCaller`: clone it");
+                fits = false;
+            }
+            continue;
+        }
         if let Some(ty) = types::reply_argument(&input.ty) {
             for attribute in input.attrs.iter().filter(|attribute| is_cfg(attribute)) {
                 errors.at(attribute, "a `Reply` cannot be conditional: put the `cfg` on the method");
                 fits = false;
             }
-            if reply_at.replace((args.len(), ty)).is_some() {
+            if reply_at.replace((at, ty)).is_some() {
                 errors.at(&input.ty, "a method can take only one `Reply`");
                 fits = false;
             }
@@ -123,6 +135,7 @@ pub(super) fn method(
         any_shard: false,
         all_shards: None,
         reply_at,
+        self_at,
         reply: reply?,
     })
 }

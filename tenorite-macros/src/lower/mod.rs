@@ -282,7 +282,11 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         if let Some(key) = &key {
             method.key = method.args.iter().position(|arg| arg.name == *key);
             if method.key.is_none() {
-                errors.at(key, "a `Reply` cannot be the key: mark another argument");
+                errors.at(
+                    key,
+                    "a `Reply` or a `SelfCaller` is no part of the request, so it cannot be the key: mark another \
+                     argument",
+                );
             }
             if role == Some(Role::AnyShard) {
                 errors.at(key, "`key` and `any_shard` exclude each other: keep one of the two");
@@ -306,7 +310,10 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             }
         }
         for attribute in fields.iter().flat_map(|field| &field.on_request) {
-            errors.at(&attribute.meta, "a `Reply` is no field of the request: put this on another argument");
+            errors.at(
+                &attribute.meta,
+                "a `Reply` or a `SelfCaller` is no field of the request: put this on another argument",
+            );
         }
         match methods
             .iter()

@@ -17,7 +17,7 @@ use crate::error::TenoriteError;
 use crate::handler::stack::Node;
 use crate::mailbox::abort;
 use crate::mailbox::function::{FnMailbox, OutgoingRequest};
-use crate::mailbox::{Control, Mailbox, Stats};
+use crate::mailbox::{Control, Mailbox, Stats, ToItself};
 use crate::status::{Status, StatusWatch, StopReason};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
@@ -148,6 +148,10 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     #[must_use = "the caller it is called on stays as it is"]
     pub fn with_timeout(&self, limit: Duration) -> Self {
         Self { mailbox: Arc::clone(&self.mailbox), timeout: Some(limit) }
+    }
+
+    pub(crate) fn mailbox(&self) -> &Arc<dyn Mailbox<Rq, Rs, Er>> {
+        &self.mailbox
     }
 
     pub(crate) fn into_mailbox(self) -> Arc<dyn Mailbox<Rq, Rs, Er>> {
@@ -484,17 +488,43 @@ impl<Rq: 'static, Rs: 'static, Er: 'static> Caller for TenoriteCaller<Rq, Rs, Er
 /// ([`start_with_self`](crate::TenoriteService::start_with_self)), for timers and registries, and
 /// for anything else that must not be the reason why a service stays alive.
 pub struct WeakCaller<C: Caller> {
-    mailbox: Weak<dyn Mailbox<C::Request, C::Response, C::Error>>,
+    /// `None` if it never had a service.
+    mailbox: Option<WeakMailbox<C>>,
     timeout: Option<Duration>,
+    /// The way of the worker to itself, if this was given to the worker.
+    to_itself: Option<WeakToItself<C>>,
     caller: PhantomData<fn() -> C>,
 }
 
+type WeakMailbox<C> =
+    Weak<dyn Mailbox<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>>;
+
+pub(crate) type WeakToItself<C> =
+    Weak<dyn ToItself<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>>;
+
 impl<C: Caller> WeakCaller<C> {
+    pub(crate) fn new(
+        mailbox: Option<WeakMailbox<C>>,
+        timeout: Option<Duration>,
+        to_itself: Option<WeakToItself<C>>,
+    ) -> Self {
+        Self { mailbox, timeout, to_itself, caller: PhantomData }
+    }
+
+    /// Creates the weak caller that is given to the worker itself.
+    pub(crate) fn own_of(caller: &C) -> Self {
+        Self { to_itself: caller.as_ref().mailbox.to_itself(), ..Self::from(caller) }
+    }
+
+    pub(crate) fn to_itself(&self) -> Option<&WeakToItself<C>> {
+        self.to_itself.as_ref()
+    }
+
     /// Returns a caller as long as there is one: even after `stop()`, but never after the last
     /// caller was dropped.
     #[must_use]
     pub fn upgrade(&self) -> Option<C> {
-        let mailbox = self.mailbox.upgrade()?;
+        let mailbox = self.mailbox.as_ref()?.upgrade()?;
         Some(C::from(TenoriteCaller { mailbox, timeout: self.timeout }))
     }
 
@@ -517,19 +547,19 @@ impl<C: Caller> WeakCaller<C> {
 impl<C: Caller> From<&C> for WeakCaller<C> {
     fn from(caller: &C) -> Self {
         let caller = caller.as_ref();
-        Self { mailbox: Arc::downgrade(&caller.mailbox), timeout: caller.timeout, caller: PhantomData }
+        Self::new(Some(Arc::downgrade(&caller.mailbox)), caller.timeout, None)
     }
 }
 
 impl<C: Caller> Clone for WeakCaller<C> {
     fn clone(&self) -> Self {
-        Self { mailbox: Weak::clone(&self.mailbox), timeout: self.timeout, caller: PhantomData }
+        Self::new(self.mailbox.clone(), self.timeout, self.to_itself.clone())
     }
 }
 
 impl<C: Caller> fmt::Debug for WeakCaller<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let callers = self.mailbox.strong_count();
+        let callers = self.mailbox.as_ref().map_or(0, Weak::strong_count);
         f.debug_struct("WeakCaller").field("callers", &callers).finish_non_exhaustive()
     }
 }

@@ -75,7 +75,7 @@ impl<'w, W: Dispatch> Handling<'w, W> {
     /// Takes the client back, if the method has not taken it.
     fn take_back(self: Pin<&mut Self>) -> Option<Client<W::Response>> {
         // SAFETY: nothing is moved out. This `&mut` is the only access to the storage.
-        unsafe { self.get_unchecked_mut().future.take_back() }.map(|client| *client)
+        unsafe { self.get_unchecked_mut().future.take_back() }
     }
 
     /// Starts the handler, or drives it on. It is ready with `None` if the method answers

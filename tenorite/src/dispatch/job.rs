@@ -14,6 +14,7 @@ use std::ptr;
 use std::task::{Context, Poll, Waker};
 
 use super::storage::{BLOCK, ErasedFuture, FutureSlot, FutureVtable};
+use crate::handler::link::SelfLink;
 use crate::phase::Phase;
 use crate::reply::Reply;
 
@@ -112,8 +113,16 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     /// does not say that it may answer later.
     pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
         // SAFETY: `slot` is live, and this job has exclusive use of it (the contract of `new`).
-        let client = unsafe { (*self.slot).client.take() };
-        Reply::new(*client.expect("the method is one that answers later"), wrap, unwrap)
+        let lent = unsafe { (*self.slot).lent.as_mut() };
+        let client = lent.and_then(|lent| lent.client.take());
+        Reply::new(client.expect("the method is one that answers later"), wrap, unwrap)
+    }
+
+    /// Returns the worker's link to itself. Without a service it is detached.
+    pub fn to_itself(&mut self) -> SelfLink<Rq, Rs> {
+        // SAFETY: as in `reply_later`.
+        let lent = unsafe { (*self.slot).lent.as_mut() };
+        SelfLink::of(lent.and_then(|lent| lent.to_itself.take()))
     }
 
     /// Reports that the method has returned and gives its answer elsewhere.

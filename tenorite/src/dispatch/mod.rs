@@ -25,6 +25,7 @@ use std::time::Duration;
 use self::handling::{Handling, HandlingDeferred};
 use self::job::{Job, Step};
 use self::storage::Space;
+use crate::handler::link::SelfLink;
 use crate::handler::method::{Method, Sharing};
 use crate::status::StopReason;
 
@@ -77,6 +78,8 @@ pub trait Dispatch: Send + Sized + 'static {
     const NAME: &'static str;
     /// Whether any method may answer after it has returned.
     const ANSWERS_LATER: bool = false;
+    /// Whether any method or hook takes the worker's own caller.
+    const TAKES_SELF: bool = false;
     /// Whether [`begin`](Self::begin) does anything.
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does anything.
@@ -147,8 +150,11 @@ pub trait Dispatch: Send + Sized + 'static {
         Self::Output::failure_name().to_owned()
     }
 
-    /// Runs before the first request.
-    fn begin(&mut self) -> impl Future<Output = ()> + Send {
+    /// Runs before the first request. The link is to the worker itself, if the hook takes that.
+    fn begin(
+        &mut self,
+        _to_itself: SelfLink<Self::Request, Self::Response>,
+    ) -> impl Future<Output = ()> + Send {
         async {}
     }
 
@@ -414,8 +420,11 @@ pub trait DerivedWorker: Dispatch {
     }
 
     /// Runs the worker's `#[service(on_start)]` hook, if it has one.
+    ///
+    /// A [`SelfCaller`](crate::SelfCaller) that the hook takes is
+    /// [detached](crate::SelfCaller::detached).
     fn run_on_start(&mut self) -> impl Future<Output = ()> + Send {
-        self.begin()
+        self.begin(SelfLink::detached())
     }
 
     /// Runs the worker's `#[service(on_stop)]` hook, if it has one.

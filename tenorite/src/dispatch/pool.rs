@@ -11,13 +11,15 @@
 //! than seats, so one is free for each that starts. Whatever runs alone (a method that answers
 //! later, one that the service calls by itself, a hook) runs without readers: then all are free.
 
+use std::cell::UnsafeCell;
+
 use super::job::{Job, Step};
 use super::{Concurrent, Dispatch, Opened, Period};
+use crate::handler::link::SelfLink;
 use crate::handler::method::{Method, Sharing};
 use crate::panics;
 use crate::status::StopReason;
 use crate::sync::Mutex;
-use std::cell::UnsafeCell;
 
 /// Many workers of one kind.
 pub(crate) struct Pool<W> {
@@ -118,6 +120,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
 
     const NAME: &'static str = W::NAME;
     const ANSWERS_LATER: bool = W::ANSWERS_LATER;
+    const TAKES_SELF: bool = W::TAKES_SELF;
     const BEGINS: bool = W::BEGINS;
     const CLOSES: bool = W::CLOSES;
     const TICKS: usize = W::TICKS;
@@ -194,9 +197,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
         failed.0.first().map_or_else(String::new, W::explain)
     }
 
-    async fn begin(&mut self) {
+    async fn begin(&mut self, to_itself: SelfLink<W::Request, W::Response>) {
         for worker in &mut self.workers {
-            worker.get_mut().begin().await;
+            worker.get_mut().begin(to_itself.clone()).await;
         }
     }
 

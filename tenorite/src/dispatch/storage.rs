@@ -8,16 +8,19 @@
 //! in a buffer that is kept for the next one. So an async handler costs an allocation only when its
 //! future is the largest so far, and a service without async handlers carries no space.
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::job::{Exchange, Job, Progress};
 use super::{Dispatch, SharedDispatch};
+use crate::handler::link::SelfLink;
 use crate::phase::Phase;
 use crate::reply::Client;
 
@@ -48,10 +51,25 @@ pub(crate) struct FutureStorage<Rs: 'static, S> {
 /// What is known of the future.
 pub(super) struct FutureSlot<Rs: 'static> {
     pub(super) live: Option<ErasedFuture<Rs>>,
-    /// The client of a method that may answer later, until the method takes it.
-    pub(super) client: Option<Box<Client<Rs>>>,
+    /// What is lent to the method that is started next. Boxed, because few methods take any.
+    pub(super) lent: Option<Box<Lent<Rs>>>,
     /// Memory for futures that are too large for the space. It has the alignment of its elements.
     buffer: Vec<Block>,
+}
+
+/// What a method may take besides its arguments.
+pub(super) struct Lent<Rs> {
+    /// The client of a method that may answer later.
+    pub(super) client: Option<Client<Rs>>,
+    /// The worker's link to itself, without its types: one of them is that of the requests.
+    pub(super) to_itself: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+// By hand, because a derive would ask for `Rs: Default`.
+impl<Rs> Default for Lent<Rs> {
+    fn default() -> Self {
+        Self { client: None, to_itself: None }
+    }
 }
 
 pub(super) struct ErasedFuture<Rs: 'static> {
@@ -197,7 +215,7 @@ impl<Rs: 'static> FutureVtable<Rs> {
 impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     pub(crate) fn new() -> Self {
         Self {
-            slot: UnsafeCell::new(FutureSlot { live: None, client: None, buffer: Vec::new() }),
+            slot: UnsafeCell::new(FutureSlot { live: None, lent: None, buffer: Vec::new() }),
             space: UnsafeCell::new(S::NEW),
         }
     }
@@ -312,8 +330,19 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     ///
     /// The caller has exclusive use of the storage.
     pub(super) unsafe fn lend(&self, client: Client<Rs>) {
-        // SAFETY: the caller has exclusive use; no future borrows `client`.
-        unsafe { (*self.slot.get()).client = Some(Box::new(client)) };
+        // SAFETY: the caller has exclusive use; no future borrows what is lent.
+        unsafe { (*self.slot.get()).lent.get_or_insert_default().client = Some(client) };
+    }
+
+    /// Lends the worker's link to itself to the method that is started next. What the method does
+    /// not take stays until the next one is lent.
+    ///
+    /// # Safety
+    ///
+    /// The caller has exclusive use of the storage.
+    pub(crate) unsafe fn lend_to_itself<Rq>(&self, link: SelfLink<Rq, Rs>) {
+        // SAFETY: as in `lend`.
+        unsafe { (*self.slot.get()).lent.get_or_insert_default().to_itself = link.into_links() };
     }
 
     /// Takes the client back, if the method has not taken it.
@@ -321,9 +350,9 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(super) unsafe fn take_back(&self) -> Option<Box<Client<Rs>>> {
+    pub(super) unsafe fn take_back(&self) -> Option<Client<Rs>> {
         // SAFETY: as in `lend`.
-        unsafe { (*self.slot.get()).client.take() }
+        unsafe { (*self.slot.get()).lent.as_mut()?.client.take() }
     }
 
     /// Drops the live future, if there is one. Does not catch a panic of its `Drop`.
@@ -415,12 +444,22 @@ impl<W: Dispatch> WorkerStorage<W> {
         unsafe { self.future.lend(client) };
     }
 
+    /// Lends the worker's link to itself, as [`FutureStorage::lend_to_itself`] does.
+    ///
+    /// # Safety
+    ///
+    /// The caller has exclusive use of the storage.
+    pub(crate) unsafe fn lend_to_itself(&self, link: SelfLink<W::Request, W::Response>) {
+        // SAFETY: the contract is the same.
+        unsafe { self.future.lend_to_itself(link) };
+    }
+
     /// Takes the client back, if the method has not taken it.
     ///
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(crate) unsafe fn take_back(&self) -> Option<Box<Client<W::Response>>> {
+    pub(crate) unsafe fn take_back(&self) -> Option<Client<W::Response>> {
         // SAFETY: the contract is the same.
         unsafe { self.future.take_back() }
     }

@@ -83,6 +83,45 @@ impl Context {
         self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// Returns whether the caller has left: it has dropped its call, or stopped waiting at its
+    /// deadline. A handler that takes long can give up then.
+    ///
+    /// It is known in the handler that serves this call, while that is polled. Elsewhere, such as
+    /// in a task that the handler has spawned, and for a cast, whose sender does not wait, it is
+    /// always `false`. (A [`Reply`](crate::Reply::is_closed) knows it anywhere.)
+    ///
+    /// ```
+    /// # use tenorite::prelude::*;
+    /// # struct Search;
+    /// #[tenorite::service]
+    /// impl Search {
+    ///     pub async fn count(&mut self, limit: u32) -> u32 {
+    ///         let call = tenorite::context();
+    ///         for found in 0..limit {
+    ///             if call.is_some_and(|call| call.is_abandoned()) {
+    ///                 return found;               // nothing waits for the answer
+    ///             }
+    ///             tokio::task::yield_now().await; // one step of the search
+    ///         }
+    ///         limit
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        stack::is_abandoned(self.0.method)
+    }
+
+    /// Returns whether the service has begun to stop. What it has accepted is still handled, this
+    /// call included. A handler that takes long can be brief then.
+    ///
+    /// It is known where [`is_abandoned`](Self::is_abandoned) is. Elsewhere it is always `false`.
+    /// To wait for a stop, take a [`SelfCaller`](crate::SelfCaller::stopping).
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        stack::is_stopping(self.0.method)
+    }
+
     /// Runs a future, which may be spawned, in this context: its calls inherit the deadline like
     /// those of the handler itself.
     ///

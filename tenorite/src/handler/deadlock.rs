@@ -73,7 +73,7 @@ struct Frame {
 
 impl Frame {
     fn of(level: &stack::Level) -> Option<Self> {
-        let service = level.frame.node?.get();
+        let service = level.frame.node()?.get();
         let node = level.reader.map_or(service, NonZero::get);
         Some(Self { node, service, method: level.frame.method? })
     }

@@ -8,6 +8,7 @@ pub struct Method {
     service: &'static str,
     name: &'static str,
     answers_later: bool,
+    takes_self: bool,
     is_hook: bool,
     sharing: Sharing,
 }
@@ -28,7 +29,7 @@ impl Method {
     #[doc(hidden)]
     #[must_use]
     pub const fn new(service: &'static str, name: &'static str) -> Self {
-        Self { service, name, answers_later: false, is_hook: false, sharing: Sharing::No }
+        Self { service, name, answers_later: false, takes_self: false, is_hook: false, sharing: Sharing::No }
     }
 
     /// Works like `new`, except that the method may answer after it has returned.
@@ -51,6 +52,17 @@ impl Method {
     #[must_use]
     pub const fn hook(service: &'static str, name: &'static str) -> Self {
         Self { is_hook: true, ..Self::new(service, name) }
+    }
+
+    /// Says that the method takes its worker's own caller.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn taking_self(self) -> Self {
+        Self { takes_self: true, ..self }
+    }
+
+    pub(crate) fn takes_self(&self) -> bool {
+        self.takes_self
     }
 
     pub(crate) fn is_hook(&self) -> bool {

@@ -10,7 +10,9 @@
 //! reset, on unwind as well. A call pays no more than that for all three.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::num::NonZero;
+use std::ptr::NonNull;
 
 use tokio::time::Instant;
 
@@ -18,6 +20,15 @@ use crate::handler::method::{CallInfo, Method};
 
 /// A service, by an address that no other service has while it lives.
 pub(crate) type Node = usize;
+
+/// A service, as its handlers see it while they are polled.
+pub(crate) trait Serving {
+    /// Returns whether a stop has begun.
+    fn is_stopping(&self) -> bool;
+
+    /// Returns whether the caller of this slot has left.
+    fn is_abandoned(&self, slot: usize) -> bool;
+}
 
 /// How many handlers run on top of each other at most.
 pub(crate) const MAX_DEPTH: usize = 32;
@@ -32,17 +43,23 @@ const PLACES: usize = 64;
 /// What is served at one level of the stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
-    /// The service whose handler this is, if it is one.
-    pub(crate) node: Option<NonZero<Node>>,
+    /// The service whose handler this is, if it is one. It is there as long as the frame is in use:
+    /// see [`enter`].
+    service: Option<NonNull<dyn Serving>>,
     pub(crate) method: Option<&'static Method>,
     pub(crate) deadline: Option<Instant>,
 }
 
 impl Frame {
-    const GROUND: Self = Self { node: None, method: None, deadline: None };
+    const GROUND: Self = Self { service: None, method: None, deadline: None };
 
     fn serving(served: CallInfo) -> Self {
-        Self { node: None, method: Some(served.method), deadline: served.deadline }
+        Self { service: None, method: Some(served.method), deadline: served.deadline }
+    }
+
+    /// Returns the service whose handler this is, if it is one.
+    pub(crate) fn node(&self) -> Option<NonZero<Node>> {
+        self.service.map(|service| service.cast::<()>().addr())
     }
 }
 
@@ -61,7 +78,12 @@ struct Stack {
     /// The handlers that are readers of a concurrent service, by the depth of their frames; 0 for
     /// all others. Apart from the frames, so that these need not write it.
     readers: [Cell<Node>; PLACES],
+    /// The slots of the calls that the handlers serve, by the depth of their frames; `NO_CALL` for
+    /// all others.
+    calls: [Cell<usize>; PLACES],
 }
+
+const NO_CALL: usize = usize::MAX;
 
 impl Stack {
     /// Returns a frame's place. A frame that is too deep to have one gets that of another.
@@ -83,32 +105,95 @@ thread_local! {
             cut: Cell::new(0),
             frames: [const { Cell::new(Frame::GROUND) }; PLACES],
             readers: [const { Cell::new(0) }; PLACES],
+            calls: [const { Cell::new(NO_CALL) }; PLACES],
         }
     };
 }
 
 /// A handler that is polled on this thread, until this is dropped.
-pub(crate) struct Nested(usize);
+pub(crate) struct Nested<'a>(usize, PhantomData<&'a ()>);
 
 /// Pushes the frame of a handler that is about to be polled.
+///
+/// The service is borrowed until the frame is popped, so whatever finds the frame in use finds the
+/// service.
 #[inline]
-pub(crate) fn enter(node: Node, served: CallInfo) -> Nested {
-    push(Frame { node: NonZero::new(node), ..Frame::serving(served) })
+pub(crate) fn enter<'a>(service: &'a (dyn Serving + 'static), served: CallInfo) -> Nested<'a> {
+    push(Frame { service: Some(NonNull::from(service)), ..Frame::serving(served) })
+}
+
+/// The slot of the call that the next handler serves, until this is dropped.
+pub(crate) struct NextCall(usize);
+
+/// Notes the slot of the call that the handler serves which is entered next.
+#[inline]
+pub(crate) fn next_call(slot: Option<usize>) -> NextCall {
+    STACK.with(|stack| {
+        let at = stack.len.get() + 1;
+        if !cfg!(any(loom, shuttle)) && at < PLACES {
+            stack.calls[at].set(slot.unwrap_or(NO_CALL));
+        }
+        NextCall(at)
+    })
+}
+
+impl Drop for NextCall {
+    #[inline]
+    fn drop(&mut self) {
+        if self.0 < PLACES {
+            STACK.with(|stack| stack.calls[self.0].set(NO_CALL));
+        }
+    }
+}
+
+/// Returns whether a handler of this service is the innermost that is being polled here.
+pub(crate) fn is_top(node: Node) -> bool {
+    STACK.with(Stack::top).node().is_some_and(|top| top.get() == node)
+}
+
+/// Returns whether the service has begun to stop whose handler of this method is being polled here.
+/// Also `false` where none is.
+pub(crate) fn is_stopping(method: &'static Method) -> bool {
+    of_handler(method, |service, _| service.is_stopping())
+}
+
+/// Returns whether the caller has left whose call of this method is served by the handler that is
+/// being polled here. Also `false` where none is.
+pub(crate) fn is_abandoned(method: &'static Method) -> bool {
+    of_handler(method, |service, slot| slot != NO_CALL && service.is_abandoned(slot))
+}
+
+fn of_handler(method: &'static Method, is: impl FnOnce(&dyn Serving, usize) -> bool) -> bool {
+    STACK.with(|stack| {
+        let at = stack.len.get();
+        let top = stack.top();
+        let Some(service) = top.service.filter(|_| at < PLACES && top.method == Some(method)) else {
+            return false;
+        };
+        // SAFETY: the frame is in use, so the guard that `enter` returned for it still exists, and
+        // borrows the service. That guard was made on this thread and is dropped on it, after this
+        // returns.
+        is(unsafe { service.as_ref() }, stack.calls[at].get())
+    })
 }
 
 /// A reader that is polled on this thread, until this is dropped.
-pub(crate) struct NestedReader(Nested);
+pub(crate) struct NestedReader<'a>(Nested<'a>);
 
 /// Pushes the frame of a handler of `service` that others may overlap. `reader` tells them apart:
 /// an address that nothing else has until the handler's end.
 #[inline]
-pub(crate) fn enter_reader(service: Node, reader: Node, served: CallInfo) -> NestedReader {
+pub(crate) fn enter_reader<'a>(
+    service: &'a (dyn Serving + 'static),
+    reader: Node,
+    served: CallInfo,
+) -> NestedReader<'a> {
     let nested = enter(service, served);
     set_reader(nested.0 + 1, reader);
     NestedReader(nested)
 }
 
-impl Drop for NestedReader {
+impl Drop for NestedReader<'_> {
     #[inline]
     fn drop(&mut self) {
         set_reader(self.0.0 + 1, 0);
@@ -123,7 +208,7 @@ fn set_reader(at: usize, reader: Node) {
 }
 
 #[inline]
-fn push(frame: Frame) -> Nested {
+fn push<'a>(frame: Frame) -> Nested<'a> {
     STACK.with(|stack| {
         let len = stack.len.get();
         // Model threads share one real thread, and so its stack.
@@ -136,11 +221,11 @@ fn push(frame: Frame) -> Nested {
             }
             stack.len.set(len + 1);
         }
-        Nested(len)
+        Nested(len, PhantomData)
     })
 }
 
-impl Drop for Nested {
+impl Drop for Nested<'_> {
     #[inline]
     fn drop(&mut self) {
         STACK.with(|stack| stack.len.set(self.0));
@@ -185,9 +270,9 @@ impl Drop for ScopeGuard {
 
 /// Adds a level that serves no call of its own and never waits: for `Drop`s that end services,
 /// which may drop the callers of others.
-pub(crate) fn deeper() -> Nested {
+pub(crate) fn deeper() -> Nested<'static> {
     let top = STACK.with(Stack::top);
-    push(Frame { node: None, ..top })
+    push(Frame { service: None, ..top })
 }
 
 /// Returns the call that is served here.
@@ -266,6 +351,21 @@ mod tests {
     const GET: &Method = &Method::new("Store", "get");
     const FIND: &Method = &Method::new("Index", "find");
 
+    /// A service of which nothing is known.
+    struct Unknown(#[allow(dead_code, reason = "it has an address of its own")] u8);
+
+    impl Serving for Unknown {
+        fn is_stopping(&self) -> bool {
+            false
+        }
+
+        fn is_abandoned(&self, slot: usize) -> bool {
+            slot == 7
+        }
+    }
+
+    const SERVICE: &Unknown = &Unknown(0);
+
     fn serving(method: &'static Method) -> CallInfo {
         CallInfo { method, deadline: Some(Instant::now()) }
     }
@@ -277,8 +377,8 @@ mod tests {
     #[test]
     fn what_is_served_is_what_was_entered_last_and_not_left() {
         assert_eq!((names(), depth(), deadline()), (None, 0, None));
-        let get = enter(1, serving(GET));
-        let find = enter(2, CallInfo { method: FIND, deadline: None });
+        let get = enter(SERVICE, serving(GET));
+        let find = enter(SERVICE, CallInfo { method: FIND, deadline: None });
         assert_eq!((names(), depth(), deadline()), (Some("find"), 2, None));
         drop(find);
         assert_eq!((names(), depth(), deadline().is_some()), (Some("get"), 1, true));
@@ -296,7 +396,7 @@ mod tests {
         }
         assert_eq!(names(), None);
 
-        let _handler = enter(1, serving(GET));
+        let _handler = enter(SERVICE, serving(GET));
         {
             let _scope = serve(serving(FIND));
             assert_eq!(names(), Some("find"));
@@ -305,7 +405,7 @@ mod tests {
         // The handler waits, by the name of its method.
         let _scope = serve(serving(FIND));
         let waits: Vec<_> =
-            levels_above_barrier().into_iter().filter(|level| level.frame.node.is_some()).collect();
+            levels_above_barrier().into_iter().filter(|level| level.frame.node().is_some()).collect();
         assert_eq!(waits.len(), 1);
         assert_eq!((waits[0].depth, waits[0].frame.method), (0, Some(GET)));
     }
@@ -313,18 +413,39 @@ mod tests {
     #[test]
     fn a_hook_serves_nobody_and_may_wait() {
         const HOOK: &Method = &Method::hook("Store", "on_stop");
-        let _hook = enter(1, CallInfo { method: HOOK, deadline: None });
+        let _hook = enter(SERVICE, CallInfo { method: HOOK, deadline: None });
         assert_eq!(names(), None);
         assert_eq!(levels_above_barrier()[0].frame.method, Some(HOOK));
     }
 
     #[test]
+    fn the_call_of_a_handler_is_known_until_it_returns() {
+        let abandoned = || is_abandoned(GET);
+        assert!(!abandoned());
+        {
+            let _call = next_call(Some(7));
+            let _handler = enter(SERVICE, serving(GET));
+            assert!(abandoned());
+            assert!(!is_abandoned(FIND), "it serves another method");
+            {
+                let _inner = enter(SERVICE, serving(GET));
+                assert!(!abandoned(), "it has no slot");
+                let _scope = serve(serving(GET));
+                assert!(!abandoned());
+            }
+            assert!(abandoned());
+        }
+        let _handler = enter(SERVICE, serving(GET));
+        assert!(!abandoned());
+    }
+
+    #[test]
     fn nobody_below_the_cut_is_seen() {
-        let _below = enter(1, serving(GET));
+        let _below = enter(SERVICE, serving(GET));
         {
             let _barrier = barrier();
             assert!(levels_above_barrier().is_empty());
-            let _above = enter(2, serving(FIND));
+            let _above = enter(SERVICE, serving(FIND));
             assert_eq!(levels_above_barrier().len(), 1);
         }
         assert_eq!(levels_above_barrier().len(), 1);
@@ -333,7 +454,7 @@ mod tests {
     #[test]
     fn more_levels_than_there_are_places_leave_those_below_as_they_were() {
         let before = serve(serving(GET));
-        let levels: Vec<_> = (0..3 * PLACES).map(|node| enter(node + 1, serving(FIND))).collect();
+        let levels: Vec<_> = (0..3 * PLACES).map(|_| enter(SERVICE, serving(FIND))).collect();
         let scope = serve(serving(FIND));
         assert!(is_deep());
         drop(scope);

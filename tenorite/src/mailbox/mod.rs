@@ -27,7 +27,7 @@
 //! run, and the client answers for it.
 
 pub(crate) mod abort;
-// With `dispatch`, the only module with unsafe code.
+// With `dispatch` and `handler::stack`, the only module with unsafe code.
 #[allow(unsafe_code)]
 pub(crate) mod cell;
 pub(crate) mod function;
@@ -37,16 +37,20 @@ pub(crate) mod queue;
 pub(crate) mod shards;
 pub(crate) mod task;
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
+use self::queue::line::TaskKind;
 use crate::handler::deadlock;
 use crate::handler::stack::Node;
-use crate::phase::CallState;
-use crate::status::{Status, StatusCell};
+use crate::phase::{BoxFuture, CallState, Limit};
+use crate::reply::Tasks;
+use crate::status::{Status, StatusCell, StatusWatch};
 
 /// Controls a service, whatever its requests and replies are.
 pub(crate) trait Control: Send + Sync {
@@ -129,6 +133,50 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Control {
     /// Turns a granted permit into an owned one. Returns a mailbox that takes the permit's request,
     /// and nothing else, and does not count as a caller.
     fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
+
+    /// Tells the service which mailbox its callers have: its own, or that of the service of many
+    /// workers which it is one of. Called before the service has a worker.
+    fn set_public(&self, _public: Weak<dyn Mailbox<Rq, Rs, Er>>, _timeout: Option<Duration>) {}
+
+    /// Returns the way for requests of the worker to itself, if the service has one.
+    fn to_itself(&self) -> Option<Weak<dyn ToItself<Rq, Rs, Er>>> {
+        None
+    }
+}
+
+/// What a worker's [link to itself](crate::handler::link::SelfLink) is made of.
+pub(crate) struct Links<Rq, Rs> {
+    /// See [`Mailbox::set_public`].
+    pub(crate) public: Weak<dyn Mailbox<Rq, Rs, Infallible>>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) to_itself: Weak<dyn ToItself<Rq, Rs, Infallible>>,
+}
+
+/// Takes the requests that a worker sends to itself, and owns the tasks that it starts.
+///
+/// Held weakly: it keeps nothing alive.
+pub(crate) trait ToItself<Rq, Rs, Er>: Tasks {
+    /// Returns whether a stop has begun.
+    fn is_stopping(&self) -> bool;
+
+    /// Follows the service's status.
+    fn watch(&self) -> StatusWatch;
+
+    /// Returns whether a handler or hook of this worker is being polled on this thread.
+    fn is_polled_here(&self) -> bool;
+
+    /// Appends a request, for which no capacity is needed. With `while_open` it is refused as soon
+    /// as a stop has begun, and otherwise when the worker is about to be handed back.
+    fn send_to_itself(&self, request: Rq, limit: Limit, while_open: bool) -> Result<(), Rq>;
+
+    /// Registers a task. Returns its number, or `None` once a stop has begun.
+    fn begin_own_task(&self, kind: TaskKind) -> Option<u64>;
+
+    /// Spawns a task on the service's runtime. Returns `None` if there is none.
+    fn spawn(&self, task: BoxFuture<()>) -> Option<AbortHandle>;
+
+    /// Returns a mailbox for making requests, which accepts none.
+    fn door(self: Arc<Self>) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
 }
 
 /// Counts the requests that a service holds, and what has become of earlier ones: see

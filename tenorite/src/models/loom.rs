@@ -16,6 +16,8 @@ use super::{
 use crate::caller::Caller as _;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
+use crate::mailbox::queue::line::TaskKind;
+use crate::phase::Limit;
 use crate::status::StopReason;
 
 /// Tries every interleaving with at most this many preemptions of a thread that could continue.
@@ -877,6 +879,44 @@ fn a_stop_and_a_task_that_answers() {
         assert_eq!(block_on(first), Ok(1));
         running.join().unwrap();
         assert!(task.join().unwrap().is_some());
+        seen.check_end();
+    });
+}
+
+/// The registration of the task lets its request through, whatever the stop has come to.
+#[test]
+fn a_stop_and_a_task_of_the_worker() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let itself = caller.mailbox().to_itself().unwrap().upgrade().unwrap();
+        let number = itself.begin_own_task(TaskKind::Own).expect("no stop has begun");
+        let task = drive(driver);
+        let own = thread::spawn(move || {
+            assert!(itself.send_to_itself(Ask::Ready(1), Limit::None, false).is_ok(), "it is accepted work");
+            itself.ended(number);
+        });
+        caller.stop();
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        assert_eq!(seen.started(), [1]);
+        own.join().unwrap();
+        seen.check_end();
+    });
+}
+
+/// A cast of the worker to itself is either refused, or runs.
+#[test]
+fn a_stop_and_a_request_of_the_worker_to_itself() {
+    model(3, || {
+        let Model { caller, driver, seen } = start(1);
+        let itself = caller.mailbox().to_itself().unwrap().upgrade().unwrap();
+        let task = drive(driver);
+        let own = thread::spawn(move || itself.send_to_itself(Ask::Ready(1), Limit::None, true).is_ok());
+        caller.stop();
+        drop(caller);
+        assert!(task.join().unwrap().is_some());
+        let is_accepted = own.join().unwrap();
+        assert_eq!(seen.has_started(1), is_accepted);
         seen.check_end();
     });
 }

@@ -6,3 +6,4 @@ mod every;
 mod pool;
 mod histories;
 mod edges;
+mod own;

@@ -69,7 +69,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
             Ok(worker) => Ok(worker),
             Err(config) => Err(config),
         };
-        self.lifecycle = Some(Box::new(WorkerLifecycle::new(config, make_config, idle, decider)));
+        self.lifecycle =
+            Some(Box::new(WorkerLifecycle::new(config, make_config, idle, decider, core.link())));
         self
     }
 

@@ -37,6 +37,7 @@ use super::owner::{Owner, Released};
 use crate::dispatch::{Dispatch, Opened, Period};
 use crate::error::{Reason, SendReason};
 use crate::handler::deadlock;
+use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::stack;
 use crate::panics::{self, Payload};
@@ -129,9 +130,17 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         make_config: Option<MakeConfig<W::Config>>,
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
+        link: SelfLink<W::Request, W::Response>,
     ) -> Self {
         let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
-        Self { stage: Stage::opening(config), make_config, decider, idle, ticks: Vec::new(), fallen: None }
+        Self {
+            stage: Stage::opening(config, link),
+            make_config,
+            decider,
+            idle,
+            ticks: Vec::new(),
+            fallen: None,
+        }
     }
 
     pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<Over<W>> {
@@ -291,7 +300,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
             self.make_config.as_mut().expect("a service with a restart policy can make another config");
         match panics::catch(make_config) {
             Ok(config) => {
-                self.go(Stage::opening(W::ready(config)));
+                self.go(Stage::opening(W::ready(config), core.link()));
                 None
             }
             Err(payload) => {
@@ -391,8 +400,9 @@ pub(super) fn discard<W: Dispatch>(end: End<W>) {
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
-    /// Begins with a worker that is ready, or with the config that it is to be made of.
-    fn opening(config: Result<W, W::Config>) -> Self {
+    /// Begins with a worker that is ready, or with the config that it is to be made of. The link is
+    /// to the worker itself.
+    fn opening(config: Result<W, W::Config>, link: SelfLink<W::Request, W::Response>) -> Self {
         Self::Opening(Box::pin(async move {
             let mut worker = match config {
                 Ok(worker) => worker,
@@ -402,7 +412,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
                 },
             };
             let begun = async {
-                worker.begin().await;
+                worker.begin(link).await;
                 worker.periods()
             };
             match panics::caught(begun).await {
@@ -436,7 +446,7 @@ fn poll_hook<W: Dispatch, T>(
 ) -> Poll<Result<T, Payload>> {
     let _barrier = stack::barrier();
     let poll = {
-        let _nested = stack::enter(core.node(), CallInfo { method, deadline: None });
+        let _nested = stack::enter(&**core, CallInfo { method, deadline: None });
         hook.poll(cx)
     };
     if poll.is_ready() {

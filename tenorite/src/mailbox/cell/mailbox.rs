@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::panic::resume_unwind;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,13 @@ use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
 use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge, Need};
+use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
-use crate::mailbox::{Control, Mailbox, Stats};
+use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::{StatusCell, StopReason};
@@ -50,6 +51,11 @@ impl<W: Dispatch> Drop for CellMailbox<W> {
 impl<W: Dispatch> CellMailbox<W> {
     pub(super) fn new(core: Arc<Core<W>>) -> Self {
         Self { core, permit: PermitKind::Borrowed }
+    }
+
+    /// Creates a mailbox that is no caller's, and accepts nothing without an owned permit.
+    pub(super) fn door(core: Arc<Core<W>>) -> Self {
+        Self { core, permit: PermitKind::Owned }
     }
 
     /// Returns what a handler that runs this request serves.
@@ -293,10 +299,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let Some(request) = state.phase.take_new() else { return false };
         let now = || core.runtime.now(RuntimeContext::Foreign);
         let has_deadline = state.terms.deadline().is_some();
-        let join = |request: &W::Request| match W::CONCURRENT {
-            Some(_) => core.append_concurrent(W::method(request), has_deadline),
-            None => core.state.join(false) == JoinOutcome::Wake,
-        };
+        let join = |request: &W::Request| core.append(request, has_deadline);
         match core.queue.cast(request, state.terms, now, join) {
             Ok(wake) => {
                 state.phase.put(Phase::Accepted);
@@ -531,7 +534,23 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
 
     fn own_permit(&self) -> Arc<dyn Mailbox<W::Request, W::Response, Infallible>> {
         self.core.queue.own_permit();
-        Arc::new(Self { core: Arc::clone(&self.core), permit: PermitKind::Owned })
+        Arc::new(Self::door(Arc::clone(&self.core)))
+    }
+
+    fn set_public(
+        &self,
+        public: Weak<dyn Mailbox<W::Request, W::Response, Infallible>>,
+        timeout: Option<Duration>,
+    ) {
+        if let Some(link) = &self.core.link {
+            let to_itself = Arc::downgrade(&self.core);
+            link.set_with(|| SelfLink::new(Arc::new(Links { public, timeout, to_itself })));
+        }
+    }
+
+    fn to_itself(&self) -> Option<Weak<dyn ToItself<W::Request, W::Response, Infallible>>> {
+        let to_itself = Arc::downgrade(&self.core);
+        Some(to_itself)
     }
 }
 
@@ -587,7 +606,7 @@ impl<W: Dispatch> Core<W> {
         let Some(limit) = self.drain_limit else { return };
         if matches!(self.queue.close_reason(), Some(StopReason::CallersGone | StopReason::Idle)) {
             // Not a caller: dropping it stops nothing.
-            let door = CellMailbox { core: Arc::clone(self), permit: PermitKind::Owned };
+            let door = CellMailbox::door(Arc::clone(self));
             abort_after(Arc::new(door), limit, self.runtime.handle().cloned());
         }
     }

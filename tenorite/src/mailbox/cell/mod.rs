@@ -77,20 +77,24 @@ pub(crate) use self::driver::Driver;
 pub use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
 use self::reader::Readers;
-use self::state::State;
+use self::state::{JoinOutcome, State};
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;
 use super::queue::Queue;
+use super::queue::line::TaskKind;
+use super::{Mailbox, ToItself};
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::WorkerStorage;
 use crate::error::{FetchReason, SendReason};
+use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
-use crate::handler::stack::Node;
+use crate::handler::stack::{self, Node, Serving};
 use crate::panics::{self, Payload};
-use crate::phase::Phase;
+use crate::phase::{BoxFuture, Limit, Phase};
 use crate::reply::{Answer, Ended, Tasks};
-use crate::status::StopReason;
+use crate::restart::after;
+use crate::status::{StatusWatch, StopReason};
 use crate::sync::{Once, Witness};
 use crate::trace::{self, Span, Watch};
 
@@ -105,6 +109,7 @@ enum OnWorkerExit {
     Restart,
 }
 
+type LinkOf<W> = SelfLink<<W as Dispatch>::Request, <W as Dispatch>::Response>;
 type Answered<W> = Ended<<W as Dispatch>::Response, Infallible>;
 type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
@@ -130,6 +135,8 @@ pub(crate) struct Core<W: Dispatch> {
     drain_limit: Option<Duration>,
     /// What a concurrent service has besides.
     readers: Option<Box<Readers<W>>>,
+    /// The worker's link to itself, if any method takes that.
+    link: Option<Box<Once<LinkOf<W>>>>,
     /// The methods that are due or under way which the service calls by itself, one bit for each.
     ticks: AtomicU64,
     /// Whether a parked handler awaits the end of its own service. A stop then has it polled again.
@@ -200,6 +207,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         stops_idle,
         drain_limit: options.drain_limit,
         readers: W::CONCURRENT.map(|concurrent| Box::new(Readers::new(&concurrent, options.concurrency))),
+        link: W::TAKES_SELF.then(|| Box::new(Once::new())),
         ticks: AtomicU64::new(0),
         awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
@@ -238,6 +246,22 @@ impl<W: Dispatch> Core<W> {
             FetchReason::Stopped
         } else {
             FetchReason::Panicked(panics::message(payload))
+        }
+    }
+
+    /// Returns the worker's link to itself.
+    #[cold]
+    fn link(&self) -> SelfLink<W::Request, W::Response> {
+        let link = self.link.as_ref().and_then(|link| link.get());
+        link.map_or_else(SelfLink::detached, Clone::clone)
+    }
+
+    /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task
+    /// is to be woken.
+    fn append(&self, request: &W::Request, has_deadline: bool) -> bool {
+        match W::CONCURRENT {
+            Some(_) => self.append_concurrent(W::method(request), has_deadline),
+            None => self.state.join(false) == JoinOutcome::Wake,
         }
     }
 
@@ -398,6 +422,7 @@ impl<W: Dispatch> Tasks for Core<W> {
     }
 
     fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload) {
+        self.queue.panicked();
         trace::panicked(&self.queue.status, Some(span), method, payload);
     }
 
@@ -408,6 +433,58 @@ impl<W: Dispatch> Tasks for Core<W> {
         if wake {
             self.wake_task();
         }
+    }
+}
+
+impl<W: Dispatch> ToItself<W::Request, W::Response, Infallible> for Core<W> {
+    fn is_stopping(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    fn watch(&self) -> StatusWatch {
+        self.queue.status.watch()
+    }
+
+    fn is_polled_here(&self) -> bool {
+        stack::is_top(self.node())
+    }
+
+    fn send_to_itself(&self, request: W::Request, limit: Limit, while_open: bool) -> Result<(), W::Request> {
+        let now = || now_in(self.runtime.handle());
+        let deadline = match limit {
+            Limit::None => None,
+            Limit::For(limit) => Some(after(now(), limit)),
+            Limit::Until(deadline) => Some(deadline),
+            Limit::Expired => Some(now()),
+        };
+        let join = |request: &W::Request| self.append(request, deadline.is_some());
+        let wake = self.queue.append_own(request, deadline, while_open, join)?;
+        if wake {
+            self.wake_task();
+        }
+        Ok(())
+    }
+
+    fn begin_own_task(&self, kind: TaskKind) -> Option<u64> {
+        self.queue.begin_own_task(kind)
+    }
+
+    fn spawn(&self, task: BoxFuture<()>) -> Option<AbortHandle> {
+        self.runtime.spawn(task)
+    }
+
+    fn door(self: Arc<Self>) -> Arc<dyn Mailbox<W::Request, W::Response, Infallible>> {
+        Arc::new(CellMailbox::door(self))
+    }
+}
+
+impl<W: Dispatch> Serving for Core<W> {
+    fn is_stopping(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    fn is_abandoned(&self, slot: usize) -> bool {
+        self.queue.is_abandoned(slot)
     }
 }
 

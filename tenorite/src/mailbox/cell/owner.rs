@@ -121,9 +121,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         served: CallInfo,
         context: RuntimeContext,
     ) -> Run {
+        self.lend_link(served);
         match context {
             RuntimeContext::Native if !self.core.is_timed => self.start_within(exchange, served, |_| ()),
             context => self.start_slow(exchange, served, context),
+        }
+    }
+
+    /// Lends the worker's link to itself to the method that is about to start, if it takes that.
+    #[inline(always)]
+    fn lend_link(&mut self, served: CallInfo) {
+        if W::TAKES_SELF && served.method.takes_self() {
+            let link = self.core.link();
+            // SAFETY: exclusive by I1, as in `start_within`. No future is live.
+            unsafe { (*self.owned()).storage.lend_to_itself(link) };
         }
     }
 
@@ -145,7 +156,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _nested = stack::enter(core.node(), served);
+            let _nested = stack::enter(&**core, served);
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: this owner has exclusive use (I1): the claim's transition to `RUN` acquired
             // what the previous owner released, and the word has not left `RUN` since. The `Arc` in
@@ -164,16 +175,19 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// Works like [`start`](Self::start), in the span that the call was made in.
+    /// Works like [`start`](Self::start), in the span that the call was made in. The call awaits
+    /// this slot.
     fn start_in(
         &mut self,
+        slot: Option<usize>,
         span: &Span,
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
     ) -> Run {
+        self.lend_link(served);
         self.start_within(exchange, served, |core| {
-            (core.runtime.enter(context), span.enter(), Timed::of(core))
+            (core.runtime.enter(context), span.enter(), Timed::of(core), stack::next_call(slot))
         })
     }
 
@@ -198,7 +212,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         // SAFETY: exclusive by I1, as in `start_within`.
         unsafe { (*owned).storage.lend(client) };
         let (ran, unwound) =
-            panics::polled_here(&core.queue, || self.start_in(span, exchange, served, context));
+            panics::polled_here(&core.queue, || self.start_in(slot, span, exchange, served, context));
         let reason = match &ran {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
@@ -229,8 +243,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     ) -> Poll<Result<Option<W::Response>, Payload>> {
         let core = self.core;
         let owned = self.owned();
+        let slot = self.in_flight;
         let resume = || {
-            let _nested = stack::enter(core.node(), served);
+            let _call = stack::next_call(slot);
+            let _nested = stack::enter(&**core, served);
             let _in_span = span.enter();
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: exclusive by I1, as in `start_within`. The claim acquired what `park`
@@ -496,7 +512,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         )
                     } else {
                         self.in_flight = slot;
-                        (slot, self.start_in(&span, &mut exchange, served, RuntimeContext::Native))
+                        (slot, self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native))
                     };
                     match ran {
                         Run::Replied => {
@@ -551,10 +567,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             core.state.ask_for_tick();
         }
         let served = CallInfo { method: W::tick_method(tick), deadline: None };
+        self.lend_link(served);
         let waker = waker::borrowed(core);
         let owned = self.owned();
         let ran = panics::catch(|| {
-            let _nested = stack::enter(core.node(), served);
+            let _nested = stack::enter(&**core, served);
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
             unsafe { (*owned).storage.start_tick(tick, &waker) }

@@ -25,6 +25,9 @@
 //!                     └─answer──► done ──the call takes it──► (free)
 //! ```
 //!
+//! A request that a worker sends to itself, its *own*, takes no capacity. It is accepted however
+//! many others are, and is not counted against the backlog.
+//!
 //! A *permit* keeps a place in the backlog free for a request to come. A call that waits for a
 //! permit is queued like one that waits for capacity, but it is no request: the worker passes it
 //! over. Once granted, a permit is only a number.
@@ -32,8 +35,8 @@
 //! # Invariants
 //!
 //! - L1: While the service accepts calls, the accepted entries are the first of the queue. They are
-//!   all entries, or as many as `backlog` allows besides the permits. The step that frees capacity
-//!   also admits the next entry.
+//!   all entries, or as many as `backlog` allows besides the permits. The worker's own do not count
+//!   there. The step that frees capacity also admits the next entry.
 //! - L2: `first_waiting` is the first entry that is not accepted, or `None` if all are.
 //! - L3: Once the service is closed no entry waits for capacity: closing fails those. Permits that
 //!   were granted before stay good until the queue is sealed, and are void then. It is sealed in
@@ -95,13 +98,33 @@ pub(in crate::mailbox) struct ColdFields {
     pub(in crate::mailbox) counts: Counts,
     /// When the service was last used, if it stops after a time without use.
     pub(in crate::mailbox) used: Option<Instant>,
-    /// Tasks that answer calls, by their numbers. `None` until the task's abort handle is known.
-    tasks: BTreeMap<u64, Option<AbortHandle>>,
+    /// The service's tasks, by their numbers.
+    tasks: BTreeMap<u64, ServiceTask>,
     /// The number of the next task. No number is used twice: a task may be over before its abort
     /// handle arrives.
     next_task: u64,
     /// Tasks are to be aborted, also those that are just being spawned.
     ends_tasks: bool,
+    /// How many of the queued requests are the worker's own.
+    own: usize,
+}
+
+/// A task that the service waits for before it ends.
+struct ServiceTask {
+    kind: TaskKind,
+    /// `None` until it is known.
+    handle: Option<AbortHandle>,
+}
+
+/// What a task is to its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskKind {
+    /// It answers a call.
+    Answer,
+    /// The worker waits for its result.
+    Own,
+    /// It runs beside the service, and ends by itself when a stop begins.
+    Background,
 }
 
 /// What has become of requests.
@@ -142,6 +165,8 @@ pub(in crate::mailbox) struct Arrival<Rq> {
     pub(in crate::mailbox) awaited: Awaited,
     pub(in crate::mailbox) return_on_failure: bool,
     pub(in crate::mailbox) accepted: bool,
+    /// Whether the worker sends it to itself.
+    pub(in crate::mailbox) is_own: bool,
 }
 
 /// A request that has left the queue for the worker.
@@ -156,6 +181,8 @@ pub(crate) struct Dequeued<Rq> {
     pub(crate) return_on_failure: bool,
     /// Whether a handler waits for the reply.
     pub(crate) has_edge: bool,
+    /// Whether the worker has sent it to itself.
+    pub(crate) is_own: bool,
 }
 
 /// A request is queued, but the asking thread may not take it.
@@ -240,7 +267,21 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.reserved == self.reserved_owned
             && self.slots.is_empty()
             && !self.worker.has_taken
-            && !self.has_tasks()
+            && !self.has_tasks_but(TaskKind::Background)
+    }
+
+    fn has_tasks_but(&self, kind: TaskKind) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.tasks.values().any(|task| task.kind != kind))
+    }
+
+    /// Returns how many of the queued requests are the worker's own.
+    pub(in crate::mailbox) fn own(&self) -> usize {
+        self.cold.as_ref().map_or(0, |cold| cold.own)
+    }
+
+    /// Returns whether nothing may come any more, see L3.
+    pub(in crate::mailbox) fn is_sealed(&self) -> bool {
+        self.is_sealed
     }
 
     /// Returns whether a request may still come, with a permit or without.
@@ -278,10 +319,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if let Some(slot) = slot {
             self.slots[slot].owed = Owed::Task;
         }
+        self.register_task(TaskKind::Answer)
+    }
+
+    /// Registers a task that the worker starts, and that answers no call. Returns `None` once a
+    /// stop has begun.
+    pub(in crate::mailbox) fn begin_own_task(&mut self, kind: TaskKind) -> Option<u64> {
+        self.closed.is_none().then(|| self.register_task(kind))
+    }
+
+    fn register_task(&mut self, kind: TaskKind) -> u64 {
         let cold = self.cold.get_or_insert_default();
         let number = cold.next_task;
         cold.next_task += 1;
-        cold.tasks.insert(number, None);
+        cold.tasks.insert(number, ServiceTask { kind, handle: None });
         number
     }
 
@@ -292,10 +343,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             return Some(task);
         }
         // The task may be over already.
-        if let Some(place) = cold.tasks.get_mut(&number) {
-            *place = Some(task);
+        let known = cold.tasks.get_mut(&number)?;
+        if self.is_sealed && known.kind != TaskKind::Answer {
+            return Some(task);
         }
+        known.handle = Some(task);
         None
+    }
+
+    /// Returns the tasks to abort of a service that ends without having waited for them. Those that
+    /// answer calls go on.
+    pub(in crate::mailbox) fn take_own_tasks(&mut self) -> Vec<AbortHandle> {
+        let Some(cold) = &mut self.cold else { return Vec::new() };
+        let own = cold.tasks.values_mut().filter(|task| task.kind != TaskKind::Answer);
+        own.filter_map(|task| task.handle.take()).collect()
     }
 
     /// Removes a task that is over. Returns whether it was all that the service waited for.
@@ -331,7 +392,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         // Tasks that are spawned from here on are aborted as well.
         let cold = self.cold.get_or_insert_default();
         cold.ends_tasks = true;
-        cold.tasks.values_mut().filter_map(Option::take).collect()
+        cold.tasks.values_mut().filter_map(|task| task.handle.take()).collect()
     }
 
     /// Takes what forgotten calls have left behind.
@@ -368,14 +429,16 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
     ) -> usize {
-        let Arrival { request, span, deadline, awaited, return_on_failure, accepted } = arrival;
+        let Arrival { request, span, deadline, awaited, return_on_failure, accepted, is_own } = arrival;
+        debug_assert!(accepted || !is_own, "what the worker sends to itself waits for no capacity");
         let next = if accepted { self.first_waiting } else { Link::NONE };
         let previous = match next.get() {
             Some(next) => self.slots.entry(next).previous,
             None => self.last,
         };
         let is_request = request.is_some();
-        let entry = Entry { request, span, deadline, awaited, return_on_failure, accepted, previous, next };
+        let entry =
+            Entry { request, span, deadline, awaited, return_on_failure, accepted, is_own, previous, next };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
@@ -387,7 +450,9 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             None => self.last = this,
         }
         self.len += usize::from(is_request);
-        if accepted {
+        if is_own {
+            self.cold.get_or_insert_default().own += 1;
+        } else if accepted {
             self.accepted += 1;
         } else if self.first_waiting.get().is_none() {
             self.first_waiting = this;
@@ -413,7 +478,9 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if self.first_waiting.get() == Some(slot) {
             self.first_waiting = entry.next;
         }
-        if entry.accepted {
+        if entry.is_own {
+            self.cold.get_or_insert_default().own -= 1;
+        } else if entry.accepted {
             self.accepted -= 1;
             self.admit(deferred);
         }
@@ -553,8 +620,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         };
         let request = entry.request.expect("a queued request is present until it is dequeued");
         let has_edge = slot.is_some_and(|slot| self.slots[slot].edge.is_some());
-        let Entry { deadline, span, return_on_failure, .. } = entry;
-        Dequeued { request, deadline, span, slot, return_on_failure, has_edge }
+        let Entry { deadline, span, return_on_failure, is_own, .. } = entry;
+        Dequeued { request, deadline, span, slot, return_on_failure, has_edge, is_own }
     }
 
     /// Puts a request that was started, and has not run, back to the front.
@@ -567,7 +634,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if self.is_sealed || has_left {
             return Err(taken);
         }
-        let Dequeued { request, deadline, span, slot, return_on_failure, .. } = taken;
+        let Dequeued { request, deadline, span, slot, return_on_failure, is_own, .. } = taken;
         let awaited = if slot.is_some() { Awaited::Reply } else { Awaited::Nothing };
         let (previous, next) = (Link::NONE, self.first);
         let entry = Entry {
@@ -577,6 +644,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             awaited,
             return_on_failure,
             accepted: true,
+            is_own,
             previous,
             next,
         };
@@ -599,7 +667,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
         self.first = this;
         self.len += 1;
-        self.accepted += 1;
+        if is_own {
+            self.cold.get_or_insert_default().own += 1;
+        } else {
+            self.accepted += 1;
+        }
         Ok(())
     }
 
@@ -714,6 +786,21 @@ mod tests {
                 awaited: Awaited::Reply,
                 return_on_failure: false,
                 accepted: self.has_room(),
+                is_own: false,
+            };
+            self.append(arrival, None, None)
+        }
+
+        /// The worker sends this to itself.
+        fn come_from_itself(&mut self, request: u32) -> usize {
+            let arrival = Arrival {
+                request: Some(request),
+                span: Span::current(),
+                deadline: None,
+                awaited: Awaited::Nothing,
+                return_on_failure: false,
+                accepted: true,
+                is_own: true,
             };
             self.append(arrival, None, None)
         }
@@ -728,7 +815,7 @@ mod tests {
                 requests.extend(entry.request);
                 if entry.accepted {
                     assert!(first_waiting.is_none(), "an accepted entry stands behind one that waits");
-                    accepted += 1;
+                    accepted += usize::from(!entry.is_own);
                 } else {
                     first_waiting.get_or_insert(slot);
                 }
@@ -738,7 +825,7 @@ mod tests {
             assert_eq!(self.accepted, accepted);
             assert_eq!(self.first_waiting.get(), first_waiting);
             if self.closed.is_none() {
-                assert_eq!(accepted, self.len.min(self.backlog - self.reserved));
+                assert_eq!(accepted, (self.len - self.own()).min(self.backlog - self.reserved));
             } else {
                 assert_eq!(first_waiting, None);
             }
@@ -752,24 +839,31 @@ mod tests {
         for seed in 1..200 {
             let mut random = Random(seed);
             let mut line = Tested::new(1 + random.below(4));
-            // What is queued, as request and slot; and the calls that are over but have not looked.
-            let mut model: Vec<(u32, usize)> = Vec::new();
+            // What is queued, as request and slot, and whether the worker has sent it to itself;
+            // and the calls that are over but have not looked.
+            let mut model: Vec<(u32, usize, bool)> = Vec::new();
             let mut over: Vec<usize> = Vec::new();
             for request in 0..200 {
                 let mut deferred = Deferred::new();
-                match random.below(6) {
+                match random.below(7) {
                     0..3 => {
-                        model.push((request, line.come(request)));
+                        model.push((request, line.come(request), false));
                     }
                     3 if !model.is_empty() => {
-                        let (_, slot) = model.remove(random.below(model.len()));
-                        assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::BeforeStart(_)));
+                        let leaving = random.below(model.len());
+                        // No call leaves that has none.
+                        if !model[leaving].2 {
+                            let (_, slot, _) = model.remove(leaving);
+                            assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::BeforeStart(_)));
+                        }
                     }
                     4 if !model.is_empty() => {
-                        let (request, slot) = model.remove(0);
+                        let (request, slot, is_own) = model.remove(0);
                         let taken = line.start(slot, &mut deferred);
-                        assert_eq!((taken.request, taken.slot), (request, Some(slot)));
-                        if random.below(2) == 0 {
+                        assert_eq!((taken.request, taken.slot), (request, (!is_own).then_some(slot)));
+                        if is_own {
+                            // It frees its slot as it starts.
+                        } else if random.below(2) == 0 {
                             assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
                             over.push(slot);
                         } else {
@@ -778,24 +872,31 @@ mod tests {
                         }
                     }
                     5 if !model.is_empty() => {
-                        let (_, slot) = model.remove(0);
+                        let (_, slot, is_own) = model.remove(0);
                         line.fail_queued(slot, SendReason::Expired, &mut deferred);
-                        over.push(slot);
+                        over.extend((!is_own).then_some(slot));
+                    }
+                    6 => {
+                        // Behind all that is accepted, however much that is.
+                        let place = line.accepted + line.own();
+                        model.insert(place, (request, line.come_from_itself(request), true));
                     }
                     _ => {}
                 }
-                let expected: Vec<u32> = model.iter().map(|(request, _)| *request).collect();
+                let expected: Vec<u32> = model.iter().map(|(request, ..)| *request).collect();
                 assert_eq!(line.checked(), expected, "seed {seed}");
             }
             let mut deferred = Deferred::new();
-            let waiting = model.split_off(line.accepted);
+            let waiting = model.split_off(line.accepted + line.own());
             line.close(StopReason::Requested, &SendReason::Stopped, &mut deferred);
-            over.extend(waiting.into_iter().map(|(_, slot)| slot));
-            assert_eq!(line.checked(), model.iter().map(|(request, _)| *request).collect::<Vec<_>>());
-            for (_, slot) in model {
+            over.extend(waiting.into_iter().map(|(_, slot, _)| slot));
+            assert_eq!(line.checked(), model.iter().map(|(request, ..)| *request).collect::<Vec<_>>());
+            for (_, slot, is_own) in model {
                 line.start(slot, &mut deferred);
-                assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
-                over.push(slot);
+                if !is_own {
+                    assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
+                    over.push(slot);
+                }
             }
             for slot in over {
                 assert!(matches!(line.slots.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));

@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::line::{Arrival, Counts, Deferred, Dequeued, Line, Withdrawn};
+use self::line::{Arrival, Counts, Deferred, Dequeued, Line, TaskKind, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
 use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
@@ -196,8 +196,15 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         // An accepted cast awaits nothing, so its slot must not keep the caller's waker.
         let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
         let deadline = terms.deadline();
-        let arrival =
-            Arrival { request: Some(request), span, deadline, awaited, return_on_failure, accepted };
+        let arrival = Arrival {
+            request: Some(request),
+            span,
+            deadline,
+            awaited,
+            return_on_failure,
+            accepted,
+            is_own: false,
+        };
         let slot = line.append(arrival, kept, edge);
         drop(line);
         // Dropping the user's waker may panic, so it comes after the lock is released.
@@ -232,10 +239,51 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             awaited: Awaited::Nothing,
             return_on_failure: false,
             accepted: true,
+            is_own: false,
         };
         line.append(arrival, None, None);
         drop(line);
         Ok(joined)
+    }
+
+    /// Appends a request that the worker sends to itself, which takes no capacity, and calls `join`
+    /// under the lock. With `while_open` it is refused as soon as a stop has begun, and otherwise
+    /// once the queue is sealed: a task of the service that is registered keeps it from that.
+    ///
+    /// # Errors
+    ///
+    /// Gives the request back if it is refused.
+    pub(in crate::mailbox) fn append_own<T>(
+        &self,
+        request: Rq,
+        deadline: Option<Instant>,
+        while_open: bool,
+        join: impl FnOnce(&Rq) -> T,
+    ) -> Result<T, Rq> {
+        let span = current_span();
+        let mut line = self.line.lock();
+        if line.is_sealed() || while_open && line.closed.is_some() {
+            return Err(request);
+        }
+        let joined = join(&request);
+        let arrival = Arrival {
+            request: Some(request),
+            span,
+            deadline,
+            awaited: Awaited::Nothing,
+            return_on_failure: false,
+            accepted: true,
+            is_own: true,
+        };
+        line.append(arrival, None, None);
+        drop(line);
+        Ok(joined)
+    }
+
+    /// Registers a task that the worker starts, and that answers no call. Returns its number, or
+    /// `None` once a stop has begun.
+    pub(in crate::mailbox) fn begin_own_task(&self, kind: TaskKind) -> Option<u64> {
+        self.line.lock().begin_own_task(kind)
     }
 
     /// Requests a permit.
@@ -261,6 +309,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 awaited,
                 return_on_failure: false,
                 accepted: false,
+                is_own: false,
             };
             return Phase::Waiting(line.append(arrival, Some(waker), None));
         };
@@ -565,7 +614,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             name,
             queued: line.accepted,
             backlog: line.backlog,
-            waiting_for_room: line.len - line.accepted,
+            waiting_for_room: line.len - line.accepted - line.own(),
             reserved: line.reserved,
             replied,
             panicked,
@@ -743,10 +792,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         }
         line.seal();
         let worker = line.worker.waker.take();
+        let tasks = line.take_own_tasks();
         drop(line);
         self.status.draining();
         self.finish(deferred);
         panics::drop_quietly(worker);
+        tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// Records that the worker is about to be dropped: a client that is dropped from here on was

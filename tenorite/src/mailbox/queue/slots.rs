@@ -90,6 +90,8 @@ pub(super) struct Entry<Rq> {
     /// Whether the caller wants the request back if it does not run.
     pub(super) return_on_failure: bool,
     pub(super) accepted: bool,
+    /// Whether the worker has sent it to itself. It takes no capacity then.
+    pub(super) is_own: bool,
     pub(super) previous: Link,
     pub(super) next: Link,
 }

@@ -418,9 +418,16 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             // From here on its caller waits for this reader, and for no other.
             core.queue.waits_for(slot, place.id());
         }
+        if W::TAKES_SELF && served.method.takes_self() {
+            let link = core.link();
+            // SAFETY: the place is this reader's alone, and holds no future.
+            unsafe { place.storage.lend_to_itself(link) };
+        }
+        let slot = self.in_flight;
         panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _nested = stack::enter_reader(core.node(), place.id(), served);
+            let _call = slot.map(|slot| stack::next_call(Some(slot)));
+            let _nested = stack::enter_reader(&**core, place.id(), served);
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: this reader is counted (I5), so nothing uses the worker mutably until it has
             // left, which acquired what the last owner released. A worker is there: only

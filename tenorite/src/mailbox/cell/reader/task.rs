@@ -94,7 +94,8 @@ impl<W: Dispatch> ReaderTask<W> {
         }
         core.witness.touch_shared();
         let polled = panics::catch(|| {
-            let _nested = stack::enter_reader(core.node(), place.id(), served);
+            let _call = stack::next_call(self.call.slot);
+            let _nested = stack::enter_reader(&**core, place.id(), served);
             let _in_span = self.call.span.enter();
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: the place belongs to this reader alone. It is counted, so the worker that its
