@@ -109,6 +109,10 @@ pub(crate) struct Method {
     pub(crate) key: Option<usize>,
     /// Whether it may run on any shard.
     pub(crate) any_shard: bool,
+    /// Whether it blocks its thread.
+    pub(crate) blocking: bool,
+    /// How many requests it is given at once at most, if it is given several.
+    pub(crate) batch: Option<Expr>,
     /// The function that merges the answers of all shards, if it runs on all of them.
     pub(crate) all_shards: Option<Path>,
     /// The index at which it takes a `Reply`, if it answers with one.
@@ -136,7 +140,7 @@ impl Method {
 
     /// Returns whether its handlers may overlap others on a concurrent worker.
     pub(crate) fn shares(&self) -> bool {
-        self.reads && self.reply_at.is_none()
+        self.reads && self.reply_at.is_none() && self.batch.is_none()
     }
 }
 
@@ -176,7 +180,8 @@ pub(crate) enum Field {
 
 /// The answer of a method.
 pub(crate) struct Reply {
-    /// The return type as declared, `()` if there is none, or the argument of its `Reply`.
+    /// The return type as declared, `()` if there is none, or the argument of its `Reply`. For a
+    /// method that is given several requests at once, the type of each of its answers.
     pub(crate) ty: Type,
     pub(crate) kind: ReplyKind,
 }

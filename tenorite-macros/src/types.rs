@@ -78,6 +78,11 @@ pub(crate) fn is_self_caller(ty: &Type) -> bool {
     argument_of("SelfCaller", ty).is_some()
 }
 
+/// Returns the type of the elements of a `Vec<T>`. Any type named `Vec` counts.
+pub(crate) fn vec_argument(ty: &Type) -> Option<Type> {
+    argument_of("Vec", peeled(ty))
+}
+
 /// Returns the only argument of a type with this name.
 fn argument_of(name: &str, ty: &Type) -> Option<Type> {
     let last = plain_path(ty)?.segments.last()?;

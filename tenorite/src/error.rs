@@ -280,6 +280,11 @@ impl TenoriteError {
     }
 }
 
+// Both are errors by themselves: of `SelfCaller`, and of `DeferredResponse`.
+impl std::error::Error for SendReason {}
+
+impl std::error::Error for FetchReason {}
+
 impl fmt::Display for SendReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -219,6 +219,10 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 /// - `#[service(on_start)]`, `#[service(on_stop)]` on methods: they are called before the first
 ///   request and after the last. The `on_stop` method may take a [`StopReason`].
 ///
+/// - `#[service(blocking)]` on a method: it runs on a thread for blocking work.
+/// - `#[service(batch = N)]` on a method that takes a `Vec<T>` and returns a `Vec<R>`: it is given
+///   the requests that have queued up, at most `N` at once. Each caller sends a `T` and gets an
+///   `R`.
 /// - `#[service(every = "1s")]` on a method: the service calls it by itself, and it is no request.
 ///   The period may also be an expression of a `Duration`, such as `every = self.period`. With
 ///   `at_start` the first call comes at once.

@@ -16,7 +16,7 @@ use crate::reply::TenoriteRequest;
 use crate::sharded;
 
 pub use crate::call::Answer;
-pub use crate::dispatch::job::{Job, Step};
+pub use crate::dispatch::job::{BatchReplies, Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
 pub use crate::dispatch::{Concurrent, Dispatch, Opened, Period, SharedDispatch};
 pub use crate::handler::link::SelfLink;

@@ -410,10 +410,8 @@ impl<C: Caller> SelfCaller<C> {
     /// }
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
     /// # let feed = FeedService.start(4, Feed);
-    /// # let mut next = Box::pin(feed.next());
-    /// # assert!(futures::poll!(&mut next).is_pending());
-    /// # feed.stop();
-    /// # assert_eq!(next.await, Ok(None));
+    /// # let (next, ()) = tokio::join!(feed.next(), async { feed.stop() });
+    /// # assert_eq!(next, Ok(None));
     /// # }
     /// ```
     pub async fn stopping(&self) {

@@ -53,7 +53,9 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let service_name = &service.names.service_doc;
     let is_concurrent = service.concurrent.is_some();
     let named = service.methods.iter().map(|method| {
-        let Method { name, variant, cfgs, reply_at, self_at, is_async, .. } = method;
+        let Method { name, variant, cfgs, reply_at, self_at, is_async, blocking, batch, .. } = method;
+        let blocking = blocking.then(|| quote!(.blocking()));
+        let batching = batch.as_ref().map(|most| quote!(.batching(#most)));
         let taking_self = self_at.as_ref().map(|_| quote!(.taking_self()));
         let text = name.unraw().to_string();
         let (new, is_async) = match reply_at {
@@ -63,7 +65,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         };
         quote! {
             #(#cfgs)*
-            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async)#taking_self },
+            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async)#taking_self #blocking #batching },
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async)
@@ -92,6 +94,13 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             const TAKES_SELF: bool = true;
         )
     });
+    let blocks = service.methods.iter().any(|method| method.blocking);
+    let blocks = blocks.then(|| {
+        quote!(
+            const BLOCKS: bool = true;
+        )
+    });
+    let batches = batches(service, &request, &response, &job);
     let begins = begin.as_ref().map(|_| {
         quote!(
             const BEGINS: bool = true;
@@ -156,6 +165,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             const NAME: &'static str = #service_name;
             #answers_later
             #takes_self
+            #blocks
             #begins
             #closes
             #concurrent
@@ -170,6 +180,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             ) -> #krate::__private::Step<'__job> {
                 match #krate::__private::Job::request(&mut #job) { #(#arms)* }
             }
+
+            #batches
 
             #ready
             #open
@@ -194,7 +206,12 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
     let pattern = if names.is_empty() { quote!() } else { quote!({ #(#names),* }) };
     let mut passed: Vec<_> = args
         .iter()
-        .map(|Arg { name, borrowed, .. }| if *borrowed { quote!(&#name) } else { quote!(#name) })
+        .map(|Arg { name, borrowed, .. }| match (borrowed, &method.batch) {
+            (true, _) => quote!(&#name),
+            (false, None) => quote!(#name),
+            // One request alone, without a service.
+            (false, Some(_)) => quote!(::std::vec![#name]),
+        })
         .collect();
     // The span of each is the user's argument, so that an error about another type of that name
     // points at it.
@@ -216,6 +233,10 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
         }
     });
     let called = quote!(Self::#name(#worker, #(#passed),*));
+    if method.batch.is_some() {
+        let step = single_of_batch(service, method, &called, job);
+        return quote!(#(#cfgs)* #request_name::#variant #pattern => { #take_self #step });
+    }
     // If the future is not `Send`, the error points at the method's name.
     let step = match (is_async, &later) {
         (false, None) => {
@@ -237,6 +258,96 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
         None => step,
     };
     quote!(#(#cfgs)* #request_name::#variant #pattern => #step,)
+}
+
+/// Returns what calls a method that is given several requests with one alone.
+fn single_of_batch(service: &Service, method: &Method, called: &TokenStream, job: &Ident) -> TokenStream {
+    let (krate, response_name) = (&service.krate, &service.names.response);
+    let Method { name, variant, is_async, .. } = method;
+    let first = |answers: TokenStream| {
+        quote! {
+            ::core::option::Option::map(
+                ::core::iter::Iterator::next(&mut ::core::iter::IntoIterator::into_iter(#answers)),
+                #response_name::#variant,
+            )
+        }
+    };
+    if *is_async {
+        let one = first(quote!(#called.await));
+        at(name.span(), quote!(#krate::__private::Job::run_one(#job, move || async move { #one })))
+    } else {
+        let one = first(called.clone());
+        quote! {
+            match #one {
+                ::core::option::Option::Some(response) => #krate::__private::Job::reply(#job, response),
+                ::core::option::Option::None => #krate::__private::Job::deferred(#job),
+            }
+        }
+    }
+}
+
+/// Returns what runs the methods that are given several requests at once, if there are any.
+fn batches(
+    service: &Service,
+    request: &TokenStream,
+    response: &TokenStream,
+    job: &Ident,
+) -> Option<TokenStream> {
+    let krate = &service.krate;
+    let (request_name, response_name) = (&service.names.request, &service.names.response);
+    let mut methods = service.methods.iter().filter(|method| method.batch.is_some()).peekable();
+    methods.peek()?;
+    // Hygienic, because an argument may have the same name.
+    let [requests, replies, parts] =
+        ["requests", "replies", "parts"].map(|name| Ident::new(name, Span::mixed_site()));
+    let arms = methods.map(|method| {
+        let Method { name, variant, cfgs, args, is_async, self_at, .. } = method;
+        let field = &args[0].name;
+        let mut passed = vec![quote!(#parts)];
+        let me = self_at.as_ref().map(|me| (me.at, me_of(&me.ty)));
+        if let Some((at, me)) = &me {
+            passed.insert(*at, quote!(#me));
+        }
+        let take_self = me.map(|(_, me)| taking_self(krate, &me, job));
+        let called = quote!(Self::#name(self, #(#passed),*));
+        let run = if *is_async {
+            let future = quote!(async move { #replies.answer(#called.await, #response_name::#variant) });
+            at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)))
+        } else {
+            quote! {
+                #replies.answer(#called, #response_name::#variant);
+                #krate::__private::Job::deferred(#job)
+            }
+        };
+        quote! {
+            #(#cfgs)*
+            ::core::option::Option::Some(#request_name::#variant { .. }) => {
+                let (#parts, #replies) = #krate::__private::Job::batch(&mut #job, #requests, |request| {
+                    if let #request_name::#variant { #field } = request {
+                        ::core::option::Option::Some(#field)
+                    } else {
+                        ::core::option::Option::None
+                    }
+                });
+                #take_self
+                #run
+            }
+        }
+    });
+    Some(quote! {
+        const BATCHES: bool = true;
+
+        fn dispatch_batch<'__worker, '__job>(
+            &'__worker mut self,
+            #requests: ::std::vec::Vec<#request>,
+            mut #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
+        ) -> #krate::__private::Step<'__job> {
+            match #requests.first() {
+                #(#arms)*
+                _ => ::core::unreachable!("each request has a handler of its own"),
+            }
+        }
+    })
 }
 
 /// Returns the name of the variable that holds the worker's own caller.

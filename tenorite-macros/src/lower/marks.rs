@@ -2,7 +2,9 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Attribute, Expr, FnArg, ImplItemFn, Meta, Pat, PatIdent, PatType, Path, Receiver, Token};
+use syn::{
+    Attribute, Expr, ExprLit, FnArg, ImplItemFn, Lit, Meta, Pat, PatIdent, PatType, Path, Receiver, Token,
+};
 
 use crate::args;
 use crate::attributes::{Kind, hides};
@@ -44,14 +46,19 @@ pub(super) struct Marks {
     /// How often the service calls the method by itself, and whether for the first time at once.
     pub(super) every: Option<Expr>,
     pub(super) at_start: Option<Path>,
+    /// That the method blocks its thread.
+    pub(super) blocking: Option<Path>,
+    /// How many requests the method is given at once at most.
+    pub(super) batch: Option<(Path, Expr)>,
     pub(super) on_request: Vec<Attribute>,
     pub(super) on_response: Vec<Attribute>,
 }
 
 /// Removes `#[service(skip)]` and the like.
 pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Marks {
-    const KNOWN: &str = "there are `init`, `on_start`, `on_stop`, `any_shard`, `all_shards = merge`, `every = \"1s\"`, `skip`, `request(…)` and `response(…)`";
+    const KNOWN: &str = "there are `init`, `on_start`, `on_stop`, `any_shard`, `all_shards = merge`, `blocking`, `batch = N`, `every = \"1s\"`, `skip`, `request(…)` and `response(…)`";
     let (mut role, mut all_shards, mut every, mut at_start) = (None, None, None, None);
+    let (mut blocking, mut batch) = (None, None);
     let (mut on_request, mut on_response) = (Vec::new(), Vec::new());
     let is_hidden =
         |attribute: &mut Attribute| hides(attribute, Kind::Cfg) || hides(attribute, Kind::Service);
@@ -98,6 +105,36 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
                 }
                 return Ok(());
             }
+            if meta.path.is_ident("blocking") {
+                if meta.input.peek(Token![=]) {
+                    return Err(meta.error("`blocking` takes no value: write `#[service(blocking)]`"));
+                }
+                if blocking.replace(meta.path.clone()).is_some() {
+                    return Err(meta.error("`blocking` is given twice: keep one"));
+                }
+                return Ok(());
+            }
+            if meta.path.is_ident("batch") {
+                if !meta.input.peek(Token![=]) {
+                    return Err(meta.error(
+                        "say how many requests the method is given at once at most: `#[service(batch = 64)]`",
+                    ));
+                }
+                let most: Expr = meta.value()?.parse()?;
+                if let Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) = &most
+                    && number.base10_digits() == "0"
+                {
+                    return Err(syn::Error::new(
+                        number.span(),
+                        "none could be served: write how many requests the method is given at once at most, such as \
+                         `batch = 64`",
+                    ));
+                }
+                if batch.replace((meta.path.clone(), most)).is_some() {
+                    return Err(meta.error("`batch` is given twice: keep one"));
+                }
+                return Ok(());
+            }
             if meta.path.is_ident("at_start") {
                 at_start = Some(meta.path);
                 return Ok(());
@@ -131,7 +168,7 @@ pub(super) fn marks(attributes: &mut Vec<Attribute>, errors: &mut Errors) -> Mar
     if let (Some(at_start), None) = (&at_start, &every) {
         errors.at(at_start, "`at_start` goes with `every`: `#[service(every = \"1s\", at_start)]`");
     }
-    Marks { role, all_shards, every, at_start, on_request, on_response }
+    Marks { role, all_shards, every, at_start, blocking, batch, on_request, on_response }
 }
 
 /// What the user says of an argument.

@@ -4,8 +4,8 @@ use proc_macro2::Ident;
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::{
-    Attribute, FnArg, GenericParam, Generics, ImplItemFn, Pat, PatIdent, PatType, ReceiverKind, ReturnType,
-    Safety, Type, parse_quote,
+    Attribute, FnArg, GenericParam, Generics, ImplItemFn, Pat, PatIdent, PatType, Path, ReceiverKind,
+    ReturnType, Safety, Type, parse_quote,
 };
 
 use crate::attributes::{Kind, carried, hides};
@@ -134,10 +134,67 @@ pub(super) fn method(
         key: None,
         any_shard: false,
         all_shards: None,
+        blocking: false,
+        batch: None,
         reply_at,
         self_at,
         reply: reply?,
     })
+}
+
+/// Lowers a request of a method that is given several at once. It takes a `Vec` of what each caller
+/// sends, and returns a `Vec` of what each gets.
+pub(super) fn batch_method(
+    function: &ImplItemFn,
+    mark: &Path,
+    worker: &Type,
+    generics: &Generics,
+    errors: &mut Errors,
+) -> Option<Method> {
+    const SHAPE: &str = "a method that is given several requests at once takes one `Vec<T>`, of what each caller \
+                         sends, and returns a `Vec<R>`, of what each gets";
+    // What one caller sends and gets.
+    let mut single = function.clone();
+    let mut taken = 0;
+    for input in single.sig.inputs.iter_mut().skip(1) {
+        let FnArg::Typed(input) = input else { continue };
+        if types::is_self_caller(&input.ty) {
+            continue;
+        }
+        if types::reply_argument(&input.ty).is_some() {
+            errors.at(
+                &input.ty,
+                "a method that is given several requests at once answers with what it returns",
+            );
+            return None;
+        }
+        taken += 1;
+        match types::vec_argument(&input.ty) {
+            Some(element) if taken == 1 => *input.ty = element,
+            _ => {
+                errors.at(&input.ty, SHAPE);
+                return None;
+            }
+        }
+    }
+    if taken == 0 {
+        errors.at(mark, SHAPE);
+        return None;
+    }
+    match &mut single.sig.output {
+        ReturnType::Type(_, returned) => match types::vec_argument(returned) {
+            Some(element) => **returned = element,
+            None => {
+                errors.at(returned, SHAPE);
+                return None;
+            }
+        },
+        ReturnType::Default => {
+            errors.at(mark, SHAPE);
+            return None;
+        }
+    }
+    method(&single, worker, generics, errors)
 }
 
 /// Returns whether the attribute decides if something exists.

@@ -11,7 +11,7 @@ use syn::{FnArg, GenericParam, Generics, ImplItem, Item, ItemImpl, Visibility, p
 
 use self::hooks::{hook, init, tick};
 use self::marks::{Marks, Role, fields, marks, refuse_attributes, take_attributes};
-use self::method::method;
+use self::method::{batch_method, method};
 use crate::args::Args;
 use crate::attributes::{Kind, carried};
 use crate::errors::Errors;
@@ -236,7 +236,7 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
             }
             _ => continue,
         };
-        let Marks { role, all_shards, every, at_start, on_request, on_response } =
+        let Marks { role, all_shards, every, at_start, blocking, batch, on_request, on_response } =
             marks(&mut function.attrs, errors);
         let mut fields = fields(function, errors);
         let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
@@ -244,6 +244,14 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         if is_private || !matches!(role, None | Some(Role::AnyShard)) {
             if let Some(merge) = &all_shards {
                 errors.at(merge, "this method is no request, so it goes to no shard");
+            }
+            let how = blocking.as_ref().into_iter().chain(batch.as_ref().map(|(mark, _)| mark));
+            for mark in how {
+                errors.at(
+                    mark,
+                    "this says how requests are served, and this method is no request: let a method that is one do \
+                     the work",
+                );
             }
             let of_fields = fields.iter().map(|field| &field.on_request);
             for attribute in [&on_request, &on_response].into_iter().chain(of_fields).flatten() {
@@ -278,7 +286,21 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         if !matches!(role, None | Some(Role::AnyShard)) || is_private {
             continue;
         }
-        let Some(mut method) = method(function, &worker, &generics, errors) else { continue };
+        let lowered = match &batch {
+            Some((mark, _)) => batch_method(function, mark, &worker, &generics, errors),
+            None => method(function, &worker, &generics, errors),
+        };
+        let Some(mut method) = lowered else { continue };
+        if let (Some(blocking), true) = (&blocking, method.is_async) {
+            errors.at(blocking, "an async method does not block its thread: remove `async`, or this");
+        }
+        if let (Some(blocking), Some(_)) = (&blocking, method.reply_at) {
+            errors.at(blocking, "a method that blocks answers with what it returns: it takes no `Reply`");
+        }
+        if let (Some(merge), Some(_)) = (&all_shards, &batch) {
+            errors.at(merge, "a batch is one shard's: `batch` and `all_shards` exclude each other");
+        }
+        (method.blocking, method.batch) = (blocking.is_some(), batch.map(|(_, most)| most));
         if let Some(key) = &key {
             method.key = method.args.iter().position(|arg| arg.name == *key);
             if method.key.is_none() {

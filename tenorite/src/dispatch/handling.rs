@@ -109,7 +109,7 @@ impl<W: Dispatch> Future for Handling<'_, W> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Response> {
         self.step(cx)
-            .map(|response| response.expect("a method that answers later is refused when it is compiled"))
+            .map(|response| response.expect("a method returns an answer to each request that it is given"))
     }
 }
 

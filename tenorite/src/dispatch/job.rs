@@ -14,9 +14,10 @@ use std::ptr;
 use std::task::{Context, Poll, Waker};
 
 use super::storage::{BLOCK, ErasedFuture, FutureSlot, FutureVtable};
+use crate::error::FetchReason;
 use crate::handler::link::SelfLink;
 use crate::phase::Phase;
-use crate::reply::Reply;
+use crate::reply::{Client, Reply};
 
 /// How far a handler got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +126,36 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         SelfLink::of(lent.and_then(|lent| lent.to_itself.take()))
     }
 
+    /// Returns what a method is given of several requests, and what takes its answers. `part`
+    /// returns what the method is given of one.
+    pub fn batch<T>(
+        &mut self,
+        requests: Vec<Rq>,
+        part: impl FnMut(Rq) -> Option<T>,
+    ) -> (Vec<T>, BatchReplies<Rs>) {
+        // SAFETY: as in `reply_later`.
+        let lent = unsafe { (*self.slot).lent.as_mut() };
+        let clients = lent.map_or_else(Vec::new, |lent| std::mem::take(&mut lent.batch));
+        let parts: Vec<_> = requests.into_iter().filter_map(part).collect();
+        debug_assert_eq!(parts.len(), clients.len(), "all requests are the same method's");
+        (parts, BatchReplies(clients))
+    }
+
+    /// Works like [`run`](Self::run), for a method that may leave its request unanswered.
+    #[inline]
+    pub fn run_one<F>(self, make: impl FnOnce() -> F) -> Step<'j>
+    where
+        F: Future<Output = Option<Rs>> + Send + 'w,
+    {
+        self.start(make, FutureVtable::of_optional::<F>(), |exchange, reply| match reply {
+            Some(reply) => {
+                exchange.put(Phase::Answered(Ok(reply)));
+                Progress::Replied
+            }
+            None => Progress::Deferred,
+        })
+    }
+
     /// Reports that the method has returned and gives its answer elsewhere.
     pub fn deferred(self) -> Step<'j> {
         Step(Progress::Deferred, PhantomData)
@@ -204,6 +235,32 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
 impl<Rq, Rs: 'static> fmt::Debug for Job<'_, '_, Rq, Rs> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Job")
+    }
+}
+
+/// Takes the answers of a method that is given several requests at once.
+///
+/// If it is dropped before, the method has panicked or its service has ended, and the calls end for
+/// that reason.
+#[must_use = "the calls wait for their answers"]
+pub struct BatchReplies<Rs>(Vec<Client<Rs>>);
+
+impl<Rs> BatchReplies<Rs> {
+    /// Answers the calls in their order. Those that are left over end unanswered.
+    pub fn answer<T>(self, answers: Vec<T>, wrap: fn(T) -> Rs) {
+        let mut answers = answers.into_iter();
+        for client in self.0 {
+            match answers.next() {
+                Some(answer) => client.finish(Ok(Ok(wrap(answer)))),
+                None => client.fail(FetchReason::Unanswered),
+            }
+        }
+    }
+}
+
+impl<Rs> fmt::Debug for BatchReplies<Rs> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BatchReplies").field(&self.0.len()).finish()
     }
 }
 

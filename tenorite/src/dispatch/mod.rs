@@ -80,6 +80,10 @@ pub trait Dispatch: Send + Sized + 'static {
     const ANSWERS_LATER: bool = false;
     /// Whether any method or hook takes the worker's own caller.
     const TAKES_SELF: bool = false;
+    /// Whether any method blocks its thread.
+    const BLOCKS: bool = false;
+    /// Whether any method is given several requests at once.
+    const BATCHES: bool = false;
     /// Whether [`begin`](Self::begin) does anything.
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does anything.
@@ -111,6 +115,16 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// Runs the method that the job's request asks for.
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
+
+    /// Runs the method that these requests ask for, all of them the same, which is given several at
+    /// once. The job has no request, and a client for each.
+    fn dispatch_batch<'w, 'j>(
+        &'w mut self,
+        _requests: Vec<Self::Request>,
+        _job: Job<'w, 'j, Self::Request, Self::Response>,
+    ) -> Step<'j> {
+        unreachable!("no method is given several requests")
+    }
 
     /// Returns how often the methods are called that the service calls by itself.
     fn periods(&self) -> Vec<Period> {
@@ -328,7 +342,8 @@ impl<W, E> Opened<W> for Result<W, E> {
 /// }
 /// ```
 pub trait DerivedWorker: Dispatch {
-    /// Handles a request, and returns its response.
+    /// Handles a request, and returns its response. A method that is marked with `batch` is given
+    /// this request alone.
     ///
     /// A worker with methods that take a [`Reply`](crate::Reply) does not compile with this: such a
     /// method may answer only when the worker handles another request. Use
@@ -350,7 +365,7 @@ pub trait DerivedWorker: Dispatch {
     ///
     /// # Panics
     ///
-    /// Panics if the handler does.
+    /// Panics if the handler does, and if a method that is marked with `batch` returns no answer.
     fn handle(&mut self, request: Self::Request) -> Handling<'_, Self> {
         const {
             assert!(

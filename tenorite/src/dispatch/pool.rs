@@ -121,6 +121,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
     const NAME: &'static str = W::NAME;
     const ANSWERS_LATER: bool = W::ANSWERS_LATER;
     const TAKES_SELF: bool = W::TAKES_SELF;
+    const BLOCKS: bool = W::BLOCKS;
+    const BATCHES: bool = W::BATCHES;
     const BEGINS: bool = W::BEGINS;
     const CLOSES: bool = W::CLOSES;
     const TICKS: usize = W::TICKS;
@@ -133,7 +135,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
 
     fn sharing(method: &Method) -> Sharing {
         match () {
-            () if method.answers_later() => Sharing::No,
+            () if method.answers_later() || method.batch().is_some() => Sharing::No,
             () if <W::Space as super::storage::Space>::HAS_FUTURES => Sharing::Async,
             () => Sharing::Sync,
         }
@@ -149,6 +151,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
 
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, W::Request, W::Response>) -> Step<'j> {
         self.next_worker().dispatch(job)
+    }
+
+    fn dispatch_batch<'w, 'j>(
+        &'w mut self,
+        requests: Vec<W::Request>,
+        job: Job<'w, 'j, W::Request, W::Response>,
+    ) -> Step<'j> {
+        self.next_worker().dispatch_batch(requests, job)
     }
 
     fn periods(&self) -> Vec<Period> {

@@ -61,6 +61,8 @@ pub(super) struct FutureSlot<Rs: 'static> {
 pub(super) struct Lent<Rs> {
     /// The client of a method that may answer later.
     pub(super) client: Option<Client<Rs>>,
+    /// The clients of a method that is given several requests, in their order.
+    pub(super) batch: Vec<Client<Rs>>,
     /// The worker's link to itself, without its types: one of them is that of the requests.
     pub(super) to_itself: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -68,7 +70,7 @@ pub(super) struct Lent<Rs> {
 // By hand, because a derive would ask for `Rs: Default`.
 impl<Rs> Default for Lent<Rs> {
     fn default() -> Self {
-        Self { client: None, to_itself: None }
+        Self { client: None, batch: Vec::new(), to_itself: None }
     }
 }
 
@@ -193,6 +195,22 @@ impl<Rs: 'static> FutureVtable<Rs> {
         Of::<F>::TABLE
     }
 
+    /// Returns the table for a future that may give no reply.
+    pub(super) fn of_optional<F: Future<Output = Option<Rs>>>() -> &'static Self {
+        struct Of<F, Rs>(PhantomData<(F, Rs)>);
+
+        impl<F: Future<Output = Option<Rs>>, Rs: 'static> Of<F, Rs> {
+            const TABLE: &'static FutureVtable<Rs> = &FutureVtable {
+                // SAFETY: as in `of`.
+                poll: |place, cx| unsafe { Pin::new_unchecked(&mut *place.cast::<F>()).poll(cx) },
+                // SAFETY: as in `of`.
+                drop: |place| unsafe { place.cast::<F>().drop_in_place() },
+            };
+        }
+
+        Of::<F, Rs>::TABLE
+    }
+
     /// Returns the table for a future that gives no reply itself.
     pub(super) fn of_deferred<F: Future<Output = ()>>() -> &'static Self {
         struct Of<F, Rs>(PhantomData<(F, Rs)>);
@@ -266,6 +284,29 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
         unsafe { &mut *worker }.tick(tick, job).progress()
     }
 
+    /// Works like [`start`](Self::start), for a method that is given several requests at once.
+    /// Their clients have been [lent](Self::lend_batch).
+    ///
+    /// # Safety
+    ///
+    /// The contract is that of `start`.
+    pub(super) unsafe fn start_batch<W>(
+        &self,
+        worker: *mut W,
+        requests: Vec<W::Request>,
+        waker: &Waker,
+    ) -> Progress
+    where
+        W: Dispatch<Response = Rs, Space = S>,
+    {
+        let mut exchange = Phase::Spent;
+        let (slot, space) = (self.slot.get(), self.space.get().cast());
+        // SAFETY: as in `start`.
+        let job = unsafe { Job::new(&mut exchange, slot, space, <S as sealed::Space>::BYTES, waker) };
+        // SAFETY: as in `start`.
+        unsafe { &mut *worker }.dispatch_batch(requests, job).progress()
+    }
+
     /// Works like [`start`](Self::start), for a method that shares the worker: others use it at the
     /// same time.
     ///
@@ -332,6 +373,16 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     pub(super) unsafe fn lend(&self, client: Client<Rs>) {
         // SAFETY: the caller has exclusive use; no future borrows what is lent.
         unsafe { (*self.slot.get()).lent.get_or_insert_default().client = Some(client) };
+    }
+
+    /// Lends the clients to the method that is started next, which is given their requests at once.
+    ///
+    /// # Safety
+    ///
+    /// The caller has exclusive use of the storage.
+    pub(super) unsafe fn lend_batch(&self, clients: Vec<Client<Rs>>) {
+        // SAFETY: as in `lend`.
+        unsafe { (*self.slot.get()).lent.get_or_insert_default().batch = clients };
     }
 
     /// Lends the worker's link to itself to the method that is started next. What the method does
@@ -421,6 +472,25 @@ impl<W: Dispatch> WorkerStorage<W> {
     pub(crate) unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress {
         // SAFETY: the contract is the same: the worker is in here.
         unsafe { self.future.start_tick(self.worker.get().cast::<W>(), tick, waker) }
+    }
+
+    /// Works like [`start`](Self::start), for a method that is given several requests at once, with
+    /// a client for each.
+    ///
+    /// # Safety
+    ///
+    /// The contract is that of `start`.
+    pub(crate) unsafe fn start_batch(
+        &self,
+        requests: Vec<W::Request>,
+        clients: Vec<Client<W::Response>>,
+        waker: &Waker,
+    ) -> Progress {
+        // SAFETY: the contract is the same: the worker is in here.
+        unsafe {
+            self.future.lend_batch(clients);
+            self.future.start_batch(self.worker.get().cast::<W>(), requests, waker)
+        }
     }
 
     /// Polls the handler that waits, as [`FutureStorage::resume`] does.

@@ -9,6 +9,9 @@ pub struct Method {
     name: &'static str,
     answers_later: bool,
     takes_self: bool,
+    blocks: bool,
+    /// How many requests one handler is given at most; 0 if each has a handler of its own.
+    batch: usize,
     is_hook: bool,
     sharing: Sharing,
 }
@@ -29,7 +32,16 @@ impl Method {
     #[doc(hidden)]
     #[must_use]
     pub const fn new(service: &'static str, name: &'static str) -> Self {
-        Self { service, name, answers_later: false, takes_self: false, is_hook: false, sharing: Sharing::No }
+        Self {
+            service,
+            name,
+            answers_later: false,
+            takes_self: false,
+            blocks: false,
+            batch: 0,
+            is_hook: false,
+            sharing: Sharing::No,
+        }
     }
 
     /// Works like `new`, except that the method may answer after it has returned.
@@ -59,6 +71,35 @@ impl Method {
     #[must_use]
     pub const fn taking_self(self) -> Self {
         Self { takes_self: true, ..self }
+    }
+
+    /// Says that the method blocks its thread, so that it runs on one that is there for that.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn blocking(self) -> Self {
+        Self { blocks: true, ..self }
+    }
+
+    /// Says that one handler is given all requests of the method that have queued up, at most so
+    /// many.
+    ///
+    /// # Panics
+    ///
+    /// Panics if that is 0.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn batching(self, most: usize) -> Self {
+        assert!(most > 0, "a batch is of one request at least");
+        Self { batch: most, ..self }
+    }
+
+    pub(crate) fn blocks(&self) -> bool {
+        self.blocks
+    }
+
+    /// Returns how many requests one handler is given at most, if it is given several.
+    pub(crate) fn batch(&self) -> Option<usize> {
+        (self.batch > 0).then_some(self.batch)
     }
 
     pub(crate) fn takes_self(&self) -> bool {

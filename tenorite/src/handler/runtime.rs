@@ -52,6 +52,7 @@ mod real {
 
     use super::{RuntimeContext, now_in};
     use crate::handler::stack;
+    use crate::panics;
 
     /// The runtime that a service lives on.
     pub(crate) struct ServiceRuntime {
@@ -118,6 +119,15 @@ mod real {
         /// Spawns a task. Returns `None` in models, where nothing aborts tasks.
         pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
             Some(self.handle.spawn(task).abort_handle())
+        }
+
+        /// Runs what blocks its thread on one of the runtime's threads for that. Drops it if the
+        /// runtime is shut down.
+        pub(crate) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
+            // tokio panics if the system gives it no thread, and drops the closure.
+            if let Err(payload) = panics::catch(|| drop(self.handle.spawn_blocking(run))) {
+                panics::discard(payload);
+            }
         }
 
         /// Returns whether the runtime is being shut down, or has been: a task that is spawned then
@@ -227,7 +237,7 @@ mod real {
             let runtime = runtime();
             let service_runtime = service_runtime(&runtime);
             let seen = Cell::new(Some(RuntimeContext::Native));
-            let unwound = crate::panics::catch(|| {
+            let unwound = panics::catch(|| {
                 let _looks = Looks(&service_runtime, &seen);
                 panic!("while it stands there");
             });
@@ -334,6 +344,13 @@ mod modelled {
             #[cfg(shuttle)]
             drop(shuttle::future::spawn(task));
             None
+        }
+
+        pub(crate) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
+            #[cfg(loom)]
+            loom::thread::spawn(run);
+            #[cfg(shuttle)]
+            drop(shuttle::thread::spawn(run));
         }
 
         pub(crate) fn is_shut_down(&self) -> bool {

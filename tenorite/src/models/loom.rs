@@ -883,6 +883,36 @@ fn a_stop_and_a_task_that_answers() {
     });
 }
 
+/// The claim goes from the task to a thread for blocking work, and from there to whichever comes.
+#[test]
+fn a_handler_that_blocks_and_a_call() {
+    model(2, || {
+        let Model { caller, driver, seen } = start(2);
+        let task = drive(driver);
+        let other = call_there(&caller, Ask::Block(1));
+        assert_eq!(call(&caller, Ask::Ready(2)), Ok(2));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        hand_back(caller, task);
+        seen.check_end();
+    });
+}
+
+#[test]
+fn an_abort_and_a_handler_that_blocks() {
+    model(3, || {
+        let Model { caller, mut driver, seen } = start(2);
+        let mut first = caller.send_request(Ask::Block(1));
+        assert!(poll_once(&mut first).is_pending());
+        // Hands it over.
+        assert!(poll_once(&mut driver).is_pending());
+        drop(driver);
+        let outcome = block_on(first);
+        assert_eq!(outcome, Ok(1), "nothing interrupts it");
+        assert_eq!(block_on(caller.stopped()), StopReason::Aborted);
+        seen.check_end();
+    });
+}
+
 /// The registration of the task lets its request through, whatever the stop has come to.
 #[test]
 fn a_stop_and_a_task_of_the_worker() {

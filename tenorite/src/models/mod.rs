@@ -48,6 +48,9 @@ pub(crate) type Outcome = Result<u32, TenoriteError>;
 /// Says what a handler does. The number identifies the request.
 pub(crate) enum Ask {
     Ready(u32),
+    /// Runs on a thread for blocking work.
+    #[cfg_attr(shuttle, allow(dead_code))]
+    Block(u32),
     /// Waits for the event.
     Wait(u32, Arc<Event>),
     /// Wakes itself, and returns `Pending` once.
@@ -240,6 +243,7 @@ impl Dispatch for Worker {
 
     const NAME: &'static str = "Worker";
     const ANSWERS_LATER: bool = true;
+    const BLOCKS: bool = true;
 
     fn ready(worker: Self) -> Result<Self, Self> {
         Ok(worker)
@@ -250,13 +254,14 @@ impl Dispatch for Worker {
             Ask::Post(..) | Ask::Owe(_) | Ask::Spawn(..) => {
                 const { &Method::answering_later("Worker", "ask_later") }
             }
+            Ask::Block(_) => const { &Method::new("Worker", "block").blocking() },
             _ => const { &Method::new("Worker", "ask") },
         }
     }
 
     fn dispatch<'w, 'j>(&'w mut self, mut job: Job<'w, 'j, Ask, u32>) -> Step<'j> {
         match job.request() {
-            Ask::Ready(id) => {
+            Ask::Ready(id) | Ask::Block(id) => {
                 Running::start(self, id);
                 job.reply(id)
             }

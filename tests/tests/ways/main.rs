@@ -7,3 +7,5 @@ mod pool;
 mod histories;
 mod edges;
 mod own;
+mod blocks;
+mod batch;

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::owner::{Owner, Run};
 use super::reader::{self, Joined, Reading, Unfinished};
 use super::state::JoinOutcome;
-use super::{Core, OnWorkerExit, ParkedCall, answers_later};
+use super::{Core, OnWorkerExit, ParkedCall, answers_later, is_always_queued};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
@@ -208,7 +208,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
         state.phase.put(Phase::Waiting(slot));
         // A handler that yields again and again is not timed by this; one that waits long is.
-        let parked = ParkedCall { slot: Some(slot), served, span, since: Instant::now() };
+        let parked = ParkedCall { slot: Some(slot), served, span, since: Instant::now(), requests: 1 };
         (parked, wakers_panic.or(spans_panic))
     }
 
@@ -285,7 +285,11 @@ impl<W: Dispatch> CellMailbox<W> {
     ///
     /// A cast never may: its sender does not wait for the handler, and may hold what that needs.
     fn may_run(&self, state: &StateOf<W>) -> bool {
-        !state.terms.cast && self.core.inline.allows()
+        let is_queued = || match &state.phase {
+            Phase::New(request) | Phase::Permitted(request) => is_always_queued::<W>(W::method(request)),
+            _ => false,
+        };
+        !state.terms.cast && self.core.inline.allows() && !((W::BLOCKS || W::BATCHES) && is_queued())
     }
 
     /// T6, for a cast that nothing keeps from being accepted: it leaves neither a waker nor an
@@ -502,6 +506,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
             && let Some(context) = self.core.runtime.can_run_here()
             && let served = Self::served(request, state.terms)
             && !answers_later::<W>(served.method)
+            && !is_always_queued::<W>(served.method)
         {
             // T12
             if W::CONCURRENT.is_some() && reader::shares::<W>(served.method) {

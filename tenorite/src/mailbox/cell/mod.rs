@@ -130,6 +130,8 @@ pub(crate) struct Core<W: Dispatch> {
     on_worker_exit: OnWorkerExit,
     /// Whether every handler is timed, or only those that wait.
     is_timed: bool,
+    /// Whether the service runs on a thread of its own.
+    has_own_thread: bool,
     /// Whether the service stops when it is idle.
     stops_idle: bool,
     drain_limit: Option<Duration>,
@@ -166,6 +168,8 @@ struct ParkedCall {
     span: Span,
     /// When the handler was first seen to wait.
     since: Instant,
+    /// How many requests it was given.
+    requests: usize,
 }
 
 // SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
@@ -204,6 +208,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         watch: Watch::new(options.warn_after),
         on_worker_exit,
         is_timed: options.is_timed,
+        has_own_thread: options.own_thread,
         stops_idle,
         drain_limit: options.drain_limit,
         readers: W::CONCURRENT.map(|concurrent| Box::new(Readers::new(&concurrent, options.concurrency))),
@@ -221,6 +226,13 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
 #[inline(always)]
 fn answers_later<W: Dispatch>(method: &'static Method) -> bool {
     W::ANSWERS_LATER && method.answers_later()
+}
+
+/// Returns whether requests of this method always have their turn in the queue, and are served by
+/// the task: those that block their thread, and those that are handed over several at once.
+#[inline(always)]
+fn is_always_queued<W: Dispatch>(method: &'static Method) -> bool {
+    W::BLOCKS && method.blocks() || W::BATCHES && method.batch().is_some()
 }
 
 impl<W: Dispatch> Core<W> {
@@ -329,6 +341,19 @@ impl<W: Dispatch> Core<W> {
     fn count_reply(&self) {
         let replied = self.replied.load(Relaxed);
         self.replied.store(replied.wrapping_add(1), Relaxed);
+    }
+
+    /// Works like [`count_reply`](Self::count_reply), for a handler that was given so many
+    /// requests.
+    fn count_replies(&self, requests: usize) {
+        let replied = self.replied.load(Relaxed);
+        self.replied.store(replied.wrapping_add(requests as u64), Relaxed);
+    }
+
+    /// Returns whether handlers of this method are to run on a thread that they may block. On a
+    /// thread of its own a service blocks nothing else.
+    fn blocks(&self, method: &'static Method) -> bool {
+        W::BLOCKS && !self.has_own_thread && method.blocks()
     }
 
     /// Notes that a method which the service calls by itself has returned.

@@ -32,8 +32,9 @@ pub(super) struct Owner<'a, W: Dispatch> {
     core: &'a Arc<Core<W>>,
     /// The slot of the call in flight: taken out of the queue, and not answered yet.
     in_flight: Option<usize>,
-    /// Whether the word has left `RUN`: this grants no access any more.
-    is_disarmed: bool,
+    /// `None` once the word has left `RUN`, or another thread has the claim: this grants no access
+    /// any more.
+    claim: Option<Claim>,
 }
 
 /// The outcome of running a handler.
@@ -81,6 +82,8 @@ impl Turn {
 /// What the task does next, as the worker's owner.
 enum Next<Rq> {
     Serve(Dequeued<Rq>),
+    /// Several requests of one method, which is given all of them.
+    ServeBatch(Vec<Dequeued<Rq>>),
     /// The word has left `RUN`: the task owns nothing any more.
     Left {
         wake: bool,
@@ -98,8 +101,8 @@ enum Next<Rq> {
 impl<'a, W: Dispatch> Owner<'a, W> {
     /// Uses up the claim, which must come from a transition of this core's state word.
     #[inline]
-    pub(super) fn new(core: &'a Arc<Core<W>>, _claim: Claim) -> Self {
-        Self { core, in_flight: None, is_disarmed: false }
+    pub(super) fn new(core: &'a Arc<Core<W>>, claim: Claim) -> Self {
+        Self { core, in_flight: None, claim: Some(claim) }
     }
 
     fn owned(&mut self) -> *mut Owned<W> {
@@ -110,7 +113,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Ends the ownership without further effect: the word has left `RUN`.
     #[inline]
     pub(super) fn disarm(mut self) {
-        self.is_disarmed = true;
+        self.claim = None;
+    }
+
+    /// Gives the claim away, to another thread.
+    fn into_claim(mut self) -> Claim {
+        self.claim.take().expect("an owner has its claim until it is disarmed")
     }
 
     /// Runs the handler that the request in `exchange` asks for, until it first has to wait.
@@ -253,18 +261,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             // released.
             unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
         };
-        if !answers_later::<W>(served.method) {
+        if !answers_later::<W>(served.method) && served.method.batch().is_none() {
             return match panics::catch(resume) {
                 Ok(poll) => poll.map(Ok),
                 Err(payload) => Poll::Ready(Err(payload)),
             };
         }
-        // As it unwinds, the handler drops the replies that it owes.
-        let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(resume));
-        if unwound {
-            core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
-        }
-        match ran {
+        match catch_answering(core, resume) {
             Ok(poll) => poll.map(Ok),
             Err(payload) => Poll::Ready(Err(payload)),
         }
@@ -309,7 +312,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Span,
         context: RuntimeContext,
     ) -> Released<W> {
-        self.park_call(ParkedCall { slot, served, span, since: Instant::now() }, context)
+        self.park_call(ParkedCall { slot, served, span, since: Instant::now(), requests: 1 }, context)
     }
 
     pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
@@ -384,7 +387,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         if !core.state.hold() {
             return self.end(StopReason::Aborted, None);
         }
-        self.is_disarmed = true;
+        self.claim = None;
         core.wake_task();
         Released::Held
     }
@@ -431,7 +434,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         match core.state.release() {
             Release::Idle => self.disarm(),
             Release::Ready => {
-                self.is_disarmed = true;
+                self.claim = None;
                 core.wake_task();
             }
             Release::Aborted => {
@@ -449,7 +452,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let Turn { mut is_used, mut may_tick } = turn;
         loop {
             self.in_flight = None;
-            let is_disarmed = &mut self.is_disarmed;
+            let claim = &mut self.claim;
             let now = || core.runtime.now(RuntimeContext::Native);
             let next = core.queue.step(finished.take(), |line, deferred| {
                 if core.state.wants_restart() && line.closed.is_none() {
@@ -470,6 +473,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     return Next::Share;
                 }
                 let leave = match line.take_next(!is_over, now, deferred) {
+                    Ok(Some(taken))
+                        if W::BATCHES
+                            && let method = W::method(&taken.request)
+                            && let Some(most) = method.batch() =>
+                    {
+                        let is_same = |request: &W::Request| W::method(request) == method;
+                        return Next::ServeBatch(line.start_batch(taken, most, is_same, now, deferred));
+                    }
                     Ok(Some(taken)) => return Next::Serve(taken),
                     Ok(None) if line.closed.is_none() => {
                         if is_used {
@@ -486,7 +497,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     Err(TurnOver) => Leave::Ready,
                 };
                 core.state.leave(leave);
-                *is_disarmed = true;
+                *claim = None;
                 Next::Left { wake: leave == Leave::Ready }
             });
             match next {
@@ -494,6 +505,21 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     may_tick = false;
                     let began = budget::begin();
                     match self.start_tick() {
+                        Ok(owner) => self = owner,
+                        Err(released) => return released,
+                    }
+                    is_over = budget::is_turn_over(began);
+                }
+                Next::Serve(taken) if core.blocks(W::method(&taken.request)) => {
+                    return self.serve_elsewhere(vec![taken]);
+                }
+                Next::ServeBatch(batch) if core.blocks(W::method(&batch[0].request)) => {
+                    return self.serve_elsewhere(batch);
+                }
+                Next::ServeBatch(batch) => {
+                    (is_used, may_tick) = (true, true);
+                    let began = budget::begin();
+                    match self.serve_batch(batch) {
                         Ok(owner) => self = owner,
                         Err(released) => return released,
                     }
@@ -552,6 +578,104 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
+    /// Runs a method that is given several requests until it first has to wait. Returns what has
+    /// become of the worker unless the method has returned.
+    ///
+    /// Each request has a client, which answers its call. The slots are not owed: the handler alone
+    /// answers them, so a call that waits for one waits for this worker.
+    #[cold]
+    fn serve_batch(mut self, batch: Vec<Dequeued<W::Request>>) -> Result<Self, Released<W>> {
+        let core = self.core;
+        let count = batch.len();
+        // The handler has as long as the most patient of its callers waits.
+        let deadlines = batch.iter().map(|taken| taken.deadline);
+        let latest = deadlines.reduce(|one, other| Some(one?.max(other?))).flatten();
+        let served = CallInfo { method: W::method(&batch[0].request), deadline: latest };
+        let mut span = None;
+        let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for Dequeued { request, deadline, slot, span: made_in, .. } in batch {
+            let mut client = Client::new(Arc::clone(core) as _, slot, deadline);
+            // If it is dropped unanswered otherwise than by a panic, the service was aborted.
+            client.if_dropped(FetchReason::Stopped);
+            span.get_or_insert(made_in);
+            requests.push(request);
+            clients.push(client);
+        }
+        let span = span.expect("a batch is of one request at least");
+        self.lend_link(served);
+        let waker = waker::borrowed(core);
+        let owned = self.owned();
+        let start = || {
+            let (_in_span, _timed) = (span.enter(), Timed::of(core));
+            let _nested = stack::enter(&**core, served);
+            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
+            unsafe { (*owned).storage.start_batch(requests, clients, &waker) }
+        };
+        match catch_answering(core, start) {
+            Ok(Progress::Waits) => {
+                let parked = ParkedCall { slot: None, served, span, since: Instant::now(), requests: count };
+                Err(self.park_call(parked, RuntimeContext::Native))
+            }
+            Ok(_) => {
+                deadlock::handler_finished(core.node());
+                core.count_replies(count);
+                Ok(self)
+            }
+            Err(payload) => {
+                let reason = core.why_panicked(&payload);
+                core.tell_panic(served, Some(&span), &reason, &payload);
+                Err(self.panicked(None, reason, payload))
+            }
+        }
+    }
+
+    /// Leaves a request whose method blocks its thread, or several of one method, to a thread that
+    /// is there for that. It has the claim until the method has returned.
+    #[cold]
+    fn serve_elsewhere(mut self, requests: Vec<Dequeued<W::Request>>) -> Released<W> {
+        let core = Arc::clone(self.core);
+        self.in_flight = None;
+        let blocking = Blocking { core: Arc::clone(&core), claim: Some(self.into_claim()), requests };
+        core.runtime.spawn_blocking(move || blocking.run());
+        Released::Alive
+    }
+
+    /// Serves a request whose method blocks this thread, or several of one method, and releases the
+    /// worker.
+    fn serve_here(mut self, mut requests: Vec<Dequeued<W::Request>>) {
+        let core = self.core;
+        if W::method(&requests[0].request).batch().is_some() {
+            if let Ok(owner) = self.serve_batch(requests) {
+                owner.release(RuntimeContext::Native);
+            }
+            return;
+        }
+        let taken = requests.pop().expect("there is one request");
+        debug_assert!(requests.is_empty());
+        let Dequeued { request, deadline, span, slot, .. } = taken;
+        let served = CallInfo { method: W::method(&request), deadline };
+        let mut exchange = Phase::New(request);
+        self.in_flight = slot;
+        match self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native) {
+            Run::Replied => {
+                deadlock::handler_finished(core.node());
+                core.count_reply();
+                self.in_flight = None;
+                if let Some((slot, answer)) = core.finished(slot, served, response_of(&mut exchange)) {
+                    core.answer(Some(slot), answer);
+                }
+                self.release(RuntimeContext::Native);
+            }
+            Run::Panicked(payload) => {
+                let reason = core.why_panicked(&payload);
+                core.tell_panic(served, Some(&span), &reason, &payload);
+                drop(self.panicked(slot, reason, payload));
+            }
+            Run::Deferred | Run::Waits => unreachable!("a method that blocks answers when it returns"),
+        }
+    }
+
     /// Runs a method that the service calls by itself until it first has to wait. Returns what has
     /// become of the worker unless it has returned.
     #[cold]
@@ -596,7 +720,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         // SAFETY: exclusive by I1: the claim acquired what `State::park` released.
         let parked = unsafe { (*self.owned()).parked.take() };
         let parked = parked.expect("a parked handler serves a call");
-        let ParkedCall { slot, served, since, .. } = parked;
+        let ParkedCall { slot, served, since, requests, .. } = parked;
         self.in_flight = slot;
         let mut poll = self.resume(served, &parked.span);
         if poll.is_pending() && deadlock::take_own_end(self.core.node()) {
@@ -621,7 +745,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 self.drain(None, Turn { is_used: false, may_tick: false })
             }
             Poll::Ready(Ok(response)) => {
-                self.core.count_reply();
+                self.core.count_replies(requests);
                 self.core.took(since.elapsed());
                 let finished = response.and_then(|response| self.core.finished(slot, served, response));
                 self.drain(finished, Turn { is_used: true, may_tick: true })
@@ -680,7 +804,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 impl<W: Dispatch> Owner<'_, W> {
     #[cold]
     fn abort_on_unwind(&mut self) {
-        let owner = Owner { core: self.core, in_flight: self.in_flight.take(), is_disarmed: false };
+        let owner = Owner { core: self.core, in_flight: self.in_flight.take(), claim: self.claim.take() };
         let message = "something that is not the service's own panicked while a thread served it";
         owner.end(StopReason::Panicked(message.into()), Some(Box::new(message)));
     }
@@ -689,9 +813,49 @@ impl<W: Dispatch> Owner<'_, W> {
 impl<W: Dispatch> Drop for Owner<'_, W> {
     #[inline]
     fn drop(&mut self) {
-        if !self.is_disarmed {
+        if self.claim.is_some() {
             self.abort_on_unwind();
         }
+    }
+}
+
+/// Runs a handler that answers through clients. If it panics, it drops some as it unwinds, and their
+/// calls end with its text.
+fn catch_answering<W: Dispatch, T>(core: &Core<W>, run: impl FnOnce() -> T) -> Result<T, Payload> {
+    let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(run));
+    if unwound {
+        core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
+    }
+    ran
+}
+
+/// Requests of a method that blocks its thread, on the way to a thread that is there for that, with
+/// the claim of the worker.
+struct Blocking<W: Dispatch> {
+    core: Arc<Core<W>>,
+    claim: Option<Claim>,
+    requests: Vec<Dequeued<W::Request>>,
+}
+
+impl<W: Dispatch> Blocking<W> {
+    fn run(mut self) {
+        if let Some(claim) = self.claim.take() {
+            let requests = std::mem::take(&mut self.requests);
+            // What the task has below it on its stack does not wait for this, and has no thread.
+            let _barrier = stack::barrier();
+            Owner::new(&self.core, claim).serve_here(requests);
+        }
+    }
+}
+
+impl<W: Dispatch> Drop for Blocking<W> {
+    /// Ends what was not run, because the runtime shuts down or the system has no thread left.
+    fn drop(&mut self) {
+        let Some(claim) = self.claim.take() else { return };
+        for request in self.requests.drain(..) {
+            self.core.queue.take_back_started(request, SendReason::Stopped);
+        }
+        Owner::new(&self.core, claim).release(RuntimeContext::Native);
     }
 }
 

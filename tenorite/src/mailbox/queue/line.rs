@@ -555,6 +555,27 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         }
     }
 
+    /// Starts the requests behind `first`, which was just started, that belong to the same method
+    /// and follow it directly: at most `most` with the first, and no more than the backlog.
+    pub(in crate::mailbox) fn start_batch(
+        &mut self,
+        first: Dequeued<Rq>,
+        most: usize,
+        is_same: impl Fn(&Rq) -> bool,
+        now: impl Fn() -> Instant,
+        deferred: &mut Deferred<Rq>,
+    ) -> Vec<Dequeued<Rq>> {
+        let most = most.min(self.backlog);
+        let mut batch = vec![first];
+        while batch.len() < most
+            && let Ok(Some(front)) = self.front(true, &now, deferred)
+            && is_same(self.queued(front).0)
+        {
+            batch.push(self.start(front, deferred));
+        }
+        batch
+    }
+
     /// Returns the slot of the next request, if the worker `may` take one. Fails those before it
     /// whose deadline has passed.
     ///

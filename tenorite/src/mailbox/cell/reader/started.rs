@@ -87,7 +87,9 @@ fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, s
             }
             reading.end();
         }
-        Ran::Waits(place) => park(reading, place, ParkedCall { slot, served, span, since: Instant::now() }),
+        Ran::Waits(place) => {
+            park(reading, place, ParkedCall { slot, served, span, since: Instant::now(), requests: 1 });
+        }
         Ran::Panicked(payload) => {
             let answer = |reason| core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
             reading.fail(served, Some(&span), payload, answer);
@@ -224,6 +226,16 @@ fn run_started<W: Dispatch>(
     mut started: Vec<(Dequeued<W::Request>, Share)>,
 ) -> Option<Chunk<W>> {
     let chunk = |requests: Vec<_>| Chunk { core: Arc::clone(core), requests: requests.into_iter() };
+    if W::BLOCKS {
+        let blocks = |(taken, _): &mut (Dequeued<W::Request>, Share)| core.blocks(W::method(&taken.request));
+        let blocking: Vec<_> = started.extract_if(.., blocks).map(|one| chunk(vec![one])).collect();
+        for mut one in blocking {
+            // One for each thread: they may block for as long as they want.
+            core.runtime.spawn_blocking(move || {
+                let _ = Pin::new(&mut one).poll(&mut Context::from_waker(Waker::noop()));
+            });
+        }
+    }
     if started.len() > 1 {
         let is_async = |(taken, _): &mut (Dequeued<W::Request>, Share)| {
             W::sharing(W::method(&taken.request)) == Sharing::Async
@@ -237,7 +249,13 @@ fn run_started<W: Dispatch>(
         }
         for (request, share) in waiting {
             let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
-            let call = ParkedCall { slot: request.slot, served, span: Span::none(), since: Instant::now() };
+            let call = ParkedCall {
+                slot: request.slot,
+                served,
+                span: Span::none(),
+                since: Instant::now(),
+                requests: 1,
+            };
             spawn(core, share, core.concurrent().0.place(), Some(request), call);
         }
         let mut chunks = chunks.into_iter();
