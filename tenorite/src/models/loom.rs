@@ -20,11 +20,18 @@ use crate::mailbox::queue::line::TaskKind;
 use crate::phase::Limit;
 use crate::status::StopReason;
 
-/// Tries every interleaving with at most this many preemptions of a thread that could continue.
+/// Tries every interleaving with at most this many preemptions of a thread that could continue. The
+/// variable `PREEMPTIONS` bounds it further, where there is little time.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
+    builder.preemption_bound = Some(bounded(preemptions));
     builder.check(check);
+}
+
+/// Returns this number, or that of `PREEMPTIONS` if it is lower.
+pub(super) fn bounded(preemptions: usize) -> usize {
+    let bound = std::env::var("PREEMPTIONS").ok().map(|bound| bound.parse().expect("a number"));
+    bound.unwrap_or(preemptions).min(preemptions)
 }
 
 /// Runs the service's task on its own thread. Yields `None` if it panicked.

@@ -153,7 +153,7 @@ impl Dispatch for Worker {
 /// model with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
+    builder.preemption_bound = Some(super::loom::bounded(preemptions));
     builder.max_permutations = Some(20_000);
     builder.check(check);
 }

@@ -819,8 +819,8 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
     }
 }
 
-/// Runs a handler that answers through clients. If it panics, it drops some as it unwinds, and their
-/// calls end with its text.
+/// Runs a handler that answers through clients. If it panics, it drops some as it unwinds, and
+/// their calls end with its text.
 fn catch_answering<W: Dispatch, T>(core: &Core<W>, run: impl FnOnce() -> T) -> Result<T, Payload> {
     let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(run));
     if unwound {
