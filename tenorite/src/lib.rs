@@ -150,7 +150,7 @@ pub use sharded::{Sharded, Spread};
 #[doc(inline)]
 pub use status::{Status, StatusWatch, StopReason};
 #[doc(inline)]
-pub use supervisor::{Report, ServiceReport, Strategy, Supervisor};
+pub use supervisor::{Report, ServiceReport, Strategy, Supervisor, SupervisorHandle};
 #[doc(inline)]
 pub use worker::TenoriteWorker;
 

@@ -19,6 +19,10 @@
 //! prevent it any more, because from then on the child's status says that it restarts. The group
 //! sends the delay before that worker is made once it is the child's turn.
 //!
+//! A [`SupervisorHandle`] starts children while the group runs: it sends the child to the group as
+//! another event. Children have numbers, because events of a child may come before it does. Those
+//! are kept until then.
+//!
 //! When a child ends, the group notes it, and answers to that child go nowhere. When the group is
 //! dropped, its channels are dropped, and every child that waits for an answer takes that as a
 //! "no". The group's own callers are dropped as well, so the children drain and stop.
@@ -28,6 +32,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -35,7 +40,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::caller::{Caller, WeakCaller};
+use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::mailbox::{Control, Stats, abort};
 use crate::names;
 use crate::restart::{Failure, Pause, Restart, RestartDecider, RestartDecision, Restarts};
@@ -115,6 +120,10 @@ pub struct Supervisor {
     children: Vec<Child>,
     events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
+    /// What the group's handles share with it.
+    handles: Arc<Handles>,
+    /// Events of children that have not come yet.
+    early: Vec<(u64, Event)>,
     /// Failed children that have not been handled yet.
     fallen: VecDeque<(usize, Failure)>,
     /// The child that has failed more often than the policy allows.
@@ -123,15 +132,28 @@ pub struct Supervisor {
     asked: Option<Command>,
 }
 
-/// Something that the group has to react to.
+/// What a group and its handles share.
+#[derive(Default)]
+struct Handles {
+    /// The number of the next child.
+    next: AtomicU64,
+    /// How many handles there are.
+    count: AtomicUsize,
+    /// Whether the group has begun to stop, so that nothing is started any more.
+    is_closed: AtomicBool,
+}
+
+/// Something that the group has to react to. Children are told by their numbers.
 enum Event {
     /// A child's worker is gone. The child's task waits for the answer: whether another one
     /// follows.
-    Down(usize, Failure, oneshot::Sender<Option<Turn>>),
-    /// A child has a new worker.
+    Down(u64, Failure, oneshot::Sender<Option<Turn>>),
+    /// A child has a new worker, or a handle is gone.
     Up,
-    ServiceReport(usize, StopReason),
+    ServiceReport(u64, StopReason),
     Command(Command),
+    /// Another child, from a handle.
+    Child(Box<Child>),
 }
 
 /// Yields the delay before the new worker is made, counted from when it is received.
@@ -152,6 +174,7 @@ enum Command {
 }
 
 struct Child {
+    number: u64,
     name: String,
     /// How long the child may take to stop. `None` for a group: its own children have their limits.
     grace: Option<Duration>,
@@ -161,6 +184,10 @@ struct Child {
     ended: Option<StopReason>,
     /// Whether the child asks this group before it gets a new worker.
     asks: bool,
+    /// Whether it came through a handle. Then it is forgotten once it has ended as intended.
+    is_passing: bool,
+    /// Whether it has been asked to stop, with the group.
+    is_stopping: bool,
 }
 
 /// Controls a child.
@@ -171,7 +198,7 @@ enum ChildControl {
 
 /// Passes a child's question to its group.
 struct ParentLink {
-    child: usize,
+    child: u64,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -203,6 +230,8 @@ impl Supervisor {
             children: Vec::new(),
             events,
             inbox,
+            handles: Arc::default(),
+            early: Vec::new(),
             fallen: VecDeque::new(),
             culprit: None,
             asked: None,
@@ -277,26 +306,54 @@ impl Supervisor {
         W: TenoriteWorker<Config: Send, Output: Send>,
         C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
     {
-        let grace = service.grace();
-        let ask = ParentLink { child: self.children.len(), events: self.events.clone() };
-        let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
-        self.look_after(name, grace, true, caller.as_ref().control());
+        let (child, caller) = self.handles.start(&self.events, name, service, backlog, make);
+        self.children.push(child);
         caller
     }
 
     /// Supervises a service that already runs. It cannot be restarted: if it does not end cleanly,
     /// the group gives up.
     pub fn add<C: Caller>(&mut self, name: &str, grace: Duration, caller: &C) {
-        self.look_after(name, grace, false, caller.as_ref().control());
+        let child = self.handles.number();
+        let service = caller.as_ref().control();
+        self.children.push(Child::service(child, name, grace, false, service, &self.events));
     }
 
-    /// Keeps the service alive, and forwards its status to the group.
-    fn look_after(&mut self, name: &str, grace: Duration, asks: bool, service: Arc<dyn Control>) {
-        let (child, watch) = (self.children.len(), service.status().watch());
-        let watched = Arc::clone(&service);
-        let ended = async move { watched.status().ended().await };
-        tokio::spawn(look_after(child, watch, ended, self.events.clone()));
-        self.children.push(Child::new(name, Some(grace), asks, ChildControl::Service(service)));
+    /// Returns a handle that starts services of this group at any time, also while it runs.
+    ///
+    /// As long as there is a handle, the group runs on when all of its services have ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tenorite::prelude::*;
+    /// use tenorite::{Registry, Supervisor};
+    ///
+    /// #[derive(Clone, Default)]
+    /// struct Session { visits: u32 }
+    ///
+    /// #[tenorite::service]
+    /// impl Session {
+    ///     pub fn visit(&mut self) -> u32 { self.visits += 1; self.visits }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let app = Supervisor::new("app");
+    /// let handle = app.handle();
+    /// let sessions: Registry<u64, SessionCaller> = Registry::new(move |user| {
+    ///     let service = SessionService.builder().idle_timeout(Duration::from_secs(600));
+    ///     handle.start(&format!("session {user}"), service, 32, Session::default())
+    /// });
+    /// let visitors = sessions.clone();
+    /// let work = async move { assert_eq!(visitors.call(&7, SessionCaller::visit).await, Ok(1)) };
+    /// let report = app.run_until(work).await;
+    /// assert_eq!(report.services()[0].name, "session 7");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn handle(&self) -> SupervisorHandle {
+        SupervisorHandle::new(Arc::clone(&self.handles), self.events.clone())
     }
 
     /// Supervises another group, as one of the services of this one.
@@ -307,7 +364,7 @@ impl Supervisor {
     #[track_caller]
     pub fn group(&mut self, mut group: Self) {
         timer::assert_enabled("a group that a `Supervisor` can restart");
-        let child = self.children.len();
+        let child = self.handles.number();
         let status = Arc::new(StatusCell::new(|| "Supervisor"));
         status.set_name(Some(group.name.as_str().into()), Arc::as_ptr(&status).addr());
         status.running();
@@ -327,7 +384,7 @@ impl Supervisor {
         };
         tokio::spawn(look_after(child, watched.watch(), ended, self.events.clone()));
         let control = ChildControl::Group(Group { commands, status: watched, report: Some(report) });
-        self.children.push(Child::new(&name, None, true, control));
+        self.children.push(Child::new(child, &name, None, true, control));
     }
 
     /// Supervises the services until the future is ready, until all services have ended, or until
@@ -371,7 +428,10 @@ impl Supervisor {
         if let Some(culprit) = self.culprit {
             self.refuse(culprit);
         }
-        for child in (0..self.children.len()).rev() {
+        self.handles.is_closed.store(true, Ordering::SeqCst);
+        // A handle may just have started another child, which is then the next to stop.
+        while let Some(child) = self.children.iter().rposition(|child| !child.is_stopping) {
+            self.children[child].is_stopping = true;
             let Child { control, grace, .. } = &self.children[child];
             control.stop(*grace);
             // A child that is down gets one more worker to serve what it has accepted, unless its
@@ -387,6 +447,13 @@ impl Supervisor {
                     break;
                 }
                 self.next_event().await;
+            }
+        }
+        // A child that comes from here on is stopped by its handle. One that has just come is, too.
+        self.inbox.close();
+        while let Some(event) = self.inbox.recv().await {
+            if let Event::Child(child) = event {
+                child.control.stop(child.grace);
             }
         }
         let mut ended = Vec::new();
@@ -448,12 +515,17 @@ impl Supervisor {
                     return Some(failure);
                 }
             }
+            // Nothing refers to a child by its place now.
+            let is_over = |child: &Child| child.ended.as_ref().is_some_and(StopReason::is_clean);
+            self.children.retain(|child| !(child.is_passing && is_over(child)));
             let failed = |child: &Child| child.ended.as_ref().is_some_and(|reason| !reason.is_clean());
             if let Some(child) = self.children.iter().find(|child| failed(child)) {
                 let message = child.ended.as_ref().map_or_else(String::new, ToString::to_string);
                 return Some(Failure::Panicked(format!("{}: {message}", child.name).into()));
             }
-            if self.asked.is_some() || self.children.iter().all(|child| child.ended.is_some()) {
+            let has_handles = self.handles.count.load(Ordering::SeqCst) > 0;
+            let have_all_ended = self.children.iter().all(|child| child.ended.is_some());
+            if self.asked.is_some() || have_all_ended && !has_handles {
                 return None;
             }
             self.next_event().await;
@@ -462,16 +534,38 @@ impl Supervisor {
 
     /// Waits for the next event, and records it.
     async fn next_event(&mut self) {
-        match self.inbox.recv().await.expect("the supervisor holds a sender itself") {
-            Event::Down(child, failure, answer) => {
-                self.children[child].down = Some(Down::Asks(answer));
-                self.fallen.push_back((child, failure));
-            }
+        let event = self.inbox.recv().await.expect("the supervisor holds a sender itself");
+        self.record(event);
+    }
+
+    fn record(&mut self, event: Event) {
+        match event {
+            Event::Down(number, failure, answer) => match self.place(number) {
+                Some(child) => {
+                    self.children[child].down = Some(Down::Asks(answer));
+                    self.fallen.push_back((child, failure));
+                }
+                None => self.early.push((number, Event::Down(number, failure, answer))),
+            },
             // Wakes the waiting code, which checks the status itself: this event may be stale.
             Event::Up => {}
-            Event::ServiceReport(child, reason) => self.children[child].ended = Some(reason),
+            Event::ServiceReport(number, reason) => match self.place(number) {
+                Some(child) => self.children[child].ended = Some(reason),
+                None => self.early.push((number, Event::ServiceReport(number, reason))),
+            },
             Event::Command(command) => self.asked = Some(command),
+            Event::Child(child) => {
+                let number = child.number;
+                self.children.push(*child);
+                let early: Vec<_> = self.early.extract_if(.., |(of, _)| *of == number).collect();
+                early.into_iter().for_each(|(_, event)| self.record(event));
+            }
         }
+    }
+
+    /// Returns the place of the child with this number, if it has come.
+    fn place(&self, number: u64) -> Option<usize> {
+        self.children.iter().rposition(|child| child.number == number)
     }
 
     /// Restarts a child that is down, and the others that the strategy selects.
@@ -591,14 +685,167 @@ impl Down {
 }
 
 impl Child {
-    fn new(name: &str, grace: Option<Duration>, asks: bool, control: ChildControl) -> Self {
-        Self { name: name.to_owned(), grace, control, down: None, ended: None, asks }
+    fn new(number: u64, name: &str, grace: Option<Duration>, asks: bool, control: ChildControl) -> Self {
+        let name = name.to_owned();
+        let (is_passing, is_stopping) = (false, false);
+        Self { number, name, grace, control, down: None, ended: None, asks, is_passing, is_stopping }
+    }
+
+    /// Keeps the service alive, and forwards its status to the group.
+    fn service(
+        number: u64,
+        name: &str,
+        grace: Duration,
+        asks: bool,
+        service: Arc<dyn Control>,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let watch = service.status().watch();
+        let watched = Arc::clone(&service);
+        let ended = async move { watched.status().ended().await };
+        tokio::spawn(look_after(number, watch, ended, events.clone()));
+        Self::new(number, name, Some(grace), asks, ChildControl::Service(service))
+    }
+}
+
+impl Handles {
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts a service as a child of the group that has this inbox.
+    #[track_caller]
+    fn start<W, C>(
+        &self,
+        events: &mpsc::UnboundedSender<Event>,
+        name: &str,
+        service: Builder<W, C>,
+        backlog: usize,
+        make: impl FnMut(WeakCaller<C>) -> W::Config + Send + 'static,
+    ) -> (Child, C)
+    where
+        W: TenoriteWorker<Config: Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+    {
+        let (number, grace) = (self.number(), service.grace());
+        let ask = ParentLink { child: number, events: events.clone() };
+        let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
+        (Child::service(number, name, grace, true, caller.as_ref().control(), events), caller)
+    }
+}
+
+/// Starts services of a [`Supervisor`] while it runs: see [`Supervisor::handle`].
+///
+/// A service that is started through a handle is restarted and stopped with the group like any
+/// other, as the last that was started. It is forgotten once it has ended as intended, because it
+/// was idle for instance, and is not in the [`Report`] then.
+pub struct SupervisorHandle {
+    handles: Arc<Handles>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl SupervisorHandle {
+    fn new(handles: Arc<Handles>, events: mpsc::UnboundedSender<Event>) -> Self {
+        handles.count.fetch_add(1, Ordering::SeqCst);
+        Self { handles, events }
+    }
+
+    /// Starts a service in the group, as [`Supervisor::start`] does.
+    ///
+    /// Once the group has begun to stop, nothing is started. The caller is that of a service that
+    /// has stopped then: its calls end in [`SendFailure(Stopped)`](crate::SendReason::Stopped).
+    ///
+    /// # Panics
+    ///
+    /// Panics where `Supervisor::start` does.
+    #[track_caller]
+    pub fn start<W, C>(&self, name: &str, service: Builder<W, C>, backlog: usize, config: W::Config) -> C
+    where
+        W: TenoriteWorker<Config: Clone + Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+        C::Request: Send,
+        C::Response: Send,
+        C::Error: Send,
+    {
+        self.start_with(name, service, backlog, move || config.clone())
+    }
+
+    /// Works like [`start`](Self::start), with a closure that makes the config of each worker, as
+    /// [`Supervisor::start_with`] does.
+    ///
+    /// # Panics
+    ///
+    /// Panics where `Supervisor::start_with` does.
+    #[track_caller]
+    pub fn start_with<W, C>(
+        &self,
+        name: &str,
+        service: Builder<W, C>,
+        backlog: usize,
+        mut make: impl FnMut() -> W::Config + Send + 'static,
+    ) -> C
+    where
+        W: TenoriteWorker<Config: Send, Output: Send>,
+        C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
+        C::Request: Send,
+        C::Response: Send,
+        C::Error: Send,
+    {
+        if self.is_closed() {
+            return stopped();
+        }
+        let (mut child, caller) = self.handles.start(&self.events, name, service, backlog, move |_| make());
+        child.is_passing = true;
+        if let Err(mpsc::error::SendError(Event::Child(child))) =
+            self.events.send(Event::Child(Box::new(child)))
+        {
+            // The group has ended meanwhile.
+            child.control.stop(child.grace);
+        }
+        caller
+    }
+
+    /// Returns whether the group has begun to stop, or is gone, so that nothing is started any
+    /// more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.events.is_closed() || self.handles.is_closed.load(Ordering::SeqCst)
+    }
+}
+
+/// Returns the caller of a service that has stopped.
+fn stopped<C>() -> C
+where
+    C: Caller<Request: Send, Response: Send, Error: Send>,
+{
+    let caller = TenoriteCaller::from_fn(|_| std::future::pending());
+    caller.stop();
+    C::from(caller)
+}
+
+impl Clone for SupervisorHandle {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.handles), self.events.clone())
+    }
+}
+
+impl Drop for SupervisorHandle {
+    fn drop(&mut self) {
+        self.handles.count.fetch_sub(1, Ordering::SeqCst);
+        // The group looks again: it may have waited for this handle alone.
+        let _ = self.events.send(Event::Up);
+    }
+}
+
+impl fmt::Debug for SupervisorHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SupervisorHandle").field("is_closed", &self.is_closed()).finish()
     }
 }
 
 /// Reports a child's status changes and its end to the group.
 async fn look_after(
-    child: usize,
+    child: u64,
     mut status: StatusWatch,
     ended: impl Future<Output = StopReason>,
     events: mpsc::UnboundedSender<Event>,

@@ -20,18 +20,21 @@ use crate::mailbox::queue::line::TaskKind;
 use crate::phase::Limit;
 use crate::status::StopReason;
 
-/// Tries every interleaving with at most this many preemptions of a thread that could continue. The
-/// variable `PREEMPTIONS` bounds it further, where there is little time.
+/// Tries every interleaving with at most this many preemptions of a thread that could continue.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(bounded(preemptions));
-    builder.check(check);
+    bounded(preemptions, None).check(check);
 }
 
-/// Returns this number, or that of `PREEMPTIONS` if it is lower.
-pub(super) fn bounded(preemptions: usize) -> usize {
-    let bound = std::env::var("PREEMPTIONS").ok().map(|bound| bound.parse().expect("a number"));
-    bound.unwrap_or(preemptions).min(preemptions)
+/// Returns what tries interleavings with at most this many preemptions, and at most so many of
+/// them. The variables `PREEMPTIONS` and `PERMUTATIONS` bound both further, where there is little
+/// time.
+pub(super) fn bounded(preemptions: usize, permutations: Option<usize>) -> loom::model::Builder {
+    let variable = |name| std::env::var(name).ok().map(|bound| bound.parse().expect("a number"));
+    let least = |bound: Option<usize>, other: Option<usize>| bound.into_iter().chain(other).min();
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = least(Some(preemptions), variable("PREEMPTIONS"));
+    builder.max_permutations = least(permutations, variable("PERMUTATIONS"));
+    builder
 }
 
 /// Runs the service's task on its own thread. Yields `None` if it panicked.

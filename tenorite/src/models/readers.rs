@@ -152,10 +152,7 @@ impl Dispatch for Worker {
 /// Tries every interleaving with at most this many preemptions, or the first 20,000 of them: a
 /// model with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(super::loom::bounded(preemptions));
-    builder.max_permutations = Some(20_000);
-    builder.check(check);
+    super::loom::bounded(preemptions, Some(20_000)).check(check);
 }
 
 fn start(limit: usize) -> (Caller, Driver<Worker>, Arc<Seen>) {

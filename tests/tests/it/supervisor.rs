@@ -349,3 +349,104 @@ async fn a_report_tells_services_of_one_type_apart() {
     );
     assert!(report.to_string().contains("first     Store[eu]"), "{report}");
 }
+
+fn plan(name: &'static str, story: &Story) -> Plan {
+    Plan { name, story: Arc::clone(story), starts: Arc::new(Mutex::new(u32::MAX)) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_starts_services_while_the_group_runs() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    group.start("first");
+    let handle = group.supervisor.handle();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(group.supervisor.run_until(stopped));
+    sleep(Duration::from_secs(1)).await;
+    let second = handle.start("second", ActorService.builder(), 4, plan("second", &story));
+    assert_eq!(second.ask().await, Ok(1));
+    assert!(second.explode().await.is_err());
+    assert_eq!(second.ask().await, Ok(1), "it is restarted");
+    stop.send(()).unwrap();
+    let report = running.await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    let names: Vec<_> = report.services().iter().map(|service| (&*service.name, service.restarts)).collect();
+    assert_eq!(names, [("first", 0), ("second", 1)]);
+    let story = story.lock().unwrap();
+    assert_eq!(story[story.len() - 2..], ["-second", "-first"], "the last one is stopped first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_with_a_handle_runs_on_without_services() {
+    let group = Supervisor::new("app");
+    let handle = group.handle();
+    let mut running = Box::pin(group.run());
+    assert!(poll_once(&mut running).is_pending());
+    let other = handle.clone();
+    drop(handle);
+    assert!(poll_once(&mut running).is_pending());
+    drop(other);
+    assert!(running.await.services().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handle_has_started_is_forgotten_when_it_has_ended_as_intended() {
+    let story = Story::default();
+    let group = Supervisor::new("app");
+    let handle = group.handle();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(group.run_until(stopped));
+    for _ in 0..100 {
+        let service = ActorService.builder().idle_timeout(Duration::from_secs(1));
+        let actor = handle.start("passing", service, 4, plan("passing", &story));
+        assert_eq!(actor.ask().await, Ok(1));
+        assert_eq!(actor.stopped().await, StopReason::Idle);
+    }
+    let stays = handle.start("stays", ActorService.builder(), 4, plan("stays", &story));
+    assert_eq!(stays.ask().await, Ok(1));
+    sleep(Duration::from_secs(1)).await;
+    stop.send(()).unwrap();
+    let report = running.await.unwrap();
+    assert_eq!(report.services().len(), 1, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_started_once_the_group_has_begun_to_stop() {
+    let story = Story::default();
+    let mut group = Group::new("app", Strategy::OneForOne, &story);
+    let first = group.start("first");
+    let handle = group.supervisor.handle();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(group.supervisor.run_until(stopped));
+    assert_eq!(first.ask().await, Ok(1));
+    let mut hang = Box::pin(first.hang());
+    assert!(poll_once(&mut hang).is_pending());
+    stop.send(()).unwrap();
+    while !handle.is_closed() {
+        tokio::task::yield_now().await;
+    }
+    let late = handle.start("late", ActorService.builder(), 4, plan("late", &story));
+    assert!(late.is_closed());
+    assert_eq!(late.ask().await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    assert_eq!(running.await.unwrap().services().len(), 1);
+    let last = handle.start("last", ActorService.builder(), 4, plan("last", &story));
+    assert_eq!(last.ask().await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    assert!(story.lock().unwrap().iter().all(|event| event.ends_with("first")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_of_a_group_in_a_group_starts_services_there() {
+    let story = Story::default();
+    let mut app = Group::new("app", Strategy::OneForOne, &story);
+    let inner = Group::new("inner", Strategy::OneForOne, &story);
+    let handle = inner.supervisor.handle();
+    app.supervisor.group(inner.supervisor);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(app.supervisor.run_until(stopped));
+    let actor = handle.start("actor", ActorService.builder(), 4, plan("actor", &story));
+    assert_eq!(actor.ask().await, Ok(1));
+    drop(handle);
+    stop.send(()).unwrap();
+    let report = running.await.unwrap();
+    assert!(report.services().iter().any(|service| service.name == "inner/actor"), "{report}");
+}
