@@ -9,7 +9,7 @@ use syn::{Attribute, Expr, ExprLit, Lit, LitStr, Meta, Path, Token, parenthesize
 use crate::attributes::{self, Kind};
 use crate::errors::Errors;
 
-/// The options of `#[tenorite::service(name = "…", derive(…), serde, concurrent, crate = path)]`.
+/// The options of `#[tenorite::service(name = "…", derive(…), serde, concurrent, local, …)]`.
 #[derive(Default)]
 pub(crate) struct Args {
     /// The prefix of derived names, in place of the worker's name.
@@ -20,6 +20,8 @@ pub(crate) struct Args {
     pub(crate) serde: bool,
     /// Whether methods that take `&self` may overlap, and how many at most.
     pub(crate) concurrent: Option<Concurrent>,
+    /// That the worker stays on its thread.
+    pub(crate) local: Option<Ident>,
     /// The path of the core crate.
     pub(crate) krate: Option<Path>,
     /// Attributes for the enums.
@@ -104,6 +106,7 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
             }
             args.concurrent.replace(Concurrent { key: key.clone(), limit }).is_some()
         }
+        "local" => args.local.replace(key.clone()).is_some(),
         "crate" => {
             input.parse::<Token![=]>()?;
             if input.peek(LitStr) {
@@ -118,7 +121,7 @@ fn option(input: ParseStream<'_>, args: &mut Args, errors: &mut Errors) -> syn::
                 key.span(),
                 format!(
                     "unknown option `{key}`: there are `name = \"…\"`, `derive(…)`, `serde`, `concurrent`, \
-                     `concurrent = N`, `request(…)`, `response(…)` and `crate = path`"
+                     `concurrent = N`, `local`, `request(…)`, `response(…)` and `crate = path`"
                 ),
             ));
         }

@@ -25,6 +25,8 @@ pub(crate) struct Service {
     pub(crate) serde: bool,
     /// Whether methods that take `&self` may overlap, and how many at most.
     pub(crate) concurrent: Option<Concurrent>,
+    /// Whether the worker stays on its thread.
+    pub(crate) local: bool,
     pub(crate) methods: Vec<Method>,
     pub(crate) hooks: Hooks,
     /// Each enum has the parameters that its fields name. The caller has the parameters of both.

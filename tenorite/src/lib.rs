@@ -120,6 +120,8 @@ pub use caller::{Caller, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use dispatch::handling::{DeferredResponse, Handled, Handling, HandlingDeferred};
 #[doc(inline)]
+pub use dispatch::local::LocalConfig;
+#[doc(inline)]
 pub use dispatch::{ConcurrentWorker, DerivedWorker};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
@@ -152,7 +154,7 @@ pub use status::{Status, StatusWatch, StopReason};
 #[doc(inline)]
 pub use supervisor::{Report, ServiceReport, Strategy, Supervisor, SupervisorHandle};
 #[doc(inline)]
-pub use worker::TenoriteWorker;
+pub use worker::{LocalWorker, TenoriteWorker};
 
 /// The value of a method that returns this alias of `Result`, such as `io::Result<u8>`.
 ///
@@ -208,6 +210,8 @@ pub type OwnedOf<T> = <T as __private::Owned>::Owned;
 ///   for its variant, and on an argument for its field.
 /// - `concurrent`, `concurrent = N`: handlers that take `&self` may overlap, at most `N` of them,
 ///   or 1,024. See [the guide](guide::services#overlapping-reads).
+/// - `local`: the worker and the futures of its methods need not be `Send`. The service has a
+///   thread of its own, on which a closure makes the worker: `start_with(backlog, || …)`.
 /// - `crate = path`: the path of this crate, if it is not `::tenorite`.
 /// - `#[service(skip)]` on a method: the method is not a request, even though it is `pub`.
 /// - `#[service(init)]` on an associated function: the function makes the worker from a config,

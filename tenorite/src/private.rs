@@ -36,6 +36,29 @@ where
     start.cell::<W>(make)
 }
 
+/// The same for workers that stay on their thread, by the same names.
+pub mod local {
+    use std::future::Future;
+
+    use crate::dispatch::local::LocalConfig;
+    use crate::receiver::Receiver;
+    use crate::reply::TenoriteRequest;
+
+    pub use super::*;
+    pub use crate::dispatch::local::{LocalDispatch as Dispatch, LocalJob as Job};
+    pub use crate::worker::start_local as start;
+
+    /// Stands for the task of a worker that has none which could be anywhere.
+    // Not an `async fn`, which would hold its arguments.
+    #[allow(clippy::manual_async_fn)]
+    pub fn serve<W: Dispatch>(
+        _receiver: Receiver<TenoriteRequest<W::Request, W::Response>>,
+        _config: LocalConfig<W::Config>,
+    ) -> impl Future<Output = ()> + Send {
+        async { panic!("a local worker has a thread of its own: start it with `start_with`") }
+    }
+}
+
 /// Runs the task of a derived worker that is given a receiver: one request after the other.
 ///
 /// When a handler panics, its own call gets the panic's text. The worker is then dropped, because

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::dispatch::ConcurrentWorker;
+use crate::dispatch::local::LocalConfig;
 use crate::mailbox::Mailbox;
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
@@ -31,7 +32,7 @@ use crate::names;
 use crate::own_thread::OwnThread;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
-use crate::worker::{Configs, Start, TenoriteWorker};
+use crate::worker::{Configs, LocalWorker, Start, TenoriteWorker};
 
 /// Names a kind of service, and starts its workers.
 ///
@@ -146,6 +147,45 @@ pub trait TenoriteService<
         W::Output: Send,
     {
         self.builder().start_with_self(backlog, make)
+    }
+
+    /// Starts a [local](LocalWorker) worker, which is made by a closure on a thread of its own.
+    ///
+    /// The `JoinHandle` yields nothing: the worker is dropped on its thread.
+    ///
+    /// ```
+    /// use std::rc::Rc;
+    /// use tenorite::prelude::*;
+    ///
+    /// struct Page { text: Rc<str> }                   // not `Send`
+    ///
+    /// #[tenorite::service(local)]
+    /// impl Page {
+    ///     pub async fn text(&self) -> String {
+    ///         let text = Rc::clone(&self.text);
+    ///         tokio::task::yield_now().await;         // held across an await
+    ///         text.to_string()
+    ///     }
+    /// }
+    ///
+    /// let (_task, page) = PageService.start_with(32, || Page { text: "a page".into() });
+    /// assert_eq!(page.text().blocking().as_deref(), Ok("a page"));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `backlog` is 0.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    fn start_with(
+        self,
+        backlog: usize,
+        make: impl FnOnce() -> W::Made + Send + 'static,
+    ) -> (JoinHandle<()>, C)
+    where
+        W: LocalWorker,
+    {
+        self.builder().start_with(backlog, make)
     }
 
     /// Returns a builder, which sets options besides the backlog and the config.
@@ -488,6 +528,25 @@ where
         })
     }
 
+    /// Starts a [local](LocalWorker) worker, which is made by a closure on a thread of its own: see
+    /// [`TenoriteService::start_with`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if `backlog` is 0.
+    #[track_caller]
+    #[must_use = "a service stops when its last caller is dropped"]
+    pub fn start_with(
+        self,
+        backlog: usize,
+        make: impl FnOnce() -> W::Made + Send + 'static,
+    ) -> (JoinHandle<()>, C)
+    where
+        W: LocalWorker,
+    {
+        self.start_task(backlog, LocalConfig::new(make))
+    }
+
     #[track_caller]
     pub(crate) fn launch(
         self,
@@ -517,7 +576,8 @@ where
         run: impl FnOnce(Start, &mut dyn FnMut(TenoriteCaller<W::Request, W::Response, W::Error>) -> C) -> T,
     ) -> (T, C) {
         assert!(backlog > 0, "a service needs a backlog of at least 1");
-        let own_thread = self.options.own_thread.then(|| {
+        let has_own_thread = self.options.own_thread || W::__LOCAL;
+        let own_thread = has_own_thread.then(|| {
             let name = self.options.name.as_deref().unwrap_or(names::of_type::<W>());
             OwnThread::new(name.to_owned())
         });
@@ -539,8 +599,9 @@ where
         let Self { timeout, options, .. } = self;
         let mut started = None;
         // Whatever `inline` was set to later: no handler leaves the thread.
-        let inline = if options.own_thread { Inline::Never } else { options.inline };
-        let start = Start { options: ServiceOptions { backlog, inline, ..options }, decider };
+        let inline = if has_own_thread { Inline::Never } else { options.inline };
+        let options = ServiceOptions { backlog, inline, own_thread: has_own_thread, ..options };
+        let start = Start { options, decider };
         let task = run(start, &mut |caller| {
             let (public, timeout_of_public) =
                 public.clone().unwrap_or_else(|| (Arc::downgrade(caller.mailbox()), timeout));

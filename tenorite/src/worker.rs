@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::dispatch::Dispatch;
+use crate::dispatch::local::{Local, LocalConfig, LocalDispatch};
 use crate::dispatch::pool::Pool;
 use crate::error::{FetchReason, SendReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
-use crate::mailbox::cell::{self, MakeConfig};
+use crate::mailbox::cell::{self, Driver, MakeConfig};
 use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::TaskMailbox;
@@ -94,6 +95,11 @@ pub trait TenoriteWorker: 'static {
         receiver: Receiver<TenoriteRequest<Self::Request, Self::Response, Self::Error>>,
         config: Self::Config,
     ) -> impl Future<Output = Self::Output> + Send;
+
+    /// Whether the worker stays on a thread that its service has to itself. Not part of the public
+    /// interface.
+    #[doc(hidden)]
+    const __LOCAL: bool = false;
 
     /// Lets derived workers choose their own mailbox. Not part of the public interface.
     #[doc(hidden)]
@@ -186,6 +192,16 @@ impl Start {
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
     ) -> JoinHandle<W::Output> {
+        self.cell_as::<W, _>(make, |runtime, driver| runtime.spawn(driver))
+    }
+
+    /// Works like [`cell`](Self::cell), for a task that is not just the service's driver.
+    #[track_caller]
+    fn cell_as<W: Dispatch<Config: Send, Output: Send>, T>(
+        self,
+        make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
+        spawn: impl FnOnce(&Handle, Driver<W>) -> JoinHandle<T>,
+    ) -> JoinHandle<T> {
         let Self { options, decider } = self;
         if W::TICKS > 0 {
             timer::assert_enabled("a service with a method that is called `every` so often");
@@ -196,10 +212,35 @@ impl Start {
         let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, make_config, idle, decider);
         let spawned = driver.to_be_spawned();
-        let task = handle.spawn(driver.detached(is_detached));
+        let task = spawn(&handle, driver.detached(is_detached));
         spawned.as_task(|| task.abort_handle());
         task
     }
+}
+
+/// Starts a derived worker that stays on its thread, which is the current runtime's.
+#[track_caller]
+pub fn start_local<W, M>(start: Start, make: M) -> JoinHandle<()>
+where
+    W: LocalDispatch,
+    M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<LocalConfig<W::Config>>,
+{
+    start.cell_as::<Local<W>, _>(make, |runtime, driver| runtime.spawn(async move { drop(driver.await) }))
+}
+
+/// A worker that stays on the thread which its service has to itself: it need not be `Send`, and
+/// neither need the futures of its methods.
+///
+/// `#[tenorite::service(local)]` implements it. See
+/// [the guide](crate::guide::services#workers-that-stay-on-their-thread).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a local worker: its config is passed by value",
+    note = "write `#[tenorite::service(local)]` on its `impl` block, or start it with `start` or `start_task`"
+)]
+pub trait LocalWorker: TenoriteWorker<Config = LocalConfig<Self::Made>, Output = ()> {
+    /// What the closure makes that the service is started with: the worker, or the config of its
+    /// `init`.
+    type Made: 'static;
 }
 
 /// Starts many derived workers as one, and yields what each hands back.

@@ -11,6 +11,7 @@ use crate::model::{Arg, Hook, Init, Method, Period, Service, Tick};
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let Service { krate, worker, .. } = service;
+    let private = private(service);
     let request_name = &service.names.request;
     let (request, response) = caller::messages(service);
     let generics = worker_generics(service);
@@ -36,11 +37,11 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             .any(|method| !method.shares())
             .then(|| quote!(_ => ::core::unreachable!("it runs alone"),));
         // If the worker is not `Sync`, the error points at its type.
-        let new = at(worker.span(), quote!(#krate::__private::concurrent::<Self>));
+        let new = at(worker.span(), quote!(#private::concurrent::<Self>));
         quote! {
-            const CONCURRENT: ::core::option::Option<#krate::__private::Concurrent<Self>> =
+            const CONCURRENT: ::core::option::Option<#private::Concurrent<Self>> =
                 ::core::option::Option::Some(#new(#limit, |#shared, _, mut #job| {
-                    match #krate::__private::Job::request(&mut #job) { #(#arms)* #others }
+                    match #private::Job::request(&mut #job) { #(#arms)* #others }
                 }));
         }
     });
@@ -65,7 +66,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
         };
         quote! {
             #(#cfgs)*
-            #request_name::#variant { .. } => const { &#krate::__private::Method::#new(#service_name, #text #is_async)#taking_self #blocking #batching },
+            #request_name::#variant { .. } => const { &#private::Method::#new(#service_name, #text #is_async)#taking_self #blocking #batching },
         }
     });
     let is_async = service.methods.iter().any(|method| method.is_async)
@@ -77,6 +78,46 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let config_type = match &service.hooks.init {
         Some(Init { config: Some(ty), .. }) => at(ty.span(), quote!(type Config = #config;)),
         _ => quote!(type Config = #config;),
+    };
+    // A local worker is made by a closure, and handed back nowhere.
+    let (started_with, output_of_service, config_of_service) = if service.local {
+        let started_with = quote!(#krate::LocalConfig<#config>);
+        let config_of_service = quote!(
+            const __LOCAL: bool = true;
+            type Config = #started_with;
+        );
+        (started_with, quote!(()), config_of_service)
+    } else {
+        (config.clone(), output.clone(), config_type.clone())
+    };
+    let start_pool = (!service.local).then(|| {
+        quote! {
+            fn __start_pool<#make>(
+                start: #private::Start,
+                workers: usize,
+                make: #make,
+            ) -> #private::JoinHandle<::std::vec::Vec<#output>>
+            where
+                #make: ::core::ops::FnOnce(
+                    #krate::TenoriteCaller<#request, #response>,
+                ) -> #private::MakeConfig<#config>,
+            {
+                #private::start_pool::<Self>(start, workers, make)
+            }
+        }
+    });
+    let derived_worker = if service.local {
+        quote! {
+            #[automatically_derived]
+            impl #params #krate::LocalWorker for #worker #clause {
+                type Made = #config;
+            }
+        }
+    } else {
+        quote! {
+            #[automatically_derived]
+            impl #params #krate::DerivedWorker for #worker #clause {}
+        }
     };
     let ticks = ticks(service, &request, &response, &job);
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
@@ -118,46 +159,35 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Request = #request;
             type Response = #response;
             type Error = ::core::convert::Infallible;
-            #config_type
-            type Output = #output;
+            #config_of_service
+            type Output = #output_of_service;
 
             fn task(
                 receiver: #krate::Receiver<#krate::TenoriteRequest<#request, #response>>,
-                config: #config,
-            ) -> impl ::core::future::Future<Output = #output> + ::core::marker::Send {
-                #krate::__private::serve::<Self>(receiver, config)
+                config: #started_with,
+            ) -> impl ::core::future::Future<Output = #output_of_service> + ::core::marker::Send {
+                #private::serve::<Self>(receiver, config)
             }
 
-            fn __start<#make>(start: #krate::__private::Start, make: #make) -> #krate::__private::JoinHandle<#output>
+            fn __start<#make>(start: #private::Start, make: #make) -> #private::JoinHandle<#output_of_service>
             where
                 #make: ::core::ops::FnOnce(
                     #krate::TenoriteCaller<#request, #response>,
-                ) -> #krate::__private::Configs<#config>,
+                ) -> #private::Configs<#started_with>,
             {
-                #krate::__private::start::<Self, #make>(start, make)
+                #private::start::<Self, #make>(start, make)
             }
 
-            fn __start_pool<#make>(
-                start: #krate::__private::Start,
-                workers: usize,
-                make: #make,
-            ) -> #krate::__private::JoinHandle<::std::vec::Vec<#output>>
-            where
-                #make: ::core::ops::FnOnce(
-                    #krate::TenoriteCaller<#request, #response>,
-                ) -> #krate::__private::MakeConfig<#config>,
-            {
-                #krate::__private::start_pool::<Self>(start, workers, make)
-            }
+            #start_pool
         }
 
         #allow
         #[doc(hidden)]
         #[automatically_derived]
-        impl #params #krate::__private::Dispatch for #worker #clause {
+        impl #params #private::Dispatch for #worker #clause {
             type Request = #request;
             type Response = #response;
-            type Space = #krate::__private::#space;
+            type Space = #private::#space;
 
             #config_type
             type Output = #output;
@@ -170,15 +200,15 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #closes
             #concurrent
 
-            fn method(request: &#request) -> &'static #krate::__private::Method {
+            fn method(request: &#request) -> &'static #private::Method {
                 match *request { #(#named)* }
             }
 
             fn dispatch<'__worker, '__job>(
                 &'__worker mut self,
-                mut #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
-            ) -> #krate::__private::Step<'__job> {
-                match #krate::__private::Job::request(&mut #job) { #(#arms)* }
+                mut #job: #private::Job<'__worker, '__job, #request, #response>,
+            ) -> #private::Step<'__job> {
+                match #private::Job::request(&mut #job) { #(#arms)* }
             }
 
             #batches
@@ -190,16 +220,21 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #ticks
         }
 
-        #[automatically_derived]
-        impl #params #krate::DerivedWorker for #worker #clause {}
+        #derived_worker
 
         #concurrent_worker
     }
 }
 
+/// Returns the path of what the derived code calls.
+fn private(service: &Service) -> TokenStream {
+    let krate = &service.krate;
+    if service.local { quote!(#krate::__private::local) } else { quote!(#krate::__private) }
+}
+
 /// Returns the arm that calls this method on that worker.
 fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) -> TokenStream {
-    let krate = &service.krate;
+    let private = private(service);
     let (request_name, response_name) = (&service.names.request, &service.names.response);
     let Method { name, variant, cfgs, args, is_async, reply_at, self_at, .. } = method;
     let names: Vec<_> = args.iter().map(|arg| &arg.name).collect();
@@ -223,10 +258,10 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
     for (at, name) in more {
         passed.insert(at, quote!(#name));
     }
-    let take_self = me.map(|(_, me)| taking_self(krate, &me, job));
+    let take_self = me.map(|(_, me)| taking_self(&private, &me, job));
     let later = reply_at.map(|_| {
         quote! {
-            let #reply = #krate::__private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
+            let #reply = #private::Job::reply_later(&mut #job, #response_name::#variant, |response| match response {
                 #response_name::#variant(answer) => ::core::option::Option::Some(answer),
                 _ => ::core::option::Option::None,
             });
@@ -240,16 +275,16 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
     // If the future is not `Send`, the error points at the method's name.
     let step = match (is_async, &later) {
         (false, None) => {
-            at(name.span(), quote!(#krate::__private::Job::reply(#job, #response_name::#variant(#called))))
+            at(name.span(), quote!(#private::Job::reply(#job, #response_name::#variant(#called))))
         }
-        (false, Some(later)) => quote!({ #later #called; #krate::__private::Job::deferred(#job) }),
+        (false, Some(later)) => quote!({ #later #called; #private::Job::deferred(#job) }),
         (true, None) => {
             let future = quote!(async move { #response_name::#variant(#called.await) });
-            at(name.span(), quote!(#krate::__private::Job::run(#job, move || #future)))
+            at(name.span(), quote!(#private::Job::run(#job, move || #future)))
         }
         (true, Some(later)) => {
             let future = quote!(async move { #called.await });
-            let run = at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)));
+            let run = at(name.span(), quote!(#private::Job::run_deferred(#job, move || #future)));
             quote!({ #later #run })
         }
     };
@@ -262,7 +297,7 @@ fn arm(service: &Service, method: &Method, worker: &TokenStream, job: &Ident) ->
 
 /// Returns what calls a method that is given several requests with one alone.
 fn single_of_batch(service: &Service, method: &Method, called: &TokenStream, job: &Ident) -> TokenStream {
-    let (krate, response_name) = (&service.krate, &service.names.response);
+    let (private, response_name) = (private(service), &service.names.response);
     let Method { name, variant, is_async, .. } = method;
     let first = |answers: TokenStream| {
         quote! {
@@ -274,13 +309,13 @@ fn single_of_batch(service: &Service, method: &Method, called: &TokenStream, job
     };
     if *is_async {
         let one = first(quote!(#called.await));
-        at(name.span(), quote!(#krate::__private::Job::run_one(#job, move || async move { #one })))
+        at(name.span(), quote!(#private::Job::run_one(#job, move || async move { #one })))
     } else {
         let one = first(called.clone());
         quote! {
             match #one {
-                ::core::option::Option::Some(response) => #krate::__private::Job::reply(#job, response),
-                ::core::option::Option::None => #krate::__private::Job::deferred(#job),
+                ::core::option::Option::Some(response) => #private::Job::reply(#job, response),
+                ::core::option::Option::None => #private::Job::deferred(#job),
             }
         }
     }
@@ -293,7 +328,7 @@ fn batches(
     response: &TokenStream,
     job: &Ident,
 ) -> Option<TokenStream> {
-    let krate = &service.krate;
+    let private = private(service);
     let (request_name, response_name) = (&service.names.request, &service.names.response);
     let mut methods = service.methods.iter().filter(|method| method.batch.is_some()).peekable();
     methods.peek()?;
@@ -308,21 +343,21 @@ fn batches(
         if let Some((at, me)) = &me {
             passed.insert(*at, quote!(#me));
         }
-        let take_self = me.map(|(_, me)| taking_self(krate, &me, job));
+        let take_self = me.map(|(_, me)| taking_self(&private, &me, job));
         let called = quote!(Self::#name(self, #(#passed),*));
         let run = if *is_async {
             let future = quote!(async move { #replies.answer(#called.await, #response_name::#variant) });
-            at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)))
+            at(name.span(), quote!(#private::Job::run_deferred(#job, move || #future)))
         } else {
             quote! {
                 #replies.answer(#called, #response_name::#variant);
-                #krate::__private::Job::deferred(#job)
+                #private::Job::deferred(#job)
             }
         };
         quote! {
             #(#cfgs)*
             ::core::option::Option::Some(#request_name::#variant { .. }) => {
-                let (#parts, #replies) = #krate::__private::Job::batch(&mut #job, #requests, |request| {
+                let (#parts, #replies) = #private::Job::batch(&mut #job, #requests, |request| {
                     if let #request_name::#variant { #field } = request {
                         ::core::option::Option::Some(#field)
                     } else {
@@ -340,8 +375,8 @@ fn batches(
         fn dispatch_batch<'__worker, '__job>(
             &'__worker mut self,
             #requests: ::std::vec::Vec<#request>,
-            mut #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
-        ) -> #krate::__private::Step<'__job> {
+            mut #job: #private::Job<'__worker, '__job, #request, #response>,
+        ) -> #private::Step<'__job> {
             match #requests.first() {
                 #(#arms)*
                 _ => ::core::unreachable!("each request has a handler of its own"),
@@ -357,9 +392,9 @@ fn me_of(ty: &syn::Type) -> Ident {
 
 /// Returns the statement that makes that variable. If its type is no `SelfCaller`, or one of
 /// another service, the error points at it.
-fn taking_self(krate: &syn::Path, me: &Ident, job: &Ident) -> TokenStream {
+fn taking_self(private: &TokenStream, me: &Ident, job: &Ident) -> TokenStream {
     let from = at(me.span(), quote!(::core::convert::From::from));
-    quote!(let #me = #from(#krate::__private::Job::to_itself(&mut #job));)
+    quote!(let #me = #from(#private::Job::to_itself(&mut #job));)
 }
 
 /// Returns what runs the methods that the service calls by itself, if there are any.
@@ -369,7 +404,8 @@ fn ticks(
     response: &TokenStream,
     job: &Ident,
 ) -> Option<TokenStream> {
-    let Service { krate, hooks, names, .. } = service;
+    let Service { hooks, names, .. } = service;
+    let private = private(service);
     let count = hooks.ticks.len();
     if count == 0 {
         return None;
@@ -380,23 +416,23 @@ fn ticks(
             Period::Nanos(nanos) => quote!(::core::time::Duration::from_nanos(#nanos)),
             Period::Expr(expr) => quote!(#expr),
         };
-        quote!(#krate::__private::Period::new(#every, #at_start))
+        quote!(#private::Period::new(#every, #at_start))
     });
     let methods = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, takes_self, .. })| {
         let text = name.unraw().to_string();
         let taking_self = takes_self.as_ref().map(|_| quote!(.taking_self()));
-        quote!(#tick => const { &#krate::__private::Method::hook(#service_name, #text)#taking_self },)
+        quote!(#tick => const { &#private::Method::hook(#service_name, #text)#taking_self },)
     });
     let takes_any = hooks.ticks.iter().any(|tick| tick.takes_self.is_some()).then(|| quote!(mut));
     let arms = hooks.ticks.iter().enumerate().map(|(tick, Tick { name, is_async, takes_self, .. })| {
         let me = takes_self.as_ref().map(me_of);
-        let take_self = me.as_ref().map(|me| taking_self(krate, me, job));
+        let take_self = me.as_ref().map(|me| taking_self(&private, me, job));
         let passed = me.as_ref().map(|me| quote!(, #me));
         let run = if *is_async {
             let future = quote!(async move { Self::#name(self #passed).await });
-            at(name.span(), quote!(#krate::__private::Job::run_deferred(#job, move || #future)))
+            at(name.span(), quote!(#private::Job::run_deferred(#job, move || #future)))
         } else {
-            quote!(Self::#name(self #passed); #krate::__private::Job::deferred(#job))
+            quote!(Self::#name(self #passed); #private::Job::deferred(#job))
         };
         match take_self {
             None if *is_async => quote!(#tick => #run,),
@@ -406,11 +442,11 @@ fn ticks(
     Some(quote! {
         const TICKS: usize = #count;
 
-        fn periods(&self) -> ::std::vec::Vec<#krate::__private::Period> {
+        fn periods(&self) -> ::std::vec::Vec<#private::Period> {
             ::std::vec![#(#periods),*]
         }
 
-        fn tick_method(tick: usize) -> &'static #krate::__private::Method {
+        fn tick_method(tick: usize) -> &'static #private::Method {
             match tick {
                 #(#methods)*
                 _ => ::core::unreachable!("there is no such tick"),
@@ -420,8 +456,8 @@ fn ticks(
         fn tick<'__worker, '__job>(
             &'__worker mut self,
             tick: usize,
-            #takes_any #job: #krate::__private::Job<'__worker, '__job, #request, #response>,
-        ) -> #krate::__private::Step<'__job> {
+            #takes_any #job: #private::Job<'__worker, '__job, #request, #response>,
+        ) -> #private::Step<'__job> {
             match tick {
                 #(#arms)*
                 _ => ::core::unreachable!("there is no such tick"),
@@ -452,6 +488,7 @@ struct Hooks {
 
 fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks {
     let Service { krate, hooks, .. } = service;
+    let private = private(service);
     let called = |name: &Ident, is_async: bool, arguments: TokenStream| {
         let awaited = is_async.then(|| quote_spanned!(name.span()=> .await));
         quote!(Self::#name(#arguments) #awaited)
@@ -463,7 +500,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
         let init = called(name, *is_async, passed);
         let unused = argument.is_none().then(|| quote!(let () = config;));
         // If it is neither a worker nor a `Result` of one, the error points at the return type.
-        let opened = quote_spanned!(returned.span()=> #krate::__private::Opened::<Self>::opened);
+        let opened = quote_spanned!(returned.span()=> #private::Opened::<Self>::opened);
         quote! {
             async fn open(config: #config) -> ::core::result::Result<Self, #output> {
                 #unused
@@ -471,7 +508,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
             }
 
             fn explain(failed: &#output) -> ::std::string::String {
-                (&#krate::__private::Failure::<'_, #output, Self>::new(failed)).__tenorite_explain()
+                (&#private::Failure::<'_, #output, Self>::new(failed)).__tenorite_explain()
             }
         }
     });
@@ -484,7 +521,7 @@ fn hooks(service: &Service, config: &TokenStream, output: &TokenStream) -> Hooks
         let begin = called(name, *is_async, quote!(self #passed));
         let unused = takes_self.is_none().then(|| quote!(let _ = link;));
         quote! {
-            async fn begin(&mut self, link: #krate::__private::SelfLink<#request, #response>) {
+            async fn begin(&mut self, link: #private::SelfLink<#request, #response>) {
                 #unused
                 #begin;
             }
@@ -516,7 +553,11 @@ pub(super) fn worker_generics(service: &Service) -> syn::Generics {
     let mut predicates = caller::message_bounds(service, &bound);
     if !service.generics.params.is_empty() {
         let shared = service.concurrent.as_ref().map(|_| quote!(+ ::core::marker::Sync));
-        predicates.push(syn::parse_quote!(#worker: #bound #shared));
+        predicates.push(if service.local {
+            syn::parse_quote!(#worker: 'static)
+        } else {
+            syn::parse_quote!(#worker: #bound #shared)
+        });
     }
     generics::with(&service.generics, predicates)
 }

@@ -103,10 +103,10 @@ fn worker_name(item: &ItemImpl, errors: &mut Errors) -> Option<Ident> {
 }
 
 fn service(
-    args: Args,
+    mut args: Args,
     item: &ItemImpl,
     worker_name: &Ident,
-    methods: Vec<Method>,
+    mut methods: Vec<Method>,
     hooks: Hooks,
     errors: &mut Errors,
 ) -> Option<Service> {
@@ -129,6 +129,22 @@ fn service(
             "no request takes `&self`, so none could overlap another: remove `concurrent`",
         );
     }
+    if let Some(local) = &args.local {
+        // What is excluded is left out, so that it causes no further errors.
+        if args.concurrent.take().is_some() {
+            errors.at(
+                local,
+                "`concurrent` and `local` exclude each other: one thread runs one handler at a time",
+            );
+        }
+        for method in methods.iter_mut().filter(|method| method.blocking) {
+            errors.at(
+                &method.name,
+                "a local worker does not leave its thread, which it may block: remove `blocking`",
+            );
+            method.blocking = false;
+        }
+    }
     let fields: TokenStream =
         methods.iter().flat_map(|method| &method.args).filter_map(|arg| field_type(&arg.field)).collect();
     let replies: TokenStream = methods.iter().map(|method| method.reply.ty.to_token_stream()).collect();
@@ -145,6 +161,7 @@ fn service(
         derives: args.derives.unwrap_or_default(),
         serde: args.serde,
         concurrent: args.concurrent,
+        local: args.local.is_some(),
         names,
         methods,
         hooks,

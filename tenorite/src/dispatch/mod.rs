@@ -11,11 +11,13 @@
 //!
 //! - [`job`]: a request on its way, and the proof that it was dealt with.
 //! - [`pool`]: many workers as one.
+//! - [`local`]: a worker that stays on its thread.
 //! - [`storage`]: the memory for the worker and for the future that borrows it.
 //! - [`handling`]: one request of a worker that its user owns.
 
 pub(crate) mod handling;
 pub(crate) mod job;
+pub(crate) mod local;
 pub(crate) mod pool;
 pub(crate) mod storage;
 

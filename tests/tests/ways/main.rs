@@ -9,3 +9,4 @@ mod edges;
 mod own;
 mod blocks;
 mod batch;
+mod local;
