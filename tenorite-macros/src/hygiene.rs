@@ -53,9 +53,22 @@ pub(crate) fn mark(service: &mut Service) {
 }
 
 fn method(method: &mut Method) {
-    let Method { name, variant, visibility, args, reply, docs, cfgs, allows, deprecated, all_shards, .. } =
-        method;
+    let Method {
+        name,
+        variant,
+        visibility,
+        args,
+        reply,
+        docs,
+        cfgs,
+        allows,
+        deprecated,
+        all_shards,
+        batch,
+        ..
+    } = method;
     all_shards.iter_mut().for_each(parsed);
+    batch.iter_mut().for_each(parsed);
     ident(name);
     ident(variant);
     parsed(visibility);

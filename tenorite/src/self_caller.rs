@@ -54,21 +54,22 @@ use crate::trace::Span;
 /// that the service owns.
 ///
 /// A method of a derived worker gets one by taking it as an argument, which is no field of the
-/// request. Hooks that run at the start and methods that the service calls by itself may take one,
-/// too. The weak caller of [`start_with_self`](crate::TenoriteService::start_with_self) has it as
-/// well: [`WeakCaller::own`].
+/// request. The `on_start` hook and methods that the service calls by itself may take one, too. The
+/// weak caller of [`start_with_self`](crate::TenoriteService::start_with_self) has it as well:
+/// [`WeakCaller::own`].
 ///
 /// It derefs to the [`WeakCaller`] of the service, and keeps nothing alive. Clones may be kept
 /// anywhere.
 ///
 /// Requests to itself have their turn in the queue like any other. They take no capacity from
-/// others, and wait for none. What the worker starts before a stop is accepted work: a service that
-/// stops waits for its tasks and handles the requests that they send. Once a stop has begun, all
-/// methods that start something fail with [`SendReason::Stopped`]. Otherwise a service that feeds
-/// itself would never end.
+/// others, and wait for none, except those that are cast outside of a handler. What the worker
+/// starts before a stop is accepted work: a service that stops waits for its tasks and handles the
+/// requests that they send. Once a stop has begun, all methods that start something fail with
+/// [`SendReason::Stopped`]. Otherwise a service that feeds itself would never end.
 ///
 /// For a service of [shards](crate::Builder::shards), requests go to the worker that sends them,
-/// whatever their key is.
+/// whatever their key is. A [`cast`](Self::cast) from outside of its handlers is the exception: it
+/// is one of an ordinary caller.
 ///
 /// # Examples
 ///
@@ -206,7 +207,7 @@ impl<C: Caller> SelfCaller<C> {
     {
         let task = self.begin(TaskKind::Own)?;
         let service = Arc::clone(&task.service);
-        task.start(|task| service.spawn(Box::pin(run::<C, F, T, E>(task, future, then))))
+        task.start(|task| service.spawn(Box::pin(run::<C, F, T, E>(future, then, task))))
     }
 
     /// Works like [`spawn`](Self::spawn), for a future that belongs to one thread: that of a
@@ -233,7 +234,7 @@ impl<C: Caller> SelfCaller<C> {
     {
         let task = self.begin(TaskKind::Own)?;
         task.start(|task| {
-            Some(tokio::task::spawn_local(run::<C, F, T, E>(task, future, then)).abort_handle())
+            Some(tokio::task::spawn_local(run::<C, F, T, E>(future, then, task)).abort_handle())
         })
     }
 
@@ -254,17 +255,7 @@ impl<C: Caller> SelfCaller<C> {
         let task = self.begin(TaskKind::Background)?;
         let service = Arc::clone(&task.service);
         let stopping = stopping::<C>(Arc::downgrade(&service));
-        task.start(|task| {
-            service.spawn(Box::pin(async move {
-                // Dropped last: the service may end as soon as it is.
-                let task = task;
-                let ran = panics::caught(task.span.clone().around(until(stopping, future)));
-                if let Err(payload) = ran.await {
-                    task.report(&payload);
-                    panics::discard(payload);
-                }
-            }))
-        })
+        task.start(|task| service.spawn(Box::pin(accompany(stopping, future, task))))
     }
 
     /// Sends the worker the request that `make` makes, once this much time has passed.
@@ -355,7 +346,7 @@ impl<C: Caller> SelfCaller<C> {
     ///
     /// # Panics
     ///
-    /// Panics if `make` makes its call through another caller.
+    /// Panics, in a handler, if `make` makes its call through another caller.
     pub fn cast<T, E>(
         &self,
         make: impl for<'a> FnOnce(&'a C) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
@@ -463,10 +454,12 @@ impl<C: Caller> Drop for OwnTask<C> {
 }
 
 /// Runs the future of a task, and sends the request that `then` makes of its result.
+///
+/// What is last here is dropped last, also if this is never polled.
 async fn run<C, F, T, E>(
-    task: OwnTask<C>,
     future: F,
     then: impl for<'a> FnOnce(&'a C, F::Output) -> Call<'a, C::Request, C::Response, C::Error, T, E>,
+    task: OwnTask<C>,
 ) where
     C: Caller,
     F: Future,
@@ -488,6 +481,18 @@ async fn run<C, F, T, E>(
             task.report(&payload);
             panics::discard(payload);
         }
+    }
+}
+
+/// Runs the future of a background task until `end` does. What is last here is dropped last, also
+/// if this is never polled.
+async fn accompany<C: Caller, F: Future>(end: impl Future<Output = ()>, future: F, task: OwnTask<C>) {
+    // Dropped last: the service may end as soon as it is.
+    let task = task;
+    let ran = panics::caught(task.span.clone().around(until(end, future)));
+    if let Err(payload) = ran.await {
+        task.report(&payload);
+        panics::discard(payload);
     }
 }
 

@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -135,6 +136,9 @@ pub struct Supervisor {
 /// What a group and its handles share.
 #[derive(Default)]
 struct Handles {
+    /// The runtime in which the group was made, if it was made in one. What watches the children
+    /// lives there, and not where a handle is used, which may end before.
+    runtime: Option<Handle>,
     /// The number of the next child.
     next: AtomicU64,
     /// How many handles there are.
@@ -230,7 +234,7 @@ impl Supervisor {
             children: Vec::new(),
             events,
             inbox,
-            handles: Arc::default(),
+            handles: Arc::new(Handles { runtime: Handle::try_current().ok(), ..Handles::default() }),
             early: Vec::new(),
             fallen: VecDeque::new(),
             culprit: None,
@@ -314,9 +318,15 @@ impl Supervisor {
     /// Supervises a service that already runs. It cannot be restarted: if it does not end cleanly,
     /// the group gives up.
     pub fn add<C: Caller>(&mut self, name: &str, grace: Duration, caller: &C) {
-        let child = self.handles.number();
         let service = caller.as_ref().control();
-        self.children.push(Child::service(child, name, grace, false, service, &self.events));
+        self.children.push(self.handles.child(
+            self.handles.number(),
+            name,
+            grace,
+            false,
+            service,
+            &self.events,
+        ));
     }
 
     /// Returns a handle that starts services of this group at any time, also while it runs.
@@ -430,7 +440,16 @@ impl Supervisor {
         }
         self.handles.is_closed.store(true, Ordering::SeqCst);
         // A handle may just have started another child, which is then the next to stop.
-        while let Some(child) = self.children.iter().rposition(|child| !child.is_stopping) {
+        loop {
+            let next = |children: &[Child]| children.iter().rposition(|child| !child.is_stopping);
+            let mut child = next(&self.children);
+            while child.is_none()
+                && let Ok(event) = self.inbox.try_recv()
+            {
+                self.record(event);
+                child = next(&self.children);
+            }
+            let Some(child) = child else { break };
             self.children[child].is_stopping = true;
             let Child { control, grace, .. } = &self.children[child];
             control.stop(*grace);
@@ -480,7 +499,9 @@ impl Supervisor {
             if self.asked == Some(Command::Stop) {
                 return StopReason::Requested;
             }
-            let can = is_down && self.children.iter().all(|child| child.ended.is_none() && child.asks);
+            // One that is forgotten at the next occasion is nothing to the others.
+            let is_ready = |child: &Child| child.is_forgotten() || child.ended.is_none() && child.asks;
+            let can = is_down && self.children.iter().all(is_ready);
             let pause = if can { parent.decide(&failure).await } else { None };
             let Some(pause) = pause else { return self.give_up(&failure) };
             status.restarting(&failure.message(), pause.delay());
@@ -516,14 +537,18 @@ impl Supervisor {
                 }
             }
             // Nothing refers to a child by its place now.
-            let is_over = |child: &Child| child.ended.as_ref().is_some_and(StopReason::is_clean);
-            self.children.retain(|child| !(child.is_passing && is_over(child)));
+            self.children.retain(|child| !child.is_forgotten());
             let failed = |child: &Child| child.ended.as_ref().is_some_and(|reason| !reason.is_clean());
             if let Some(child) = self.children.iter().find(|child| failed(child)) {
                 let message = child.ended.as_ref().map_or_else(String::new, ToString::to_string);
                 return Some(Failure::Panicked(format!("{}: {message}", child.name).into()));
             }
             let has_handles = self.handles.count.load(Ordering::SeqCst) > 0;
+            // What a handle has sent before it was dropped comes before it is missed.
+            if !has_handles && let Ok(event) = self.inbox.try_recv() {
+                self.record(event);
+                continue;
+            }
             let have_all_ended = self.children.iter().all(|child| child.ended.is_some());
             if self.asked.is_some() || have_all_ended && !has_handles {
                 return None;
@@ -690,27 +715,39 @@ impl Child {
         let (is_passing, is_stopping) = (false, false);
         Self { number, name, grace, control, down: None, ended: None, asks, is_passing, is_stopping }
     }
+}
 
-    /// Keeps the service alive, and forwards its status to the group.
-    fn service(
-        number: u64,
-        name: &str,
-        grace: Duration,
-        asks: bool,
-        service: Arc<dyn Control>,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Self {
-        let watch = service.status().watch();
-        let watched = Arc::clone(&service);
-        let ended = async move { watched.status().ended().await };
-        tokio::spawn(look_after(number, watch, ended, events.clone()));
-        Self::new(number, name, Some(grace), asks, ChildControl::Service(service))
+impl Child {
+    /// Returns whether it came through a handle, and has ended as intended.
+    fn is_forgotten(&self) -> bool {
+        self.is_passing && self.ended.as_ref().is_some_and(StopReason::is_clean)
     }
 }
 
 impl Handles {
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Keeps the service alive, and forwards its status to the group.
+    fn child(
+        &self,
+        number: u64,
+        name: &str,
+        grace: Duration,
+        asks: bool,
+        service: Arc<dyn Control>,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Child {
+        let watch = service.status().watch();
+        let watched = Arc::clone(&service);
+        let ended = async move { watched.status().ended().await };
+        let watching = look_after(number, watch, ended, events.clone());
+        match &self.runtime {
+            Some(runtime) => drop(runtime.spawn(watching)),
+            None => drop(tokio::spawn(watching)),
+        }
+        Child::new(number, name, Some(grace), asks, ChildControl::Service(service))
     }
 
     /// Starts a service as a child of the group that has this inbox.
@@ -730,15 +767,16 @@ impl Handles {
         let (number, grace) = (self.number(), service.grace());
         let ask = ParentLink { child: number, events: events.clone() };
         let caller = service.name_by_default(name).start_again(backlog, Box::new(ask), make);
-        (Child::service(number, name, grace, true, caller.as_ref().control(), events), caller)
+        (self.child(number, name, grace, true, caller.as_ref().control(), events), caller)
     }
 }
 
 /// Starts services of a [`Supervisor`] while it runs: see [`Supervisor::handle`].
 ///
 /// A service that is started through a handle is restarted and stopped with the group like any
-/// other, as the last that was started. It is forgotten once it has ended as intended, because it
-/// was idle for instance, and is not in the [`Report`] then.
+/// other, as the last that was started. It lives on the runtime in which the handle is used. It is
+/// forgotten once it has ended as intended, because it was idle for instance, and is not in the
+/// [`Report`] then.
 pub struct SupervisorHandle {
     handles: Arc<Handles>,
     events: mpsc::UnboundedSender<Event>,
@@ -850,6 +888,17 @@ async fn look_after(
     ended: impl Future<Output = StopReason>,
     events: mpsc::UnboundedSender<Event>,
 ) {
+    /// Reports the end, also if the task is dropped with its runtime: the group waits for it.
+    struct Ended(u64, Option<StopReason>, mpsc::UnboundedSender<Event>);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let reason = self.1.take().unwrap_or(StopReason::Aborted);
+            let _ = self.2.send(Event::ServiceReport(self.0, reason));
+        }
+    }
+
+    let mut report = Ended(child, None, events.clone());
     let mut now = Some(status.get());
     while let Some(status_now) = now {
         match status_now {
@@ -859,7 +908,7 @@ async fn look_after(
         }
         now = status.changed().await;
     }
-    let _ = events.send(Event::ServiceReport(child, ended.await));
+    report.1 = Some(ended.await);
 }
 
 /// Controls a group within a group.

@@ -3,6 +3,7 @@
 use syn::{Expr, ExprLit, FnArg, ImplItemFn, Lit, LitStr, ReceiverKind, ReturnType, Safety, Type};
 
 use super::marks::Role;
+use super::method::is_cfg;
 use crate::errors::Errors;
 use crate::model::{Hook, Init, Period, Tick};
 use crate::types::{self, Misfit};
@@ -27,6 +28,9 @@ fn plain_hook(function: &ImplItemFn, errors: &mut Errors) -> bool {
     errors.len() == before
 }
 
+const NO_SELF_IN_INIT: &str =
+    "there is no worker yet that could have a `SelfCaller`: take it in `on_start`, or use `start_with_self`";
+
 /// Lowers `#[service(init)]`.
 pub(super) fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) -> Option<Init> {
     if !plain_hook(function, errors) {
@@ -50,12 +54,22 @@ pub(super) fn init(function: &ImplItemFn, worker: &Type, errors: &mut Errors) ->
                 }
                 return None;
             }
+            if types::is_self_caller(&input.ty) {
+                errors.at(&input.ty, NO_SELF_IN_INIT);
+                return None;
+            }
             let mut ty = types::peeled(&input.ty).clone();
             types::replace_self(&mut ty, worker);
             Some(ty)
         }
     };
     if let Some(second) = inputs.next() {
+        if let FnArg::Typed(second) = second
+            && types::is_self_caller(&second.ty)
+        {
+            errors.at(second, NO_SELF_IN_INIT);
+            return None;
+        }
         errors.at(second, "`init` takes exactly one argument: put what it needs into a struct or a tuple");
         return None;
     }
@@ -101,7 +115,7 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
             }
         }
         _ => {
-            takes_self = self_caller(input);
+            takes_self = self_caller(input, errors);
             if takes_self.is_some() {
                 input = inputs.next();
             }
@@ -132,11 +146,15 @@ pub(super) fn hook(function: &ImplItemFn, role: Role, errors: &mut Errors) -> Op
 }
 
 /// Returns the type of an input that is a `SelfCaller`.
-fn self_caller(input: Option<&FnArg>) -> Option<Type> {
-    match input {
-        Some(FnArg::Typed(argument)) if types::is_self_caller(&argument.ty) => Some((*argument.ty).clone()),
-        _ => None,
+fn self_caller(input: Option<&FnArg>, errors: &mut Errors) -> Option<Type> {
+    let Some(FnArg::Typed(argument)) = input else { return None };
+    if !types::is_self_caller(&argument.ty) {
+        return None;
     }
+    for attribute in argument.attrs.iter().filter(|attribute| is_cfg(attribute)) {
+        errors.at(attribute, "a `SelfCaller` cannot be conditional: put the `cfg` into the body");
+    }
+    Some((*argument.ty).clone())
 }
 
 /// Lowers `#[service(every = "1s")]`.
@@ -151,7 +169,7 @@ pub(super) fn tick(function: &ImplItemFn, every: &Expr, at_start: bool, errors: 
         return None;
     }
     let mut input = inputs.next();
-    let takes_self = self_caller(input);
+    let takes_self = self_caller(input, errors);
     if takes_self.is_some() {
         input = inputs.next();
     }

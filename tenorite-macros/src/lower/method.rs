@@ -77,6 +77,13 @@ pub(super) fn method(
     let mut self_at = None;
     for (at, input) in signature.inputs.iter().skip(1).enumerate() {
         let FnArg::Typed(input) = input else { continue };
+        if let Type::Reference(reference) = types::peeled(&input.ty)
+            && types::is_self_caller(&reference.elem)
+        {
+            errors.at(&input.ty, "a method owns its `SelfCaller`: take it without the `&`");
+            fits = false;
+            continue;
+        }
         if types::is_self_caller(&input.ty) {
             for attribute in input.attrs.iter().filter(|attribute| is_cfg(attribute)) {
                 errors.at(attribute, "a `SelfCaller` cannot be conditional: put the `cfg` on the method");
@@ -152,7 +159,7 @@ pub(super) fn batch_method(
     errors: &mut Errors,
 ) -> Option<Method> {
     const SHAPE: &str = "a method that is given several requests at once takes one `Vec<T>`, of what each caller \
-                         sends, and returns a `Vec<R>`, of what each gets";
+                         sends, and returns a `Vec<R>`, of what each gets, both written out";
     // What one caller sends and gets.
     let mut single = function.clone();
     let mut taken = 0;
@@ -170,7 +177,17 @@ pub(super) fn batch_method(
         }
         taken += 1;
         match types::vec_argument(&input.ty) {
-            Some(element) if taken == 1 => *input.ty = element,
+            Some(element)
+                if taken == 1
+                    && !types::is_self_caller(&element)
+                    && types::reply_argument(&element).is_none() =>
+            {
+                // Before it is taken for an argument that may borrow.
+                if !owns_its_data(&element, errors) {
+                    return None;
+                }
+                *input.ty = element;
+            }
             _ => {
                 errors.at(&input.ty, SHAPE);
                 return None;
@@ -198,7 +215,7 @@ pub(super) fn batch_method(
 }
 
 /// Returns whether the attribute decides if something exists.
-fn is_cfg(attribute: &Attribute) -> bool {
+pub(super) fn is_cfg(attribute: &Attribute) -> bool {
     attribute.path().is_ident("cfg") || hides(attribute, Kind::Cfg)
 }
 

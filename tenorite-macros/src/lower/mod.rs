@@ -126,7 +126,8 @@ fn service(
     {
         errors.at(
             &concurrent.key,
-            "no request takes `&self`, so none could overlap another: remove `concurrent`",
+            "no request could overlap another: that takes `&self`, and neither a `Reply` nor several at once. Remove \
+             `concurrent`",
         );
     }
     if let Some(local) = &args.local {
@@ -258,7 +259,8 @@ fn methods(item: &mut ItemImpl, errors: &mut Errors) -> (Vec<Method>, Hooks) {
         let mut fields = fields(function, errors);
         let key = fields.iter().find(|field| field.is_key).map(|field| field.name.clone());
         let is_private = matches!(function.vis, Visibility::Inherited);
-        if is_private || !matches!(role, None | Some(Role::AnyShard)) {
+        let has_worker = matches!(function.sig.inputs.first(), Some(FnArg::Receiver(_)));
+        if is_private || !has_worker || !matches!(role, None | Some(Role::AnyShard)) {
             if let Some(merge) = &all_shards {
                 errors.at(merge, "this method is no request, so it goes to no shard");
             }

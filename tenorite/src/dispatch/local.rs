@@ -23,6 +23,7 @@ use super::storage::Space;
 use super::{Dispatch, Opened, Period};
 use crate::handler::link::SelfLink;
 use crate::handler::method::Method;
+use crate::panics;
 use crate::reply::Reply;
 use crate::status::StopReason;
 
@@ -296,7 +297,8 @@ impl<W> Opened<Local<W>> for LocalEnd {
     }
 
     fn hand_back(worker: Local<W>) -> Self {
-        drop(worker);
+        // Here, because its thread is this one. It is the user's `Drop`, and may panic.
+        panics::drop_quietly(worker);
         Self::Ended
     }
 

@@ -343,6 +343,10 @@ impl<W, E> Opened<W> for Result<W, E> {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a derived worker that may be used on any thread",
+    note = "a worker that is written by hand, and one that is marked with `local`, has no `handle`, and runs in no pool"
+)]
 pub trait DerivedWorker: Dispatch {
     /// Handles a request, and returns its response. A method that is marked with `batch` is given
     /// this request alone.
@@ -425,7 +429,7 @@ pub trait DerivedWorker: Dispatch {
     ///
     /// # Panics
     ///
-    /// Panics if the handler does.
+    /// Panics where [`handle`](Self::handle) does.
     fn handle_now(&mut self, request: Self::Request) -> Self::Response {
         const {
             assert!(

@@ -87,8 +87,9 @@ impl Context {
     /// deadline. A handler that takes long can give up then.
     ///
     /// It is known in the handler that serves this call, while that is polled. Elsewhere, such as
-    /// in a task that the handler has spawned, and for a cast, whose sender does not wait, it is
-    /// always `false`. (A [`Reply`](crate::Reply::is_closed) knows it anywhere.)
+    /// in a task that the handler has spawned, it is always `false`, and also for a cast, whose
+    /// sender does not wait, and in a method that is given several requests at once. A method that
+    /// takes a `Reply` asks [that](crate::Reply::is_closed).
     ///
     /// ```
     /// # use tenorite::prelude::*;

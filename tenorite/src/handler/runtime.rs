@@ -44,6 +44,7 @@ pub(crate) fn now_in(runtime: Option<&Handle>) -> Instant {
 
 #[cfg(not(any(loom, shuttle)))]
 mod real {
+    use std::sync::Arc;
     use std::thread;
 
     use tokio::runtime::{self, EnterGuard, Handle};
@@ -53,6 +54,7 @@ mod real {
     use super::{RuntimeContext, now_in};
     use crate::handler::stack;
     use crate::panics;
+    use crate::sync::Mutex;
 
     /// The runtime that a service lives on.
     pub(crate) struct ServiceRuntime {
@@ -122,11 +124,22 @@ mod real {
         }
 
         /// Runs what blocks its thread on one of the runtime's threads for that. Drops it if the
-        /// runtime is shut down.
+        /// runtime is shut down, or if the system has no thread for it.
         pub(crate) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
-            // tokio panics if the system gives it no thread, and drops the closure.
-            if let Err(payload) = panics::catch(|| drop(self.handle.spawn_blocking(run))) {
+            // Where the system gives it no thread, tokio panics, and keeps the closure for a thread
+            // that may never come. So what it runs is taken back.
+            let shared = Arc::new(Mutex::new(Some(run)));
+            let theirs = Arc::clone(&shared);
+            let start = move || {
+                let run = theirs.lock().take();
+                if let Some(run) = run {
+                    run();
+                }
+            };
+            if let Err(payload) = panics::catch(|| drop(self.handle.spawn_blocking(start))) {
                 panics::discard(payload);
+                let refused = shared.lock().take();
+                drop(refused);
             }
         }
 

@@ -450,3 +450,22 @@ async fn a_handle_of_a_group_in_a_group_starts_services_there() {
     let report = running.await.unwrap();
     assert!(report.services().iter().any(|service| service.name == "inner/actor"), "{report}");
 }
+
+#[tokio::test]
+async fn a_child_whose_runtime_ends_has_ended() {
+    let story = Story::default();
+    let group = Supervisor::new("app");
+    let handle = group.handle();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(group.run_until(stopped));
+    let plan = plan("elsewhere", &story);
+    let other = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { handle.start("elsewhere", ActorService.builder(), 4, plan) })
+    });
+    let actor = other.join().unwrap();
+    assert_eq!(actor.stopped().await, StopReason::Aborted);
+    let _ = stop.send(());
+    let report = timeout(Duration::from_secs(60), running).await.unwrap().unwrap();
+    assert_eq!(report.services()[0].reason, StopReason::Aborted);
+}

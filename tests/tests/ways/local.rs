@@ -245,3 +245,35 @@ async fn a_worker_without_an_init_is_made_by_the_closure() {
     drop(counters);
     assert!(task.await.unwrap().into_iter().all(|end| end.is_ok()));
 }
+
+#[tokio::test]
+async fn a_worker_that_panics_when_it_is_dropped_has_ended_all_the_same() {
+    struct Mine(Rc<()>);
+
+    impl Drop for Mine {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    #[tenorite::service(local)]
+    impl Mine {
+        pub fn count(&self) -> usize {
+            Rc::strong_count(&self.0)
+        }
+
+        pub fn fail(&mut self) {
+            panic!("torn");
+        }
+    }
+
+    let (_task, mine) = MineService.start_with(4, || Mine(Rc::new(())));
+    assert_eq!(mine.count().await, Ok(1));
+    mine.stop();
+    assert_eq!(mine.stopped().await, StopReason::Requested);
+
+    let make = || LocalConfig::new(|| Mine(Rc::new(())));
+    let (_task, mine) = MineService.builder().restart(Restart::default()).start_with(4, make);
+    assert!(mine.fail().await.is_err());
+    assert_eq!(mine.count().await, Ok(1), "it is replaced");
+}

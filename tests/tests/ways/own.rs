@@ -641,3 +641,42 @@ async fn a_thread_of_its_own_runs_tasks_that_belong_to_it() {
     drop(caller);
     assert_eq!(task.await.unwrap().sum, 7);
 }
+
+/// The slot of its call may be free, or another's, while the handler still runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_whose_call_is_over_does_not_ask_about_another() {
+    struct Early {
+        is_over: std::sync::mpsc::Receiver<()>,
+    }
+
+    #[tenorite::service]
+    impl Early {
+        pub fn answer(&mut self, reply: Reply<u8>) {
+            reply.send(7).unwrap();
+            self.is_over.recv().unwrap();
+            assert!(!tenorite::context().unwrap().is_abandoned());
+        }
+
+        pub fn is_well(&self) -> bool {
+            true
+        }
+    }
+
+    let (over, is_over) = std::sync::mpsc::channel();
+    let early = EarlyService.builder().inline(Inline::Never).start(4, Early { is_over });
+    assert_eq!(early.answer().await, Ok(7));
+    over.send(()).unwrap();
+    assert_eq!(early.is_well().await, Ok(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_tasks_that_end_are_no_activity_either() {
+    let caller = FetcherService.builder().idle_timeout(SECOND).start(4, Fetcher::default());
+    let me = caller.give_me().await.unwrap();
+    let began = Instant::now();
+    while me.spawn_background(async {}).is_ok() {
+        sleep(Duration::from_millis(400)).await;
+    }
+    assert_eq!(caller.stopped().await, StopReason::Idle);
+    assert!(began.elapsed() < 2 * SECOND);
+}

@@ -452,9 +452,9 @@ impl<W: Dispatch> Tasks for Core<W> {
     }
 
     fn ended(&self, number: u64) {
+        let now = || now_in(self.runtime.handle());
         // Uses the transition of T7: the service's task may wait for nothing else.
-        let wake = self.queue.step(None, |line, _| line.task_ended(number) && self.state.close());
-        self.queue.used(|| now_in(self.runtime.handle()));
+        let wake = self.queue.step(None, |line, _| line.task_ended(number, now) && self.state.close());
         if wake {
             self.wake_task();
         }

@@ -220,7 +220,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         // SAFETY: exclusive by I1, as in `start_within`.
         unsafe { (*owned).storage.lend(client) };
         let (ran, unwound) =
-            panics::polled_here(&core.queue, || self.start_in(slot, span, exchange, served, context));
+            // Its slot may be answered and free at any time, so the handler does not know it.
+            panics::polled_here(&core.queue, || self.start_in(None, span, exchange, served, context));
         let reason = match &ran {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,

@@ -359,10 +359,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         own.filter_map(|task| task.handle.take()).collect()
     }
 
-    /// Removes a task that is over. Returns whether it was all that the service waited for.
-    pub(in crate::mailbox) fn task_ended(&mut self, number: u64) -> bool {
-        if let Some(cold) = &mut self.cold {
-            cold.tasks.remove(&number);
+    /// Removes a task that is over, which was a use of the service if it did not just accompany it.
+    /// `now` is the service's clock. Returns whether it was all that the service waited for.
+    pub(in crate::mailbox) fn task_ended(&mut self, number: u64, now: impl FnOnce() -> Instant) -> bool {
+        let ended = self.cold.as_mut().and_then(|cold| cold.tasks.remove(&number));
+        if ended.is_some_and(|task| task.kind != TaskKind::Background) {
+            self.used(now);
         }
         self.closed.is_some() && !self.has_tasks()
     }

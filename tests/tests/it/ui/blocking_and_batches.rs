@@ -49,6 +49,21 @@ impl Batches {
     }
 
     #[service(batch = 4)]
+    pub fn of_what_borrows(&mut self, lines: Vec<&str>) -> Vec<usize> {
+        lines.iter().map(|line| line.len()).collect()
+    }
+
+    #[service(batch = 4)]
+    pub fn of_callers(&mut self, me: Vec<SelfCaller<BatchesCaller>>) -> Vec<u8> {
+        vec![0; me.len()]
+    }
+
+    #[service(batch = 4)]
+    pub fn of_no_worker(lines: Vec<u8>) -> Vec<u8> {
+        lines
+    }
+
+    #[service(batch = 4)]
     pub fn of_two(&mut self, lines: Vec<u8>, more: Vec<u8>) -> Vec<u8> {
         [lines, more].concat()
     }

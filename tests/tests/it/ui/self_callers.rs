@@ -15,6 +15,21 @@ impl Twice {
         drop(me);
     }
 
+    pub fn borrowed(&mut self, me: &SelfCaller<TwiceCaller>) {
+        let _ = me;
+    }
+
+    #[service(init)]
+    fn open(config: u8, me: SelfCaller<TwiceCaller>) -> Self {
+        drop((config, me));
+        Self
+    }
+
+    #[service(on_start)]
+    fn begin(&mut self, #[cfg(all())] me: SelfCaller<TwiceCaller>) {
+        drop(me);
+    }
+
     pub fn with_a_key(&mut self, #[service(key)] me: SelfCaller<TwiceCaller>) {
         drop(me);
     }
