@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
-use tenorite::{FetchReason, Inline, OwnedPermit, Reply, Restart};
+use tenorite::{DelayedCall, FetchReason, Inline, OwnedPermit, Reply, Restart};
 use tenorite_tests::Random;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinHandle, yield_now};
@@ -35,6 +35,10 @@ enum End {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Derived(Inline),
+    /// Derived, on a thread of its own.
+    OwnThread,
+    /// Derived, with so many workers.
+    Pool(usize),
     ByReceiver,
 }
 
@@ -50,10 +54,12 @@ struct Plan {
 
 impl Plan {
     fn new(random: &mut Random) -> Self {
-        let kind = match random.below(4) {
+        let kind = match random.below(6) {
             0 => Kind::Derived(Inline::Auto),
             1 => Kind::Derived(Inline::Never),
             2 => Kind::Derived(Inline::Random(random.below(1 << 32))),
+            3 => Kind::OwnThread,
+            4 => Kind::Pool([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
             _ => Kind::ByReceiver,
         };
         let end = match random.below(8) {
@@ -61,6 +67,8 @@ impl Plan {
             3 | 4 => End::Stop,
             5 => End::StopWithin,
             6 => End::Abort,
+            // A thread of its own does not end with the runtime that has started it.
+            _ if matches!(kind, Kind::OwnThread) => End::Abort,
             _ => End::Shutdown,
         };
         Self {
@@ -77,7 +85,11 @@ impl Plan {
 impl Plan {
     /// Whether a graceful stop waits for tasks that answer: not of a worker that is written by hand.
     fn waits_for_tasks(&self) -> bool {
-        matches!(self.kind, Kind::Derived(_))
+        self.is_derived()
+    }
+
+    fn is_derived(&self) -> bool {
+        !matches!(self.kind, Kind::ByReceiver)
     }
 }
 
@@ -242,6 +254,48 @@ impl Worker {
         id
     }
 
+    /// Takes this long, on a thread for that.
+    #[service(blocking)]
+    pub fn block(&mut self, id: u64, time: Duration) -> u64 {
+        let _running = self.config.oracle.start(self.config.service, id);
+        spin(time);
+        id
+    }
+
+    /// Is given several at once.
+    #[service(batch = 8)]
+    pub async fn gather(&mut self, ids: Vec<u64>) -> Vec<u64> {
+        for id in &ids {
+            drop(self.config.oracle.start(self.config.service, *id));
+        }
+        yield_now().await;
+        ids
+    }
+
+    /// Has the worker send itself a note: at once, with the result of a task, or a little later.
+    pub fn remind(&mut self, id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
+        let oracle = Arc::clone(&self.config.oracle);
+        let _running = oracle.start(self.config.service, id);
+        let started = match note % 3 {
+            0 => me.cast(|me| me.note(note)),
+            1 => {
+                let task = async move {
+                    yield_now().await;
+                    note
+                };
+                me.spawn(task, WorkerCaller::note).map(drop)
+            }
+            _ => {
+                // A stop cancels it, so it may run or not.
+                oracle.leave(note);
+                drop(me.after(Duration::ZERO, move |me| me.note(note)).map(DelayedCall::detach));
+                return id;
+            }
+        };
+        oracle.hear_cast(note, &started.map_err(TenoriteError::SendFailure));
+        id
+    }
+
     /// Keeps what it owes.
     pub fn keep(&mut self, id: u64, reply: Reply<u64>) {
         let _running = self.config.oracle.start(self.config.service, id);
@@ -332,10 +386,50 @@ impl TenoriteWorker for ByReceiver {
 struct ByReceiverService;
 impl TenoriteService<ByReceiver, WorkerCaller> for ByReceiverService {}
 
-fn start(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller) {
-    // Whoever looks at the counters wants to see all restarts through.
-    let policy = Restart::at_most(u32::MAX, Duration::from_millis(1)).backoff(Duration::ZERO, Duration::ZERO);
-    let again = config.clone();
+/// The task of a service.
+enum Task {
+    One(JoinHandle<Worker>),
+    Many(JoinHandle<Vec<Worker>>),
+}
+
+impl Task {
+    fn abort(&self) {
+        match self {
+            Self::One(task) => task.abort(),
+            Self::Many(task) => task.abort(),
+        }
+    }
+
+    /// Waits until it has drained, and drops what it hands back.
+    async fn drained(self) {
+        match self {
+            Self::One(task) => drop(task.await.expect("it drains")),
+            Self::Many(task) => drop(task.await.expect("it drains")),
+        }
+    }
+}
+
+fn start(plan: &Plan, config: &Config) -> (Task, WorkerCaller) {
+    let (task, caller) = match plan.kind {
+        Kind::Pool(workers) => {
+            let pool = WorkerService.builder().pool(workers);
+            let pool = if plan.restarts { pool.restart(policy()) } else { pool };
+            let again = config.clone();
+            let (task, caller) = pool.start_with(plan.backlog, move || again.make());
+            return (Task::Many(task), caller);
+        }
+        _ => start_one(plan, config),
+    };
+    (Task::One(task), caller)
+}
+
+/// Whoever looks at the counters wants to see all restarts through.
+fn policy() -> Restart {
+    Restart::at_most(u32::MAX, Duration::from_millis(1)).backoff(Duration::ZERO, Duration::ZERO)
+}
+
+fn start_one(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller) {
+    let (policy, again) = (policy(), config.clone());
     match (plan.kind, plan.restarts) {
         (Kind::Derived(inline), true) => WorkerService
             .builder()
@@ -345,6 +439,15 @@ fn start(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller) {
         (Kind::Derived(inline), false) => {
             WorkerService.builder().inline(inline).start_task(plan.backlog, config.make())
         }
+        (Kind::OwnThread, true) => WorkerService
+            .builder()
+            .own_thread()
+            .restart(policy)
+            .start_with(plan.backlog, move || again.make()),
+        (Kind::OwnThread, false) => {
+            WorkerService.builder().own_thread().start_task(plan.backlog, config.make())
+        }
+        (Kind::Pool(_), _) => unreachable!("it has many workers"),
         (Kind::ByReceiver, true) => {
             ByReceiverService.builder().restart(policy).start_with(plan.backlog, move || again.make())
         }
@@ -460,8 +563,20 @@ impl Visitor {
                 }
                 oracle.hear(id, &outcome.map_err(|returned| returned.error));
             }
-            391..441 => return self.burst(id).await.split_off(1),
+            391..441 => return self.burst(id, WorkerCaller::note).await.split_off(1),
             441..541 => oracle.hear(id, &service.work(id, 1, false).await),
+            541..571 => oracle.hear(id, &service.block(id, limit / 4).await),
+            571..611 => return self.burst(id, WorkerCaller::gather).await.split_off(1),
+            611..641 => match oracle.number(0) {
+                Some(note) => {
+                    let outcome = service.remind(id, note).await;
+                    if matches!(outcome, Err(TenoriteError::SendFailure(_))) {
+                        oracle.leave(note);
+                    }
+                    oracle.hear(id, &outcome);
+                }
+                None => oracle.hear(id, &service.note(id).await),
+            },
             1_000..1_020 => {
                 let limit = limit / 4;
                 let outcome = service.slow(id, limit + Duration::from_micros(1)).timeout(limit).await;
@@ -532,7 +647,11 @@ impl Visitor {
     }
 
     /// Several at once, sent in order.
-    async fn burst(&mut self, first: u64) -> Vec<u64> {
+    async fn burst(
+        &mut self,
+        first: u64,
+        ask: impl for<'a> Fn(&'a WorkerCaller, u64) -> WorkerCall<'a, u64>,
+    ) -> Vec<u64> {
         let who = self.who;
         let Self { oracle, service, .. } = self;
         let mut numbers = vec![first];
@@ -546,7 +665,7 @@ impl Visitor {
                 }
             }
         }
-        let call = |n: usize| service.note(numbers[n]);
+        let call = |n: usize| ask(service, numbers[n]);
         let outcomes = tokio::join!(biased; call(0), call(1), call(2), call(3));
         let outcomes = [outcomes.0, outcomes.1, outcomes.2, outcomes.3];
         for (number, outcome) in numbers.iter().zip(&outcomes) {
@@ -606,7 +725,8 @@ pub fn run(seed: u64, number: u64) -> Tally {
         random.below(2);
     }
     let plan = Plan::new(&mut random);
-    let oracle = Arc::new(Oracle::new(usize::try_from(REQUESTS).expect("small")));
+    let overlaps = matches!(plan.kind, Kind::Pool(_));
+    let oracle = Arc::new(Oracle::new(usize::try_from(REQUESTS).expect("small"), overlaps));
     let services = runtime(plan.is_multi_thread);
     // Also outlives the services: those who call from there hear what becomes of them.
     let abroad = runtime(true);
@@ -632,7 +752,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
             service: service.clone(),
             other: other.clone(),
             restarts: plan.restarts,
-            sees_circles: matches!(plan.kind, Kind::Derived(_)),
+            sees_circles: plan.is_derived(),
             may_block,
             errands: errands.clone(),
         }
@@ -652,14 +772,14 @@ pub fn run(seed: u64, number: u64) -> Tally {
     };
     let mut callers: Vec<_> = (0..5).map(|_| on.spawn(caller(&a, &b, may_block).run())).collect();
     callers.extend((0..2).map(|_| abroad.spawn(caller(&a, &b, true).run())));
-    if matches!(plan.kind, Kind::Derived(_)) {
+    if plan.is_derived() {
         // From the other side as well.
         callers.extend((0..2).map(|_| on.spawn(caller(&b, &a, may_block).run())));
     }
     drop(errands);
     let waiting: Vec<_> = match plan.kind {
         // Of another kind the worker may be handed back with what it owes.
-        Kind::Derived(_) if plan.is_early => [&a, &b, &a]
+        Kind::Derived(_) | Kind::OwnThread if plan.is_early => [&a, &b, &a]
             .map(|service| abroad.spawn(wait_for_the_end(Arc::clone(&oracle), service.clone())))
             .into(),
         _ => Vec::new(),
@@ -693,6 +813,8 @@ pub fn run(seed: u64, number: u64) -> Tally {
         Kind::Derived(Inline::Auto) => "derived, inline",
         Kind::Derived(Inline::Never) => "derived, on its task",
         Kind::Derived(_) => "derived, by chance",
+        Kind::OwnThread => "on a thread of its own",
+        Kind::Pool(_) => "a pool",
         Kind::ByReceiver => "behind a receiver",
     };
     let early = if plan.is_early { ", in the middle" } else { "" };
@@ -723,7 +845,7 @@ fn join(runtime: Option<&Runtime>, callers: Vec<JoinHandle<()>>, threads: Vec<th
 fn end(
     plan: &Plan,
     services: Runtime,
-    running: [(JoinHandle<Worker>, WorkerCaller); 2],
+    running: [(Task, WorkerCaller); 2],
     oracle: &Arc<Oracle>,
     others: impl FnOnce(Option<&Runtime>),
 ) {
@@ -733,9 +855,9 @@ fn end(
             others(Some(&services));
             drop((a, b));
             services.block_on(async {
-                drop(first.await.expect("it drains"));
+                first.drained().await;
                 oracle.check_tasks(0, plan.waits_for_tasks());
-                drop(second.await.expect("it drains"));
+                second.drained().await;
                 oracle.check_tasks(1, plan.waits_for_tasks());
             });
         }
@@ -759,7 +881,7 @@ fn end(
             });
             for (service, caller) in [&a, &b].into_iter().enumerate() {
                 let stats = caller.stats();
-                let is_counted_at_the_end = matches!(plan.kind, Kind::Derived(_));
+                let is_counted_at_the_end = plan.is_derived();
                 if is_counted_at_the_end && stats.replied + stats.panicked != oracle.starts(service) {
                     oracle.violated(
                         Wrong::Count,
