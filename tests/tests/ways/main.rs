@@ -10,3 +10,4 @@ mod own;
 mod blocks;
 mod batch;
 mod local;
+mod programs;
