@@ -81,6 +81,49 @@ mod napping {
     }
 }
 
+mod journal {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+
+    /// Writes to a file, and syncs it.
+    pub struct Journal(pub File);
+
+    #[tenorite::service]
+    impl Journal {
+        #[service(batch = 256)]
+        pub fn append(&mut self, lines: Vec<u64>) -> Vec<()> {
+            self.write(&lines);
+            vec![(); lines.len()]
+        }
+
+        pub fn append_alone(&mut self, line: u64) {
+            self.write(&[line]);
+        }
+
+        fn write(&mut self, lines: &[u64]) {
+            for line in lines {
+                writeln!(self.0, "{line}").unwrap();
+            }
+            self.0.sync_data().unwrap();
+        }
+    }
+}
+
+mod timed {
+    use super::*;
+    pub struct Timed;
+
+    #[tenorite::service]
+    impl Timed {
+        pub fn get(&self) {}
+
+        #[service(every = "10s")]
+        fn sweep(&mut self) {}
+    }
+}
+
 fn multi_thread() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
@@ -248,6 +291,136 @@ fn computing(runtime: &Runtime, shards: usize) -> Duration {
     })
 }
 
+/// 64 tasks append lines to a file that is synced, all at once or one by one. Returns the
+/// microseconds a line.
+fn appends(runtime: &Runtime, lines: usize, batched: bool) -> f64 {
+    let path = std::env::temp_dir().join(format!("tenorite-ways-{}", std::process::id()));
+    let file = std::fs::File::create(&path).unwrap();
+    let service = runtime.block_on(async {
+        journal::JournalService.builder().own_thread().start(256, journal::Journal(file))
+    });
+    let took = tasks(runtime, 64, |task| {
+        let service = service.clone();
+        async move {
+            for n in 0..lines / 64 {
+                let line = (task * lines + n) as u64;
+                if batched {
+                    service.append(line).await.unwrap();
+                } else {
+                    service.append_alone(line).await.unwrap();
+                }
+            }
+        }
+    });
+    std::fs::remove_file(path).unwrap();
+    took.as_secs_f64() * 1e6 / lines as f64
+}
+
+/// How many calls there are to a thread: each takes two switches.
+const CALLS_TO_A_THREAD: usize = CALLS / 10;
+
+/// One task calls a service on a thread of its own. Returns the nanoseconds a call.
+fn calls_to_own_thread(runtime: &Runtime) -> f64 {
+    let service = plain::PlainService.builder().own_thread().start(64, plain::Plain(map()));
+    let took = tasks(runtime, 1, |_| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS_TO_A_THREAD {
+                black_box(service.get(n as u64 % 1_000).await.unwrap());
+            }
+        }
+    });
+    took.as_nanos() as f64 / CALLS_TO_A_THREAD as f64
+}
+
+/// The same by hand: a thread, a channel to it, and a oneshot for each answer.
+fn calls_to_thread_by_hand(runtime: &Runtime) -> f64 {
+    type Ask = (u64, tokio::sync::oneshot::Sender<Option<u64>>);
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Ask>(64);
+    let map = map();
+    let thread = std::thread::spawn(move || {
+        for (key, reply) in receiver {
+            let _ = reply.send(map.get(&key).copied());
+        }
+    });
+    let took = tasks(runtime, 1, |_| {
+        let sender = sender.clone();
+        async move {
+            for n in 0..CALLS_TO_A_THREAD {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                sender.send((n as u64 % 1_000, reply)).unwrap();
+                black_box(answer.await.unwrap());
+            }
+        }
+    });
+    drop(sender);
+    thread.join().unwrap();
+    took.as_nanos() as f64 / CALLS_TO_A_THREAD as f64
+}
+
+/// Returns the time that this process has computed, in hundredths of a second.
+fn computed() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()
+}
+
+/// Returns the memory that this process has, in bytes.
+fn resident() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 4_096.0
+}
+
+/// Prints which part of a core 10,000 services take that call a method every ten seconds.
+fn timers(part: &str) {
+    const NAME: &str = "10,000 services with a timer of 10 s: % of a core";
+    if !NAME.contains(part) {
+        return;
+    }
+    let runtime = multi_thread();
+    let services: Vec<_> =
+        runtime.block_on(async { (0..10_000).map(|_| timed::TimedService.start(4, timed::Timed)).collect() });
+    let seconds = 20;
+    std::thread::sleep(Duration::from_secs(1));
+    let before = computed();
+    std::thread::sleep(Duration::from_secs(seconds));
+    println!("{NAME:<62} {:>9.2}", (computed() - before) / seconds as f64);
+    drop(services);
+}
+
+/// Prints what 100,000 services cost that are started by key, called once, and let go idle.
+fn by_key(part: &str) {
+    const NAME: &str = "100,000 services by key";
+    if !NAME.contains(part) {
+        return;
+    }
+    const SERVICES: u64 = 100_000;
+    let runtime = multi_thread();
+    let (before, began) = (resident(), Instant::now());
+    let registry: tenorite::Registry<u64, plain::PlainCaller> = runtime.block_on(async {
+        tenorite::Registry::new(|_| {
+            let idle = Duration::from_secs(5);
+            plain::PlainService.builder().idle_timeout(idle).start(4, plain::Plain(Map::new()))
+        })
+    });
+    runtime.block_on(async {
+        for key in 0..SERVICES {
+            registry.call(&key, |service| service.get(key)).await.unwrap();
+        }
+    });
+    let each = began.elapsed().as_secs_f64() * 1e6 / SERVICES as f64;
+    println!("{:<62} {each:>9.2}", format!("{NAME}: µs to start and call one"));
+    println!("{:<62} {:>9.0}", format!("{NAME}: bytes each"), (resident() - before) / SERVICES as f64);
+    let began = (Instant::now(), computed());
+    runtime.block_on(async {
+        while !registry.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    println!("{:<62} {:>9.1}", format!("{NAME}: s until all are gone"), began.0.elapsed().as_secs_f64());
+    println!("{:<62} {:>9.1}", format!("{NAME}: s computed for that"), (computed() - began.1) / 100.0);
+}
+
 fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[0], values[values.len() / 2], values[values.len() - 1])
@@ -321,4 +494,18 @@ fn main() {
         |runtime| computing(runtime, 2).as_secs_f64() * 1e3,
         |runtime| computing(runtime, 1).as_secs_f64() * 1e3,
     );
+    compare(
+        "lines to a file that is synced, 64 tasks: batches, to single (µs)",
+        &part,
+        |runtime| appends(runtime, 16_384, true),
+        |runtime| appends(runtime, 2_048, false),
+    );
+    compare(
+        "calls, one task: own thread, to thread and channels by hand (ns)",
+        &part,
+        calls_to_own_thread,
+        calls_to_thread_by_hand,
+    );
+    timers(&part);
+    by_key(&part);
 }
