@@ -18,7 +18,14 @@
 //!              └────────pending─► park, reply to a slot ──woken──► claim, poll, answer the slot
 //!   busy? queue ────────────────► served from the front ─────────► claim, run, answer the slot
 //!   cast? queue ────────────────►
+//!   to itself? queue ───────────►
 //! ```
+//!
+//! A method that blocks its thread always has its turn in the queue. The task gives its claim to a
+//! thread for blocking work, which runs the handler, answers the slot and releases the worker as a
+//! caller's thread does. A method that is given several requests at once is served from the queue
+//! as well: each of its requests leaves the queue in the same step, and has a client that answers
+//! its slot.
 //!
 //! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
 //! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
@@ -42,6 +49,8 @@
 //! | the last caller | | no new calls; the task drains the queue, hands the worker back (T7, T8) |
 //! | the task (abort, shutdown) | the worker is idle or parked | its `Drop` drops the worker (T9) |
 //! | | a caller runs a handler | that caller drops the worker once it returns or waits (T9) |
+//! | | a blocking thread runs one | that thread drops the worker once it returns (T9) |
+//! | a blocking thread, before it begins | | its requests end as not run; the worker is released |
 //! | a handler, by a panic | | its call is answered; then as in T9; the task panics on (T10) |
 //! | | a hook or worker is to follow | its call is answered; the task takes the worker out (T11) |
 //!
