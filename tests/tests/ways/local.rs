@@ -146,6 +146,9 @@ async fn everything_of_it_is_on_one_thread() {
     assert!(poll_once(&mut later).is_pending());
     page.now().await.unwrap();
     assert_eq!(later.await.as_deref(), Ok("a page!?"));
+    while !threads.lock().unwrap().iter().any(|(noted, _)| *noted == "tick") {
+        yield_now().await;
+    }
     drop(page);
     task.await.unwrap();
     let threads = threads.lock().unwrap();
