@@ -680,3 +680,38 @@ async fn background_tasks_that_end_are_no_activity_either() {
     assert_eq!(caller.stopped().await, StopReason::Idle);
     assert!(began.elapsed() < 2 * SECOND);
 }
+
+#[tokio::test]
+async fn a_reader_knows_whether_its_caller_has_left() {
+    struct Slow {
+        gate: Arc<Gate>,
+        left: Arc<AtomicU32>,
+    }
+
+    #[tenorite::service(concurrent)]
+    impl Slow {
+        pub async fn read(&self) {
+            self.gate.pass().await;
+            let call = tenorite::context().unwrap();
+            self.left.fetch_add(u32::from(call.is_abandoned()), Ordering::SeqCst);
+        }
+    }
+
+    for inline in [Inline::Auto, Inline::Never] {
+        let (gate, left) = (Arc::new(Gate::default()), Arc::new(AtomicU32::new(0)));
+        let slow = Slow { gate: Arc::clone(&gate), left: Arc::clone(&left) };
+        let (task, caller) = SlowService.builder().inline(inline).start_task(8, slow);
+        let (mut gone, mut stays) = (Box::pin(caller.read()), Box::pin(caller.read()));
+        assert!(poll_once(&mut gone).is_pending() && poll_once(&mut stays).is_pending());
+        while caller.stats().queued > 0 {
+            yield_now().await;
+        }
+        yield_now().await;
+        drop(gone);
+        gate.open(2);
+        stays.await.unwrap();
+        drop(caller);
+        task.await.unwrap();
+        assert_eq!(left.load(Ordering::SeqCst), 1);
+    }
+}

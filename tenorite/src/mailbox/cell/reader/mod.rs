@@ -423,10 +423,8 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             // SAFETY: the place is this reader's alone, and holds no future.
             unsafe { place.storage.lend_to_itself(link) };
         }
-        let slot = self.in_flight;
         panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _call = slot.map(|slot| stack::next_call(Some(slot)));
             let _nested = stack::enter_reader(&**core, place.id(), served);
             let _watched = core.watch.begin(&core.queue.status, || served.method.name());
             // SAFETY: this reader is counted (I5), so nothing uses the worker mutably until it has

@@ -77,7 +77,9 @@ fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, s
     let mut reading = Reading::new(core, share);
     (reading.in_flight, reading.has_edge) = (slot, has_edge);
     let mut exchange = Phase::New(request);
-    let ran = reading.start(&mut exchange, served, Waker::noop(), |core| (span.enter(), Timed::of(core)));
+    let ran = reading.start(&mut exchange, served, Waker::noop(), |core| {
+        (span.enter(), Timed::of(core), stack::next_call(slot))
+    });
     match ran {
         Ran::Replied => {
             core.count_shared_reply();

@@ -84,8 +84,9 @@ impl<W: Dispatch> ReaderTask<W> {
             let mut exchange = Phase::New(request);
             let reading = Reading { core, share: None, in_flight: self.call.slot, has_edge };
             let span = &self.call.span;
-            let started =
-                reading.start_in(place, &mut exchange, served, waker, |core| (span.enter(), Timed::of(core)));
+            let started = reading.start_in(place, &mut exchange, served, waker, |core| {
+                (span.enter(), Timed::of(core), stack::next_call(self.call.slot))
+            });
             return match started {
                 Ok(Progress::Waits) => Poll::Pending,
                 Ok(_) => Poll::Ready(Ok(Some(response_of(&mut exchange)))),
