@@ -129,11 +129,15 @@ async fn what_is_read_is_what_was_written_though_a_follower_lags() {
         owning = own(&near).await;
         next.stop().await;
     }
+    // How long that takes depends on the machine.
+    while history.len() <= 1000 {
+        assert!(!calls.is_finished(), "the calls go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     stop.cancel();
     calls.await.unwrap();
     let there = ledger.read("a").await.unwrap();
     println!("{} calls", history.len());
-    // How many there are depends on the machine. What counts is that they went on all the time.
-    assert!(history.len() > 100, "{}", history.len());
+    assert!(history.len() > 1000, "{}", history.len());
     history.check(&there);
 }
