@@ -439,17 +439,7 @@ impl Supervisor {
             self.refuse(culprit);
         }
         self.handles.is_closed.store(true, Ordering::SeqCst);
-        // A handle may just have started another child, which is then the next to stop.
-        loop {
-            let next = |children: &[Child]| children.iter().rposition(|child| !child.is_stopping);
-            let mut child = next(&self.children);
-            while child.is_none()
-                && let Ok(event) = self.inbox.try_recv()
-            {
-                self.record(event);
-                child = next(&self.children);
-            }
-            let Some(child) = child else { break };
+        while let Some(child) = self.next_to_stop() {
             self.children[child].is_stopping = true;
             let Child { control, grace, .. } = &self.children[child];
             control.stop(*grace);
@@ -480,6 +470,18 @@ impl Supervisor {
             ended.extend(control.report(name, reason.take().unwrap_or(StopReason::Aborted)).await);
         }
         Report { name: std::mem::take(&mut self.name), ended }
+    }
+
+    /// Returns the last child that has not been asked to stop. A handle may just have started one.
+    fn next_to_stop(&mut self) -> Option<usize> {
+        loop {
+            let next = self.children.iter().rposition(|child| !child.is_stopping);
+            if next.is_some() {
+                return next;
+            }
+            let event = self.inbox.try_recv().ok()?;
+            self.record(event);
+        }
     }
 
     /// Supervises as the child of another group, which is asked before this one gives up. Returns
@@ -715,9 +717,7 @@ impl Child {
         let (is_passing, is_stopping) = (false, false);
         Self { number, name, grace, control, down: None, ended: None, asks, is_passing, is_stopping }
     }
-}
 
-impl Child {
     /// Returns whether it came through a handle, and has ended as intended.
     fn is_forgotten(&self) -> bool {
         self.is_passing && self.ended.as_ref().is_some_and(StopReason::is_clean)
@@ -801,9 +801,6 @@ impl SupervisorHandle {
     where
         W: TenoriteWorker<Config: Clone + Send, Output: Send>,
         C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
-        C::Request: Send,
-        C::Response: Send,
-        C::Error: Send,
     {
         self.start_with(name, service, backlog, move || config.clone())
     }
@@ -825,9 +822,6 @@ impl SupervisorHandle {
     where
         W: TenoriteWorker<Config: Send, Output: Send>,
         C: Caller<Request = W::Request, Response = W::Response, Error = W::Error>,
-        C::Request: Send,
-        C::Response: Send,
-        C::Error: Send,
     {
         if self.is_closed() {
             return stopped();
