@@ -121,37 +121,18 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     };
     let ticks = ticks(service, &request, &response, &job);
     let Hooks { ready, open, begin, close } = hooks(service, &config, &output);
-    let answers_later = service.methods.iter().any(|method| method.reply_at.is_some());
-    let answers_later = answers_later.then(|| {
-        quote!(
-            const ANSWERS_LATER: bool = true;
-        )
-    });
-    let takes_self = service.methods.iter().any(|method| method.self_at.is_some())
-        || service.hooks.ticks.iter().any(|tick| tick.takes_self.is_some())
-        || service.hooks.on_start.as_ref().is_some_and(|hook| hook.takes_self.is_some());
-    let takes_self = takes_self.then(|| {
-        quote!(
-            const TAKES_SELF: bool = true;
-        )
-    });
-    let blocks = service.methods.iter().any(|method| method.blocking);
-    let blocks = blocks.then(|| {
-        quote!(
-            const BLOCKS: bool = true;
-        )
-    });
+    let any_method = |is: fn(&Method) -> bool| service.methods.iter().any(is);
+    let answers_later = flag("ANSWERS_LATER", any_method(|method| method.reply_at.is_some()));
+    let takes_self = flag(
+        "TAKES_SELF",
+        any_method(|method| method.self_at.is_some())
+            || service.hooks.ticks.iter().any(|tick| tick.takes_self.is_some())
+            || service.hooks.on_start.as_ref().is_some_and(|hook| hook.takes_self.is_some()),
+    );
+    let blocks = flag("BLOCKS", any_method(|method| method.blocking));
     let batches = batches(service, &request, &response, &job);
-    let begins = begin.as_ref().map(|_| {
-        quote!(
-            const BEGINS: bool = true;
-        )
-    });
-    let closes = close.as_ref().map(|_| {
-        quote!(
-            const CLOSES: bool = true;
-        )
-    });
+    let begins = flag("BEGINS", begin.is_some());
+    let closes = flag("CLOSES", close.is_some());
 
     quote! {
         #[automatically_derived]
@@ -224,6 +205,12 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 
         #concurrent_worker
     }
+}
+
+/// Returns the constant of `Dispatch` with this name, if it is so. It is `false` otherwise.
+fn flag(name: &str, is_so: bool) -> Option<TokenStream> {
+    let name = Ident::new(name, Span::call_site());
+    is_so.then(|| quote!(const #name: bool = true;))
 }
 
 /// Returns the path of what the derived code calls.
