@@ -5,8 +5,8 @@
 //! - A pool of readers, with a connection each. A query blocks a thread that is there for that.
 //! - A query that takes longer than its caller waits is interrupted at the deadline.
 //!
-//! The program writes for a while with 64 tasks, without and with batches, and prints the commits and
-//! rows a second. `--help` lists the options.
+//! The program writes for a while with 64 tasks, without and with batches, and prints the commits
+//! and rows a second. `--help` lists the options.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

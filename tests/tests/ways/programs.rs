@@ -1,4 +1,5 @@
-//! Small programs of the kinds that are written with services, each in the lines that its logic has.
+//! Small programs of the kinds that are written with services, each in the lines that its logic
+//! has.
 //!
 //! What each would have by hand besides is said with it. `Script` of a thread of its own is in
 //! `local`, a database in `tenorite-example/examples/sqlite.rs`.
