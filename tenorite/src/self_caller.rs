@@ -1,9 +1,9 @@
 //! Implements a worker's handle to its own service: requests to itself, and tasks that it owns.
 //!
 //! ```text
-//!   handler ──spawn──► task, registered with the service ──its result──► request to itself ──► queue
-//!           ──after──► timer ──at its time──► request to itself ───────────────────────────────►
-//!           ──cast───► request to itself ──────────────────────────────────────────────────────►
+//!   handler ──spawn──► task, registered with the service ──result──► request to itself ──► queue
+//!           ──after──► timer ──at its time──► request to itself ──────────────────────────►
+//!           ──cast───► request to itself ─────────────────────────────────────────────────►
 //! ```
 //!
 //! A request of a worker to itself is accepted work like any other, and has its turn in the queue.
@@ -319,11 +319,7 @@ impl<C: Caller> SelfCaller<C> {
             let _in_span = span.enter();
             match panics::catch(|| request_of(&service, make)) {
                 // A stop has just begun if it is refused, and cancels it.
-                Ok((request, limit)) => {
-                    if let Err(refused) = service.send_to_itself(request, limit, true) {
-                        panics::drop_quietly(refused);
-                    }
-                }
+                Ok(request) => drop(send::<C>(&service, request, true)),
                 Err(payload) => {
                     service.panicked(None, &span, &payload);
                     panics::discard(payload);
@@ -363,11 +359,7 @@ impl<C: Caller> SelfCaller<C> {
                 Err(_) => unreachable!("a cast to a service in this process is refused or accepted"),
             };
         }
-        let (request, limit) = request_of(&service, make);
-        service.send_to_itself(request, limit, true).map_err(|refused| {
-            panics::drop_quietly(refused);
-            SendReason::Stopped
-        })
+        send::<C>(&service, request_of(&service, make), true)
     }
 
     /// Returns whether the service has begun to stop, or is gone.
@@ -442,8 +434,9 @@ impl<C: Caller> OwnTask<C> {
         Ok(handle)
     }
 
-    fn report(&self, payload: &Payload) {
-        self.service.panicked(self.method, &self.span, payload);
+    fn report(&self, payload: Payload) {
+        self.service.panicked(self.method, &self.span, &payload);
+        panics::discard(payload);
     }
 }
 
@@ -472,15 +465,8 @@ async fn run<C, F, T, E>(
         request_of::<C, T, E>(&service, |caller| then(caller, output))
     }));
     match made.await {
-        Ok((request, limit)) => {
-            if let Err(refused) = task.service.send_to_itself(request, limit, false) {
-                panics::drop_quietly(refused);
-            }
-        }
-        Err(payload) => {
-            task.report(&payload);
-            panics::discard(payload);
-        }
+        Ok(request) => drop(send::<C>(&task.service, request, false)),
+        Err(payload) => task.report(payload),
     }
 }
 
@@ -491,8 +477,7 @@ async fn accompany<C: Caller, F: Future>(end: impl Future<Output = ()>, future: 
     let task = task;
     let ran = panics::caught(task.span.clone().around(until(end, future)));
     if let Err(payload) = ran.await {
-        task.report(&payload);
-        panics::discard(payload);
+        task.report(payload);
     }
 }
 
@@ -509,6 +494,18 @@ fn request_of<C: Caller, T, E>(
     let caller = C::from(TenoriteCaller::new(Arc::clone(&door), None));
     let request = make(&caller).into_request(&door);
     request.expect("the closure has to make its call through the caller that it is given")
+}
+
+/// Sends the worker this request: see [`ToItself::send_to_itself`].
+fn send<C: Caller>(
+    service: &Service<C>,
+    (request, limit): (C::Request, Limit),
+    while_open: bool,
+) -> Result<(), SendReason> {
+    service.send_to_itself(request, limit, while_open).map_err(|refused| {
+        panics::drop_quietly(refused);
+        SendReason::Stopped
+    })
 }
 
 /// Waits until a stop has begun, or the service is gone.

@@ -15,14 +15,10 @@ pub struct SelfLink<Rq, Rs> {
 }
 
 impl<Rq, Rs> SelfLink<Rq, Rs> {
-    pub(crate) fn new(links: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { links: Some(links), types: PhantomData }
-    }
-
     /// Creates a link to nothing.
     #[must_use]
     pub fn detached() -> Self {
-        Self { links: None, types: PhantomData }
+        Self::of(None)
     }
 
     /// Forgets the types.
@@ -30,7 +26,7 @@ impl<Rq, Rs> SelfLink<Rq, Rs> {
         self.links
     }
 
-    /// Returns a link of these types. The links must be such a one's.
+    /// Returns a link of these types. What it is made of must be of the same.
     pub(crate) fn of(links: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self { links, types: PhantomData }
     }
@@ -39,7 +35,7 @@ impl<Rq, Rs> SelfLink<Rq, Rs> {
 // By hand, because a derive would ask for `Clone` of the two types.
 impl<Rq, Rs> Clone for SelfLink<Rq, Rs> {
     fn clone(&self) -> Self {
-        Self { links: self.links.clone(), types: PhantomData }
+        Self::of(self.links.clone())
     }
 }
 

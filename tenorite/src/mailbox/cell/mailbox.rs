@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -208,7 +208,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
         state.phase.put(Phase::Waiting(slot));
         // A handler that yields again and again is not timed by this; one that waits long is.
-        let parked = ParkedCall { slot: Some(slot), served, span, since: Instant::now(), requests: 1 };
+        let parked = ParkedCall::new(Some(slot), served, span);
         (parked, wakers_panic.or(spans_panic))
     }
 
@@ -422,9 +422,7 @@ impl<W: Dispatch> CellMailbox<W> {
             }
             Run::Waits => drop(owner.park(None, served, span, context)),
             Run::Panicked(payload) => {
-                let reason = core.why_panicked(&payload);
-                core.tell_panic(served, Some(&span), &reason, &payload);
-                drop(owner.panicked(None, reason, payload));
+                drop(owner.handler_panicked(None, served, Some(&span), payload));
             }
         }
         if let Some(payload) = panic {
@@ -549,7 +547,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
     ) {
         if let Some(link) = &self.core.link {
             let to_itself = Arc::downgrade(&self.core);
-            link.set_with(|| SelfLink::new(Arc::new(Links { public, timeout, to_itself })));
+            link.set_with(|| SelfLink::of(Some(Arc::new(Links { public, timeout, to_itself }))));
         }
     }
 

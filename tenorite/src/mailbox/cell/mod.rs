@@ -181,6 +181,13 @@ struct ParkedCall {
     requests: usize,
 }
 
+impl ParkedCall {
+    /// Creates the note of a handler that was given one request, and is just seen to wait.
+    fn new(slot: Option<usize>, served: CallInfo, span: Span) -> Self {
+        Self { slot, served, span, since: Instant::now(), requests: 1 }
+    }
+}
+
 // SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
 // `RUN` makes it and acquires, the transition away ends it and releases (I1). Besides, the task, or
 // the thread that creates it, reaches it where no other thread can claim the worker: while the word

@@ -313,7 +313,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Span,
         context: RuntimeContext,
     ) -> Released<W> {
-        self.park_call(ParkedCall { slot, served, span, since: Instant::now(), requests: 1 }, context)
+        self.park_call(ParkedCall::new(slot, served, span), context)
     }
 
     pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
@@ -337,6 +337,21 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Released::Alive
             }
         }
+    }
+
+    /// T10. Reports the panic of a handler, in the span that its call was made in, and answers the
+    /// call; its reply belongs to `slot`.
+    #[cold]
+    pub(super) fn handler_panicked(
+        self,
+        slot: Option<usize>,
+        served: CallInfo,
+        span: Option<&Span>,
+        payload: Payload,
+    ) -> Released<W> {
+        let reason = self.core.why_panicked(&payload);
+        self.core.tell_panic(served, span, &reason, &payload);
+        self.panicked(slot, reason, payload)
     }
 
     /// T10. Answers the call of a handler that panicked with `reason`; its reply belongs to `slot`.
@@ -555,9 +570,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                             return self.park(slot, served, span, RuntimeContext::Native);
                         }
                         Run::Panicked(payload) => {
-                            let reason = core.why_panicked(&payload);
-                            core.tell_panic(served, Some(&span), &reason, &payload);
-                            return self.panicked(slot, reason, payload);
+                            return self.handler_panicked(slot, served, Some(&span), payload);
                         }
                     }
                     is_over = budget::is_turn_over(began);
@@ -615,7 +628,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         };
         match catch_answering(core, start) {
             Ok(Progress::Waits) => {
-                let parked = ParkedCall { slot: None, served, span, since: Instant::now(), requests: count };
+                let parked = ParkedCall { requests: count, ..ParkedCall::new(None, served, span) };
                 Err(self.park_call(parked, RuntimeContext::Native))
             }
             Ok(_) => {
@@ -623,21 +636,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 core.count_replies(count);
                 Ok(self)
             }
-            Err(payload) => {
-                let reason = core.why_panicked(&payload);
-                core.tell_panic(served, Some(&span), &reason, &payload);
-                Err(self.panicked(None, reason, payload))
-            }
+            Err(payload) => Err(self.handler_panicked(None, served, Some(&span), payload)),
         }
     }
 
     /// Leaves a request whose method blocks its thread, or several of one method, to a thread that
     /// is there for that. It has the claim until the method has returned.
     #[cold]
-    fn serve_elsewhere(mut self, requests: Vec<Dequeued<W::Request>>) -> Released<W> {
-        let core = Arc::clone(self.core);
-        self.in_flight = None;
-        let blocking = Blocking { core: Arc::clone(&core), claim: Some(self.into_claim()), requests };
+    fn serve_elsewhere(self, requests: Vec<Dequeued<W::Request>>) -> Released<W> {
+        let core = self.core;
+        let blocking = Blocking { core: Arc::clone(core), claim: Some(self.into_claim()), requests };
         core.runtime.spawn_blocking(move || blocking.run());
         Released::Alive
     }
@@ -669,9 +677,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 self.release(RuntimeContext::Native);
             }
             Run::Panicked(payload) => {
-                let reason = core.why_panicked(&payload);
-                core.tell_panic(served, Some(&span), &reason, &payload);
-                drop(self.panicked(slot, reason, payload));
+                drop(self.handler_panicked(slot, served, Some(&span), payload));
             }
             Run::Deferred | Run::Waits => unreachable!("a method that blocks answers when it returns"),
         }
@@ -708,11 +714,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 core.tick_ended(served);
                 Ok(self)
             }
-            Err(payload) => {
-                let reason = core.why_panicked(&payload);
-                core.tell_panic(served, None, &reason, &payload);
-                Err(self.panicked(None, reason, payload))
-            }
+            Err(payload) => Err(self.handler_panicked(None, served, None, payload)),
         }
     }
 
@@ -736,11 +738,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
         match poll {
             Poll::Pending => self.park_call(parked, RuntimeContext::Native),
-            Poll::Ready(Err(payload)) => {
-                let reason = self.core.why_panicked(&payload);
-                self.core.tell_panic(served, Some(&parked.span), &reason, &payload);
-                self.panicked(slot, reason, payload)
-            }
+            Poll::Ready(Err(payload)) => self.handler_panicked(slot, served, Some(&parked.span), payload),
             Poll::Ready(Ok(_)) if served.method.is_hook() => {
                 self.core.tick_ended(served);
                 self.drain(None, Turn { is_used: false, may_tick: false })

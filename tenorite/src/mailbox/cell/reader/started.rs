@@ -10,7 +10,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use tokio::time::Instant as Deadline;
 
@@ -89,9 +88,7 @@ fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, s
             }
             reading.end();
         }
-        Ran::Waits(place) => {
-            park(reading, place, ParkedCall { slot, served, span, since: Instant::now(), requests: 1 });
-        }
+        Ran::Waits(place) => park(reading, place, ParkedCall::new(slot, served, span)),
         Ran::Panicked(payload) => {
             let answer = |reason| core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
             reading.fail(served, Some(&span), payload, answer);
@@ -251,13 +248,7 @@ fn run_started<W: Dispatch>(
         }
         for (request, share) in waiting {
             let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
-            let call = ParkedCall {
-                slot: request.slot,
-                served,
-                span: Span::none(),
-                since: Instant::now(),
-                requests: 1,
-            };
+            let call = ParkedCall::new(request.slot, served, Span::none());
             spawn(core, share, core.concurrent().0.place(), Some(request), call);
         }
         let mut chunks = chunks.into_iter();
