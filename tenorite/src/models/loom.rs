@@ -13,10 +13,9 @@ use super::{
     Ask, Caller, Event, Model, Outcome, Post, Worker, end_of, is_panic, lost, poll_once, run_tasks, runtime,
     start, start_restarting, start_with, start_without_worker, stopped,
 };
-use crate::caller::Caller as _;
+use crate::caller::{Caller as _, WeakCaller};
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
-use crate::mailbox::queue::line::TaskKind;
 use crate::phase::Limit;
 use crate::status::StopReason;
 
@@ -928,18 +927,14 @@ fn an_abort_and_a_handler_that_blocks() {
 fn a_stop_and_a_task_of_the_worker() {
     model(3, || {
         let Model { caller, driver, seen } = start(1);
-        let itself = caller.mailbox().to_itself().unwrap().upgrade().unwrap();
-        let number = itself.begin_own_task(TaskKind::Own).expect("no stop has begun");
+        let me = WeakCaller::own_of(&caller).own().unwrap();
         let task = drive(driver);
-        let own = thread::spawn(move || {
-            assert!(itself.send_to_itself(Ask::Ready(1), Limit::None, false).is_ok(), "it is accepted work");
-            itself.ended(number);
-        });
+        // It runs on a thread of the model, and no handle of it is known.
+        let _ = me.spawn(async {}, |me, ()| me.send_request(Ask::Ready(1)));
         caller.stop();
         drop(caller);
         assert!(task.join().unwrap().is_some());
-        assert_eq!(seen.started(), [1]);
-        own.join().unwrap();
+        assert_eq!(seen.started(), [1], "it is accepted work");
         seen.check_end();
     });
 }
