@@ -20,6 +20,7 @@ mod rollback;
 mod server;
 #[cfg(feature = "durable")]
 mod shards;
+mod stopwatch;
 mod support;
 #[cfg(feature = "durable")]
 mod threads;
