@@ -279,7 +279,7 @@ impl<Rs, Er> fmt::Debug for Client<Rs, Er> {
 pub struct Reply<T>(Box<dyn Owed<T>>);
 
 /// Abstracts over the receivers of a [`Reply`]: a call of a derived service, or a channel.
-trait Owed<T>: Send {
+trait Owed<T>: Send + Sync {
     fn send(self: Box<Self>, answer: T) -> Result<(), T>;
     fn fail(self: Box<Self>, reason: FetchReason);
     fn if_dropped(&mut self, reason: FetchReason);
