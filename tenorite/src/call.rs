@@ -22,7 +22,7 @@ use crate::handler::context::context;
 use crate::handler::runtime;
 use crate::handler::stack;
 use crate::mailbox::Mailbox;
-use crate::phase::{CallState, Limit, Phase};
+use crate::phase::{CallState, Limit, Phase, Terms};
 use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
@@ -567,6 +567,13 @@ impl<Rq, E: std::error::Error> std::error::Error for Recovered<Rq, E> {
     }
 }
 
+/// The request did run, or is lost.
+impl<Rq, E> From<TenoriteError<E>> for Recovered<Rq, E> {
+    fn from(error: TenoriteError<E>) -> Self {
+        Self { error, request: None }
+    }
+}
+
 impl<Rq, E> From<Recovered<Rq, E>> for TenoriteError<E> {
     fn from(returned: Recovered<Rq, E>) -> Self {
         returned.error
@@ -619,6 +626,63 @@ impl<Rq, Rs, Er> Drop for Reservation<'_, Rq, Rs, Er> {
         if matches!(self.0.state.phase, Phase::Accepted) {
             self.0.mailbox.get().unreserve();
         }
+    }
+}
+
+/// A request that a [layer](crate::Caller::layer) sends on, on the terms of the call that the layer
+/// handles.
+pub(crate) struct PassedOn<'a, Rq, Rs, Er>(Ticket<'a, Rq, Rs, Er>);
+
+impl<'a, Rq, Rs, Er> PassedOn<'a, Rq, Rs, Er> {
+    /// `deadline` is what the layer has left of that of the call: one that is later changes
+    /// nothing.
+    pub(crate) fn new(
+        mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
+        request: Rq,
+        has_permit: bool,
+        terms: Terms,
+        allows_cycle: bool,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let phase = if has_permit { Phase::Permitted(request) } else { Phase::New(request) };
+        let mut ticket = Ticket::new(mailbox, phase, None);
+        ticket.state.terms = terms;
+        ticket.state.allows_cycle = allows_cycle;
+        // The clock of the call runs already, and what it inherits it has.
+        ticket.polled = true;
+        if let Some(deadline) = deadline {
+            ticket.inherit(deadline);
+        }
+        Self(ticket)
+    }
+
+    /// Drives the request. `is_expired` says that the deadline of the layer's call has passed.
+    ///
+    /// Giving way to the task's other branches is left to that call.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, is_expired: bool) -> Poll<()> {
+        let ticket = &mut self.0;
+        if ticket.mailbox.get().poll(&mut ticket.state, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if is_expired {
+            ticket.mailbox.get().expire(&mut ticket.state);
+            return Poll::Ready(());
+        }
+        // Not all are polled where the layer's call is.
+        match ticket.state.terms.limit {
+            Limit::Until(deadline) => ticket.poll_timer(deadline, cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Takes the outcome of a request that is ready: `None` of a cast that was accepted.
+    pub(crate) fn outcome(&mut self) -> Result<Option<Rs>, Recovered<Rq, Er>> {
+        let ticket = &mut self.0;
+        if let Phase::Accepted = ticket.state.phase {
+            ticket.state.phase = Phase::Spent;
+            return Ok(None);
+        }
+        ticket.recover(|ticket| Answer(&mut ticket.state.phase).result().map(Some))
     }
 }
 
@@ -874,7 +938,7 @@ impl<Rq, Rs, Er> Ticket<'_, Rq, Rs, Er> {
     fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.state.phase {
             Phase::New(_) | Phase::Permitted(_) | Phase::Permit => "not polled",
-            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) => "waiting",
+            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) | Phase::Layered(_) => "waiting",
             Phase::Answered(_) | Phase::Failed(_) | Phase::Returned(_) | Phase::Accepted => "ready",
             Phase::Spent => "completed",
         };

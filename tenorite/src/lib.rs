@@ -60,8 +60,8 @@
 //!
 //! The guide: [services](guide::services), [calls](guide::calls), [starting and
 //! stopping](guide::lifecycle), [which way to run it](guide::which_way), [where a handler
-//! runs](guide::where_handlers_run),
-//! [recipes](guide::recipes), [workers by hand](guide::by_hand), [testing](guide::testing),
+//! runs](guide::where_handlers_run), [recipes](guide::recipes), [layers](guide::layers),
+//! [workers by hand](guide::by_hand), [testing](guide::testing),
 //! [scaling out](guide::scaling_out), [coming from elsewhere](guide::coming_from),
 //! [questions](guide::faq), [the promises and their tests](guide::promises).
 
@@ -113,6 +113,8 @@ pub mod prelude;
 
 #[doc(inline)]
 pub use call::{Call, Cast, Recover, Recovered};
+#[doc(inline)]
+pub use caller::layer::{Forward, LayerResult, Next};
 #[doc(inline)]
 pub use caller::permit::{OwnedPermit, Permit, Reserve, ReserveOwned};
 #[doc(inline)]
@@ -273,6 +275,10 @@ macro_rules! links {
             "[which-way]: crate::guide::which_way\n",
             "[where-handlers-run]: crate::guide::where_handlers_run\n",
             "[recipes]: crate::guide::recipes\n",
+            "[layers]: crate::guide::layers\n",
+            "[`OutgoingRequest`]: crate::OutgoingRequest\n",
+            "[`Next`]: crate::Next\n",
+            "[`LayerResult`]: crate::LayerResult\n",
             "[by-hand]: crate::guide::by_hand\n",
             "[testing]: crate::guide::testing\n",
             "[scaling-out]: crate::guide::scaling_out\n",
@@ -309,6 +315,9 @@ pub mod guide {
     #[doc = links!()]
     #[doc = include_str!("../docs/recipes.md")]
     pub mod recipes {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/layers.md")]
+    pub mod layers {}
     #[doc = links!()]
     #[doc = include_str!("../docs/by-hand.md")]
     pub mod by_hand {}

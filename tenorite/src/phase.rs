@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -89,6 +91,8 @@ pub(crate) enum Phase<Rq, Rs, Er> {
     Driven(BoxFuture<Ended<Rs, Er>>),
     /// The call is made of several, to all workers of its service.
     Parts(Box<Parts<Rq, Rs, Er>>),
+    /// The call drives the function in front of its service.
+    Layered(Layered<Rq, Rs, Er>),
     /// The call ended in the worker's answer.
     Answered(Result<Rs, Er>),
     /// The call, or the cast, ended without an answer.
@@ -108,6 +112,59 @@ pub(crate) enum Parts<Rq, Rs, Er> {
     /// A wait for a permit of each worker, one after the other: how many are granted, and the wait
     /// for the next.
     Permits(usize, CallState<Rq, Rs, Er>),
+}
+
+/// A call that waits for a [layer](crate::Caller::layer).
+pub(crate) struct Layered<Rq, Rs, Er> {
+    pub(crate) future: BoxFuture<Phase<Rq, Rs, Er>>,
+    /// Only if the call may have to end before the function does.
+    pub(crate) passage: Option<Arc<Passage>>,
+}
+
+/// What a call and the requests that a layer sends for it tell each other.
+///
+/// Nothing is ordered by it: a call polls its own function, and reads what that poll has written. A
+/// request that another task sends meanwhile is counted as if it had been sent before or after.
+#[derive(Default)]
+pub(crate) struct Passage {
+    /// How many requests were sent that may have run.
+    may_have_run: AtomicU32,
+    is_accepted: AtomicBool,
+    is_expired: AtomicBool,
+}
+
+impl Passage {
+    /// Notes that a request is being sent.
+    pub(crate) fn sent(&self) {
+        self.may_have_run.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a request that was sent has not run, and will not.
+    pub(crate) fn failed_to_send(&self) {
+        self.may_have_run.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn may_have_run(&self) -> bool {
+        self.may_have_run.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes that a cast was accepted.
+    pub(crate) fn accepted(&self) {
+        self.is_accepted.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.is_accepted.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the call's deadline has passed.
+    pub(crate) fn expire(&self) {
+        self.is_expired.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_expired(&self) -> bool {
+        self.is_expired.load(Ordering::Relaxed)
+    }
 }
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -161,7 +218,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     /// Returns the result of a poll that leaves this state.
     pub(crate) fn readiness(&self) -> Poll<()> {
         match self.phase {
-            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) => Poll::Pending,
+            Phase::Waiting(_) | Phase::Driven(_) | Phase::Parts(_) | Phase::Layered(_) => Poll::Pending,
             _ => Poll::Ready(()),
         }
     }

@@ -1,5 +1,6 @@
 //! Provides the handles to a service: callers, weak callers and permits.
 
+pub(crate) mod layer;
 pub(crate) mod permit;
 
 use std::convert::Infallible;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use self::layer::{LayerMailbox, LayerResult, Next};
 use self::permit::{Reserve, ReserveOwned};
 use crate::call::{Call, Map, Reservation};
 use crate::error::TenoriteError;
@@ -317,11 +319,11 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
         self.mailbox.status().wake_at_end(waker)
     }
 
-    /// Returns whether both are callers of the same running service.
+    /// Returns whether both are callers of the same running service, through whatever
+    /// [layers](Caller::layer).
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {
-        // Compares addresses alone: the same mailbox may have more than one vtable.
-        std::ptr::addr_eq(Arc::as_ptr(&self.mailbox), Arc::as_ptr(&other.mailbox))
+        std::ptr::eq(self.mailbox.status(), other.mailbox.status())
     }
 }
 
@@ -473,6 +475,80 @@ pub trait Caller:
     /// ```
     fn reserve_owned(&self) -> ReserveOwned<'_, Self> {
         ReserveOwned::new(self.reserve())
+    }
+
+    /// Returns a caller of the same service with a function in front of it: every call goes through
+    /// the function first.
+    ///
+    /// The function gets the request, with all that its call carries, and `next`, which
+    /// [sends](Next::send) it on. It may change the request or its reply, answer itself, refuse,
+    /// try again, race two requests, or measure. Code that uses the caller cannot tell it from the
+    /// service's own, and may put a further layer in front of it.
+    ///
+    /// Everything is passed on: the deadline, [`no_wait`](Call::no_wait), whether it is a
+    /// [cast](Call::cast), the [permit](Self::reserve), the drop of the call, and the request that
+    /// comes back to [`recover`](Call::recover). `stop`, `stopped`, `status`, `watch` and `stats`
+    /// are those of the service. Waits for a permit do not go through the function, but the call
+    /// that uses the permit does. Each clone of the new caller counts as a caller of the service.
+    ///
+    /// The function's future is driven by its call, on whichever thread polls it, with or without a
+    /// runtime. It is dropped with its call, and when the call's deadline passes and it still waits
+    /// although its requests have ended.
+    ///
+    /// What cannot be passed on:
+    /// - A permit is for one request. Another one that is sent for the same call waits for capacity
+    ///   like any other. If the permit is owned, it is refused with
+    ///   [`Stopped`](crate::SendReason::Stopped).
+    /// - [`try_cast`](Call::try_cast), and a cast with `no_wait`, poll the function once. If it
+    ///   still waits, and has not sent the cast, the cast fails with
+    ///   [`Full`](crate::SendReason::Full).
+    /// - A function that waits before it sends the request gives up the order of first polls.
+    ///
+    /// # Errors
+    ///
+    /// The function's error is the call's. So it must tell the truth: a `SendFailure` says that the
+    /// request did not run. A [`Recovered`](crate::Recovered) without the request, as `?` makes of
+    /// a [`TenoriteError`], says that it was used up. A function that panics ends its call with
+    /// [`FetchFailure(Panicked)`](crate::FetchReason::Panicked).
+    ///
+    /// # Examples
+    ///
+    /// Try again what certainly did not run, as long as there is time:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tenorite::Recovered;
+    /// use tenorite::prelude::*;
+    ///
+    /// # #[derive(Default)]
+    /// # struct Store;
+    /// # #[tenorite::service]
+    /// # impl Store { pub fn get(&self, key: &str) -> Option<String> { Some(key.to_owned()) } }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TenoriteError> {
+    /// # let store = StoreService.start(32, Store);
+    /// let patient = store.layer(|mut outgoing, next| async move {
+    ///     loop {
+    ///         let terms = outgoing.with_request(());
+    ///         match next.send(outgoing).await {
+    ///             Err(Recovered { error, request: Some(request) }) if error.is_retryable() => {
+    ///                 outgoing = terms.with_request(request);
+    ///                 tokio::time::sleep(Duration::from_millis(10)).await;
+    ///             }
+    ///             outcome => return outcome,
+    ///         }
+    ///     }
+    /// });
+    /// assert_eq!(patient.get("a").no_wait().await?, Some("a".to_owned()));
+    /// # Ok(()) }
+    /// ```
+    fn layer<F, Fut>(&self, function: F) -> Self
+    where
+        F: Fn(OutgoingRequest<Self::Request>, Next<Self>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = LayerResult<Self>> + Send + 'static,
+    {
+        let caller = self.as_ref();
+        let mailbox = Arc::new(LayerMailbox::new(Arc::clone(&caller.mailbox), function));
+        Self::from(TenoriteCaller { mailbox, timeout: caller.timeout })
     }
 }
 

@@ -32,7 +32,7 @@ use crate::trace;
 
 /// A request on its way to a service that is elsewhere: what the function passed to
 /// [`TenoriteCaller::remote`](crate::TenoriteCaller::remote) has to send.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct OutgoingRequest<Rq> {
     /// The request itself.
@@ -45,13 +45,25 @@ pub struct OutgoingRequest<Rq> {
     pub expires: Option<Instant>,
     /// Whether no reply is wanted.
     pub is_cast: bool,
+    /// Whether to fail rather than wait for capacity.
+    pub no_wait: bool,
 }
 
 impl<Rq> OutgoingRequest<Rq> {
-    /// Returns another request on the same terms: for one that is sent to several places.
+    pub(crate) fn new(request: Rq, terms: Terms) -> Self {
+        Self {
+            request,
+            deadline: terms.limit.deadline(),
+            expires: terms.deadline(),
+            is_cast: terms.cast,
+            no_wait: terms.no_wait,
+        }
+    }
+
+    /// Returns another request on the same terms: for one that is sent to several places, or again.
     pub fn with_request<T>(&self, request: T) -> OutgoingRequest<T> {
-        let Self { deadline, expires, is_cast, .. } = *self;
-        OutgoingRequest { request, deadline, expires, is_cast }
+        let Self { deadline, expires, is_cast, no_wait, .. } = *self;
+        OutgoingRequest { request, deadline, expires, is_cast, no_wait }
     }
 }
 
@@ -212,12 +224,7 @@ where
             return refused;
         }
 
-        let outgoing = OutgoingRequest {
-            request,
-            deadline: state.terms.limit.deadline(),
-            expires: state.terms.deadline(),
-            is_cast: state.terms.cast,
-        };
+        let outgoing = OutgoingRequest::new(request, state.terms);
         let future = match panics::catch(|| function(outgoing)) {
             Ok(future) => future,
             Err(payload) => return self.ended(state.terms, self.shared.panicked(payload)),

@@ -1,0 +1,393 @@
+//! Puts a function in front of a service: [`Caller::layer`].
+//!
+//! A layer is a mailbox in front of another. It owns nothing but its function. A call through it is
+//! a future, made by the function and driven by the call:
+//!
+//! ```text
+//!   Call ──► LayerMailbox ──► function(outgoing, next) ──► next.send(outgoing) ──► the mailbox behind
+//!   terms      makes Next       its future is in the call     Forward: a call on the same terms
+//! ```
+//!
+//! - The request is the function's until it is sent on. Then it is the `Forward`'s, which treats it
+//!   as any call does. A failure that shows that it did not run brings it back.
+//! - The call is dropped: the future is, and with it the `Forward`, which gives up its call.
+//! - The deadline passes: the `Forward`s are told (see [`Passage`]), and the future is polled once
+//!   more, so that the function sees how its requests ended. If it still waits it is dropped. The
+//!   outcome says that the request did not run only if none was sent that may have.
+//! - A permit is kept by `Next`, which gives it to the first request and back if there is none.
+//! - Waits for a permit, and all control of the service, go to the mailbox behind as they are.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::{fmt, mem};
+
+use tokio::runtime::Handle;
+
+use super::Caller;
+use crate::call::{PassedOn, Recovered};
+use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::handler::stack::Node;
+use crate::mailbox::function::OutgoingRequest;
+use crate::mailbox::{Control, Mailbox, Stats, ToItself};
+use crate::panics::{self, Payload};
+use crate::phase::{CallState, Layered, Passage, PermitKind, Phase, Terms};
+use crate::status::{Status, StatusCell};
+
+/// How a call through a layer ends: the service's response, or `None` for a cast that was accepted.
+///
+/// The error carries the request if it certainly did not run and was not used up.
+pub type LayerResult<C> =
+    Result<Option<<C as Caller>::Response>, Recovered<<C as Caller>::Request, <C as Caller>::Error>>;
+
+/// The rest of the way to a service, for a [layer](Caller::layer): other layers, and the service.
+///
+/// A clone sends on the same terms, but without the call's permit.
+pub struct Next<C: Caller> {
+    mailbox: Arc<DynMailbox<C>>,
+    terms: Terms,
+    allows_cycle: bool,
+    /// Whether the call's permit is still to be used.
+    has_permit: AtomicBool,
+    /// What the call has to know of the requests that are sent. It asks only if it has a deadline,
+    /// or must not wait.
+    passage: Option<Arc<Passage>>,
+    caller: PhantomData<fn() -> C>,
+}
+
+type DynMailbox<C> = dyn Mailbox<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>;
+type StateOf<C> = CallState<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>;
+type PhaseOf<C> = Phase<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>;
+
+impl<C: Caller> Next<C> {
+    /// Sends a request on, with all that its call carries: its deadline, `no_wait`, whether it is a
+    /// cast, and its permit. A deadline that the layer has brought forward holds; one that it has
+    /// put off or removed does not.
+    ///
+    /// It may be called more than once, to try again or to race two requests. A permit is for the
+    /// first of them.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of a call. The error has the request in all cases of
+    /// [`SendFailure`](TenoriteError::SendFailure) in which a call with
+    /// [`recover`](crate::Call::recover) would have it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The same as for a [`Call`](crate::Call).
+    pub fn send(&self, outgoing: OutgoingRequest<C::Request>) -> Forward<'_, C> {
+        let terms = Terms { return_on_failure: true, ..self.terms };
+        let has_permit = self.has_permit.swap(false, Ordering::Relaxed);
+        let passed = PassedOn::new(
+            &self.mailbox,
+            outgoing.request,
+            has_permit,
+            terms,
+            self.allows_cycle,
+            outgoing.deadline,
+        );
+        Forward { passed, passage: self.passage.as_deref(), is_counted: false }
+    }
+}
+
+impl<C: Caller> Clone for Next<C> {
+    fn clone(&self) -> Self {
+        Self {
+            mailbox: Arc::clone(&self.mailbox),
+            has_permit: AtomicBool::new(false),
+            passage: self.passage.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<C: Caller> Drop for Next<C> {
+    fn drop(&mut self) {
+        if *self.has_permit.get_mut() {
+            self.mailbox.unreserve();
+        }
+    }
+}
+
+impl<C: Caller> fmt::Debug for Next<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Next")
+    }
+}
+
+/// A request that a layer has sent on: a future of its outcome. Returned by [`Next::send`].
+#[must_use = "a request is sent when this is polled"]
+pub struct Forward<'a, C: Caller> {
+    passed: PassedOn<'a, C::Request, C::Response, C::Error>,
+    passage: Option<&'a Passage>,
+    /// Whether the request is counted as one that may have run.
+    is_counted: bool,
+}
+
+impl<C: Caller> Future for Forward<'_, C> {
+    type Output = LayerResult<C>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(passage) = this.passage else {
+            return this.passed.poll(cx, false).map(|()| this.passed.outcome());
+        };
+        if !mem::replace(&mut this.is_counted, true) {
+            passage.sent();
+        }
+        if this.passed.poll(cx, passage.is_expired()).is_pending() {
+            return Poll::Pending;
+        }
+        let outcome = this.passed.outcome();
+        match &outcome {
+            Ok(None) => passage.accepted(),
+            Err(Recovered { error: TenoriteError::SendFailure(_), .. }) => passage.failed_to_send(),
+            _ => {}
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl<C: Caller> Unpin for Forward<'_, C> {}
+
+impl<C: Caller> fmt::Debug for Forward<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Forward")
+    }
+}
+
+/// A mailbox with a function in front of it.
+pub(super) struct LayerMailbox<C: Caller, F> {
+    behind: Arc<DynMailbox<C>>,
+    function: Arc<F>,
+    /// Owned in a mailbox that takes the request of an owned permit.
+    permit: PermitKind,
+}
+
+impl<C: Caller, F, Fut> LayerMailbox<C, F>
+where
+    F: Fn(OutgoingRequest<C::Request>, Next<C>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = LayerResult<C>> + Send + 'static,
+{
+    pub(super) fn new(behind: Arc<DynMailbox<C>>, function: F) -> Self {
+        Self { behind, function: Arc::new(function), permit: PermitKind::Borrowed }
+    }
+
+    fn start(&self, state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
+        let (terms, has_permit) = (state.terms, matches!(state.phase, Phase::Permitted(_)));
+        let (request, _) = state.take_request(self.permit);
+        let must_not_wait = terms.cast && terms.no_wait;
+        let passage =
+            (must_not_wait || terms.limit.deadline().is_some()).then(|| Arc::new(Passage::default()));
+        let next = Next {
+            mailbox: Arc::clone(&self.behind),
+            terms,
+            allows_cycle: state.allows_cycle,
+            has_permit: AtomicBool::new(has_permit),
+            passage: passage.clone(),
+            caller: PhantomData,
+        };
+        let outgoing = OutgoingRequest::new(request, terms);
+        let future = match panics::catch(|| (self.function)(outgoing, next)) {
+            Ok(future) => future,
+            Err(payload) => {
+                state.phase = panicked::<C>(payload);
+                return Poll::Ready(());
+            }
+        };
+        let future = Box::pin(async move { outcome_of::<C>(future.await, terms) });
+        state.phase = Phase::Layered(Layered { future, passage });
+        if Self::poll_layered(state, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if must_not_wait {
+            // The function waits, which this cast must not.
+            Self::leave(state, |passage| match passage {
+                Some(passage) if passage.is_accepted() => Phase::Accepted,
+                _ => Phase::Failed(TenoriteError::SendFailure(SendReason::Full)),
+            });
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    fn poll_layered(state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::Layered(layered) = &mut state.phase else { return Poll::Ready(()) };
+        match panics::poll_caught(layered.future.as_mut(), cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(outcome) => {
+                panics::drop_quietly(state.take());
+                state.phase = outcome.unwrap_or_else(panicked::<C>);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Ends a call whose function still waits, with the outcome that follows from what it has sent.
+    fn leave(state: &mut StateOf<C>, outcome: impl FnOnce(Option<&Passage>) -> PhaseOf<C>) {
+        let Phase::Layered(Layered { future, passage }) = state.take() else {
+            unreachable!("its function waits")
+        };
+        panics::drop_quietly(future);
+        state.phase = outcome(passage.as_deref());
+    }
+}
+
+/// What a function returned, as the call sees it.
+fn outcome_of<C: Caller>(outcome: LayerResult<C>, terms: Terms) -> PhaseOf<C> {
+    match outcome {
+        Ok(response) if terms.cast => {
+            panics::drop_quietly(response);
+            Phase::Accepted
+        }
+        Ok(Some(response)) => Phase::Answered(Ok(response)),
+        // Only a cast is accepted without a response.
+        Ok(None) => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Unanswered)),
+        Err(Recovered { error, request }) => match (error.into_service_error(), request) {
+            // A cast was accepted, whatever was answered.
+            (Ok(error), request) if terms.cast => {
+                panics::drop_quietly((error, request));
+                Phase::Accepted
+            }
+            (Ok(error), request) => {
+                panics::drop_quietly(request);
+                Phase::Answered(Err(error))
+            }
+            (Err(failure @ TenoriteError::SendFailure(_)), Some(request)) if terms.return_on_failure => {
+                Phase::Returned(Box::new((failure, request)))
+            }
+            (Err(failure), request) => {
+                panics::drop_quietly(request);
+                Phase::Failed(failure)
+            }
+        },
+    }
+}
+
+/// A function that panics ends its own call. Whether it had sent the request is not asked.
+fn panicked<C: Caller>(payload: Payload) -> PhaseOf<C> {
+    let message = panics::message(&payload);
+    panics::discard(payload);
+    Phase::Failed(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
+}
+
+impl<C: Caller, F, Fut> Mailbox<C::Request, C::Response, C::Error> for LayerMailbox<C, F>
+where
+    F: Fn(OutgoingRequest<C::Request>, Next<C>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = LayerResult<C>> + Send + 'static,
+{
+    fn poll(&self, state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
+        match state.phase {
+            Phase::Layered(_) => Self::poll_layered(state, cx),
+            // The service refuses what is too late, and counts it.
+            Phase::New(_) | Phase::Permitted(_)
+                if state.terms.limit.is_expired() && state.terms.bounds_start() =>
+            {
+                self.behind.poll(state, cx)
+            }
+            Phase::New(_) if self.permit == PermitKind::Borrowed => self.start(state, cx),
+            Phase::Permitted(_) => self.start(state, cx),
+            // A wait for a permit, or what an owned permit's mailbox refuses.
+            _ => self.behind.poll(state, cx),
+        }
+    }
+
+    fn expire(&self, state: &mut StateOf<C>) {
+        let Phase::Layered(layered) = &state.phase else { return self.behind.expire(state) };
+        if let Some(passage) = &layered.passage {
+            passage.expire();
+        }
+        // The function hears of it from what it has sent, and may have something to say.
+        if Self::poll_layered(state, &mut Context::from_waker(Waker::noop())).is_pending() {
+            Self::leave(state, |passage| {
+                Phase::Failed(match passage {
+                    Some(passage) if !passage.may_have_run() => {
+                        TenoriteError::SendFailure(SendReason::Expired)
+                    }
+                    _ => TenoriteError::FetchFailure(FetchReason::Expired),
+                })
+            });
+        }
+    }
+
+    fn abandon(&self, state: &mut StateOf<C>) {
+        match state.phase {
+            Phase::Layered(_) => drop(panics::drop_quietly(state.take())),
+            _ => self.behind.abandon(state),
+        }
+    }
+
+    fn unreserve(&self) {
+        self.behind.unreserve();
+    }
+
+    fn own_permit(&self) -> Arc<DynMailbox<C>> {
+        Arc::new(Self {
+            behind: self.behind.own_permit(),
+            function: Arc::clone(&self.function),
+            permit: PermitKind::Owned,
+        })
+    }
+
+    fn to_itself(&self) -> Option<Weak<dyn ToItself<C::Request, C::Response, C::Error>>> {
+        self.behind.to_itself()
+    }
+}
+
+impl<C: Caller, F: Send + Sync> Control for LayerMailbox<C, F> {
+    fn stop(&self) {
+        self.behind.stop();
+    }
+
+    fn abort(&self) -> bool {
+        self.behind.abort()
+    }
+
+    fn restart(&self) -> bool {
+        self.behind.restart()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.behind.is_closed()
+    }
+
+    fn status(&self) -> &StatusCell {
+        self.behind.status()
+    }
+
+    fn node(&self) -> Option<Node> {
+        self.behind.node()
+    }
+
+    fn awaits_own_end(&self) -> bool {
+        self.behind.awaits_own_end()
+    }
+
+    fn parts(&self) -> Vec<Arc<dyn Control>> {
+        self.behind.parts()
+    }
+
+    fn current_status(&self) -> Status {
+        self.behind.current_status()
+    }
+
+    fn stats_of_each(&self) -> Vec<Stats> {
+        self.behind.stats_of_each()
+    }
+
+    fn status_of_each(&self) -> Vec<Status> {
+        self.behind.status_of_each()
+    }
+
+    fn runtime(&self) -> Option<&Handle> {
+        self.behind.runtime()
+    }
+
+    fn stats(&self) -> Stats {
+        self.behind.stats()
+    }
+}
