@@ -120,8 +120,8 @@ const UNDELIVERED: u8 = 2;
 pub struct Oracle {
     fates: Vec<Fate>,
     next: AtomicU64,
-    /// For each service: whether a handler runs, and how many have been started.
-    services: [(AtomicBool, AtomicU64); 2],
+    /// For each service: what runs, and how many have been started.
+    services: [(Occupied, AtomicU64); 2],
     /// Whether handlers may run beside each other, and so be seen to start in any order.
     overlaps: bool,
     /// For each service: how many tasks answer its calls.
@@ -211,10 +211,19 @@ impl Oracle {
         }
     }
 
-    /// A handler begins. Nobody else's runs until what is returned is dropped.
+    /// A handler begins that runs alone. Nobody else's runs until what is returned is dropped.
     pub fn start(&self, service: usize, number: u64) -> Running<'_> {
-        let (is_running, starts) = &self.services[service];
-        if is_running.swap(true, SeqCst) && !self.overlaps {
+        self.start_with(service, number, ALONE)
+    }
+
+    /// A handler begins that may run beside others that do.
+    pub fn start_reading(&self, service: usize, number: u64) -> Running<'_> {
+        self.start_with(service, number, if cfg!(feature = "overlapping") { 1 } else { ALONE })
+    }
+
+    fn start_with(&self, service: usize, number: u64, weight: u64) -> Running<'_> {
+        let (occupied, starts) = &self.services[service];
+        if occupied.0.fetch_add(weight, SeqCst) + weight > ALONE && !self.overlaps {
             self.violated(Wrong::Overlap, format!("request {number} runs beside another"));
         }
         let fate = self.fate(number);
@@ -222,8 +231,12 @@ impl Oracle {
             self.violated(Wrong::RanTwice, format!("request {number} runs again"));
         }
         self.look_around(number, false);
-        fate.place.store(starts.fetch_add(1, SeqCst) + 1, SeqCst);
-        Running(is_running)
+        let place = starts.fetch_add(1, SeqCst) + 1;
+        if weight == ALONE {
+            // Those that overlap are started in order, and then seen here in any.
+            fate.place.store(place, SeqCst);
+        }
+        Running(occupied, weight)
     }
 
     pub fn starts(&self, service: usize) -> u64 {
@@ -385,13 +398,19 @@ impl Drop for Asking<'_> {
 }
 
 /// A handler that runs.
-pub struct Running<'a>(&'a AtomicBool);
+pub struct Running<'a>(&'a Occupied, u64);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.store(false, SeqCst);
+        self.0.0.fetch_sub(self.1, SeqCst);
     }
 }
+
+/// The handlers that run on a worker: 1 for each that may overlap others, [`ALONE`] for one that may not.
+#[derive(Default)]
+struct Occupied(AtomicU64);
+
+const ALONE: u64 = 1 << 32;
 
 /// What came of one round, or of many.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use tenorite::prelude::*;
 use tenorite::{DelayedCall, FetchReason, Inline, OwnedPermit, Reply, Restart};
 use tenorite_tests::Random;
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::{JoinHandle, yield_now};
+use tokio::task::{JoinError, JoinHandle, yield_now};
 
 use crate::oracle::{self, Oracle, Tally, Wrong};
 
@@ -39,6 +39,8 @@ enum Kind {
     OwnThread,
     /// Derived, with so many workers.
     Pool(usize),
+    /// Derived, with so many workers, of which each request has its own.
+    Shards(usize),
     ByReceiver,
 }
 
@@ -50,16 +52,19 @@ struct Plan {
     end: End,
     /// Whether it ends before all has been sent.
     is_early: bool,
+    /// Whether those who call go through a layer.
+    is_layered: bool,
 }
 
 impl Plan {
     fn new(random: &mut Random) -> Self {
-        let kind = match random.below(6) {
+        let kind = match random.below(7) {
             0 => Kind::Derived(Inline::Auto),
             1 => Kind::Derived(Inline::Never),
             2 => Kind::Derived(Inline::Random(random.below(1 << 32))),
             3 => Kind::OwnThread,
             4 => Kind::Pool([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
+            5 => Kind::Shards([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
             _ => Kind::ByReceiver,
         };
         let end = match random.below(8) {
@@ -78,6 +83,7 @@ impl Plan {
             is_multi_thread: random.below(2) == 0,
             end,
             is_early: end != End::CallersGone && random.below(2) == 0,
+            is_layered: random.below(3) == 0,
         }
     }
 }
@@ -198,6 +204,7 @@ fn spin(time: Duration) {
     }
 }
 
+/// With the feature `overlapping`, its readers overlap: another service of the same lines.
 struct Worker {
     config: Config,
     owed: Option<(u64, Reply<u64>)>,
@@ -211,24 +218,40 @@ impl Config {
     }
 }
 
-#[tenorite::service]
+#[cfg_attr(not(feature = "overlapping"), tenorite::service)]
+#[cfg_attr(feature = "overlapping", tenorite::service(concurrent = 4))]
 impl Worker {
-    pub fn note(&mut self, id: u64) -> u64 {
+    pub fn note(&mut self, #[service(key)] id: u64) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         id
     }
 
-    pub fn refuse(&mut self, id: u64) -> Result<u64, Refused> {
+    /// May run beside others of its kind.
+    pub fn look(&self, #[service(key)] id: u64) -> u64 {
+        let _reading = self.config.oracle.start_reading(self.config.service, id);
+        id
+    }
+
+    /// May run beside others of its kind.
+    pub async fn browse(&self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
+        let _reading = self.config.oracle.start_reading(self.config.service, id);
+        for _ in 0..yields {
+            yield_now().await;
+        }
+        if fails { fail() } else { id }
+    }
+
+    pub fn refuse(&mut self, #[service(key)] id: u64) -> Result<u64, Refused> {
         let _running = self.config.oracle.start(self.config.service, id);
         Err(Refused)
     }
 
-    pub fn fail(&mut self, id: u64) -> u64 {
+    pub fn fail(&mut self, #[service(key)] id: u64) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         fail()
     }
 
-    pub async fn work(&mut self, id: u64, yields: u64, fails: bool) -> u64 {
+    pub async fn work(&mut self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         for _ in 0..yields {
             yield_now().await;
@@ -238,14 +261,20 @@ impl Worker {
     }
 
     /// Takes this long, and does not await.
-    pub fn slow(&mut self, id: u64, time: Duration) -> u64 {
+    pub fn slow(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         spin(time);
         id
     }
 
     /// Drops what casts, before this time has passed and after it.
-    pub async fn part(&mut self, id: u64, time: Duration, early: Farewell, late: Farewell) -> u64 {
+    pub async fn part(
+        &mut self,
+        #[service(key)] id: u64,
+        time: Duration,
+        early: Farewell,
+        late: Farewell,
+    ) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         drop(early);
         spin(time);
@@ -256,14 +285,14 @@ impl Worker {
 
     /// Takes this long, on a thread for that.
     #[service(blocking)]
-    pub fn block(&mut self, id: u64, time: Duration) -> u64 {
+    pub fn block(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
         let _running = self.config.oracle.start(self.config.service, id);
         spin(time);
         id
     }
 
     /// Is given several at once.
-    #[service(batch = 8)]
+    #[service(batch = 8, any_shard)]
     pub async fn gather(&mut self, ids: Vec<u64>) -> Vec<u64> {
         for id in &ids {
             drop(self.config.oracle.start(self.config.service, *id));
@@ -273,7 +302,7 @@ impl Worker {
     }
 
     /// Has the worker send itself a note: at once, with the result of a task, or a little later.
-    pub fn remind(&mut self, id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
+    pub fn remind(&mut self, #[service(key)] id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
         let oracle = Arc::clone(&self.config.oracle);
         let _running = oracle.start(self.config.service, id);
         let started = match note % 3 {
@@ -297,20 +326,20 @@ impl Worker {
     }
 
     /// Keeps what it owes.
-    pub fn keep(&mut self, id: u64, reply: Reply<u64>) {
+    pub fn keep(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
         let _running = self.config.oracle.start(self.config.service, id);
         self.kept.push(reply);
     }
 
     /// Answers by way of another thread.
-    pub fn elsewhere(&mut self, id: u64, reply: Reply<u64>) {
+    pub fn elsewhere(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
         let _running = self.config.oracle.start(self.config.service, id);
         // The other end is there until the last worker is gone.
         let _ = self.config.errands.send(Errand::Answer(id, reply));
     }
 
     /// Answers by way of a task.
-    pub fn spawned(&mut self, id: u64, yields: u64, reply: Reply<u64>) {
+    pub fn spawned(&mut self, #[service(key)] id: u64, yields: u64, reply: Reply<u64>) {
         let oracle = Arc::clone(&self.config.oracle);
         let _running = oracle.start(self.config.service, id);
         let task = TaskOf::begin(&oracle, self.config.service, id);
@@ -328,7 +357,7 @@ impl Worker {
     }
 
     /// Answers from elsewhere, or with the next of these, or not at all.
-    pub fn later(&mut self, id: u64, reply: Reply<u64>) {
+    pub fn later(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
         let _running = self.config.oracle.start(self.config.service, id);
         match id % 4 {
             0 => drop(reply),
@@ -346,7 +375,12 @@ impl Worker {
     }
 
     /// Calls another service, which may call back: and that is a circle.
-    pub async fn relay(&mut self, id: u64, other: WorkerCaller, back: Option<WorkerCaller>) -> u64 {
+    pub async fn relay(
+        &mut self,
+        #[service(key)] id: u64,
+        other: WorkerCaller,
+        back: Option<WorkerCaller>,
+    ) -> u64 {
         let oracle = Arc::clone(&self.config.oracle);
         let _running = oracle.start(self.config.service, id);
         if let Some(next) = oracle.number(oracle.owner(id)) {
@@ -390,6 +424,7 @@ impl TenoriteService<ByReceiver, WorkerCaller> for ByReceiverService {}
 enum Task {
     One(JoinHandle<Worker>),
     Many(JoinHandle<Vec<Worker>>),
+    Each(JoinHandle<Vec<Result<Worker, JoinError>>>),
 }
 
 impl Task {
@@ -397,6 +432,7 @@ impl Task {
         match self {
             Self::One(task) => task.abort(),
             Self::Many(task) => task.abort(),
+            Self::Each(task) => task.abort(),
         }
     }
 
@@ -405,12 +441,22 @@ impl Task {
         match self {
             Self::One(task) => drop(task.await.expect("it drains")),
             Self::Many(task) => drop(task.await.expect("it drains")),
+            Self::Each(task) => {
+                task.await.expect("it drains").into_iter().for_each(|end| drop(end.expect("it drains")));
+            }
         }
     }
 }
 
 fn start(plan: &Plan, config: &Config) -> (Task, WorkerCaller) {
     let (task, caller) = match plan.kind {
+        Kind::Shards(shards) => {
+            let shards = WorkerService.builder().shards(shards);
+            let shards = if plan.restarts { shards.restart(policy()) } else { shards };
+            let again = config.clone();
+            let (task, caller) = shards.start_with(plan.backlog, move |_| again.make());
+            return (Task::Each(task), caller);
+        }
         Kind::Pool(workers) => {
             let pool = WorkerService.builder().pool(workers);
             let pool = if plan.restarts { pool.restart(policy()) } else { pool };
@@ -447,7 +493,7 @@ fn start_one(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller)
         (Kind::OwnThread, false) => {
             WorkerService.builder().own_thread().start_task(plan.backlog, config.make())
         }
-        (Kind::Pool(_), _) => unreachable!("it has many workers"),
+        (Kind::Pool(_) | Kind::Shards(_), _) => unreachable!("it has many workers"),
         (Kind::ByReceiver, true) => {
             ByReceiverService.builder().restart(policy).start_with(plan.backlog, move || again.make())
         }
@@ -565,6 +611,23 @@ impl Visitor {
             }
             391..441 => return self.burst(id, WorkerCaller::note).await.split_off(1),
             441..541 => oracle.hear(id, &service.work(id, 1, false).await),
+            641..671 => oracle.hear(id, &service.look(id).await),
+            671..731 => oracle.hear(id, &service.browse(id, random.below(4), false).await),
+            731..741 if self.restarts => oracle.hear(id, &service.browse(id, 2, true).await),
+            741..771 => oracle.hear(id, &service.browse(id, 2, false).timeout(limit).await),
+            771..791 => {
+                let mut call = service.browse(id, 2, false);
+                let poll = poll_once(&mut call);
+                drop(call);
+                match poll {
+                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
+                    Poll::Pending => oracle.leave(id),
+                }
+            }
+            791..811 => {
+                oracle.casts(id);
+                oracle.hear_cast(id, &service.browse(id, 1, false).cast().await);
+            }
             541..571 => oracle.hear(id, &service.block(id, limit / 4).await),
             571..611 => return self.burst(id, WorkerCaller::gather).await.split_off(1),
             611..641 => match oracle.number(0) {
@@ -725,7 +788,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
         random.below(2);
     }
     let plan = Plan::new(&mut random);
-    let overlaps = matches!(plan.kind, Kind::Pool(_));
+    let overlaps = matches!(plan.kind, Kind::Pool(_) | Kind::Shards(_));
     let oracle = Arc::new(Oracle::new(usize::try_from(REQUESTS).expect("small"), overlaps));
     let services = runtime(plan.is_multi_thread);
     // Also outlives the services: those who call from there hear what becomes of them.
@@ -739,7 +802,10 @@ pub fn run(seed: u64, number: u64) -> Tally {
     let entered = services.enter();
     let [(first, a), (second, b)] = [0, 1].map(|service| {
         let config = Config { oracle: Arc::clone(&oracle), service, errands: errands.clone() };
-        start(&plan, &config)
+        let (task, caller) = start(&plan, &config);
+        let layered = || caller.layer(|outgoing, next| async move { next.send(outgoing).await });
+        let caller = if plan.is_layered { layered() } else { caller };
+        (task, caller)
     });
     drop(entered);
     let mut who = 0;
@@ -815,14 +881,21 @@ pub fn run(seed: u64, number: u64) -> Tally {
         Kind::Derived(_) => "derived, by chance",
         Kind::OwnThread => "on a thread of its own",
         Kind::Pool(_) => "a pool",
+        Kind::Shards(_) => "shards",
         Kind::ByReceiver => "behind a receiver",
     };
     let early = if plan.is_early { ", in the middle" } else { "" };
     let restarts = if plan.restarts { "with other workers" } else { "without other workers" };
+    let layered = if plan.is_layered { "through a layer" } else { "through no layer" };
     let flavour = if plan.is_multi_thread { "on two threads" } else { "on one thread" };
-    for name in
-        [kind, &format!("{:?}{early}", plan.end), &format!("backlog {}", plan.backlog), restarts, flavour]
-    {
+    for name in [
+        kind,
+        &format!("{:?}{early}", plan.end),
+        &format!("backlog {}", plan.backlog),
+        restarts,
+        layered,
+        flavour,
+    ] {
         tally.rounds.insert(name.to_owned(), 1);
     }
     tally

@@ -11,3 +11,5 @@ mod blocks;
 mod batch;
 mod local;
 mod programs;
+mod suite;
+mod layers;
