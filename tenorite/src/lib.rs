@@ -103,6 +103,8 @@ mod many;
 mod supervisor;
 mod registry;
 pub mod testing;
+#[cfg(feature = "serde")]
+mod serialized;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 
