@@ -63,13 +63,17 @@ pub(crate) fn block_until<T>(
     let sleeper = Arc::new(Sleeper::default());
     let waker = Waker::from(Arc::clone(&sleeper));
     let mut cx = Context::from_waker(&waker);
+    let mut is_last = false;
     loop {
         if let Poll::Ready(outcome) = poll(&mut cx) {
             return Some(outcome);
         }
-        if !sleeper.sleep(limit) {
+        if is_last || !sleeper.sleep(limit) {
             return None;
         }
+        // What was woken in time is polled once more. What wakes itself at each poll never sleeps,
+        // and ends all the same.
+        is_last = limit.is_some_and(|limit| limit <= Instant::now());
     }
 }
 
@@ -95,6 +99,17 @@ pub(crate) fn assert_may_block(what: &str) {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn what_wakes_itself_again_and_again_ends_at_its_limit() {
+        let limit = Instant::now() + Duration::from_millis(1);
+        let outcome = block_until(Some(limit), |cx| {
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        });
+        assert_eq!(outcome, None);
+        assert!(Instant::now() >= limit);
+    }
 
     #[test]
     fn a_wake_during_the_poll_is_not_lost() {

@@ -17,12 +17,13 @@ use tokio::time::Instant;
 
 use crate::blocking;
 use crate::budget;
-use crate::error::TenoriteError;
+use crate::error::{SendReason, TenoriteError};
 use crate::handler::context::context;
 use crate::handler::runtime;
 use crate::handler::stack;
 use crate::mailbox::Mailbox;
-use crate::phase::{CallState, Limit, Phase, Terms};
+use crate::mailbox::function::OutgoingRequest;
+use crate::phase::{CallState, Limit, Passage, Phase, Terms};
 use crate::timer::Timer;
 
 /// A call to a service: a future of its reply, with options.
@@ -56,9 +57,10 @@ use crate::timer::Timer;
 /// are not affected.
 ///
 /// A call that is forgotten (`mem::forget`) or never polled again does not block other calls
-/// either: its request is served in its turn. (A call itself drives only two things: a closure of
-/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime, and
-/// the wait for a service that is [elsewhere](crate::TenoriteCaller::remote).)
+/// either: its request is served in its turn. (A call itself drives only three things: a closure of
+/// [`from_fn`](crate::TenoriteCaller::from_fn) that is polled where there is no tokio runtime, the
+/// wait for a service that is [elsewhere](crate::TenoriteCaller::remote), and the
+/// [layers](crate::Caller::layer) in front of a service.)
 ///
 /// # Panics
 ///
@@ -311,9 +313,9 @@ impl<'a, Rq, Rs, Er, T, E> Call<'a, Rq, Rs, Er, T, E> {
     ///
     /// # Errors
     ///
-    /// The error is a `SendFailure`, unless some of many shards have accepted the request:
-    /// [`Full`](crate::SendReason::Full) if there is no
-    /// capacity, [`Stopped`](crate::SendReason::Stopped) if the service is stopped,
+    /// The error is a `SendFailure`, unless some of many shards have accepted the request, or a
+    /// [layer](crate::Caller::layer) says otherwise: [`Full`](crate::SendReason::Full) if there is
+    /// no capacity, [`Stopped`](crate::SendReason::Stopped) if the service is stopped,
     /// [`Expired`](crate::SendReason::Expired) with a limit of zero.
     ///
     /// # Panics
@@ -375,7 +377,8 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 /// # Errors
 ///
 /// For a service in this process, the error is always a `SendFailure`, unless the request goes to
-/// all shards and some of them have accepted it. What happens to the request once it is accepted is
+/// all shards and some of them have accepted it, or a [layer](crate::Caller::layer) says otherwise.
+/// What happens to the request once it is accepted is
 /// not reported. For a service that is
 /// [elsewhere](crate::TenoriteCaller::remote), the error may also be a `FetchFailure`, if it is not
 /// known whether the request was accepted.
@@ -440,9 +443,10 @@ impl<Rq, Rs, Er> fmt::Debug for Cast<'_, Rq, Rs, Er> {
 /// # Errors
 ///
 /// Returns [`Recovered`], with the request in all cases of
-/// [`SendFailure`](TenoriteError::SendFailure). (The only exception is a closure of
-/// [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request in its service's name. It has
-/// consumed the request by then.)
+/// [`SendFailure`](TenoriteError::SendFailure). (There are two exceptions, which have consumed the
+/// request by then: a closure of [`from_fn`](crate::TenoriteCaller::from_fn) that refuses a request
+/// in its service's name, and a [layer](crate::Caller::layer) that does so without returning it, or
+/// still has it when the deadline passes.)
 ///
 /// # Cancel safety
 ///
@@ -474,7 +478,7 @@ impl<'a, Rq, Rs, Er, T, E> Recover<Call<'a, Rq, Rs, Er, T, E>> {
     ///
     /// # Errors
     ///
-    /// The error is a `SendFailure` with the request, unless some of many shards have accepted it.
+    /// The error is that of [`Call::try_cast`], with the request where [`Recover`] has it.
     ///
     /// # Panics
     ///
@@ -631,58 +635,102 @@ impl<Rq, Rs, Er> Drop for Reservation<'_, Rq, Rs, Er> {
 
 /// A request that a [layer](crate::Caller::layer) sends on, on the terms of the call that the layer
 /// handles.
-pub(crate) struct PassedOn<'a, Rq, Rs, Er>(Ticket<'a, Rq, Rs, Er>);
+pub(crate) struct PassedOn<'a, Rq, Rs, Er> {
+    ticket: Ticket<'a, Rq, Rs, Er>,
+    /// Whether its deadline is before that of the call.
+    is_hurried: bool,
+}
 
 impl<'a, Rq, Rs, Er> PassedOn<'a, Rq, Rs, Er> {
-    /// `deadline` is what the layer has left of that of the call: one that is later changes
-    /// nothing.
     pub(crate) fn new(
         mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
-        request: Rq,
+        outgoing: OutgoingRequest<Rq>,
         has_permit: bool,
         terms: Terms,
         allows_cycle: bool,
-        deadline: Option<Instant>,
     ) -> Self {
+        let OutgoingRequest { request, deadline, expires, no_wait, .. } = outgoing;
         let phase = if has_permit { Phase::Permitted(request) } else { Phase::New(request) };
         let mut ticket = Ticket::new(mailbox, phase, None);
         ticket.state.terms = terms;
         ticket.state.allows_cycle = allows_cycle;
         // The clock of the call runs already, and what it inherits it has.
         ticket.polled = true;
-        if let Some(deadline) = deadline {
-            ticket.inherit(deadline);
+        ticket.state.terms.no_wait |= no_wait;
+        if expires.is_some() && expires != terms.deadline() {
+            // The layer has set it. It bounds when a cast starts, as a limit of its own does.
+            ticket.state.terms.has_default_limit = false;
         }
-        Self(ticket)
+        let is_earlier = |one: &Instant| terms.limit.deadline().is_none_or(|own| *one < own);
+        let hurried = deadline.into_iter().chain(expires).filter(is_earlier).min();
+        if let (Some(deadline), false) = (hurried, terms.limit.is_expired()) {
+            ticket.state.terms.limit = Limit::Until(deadline);
+        }
+        Self { ticket, is_hurried: hurried.is_some() }
     }
 
-    /// Drives the request. `is_expired` says that the deadline of the layer's call has passed.
-    ///
-    /// Giving way to the task's other branches is left to that call.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, is_expired: bool) -> Poll<()> {
-        let ticket = &mut self.0;
+    /// Drives the request. The `passage` to the layer's call is there if the call may end first.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, passage: Option<&Passage>) -> Poll<()> {
+        let ticket = &mut self.ticket;
+        let is_new = matches!(ticket.state.phase, Phase::New(_) | Phase::Permitted(_));
+        // A layer may have waited before it sent this.
+        if is_new
+            && let Limit::Until(deadline) = ticket.state.terms.limit
+            && (deadline <= ticket.now() || passage.is_some_and(Passage::is_expired))
+        {
+            ticket.state.terms.limit = Limit::Expired;
+        }
+        let began = budget::begin();
         if ticket.mailbox.get().poll(&mut ticket.state, cx).is_ready() {
+            // A layer that tries again at once has to let the service run, and its call look at the
+            // clock. What must not wait has its outcome at once.
+            let may_wait = !(ticket.state.terms.cast && ticket.state.terms.no_wait);
+            if may_wait && !std::mem::replace(&mut ticket.has_given_way, true) {
+                return budget::charge(began, false, cx);
+            }
             return Poll::Ready(());
         }
-        if is_expired {
+        if passage.is_some_and(Passage::is_expired) {
             ticket.mailbox.get().expire(&mut ticket.state);
             return Poll::Ready(());
         }
-        // Not all are polled where the layer's call is.
+        // The call watches the clock, unless it knows nothing of this deadline, or of this poll.
+        let needs_timer = self.is_hurried || passage.is_some_and(|passage| !passage.is_polled_here());
         match ticket.state.terms.limit {
-            Limit::Until(deadline) => ticket.poll_timer(deadline, cx),
+            Limit::Until(deadline) if needs_timer => ticket.poll_timer(deadline, cx),
             _ => Poll::Pending,
         }
     }
 
     /// Takes the outcome of a request that is ready: `None` of a cast that was accepted.
     pub(crate) fn outcome(&mut self) -> Result<Option<Rs>, Recovered<Rq, Er>> {
-        let ticket = &mut self.0;
+        let ticket = &mut self.ticket;
         if let Phase::Accepted = ticket.state.phase {
             ticket.state.phase = Phase::Spent;
             return Ok(None);
         }
         ticket.recover(|ticket| Answer(&mut ticket.state.phase).result().map(Some))
+    }
+
+    /// Refuses a request that was not sent yet. Returns it with the error.
+    pub(crate) fn refuse(&mut self, reason: SendReason) -> Recovered<Rq, Er> {
+        let error = TenoriteError::SendFailure(reason);
+        match self.ticket.state.take() {
+            Phase::New(request) => Recovered { error, request: Some(request) },
+            Phase::Permitted(request) => {
+                self.ticket.mailbox.get().unreserve();
+                Recovered { error, request: Some(request) }
+            }
+            _ => unreachable!("it has been sent"),
+        }
+    }
+
+    /// Gives up the request. Returns whether it has certainly not run.
+    pub(crate) fn give_up(&mut self) -> bool {
+        let ticket = &mut self.ticket;
+        let has_not_run = ticket.mailbox.get().abandon(&mut ticket.state);
+        ticket.state.phase = Phase::Spent;
+        has_not_run
     }
 }
 

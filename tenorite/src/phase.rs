@@ -4,7 +4,7 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -123,48 +123,123 @@ pub(crate) struct Layered<Rq, Rs, Er> {
 
 /// What a call and the requests that a layer sends for it tell each other.
 ///
-/// Nothing is ordered by it: a call polls its own function, and reads what that poll has written. A
-/// request that another task sends meanwhile is counted as if it had been sent before or after.
+/// It is in one word. So each request is either sent before its call ends, or not at all: of the
+/// two operations on the word, one is the first.
+///
+/// The order of anything else does not follow from it. The function may have given what sends to
+/// another task.
 #[derive(Default)]
 pub(crate) struct Passage {
-    /// How many requests were sent that may have run.
-    may_have_run: AtomicU32,
-    is_accepted: AtomicBool,
-    is_expired: AtomicBool,
+    word: AtomicU32,
+    /// Which thread polls the function now, or 0.
+    polled_by: AtomicUsize,
+    tries: AtomicU32,
+}
+
+/// After so many requests a layer that tries again and again is made to give way.
+const TRIES: u32 = 1_024;
+
+/// The call has ended, or is about to: nothing is sent for it any more.
+const CLOSED: u32 = 1 << 31;
+/// Its deadline has passed.
+const EXPIRED: u32 = 1 << 30;
+/// It is a cast, and was accepted.
+const ACCEPTED: u32 = 1 << 29;
+/// How many requests were sent that may have run.
+const SENT: u32 = ACCEPTED - 1;
+
+/// What has become of the requests of a call when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// A cast was accepted.
+    Accepted,
+    MayHaveRun,
+    NotRun,
+}
+
+impl Passed {
+    fn of(word: u32) -> Self {
+        match word {
+            word if word & ACCEPTED != 0 => Self::Accepted,
+            word if word & SENT != 0 => Self::MayHaveRun,
+            _ => Self::NotRun,
+        }
+    }
 }
 
 impl Passage {
     /// Notes that a request is being sent.
-    pub(crate) fn sent(&self) {
-        self.may_have_run.fetch_add(1, Ordering::Relaxed);
+    ///
+    /// # Errors
+    ///
+    /// Returns why it must not be sent any more.
+    pub(crate) fn send(&self) -> Result<(), SendReason> {
+        self.tries.fetch_add(1, Ordering::Relaxed);
+        let sent = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            (word & (CLOSED | EXPIRED) == 0).then(|| word + 1)
+        });
+        match sent {
+            Ok(_) => Ok(()),
+            Err(word) if word & EXPIRED != 0 => Err(SendReason::Expired),
+            Err(_) => Err(SendReason::Full),
+        }
+    }
+
+    /// Returns whether so many requests were sent for the call that each of them is to give way.
+    pub(crate) fn is_tired(&self) -> bool {
+        self.tries.load(Ordering::Relaxed) > TRIES
     }
 
     /// Notes that a request that was sent has not run, and will not.
-    pub(crate) fn failed_to_send(&self) {
-        self.may_have_run.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn may_have_run(&self) -> bool {
-        self.may_have_run.load(Ordering::Relaxed) > 0
+    pub(crate) fn has_not_run(&self) {
+        self.word.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Notes that a cast was accepted.
     pub(crate) fn accepted(&self) {
-        self.is_accepted.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_accepted(&self) -> bool {
-        self.is_accepted.load(Ordering::Relaxed)
+        self.word.fetch_or(ACCEPTED, Ordering::Relaxed);
     }
 
     /// Notes that the call's deadline has passed.
     pub(crate) fn expire(&self) {
-        self.is_expired.store(true, Ordering::Relaxed);
+        self.word.fetch_or(EXPIRED, Ordering::Relaxed);
     }
 
     pub(crate) fn is_expired(&self) -> bool {
-        self.is_expired.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed) & EXPIRED != 0
     }
+
+    /// Ends the call: nothing is sent from here on. Returns what has become of what was.
+    pub(crate) fn close(&self) -> Passed {
+        Passed::of(self.word.fetch_or(CLOSED, Ordering::Relaxed))
+    }
+
+    /// Returns what has become of the requests that were sent so far.
+    pub(crate) fn so_far(&self) -> Passed {
+        Passed::of(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Polls the function. What it polls on this thread is [polled by the
+    /// call](Self::is_polled_here).
+    pub(crate) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
+        let before = self.polled_by.swap(this_thread(), Ordering::Relaxed);
+        let polled = poll();
+        self.polled_by.store(before, Ordering::Relaxed);
+        polled
+    }
+
+    /// Returns whether the call is polled on this thread now. If so, it watches the clock.
+    pub(crate) fn is_polled_here(&self) -> bool {
+        self.polled_by.load(Ordering::Relaxed) == this_thread()
+    }
+}
+
+/// Returns a number that no other thread has now. It is not 0.
+fn this_thread() -> usize {
+    thread_local! {
+        static PLACE: u8 = const { 0 };
+    }
+    PLACE.with(|place| std::ptr::from_ref(place).addr())
 }
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -296,7 +296,7 @@ impl fmt::Debug for Script {
 /// assert_eq!(mock.add(3).await?, 5);
 /// # Ok(()) }
 /// ```
-pub fn record<C>(caller: &C) -> (C, Recording<C::Request, C::Response, C::Error>)
+pub fn record<C>(caller: &C) -> (C, RecordingOf<C>)
 where
     C: Caller<Request: Clone + Send, Response: Clone + Send, Error: Clone + Send>,
 {
@@ -334,6 +334,9 @@ where
         Outcome::Failed(error) => expect(request).fail(error),
     }))
 }
+
+/// What is [recorded](record) of a caller.
+pub type RecordingOf<C> = Recording<<C as Caller>::Request, <C as Caller>::Response, <C as Caller>::Error>;
 
 /// What was asked and answered through a caller: see [`record`].
 pub struct Recording<Rq, Rs, Er = Infallible>(Arc<Mutex<Vec<Exchange<Rq, Rs, Er>>>>);

@@ -1,7 +1,7 @@
 //! Puts a function in front of a service: [`Caller::layer`].
 //!
-//! A layer is a mailbox in front of another. It owns nothing but its function. A call through it is
-//! a future, made by the function and driven by the call:
+//! A layer is a mailbox in front of another. It has a function and no queue. A call through it is a
+//! future, made by the function and driven by the call:
 //!
 //! ```text
 //!   Call ──► LayerMailbox ──► function(outgoing, next) ──► next.send(outgoing) ──► the mailbox behind
@@ -13,7 +13,8 @@
 //! - The call is dropped: the future is, and with it the `Forward`, which gives up its call.
 //! - The deadline passes: the `Forward`s are told (see [`Passage`]), and the future is polled once
 //!   more, so that the function sees how its requests ended. If it still waits it is dropped. The
-//!   outcome says that the request did not run only if none was sent that may have.
+//!   outcome says that the request did not run only if none was sent that may have, and from then
+//!   on none is.
 //! - A permit is kept by `Next`, which gives it to the first request and back if there is none.
 //! - Waits for a permit, and all control of the service, go to the mailbox behind as they are.
 
@@ -30,11 +31,11 @@ use tokio::runtime::Handle;
 use super::Caller;
 use crate::call::{PassedOn, Recovered};
 use crate::error::{FetchReason, SendReason, TenoriteError};
-use crate::handler::stack::Node;
+use crate::handler::stack::{self, Node};
 use crate::mailbox::function::OutgoingRequest;
 use crate::mailbox::{Control, Mailbox, Stats, ToItself};
 use crate::panics::{self, Payload};
-use crate::phase::{CallState, Layered, Passage, PermitKind, Phase, Terms};
+use crate::phase::{CallState, Layered, Passage, Passed, PermitKind, Phase, Terms};
 use crate::status::{Status, StatusCell};
 
 /// How a call through a layer ends: the service's response, or `None` for a cast that was accepted.
@@ -82,15 +83,8 @@ impl<C: Caller> Next<C> {
     pub fn send(&self, outgoing: OutgoingRequest<C::Request>) -> Forward<'_, C> {
         let terms = Terms { return_on_failure: true, ..self.terms };
         let has_permit = self.has_permit.swap(false, Ordering::Relaxed);
-        let passed = PassedOn::new(
-            &self.mailbox,
-            outgoing.request,
-            has_permit,
-            terms,
-            self.allows_cycle,
-            outgoing.deadline,
-        );
-        Forward { passed, passage: self.passage.as_deref(), is_counted: false }
+        let passed = PassedOn::new(&self.mailbox, outgoing, has_permit, terms, self.allows_cycle);
+        Forward { passed, passage: self.passage.as_deref(), is_counted: false, has_given_way: false }
     }
 }
 
@@ -126,6 +120,7 @@ pub struct Forward<'a, C: Caller> {
     passage: Option<&'a Passage>,
     /// Whether the request is counted as one that may have run.
     is_counted: bool,
+    has_given_way: bool,
 }
 
 impl<C: Caller> Future for Forward<'_, C> {
@@ -134,21 +129,42 @@ impl<C: Caller> Future for Forward<'_, C> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(passage) = this.passage else {
-            return this.passed.poll(cx, false).map(|()| this.passed.outcome());
+            return this.passed.poll(cx, None).map(|()| this.passed.outcome());
         };
-        if !mem::replace(&mut this.is_counted, true) {
-            passage.sent();
+        if !this.is_counted {
+            // Not even the call's own end would stop a function that tries again at once.
+            if passage.is_tired() && !mem::replace(&mut this.has_given_way, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Err(reason) = passage.send() {
+                return Poll::Ready(Err(this.passed.refuse(reason)));
+            }
+            this.is_counted = true;
         }
-        if this.passed.poll(cx, passage.is_expired()).is_pending() {
+        if this.passed.poll(cx, Some(passage)).is_pending() {
             return Poll::Pending;
         }
         let outcome = this.passed.outcome();
         match &outcome {
             Ok(None) => passage.accepted(),
-            Err(Recovered { error: TenoriteError::SendFailure(_), .. }) => passage.failed_to_send(),
+            Err(Recovered { error: TenoriteError::SendFailure(_), .. }) => passage.has_not_run(),
             _ => {}
         }
+        // What has run stays counted.
+        this.passage = None;
         Poll::Ready(outcome)
+    }
+}
+
+impl<C: Caller> Drop for Forward<'_, C> {
+    fn drop(&mut self) {
+        if let Some(passage) = self.passage
+            && self.is_counted
+            && self.passed.give_up()
+        {
+            passage.has_not_run();
+        }
     }
 }
 
@@ -162,10 +178,18 @@ impl<C: Caller> fmt::Debug for Forward<'_, C> {
 
 /// A mailbox with a function in front of it.
 pub(super) struct LayerMailbox<C: Caller, F> {
+    /// `Some` until it is dropped.
+    function: Option<Arc<F>>,
     behind: Arc<DynMailbox<C>>,
-    function: Arc<F>,
     /// Owned in a mailbox that takes the request of an owned permit.
     permit: PermitKind,
+}
+
+impl<C: Caller, F> Drop for LayerMailbox<C, F> {
+    fn drop(&mut self) {
+        // What the function holds has to be gone when the service ends, so it is dropped first.
+        panics::drop_quietly(self.function.take());
+    }
 }
 
 impl<C: Caller, F, Fut> LayerMailbox<C, F>
@@ -174,15 +198,20 @@ where
     Fut: Future<Output = LayerResult<C>> + Send + 'static,
 {
     pub(super) fn new(behind: Arc<DynMailbox<C>>, function: F) -> Self {
-        Self { behind, function: Arc::new(function), permit: PermitKind::Borrowed }
+        Self { function: Some(Arc::new(function)), behind, permit: PermitKind::Borrowed }
     }
 
     fn start(&self, state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
         let (terms, has_permit) = (state.terms, matches!(state.phase, Phase::Permitted(_)));
         let (request, _) = state.take_request(self.permit);
-        let must_not_wait = terms.cast && terms.no_wait;
-        let passage =
-            (must_not_wait || terms.limit.deadline().is_some()).then(|| Arc::new(Passage::default()));
+        // A cast that is late already, by a limit that does not bound its start, must not wait.
+        let reason = match (terms.cast && terms.no_wait, terms.limit.is_expired()) {
+            (true, _) => Some(SendReason::Full),
+            (_, true) => Some(SendReason::Expired),
+            _ => None,
+        };
+        let may_end_first = reason.is_some() || terms.limit.deadline().is_some();
+        let passage = may_end_first.then(|| Arc::new(Passage::default()));
         let next = Next {
             mailbox: Arc::clone(&self.behind),
             terms,
@@ -192,7 +221,12 @@ where
             caller: PhantomData,
         };
         let outgoing = OutgoingRequest::new(request, terms);
-        let future = match panics::catch(|| (self.function)(outgoing, next)) {
+        let function = self.function.as_ref().expect("it is there until the mailbox is dropped");
+        // What the function waits for is no wait of a call that may wait for itself.
+        let barrier = state.allows_cycle.then(stack::barrier);
+        let made = panics::catch(|| function(outgoing, next));
+        drop(barrier);
+        let future = match made {
             Ok(future) => future,
             Err(payload) => {
                 state.phase = panicked::<C>(payload);
@@ -204,20 +238,24 @@ where
         if Self::poll_layered(state, cx).is_ready() {
             return Poll::Ready(());
         }
-        if must_not_wait {
-            // The function waits, which this cast must not.
-            Self::leave(state, |passage| match passage {
-                Some(passage) if passage.is_accepted() => Phase::Accepted,
-                _ => Phase::Failed(TenoriteError::SendFailure(SendReason::Full)),
-            });
-            return Poll::Ready(());
+        match reason {
+            Some(reason) => {
+                Self::leave(state, reason);
+                Poll::Ready(())
+            }
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 
     fn poll_layered(state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Layered(layered) = &mut state.phase else { return Poll::Ready(()) };
-        match panics::poll_caught(layered.future.as_mut(), cx) {
+        let _barrier = state.allows_cycle.then(stack::barrier);
+        let Phase::Layered(Layered { future, passage }) = &mut state.phase else { return Poll::Ready(()) };
+        let mut poll = || panics::poll_caught(future.as_mut(), cx);
+        let polled = match passage {
+            Some(passage) => passage.polling(poll),
+            None => poll(),
+        };
+        match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(outcome) => {
                 panics::drop_quietly(state.take());
@@ -227,13 +265,20 @@ where
         }
     }
 
-    /// Ends a call whose function still waits, with the outcome that follows from what it has sent.
-    fn leave(state: &mut StateOf<C>, outcome: impl FnOnce(Option<&Passage>) -> PhaseOf<C>) {
+    /// Ends a call whose function still waits, with the outcome that follows from what it has sent,
+    /// or for this reason if that has not run.
+    fn leave(state: &mut StateOf<C>, reason: SendReason) {
         let Phase::Layered(Layered { future, passage }) = state.take() else {
             unreachable!("its function waits")
         };
         panics::drop_quietly(future);
-        state.phase = outcome(passage.as_deref());
+        let passed = passage.map_or(Passed::MayHaveRun, |passage| passage.close());
+        state.phase = match (passed, reason) {
+            (Passed::Accepted, _) => Phase::Accepted,
+            (Passed::NotRun, reason) => Phase::Failed(TenoriteError::SendFailure(reason)),
+            (_, SendReason::Expired) => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
+            _ => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Unanswered)),
+        };
     }
 }
 
@@ -303,21 +348,20 @@ where
         }
         // The function hears of it from what it has sent, and may have something to say.
         if Self::poll_layered(state, &mut Context::from_waker(Waker::noop())).is_pending() {
-            Self::leave(state, |passage| {
-                Phase::Failed(match passage {
-                    Some(passage) if !passage.may_have_run() => {
-                        TenoriteError::SendFailure(SendReason::Expired)
-                    }
-                    _ => TenoriteError::FetchFailure(FetchReason::Expired),
-                })
-            });
+            Self::leave(state, SendReason::Expired);
         }
     }
 
-    fn abandon(&self, state: &mut StateOf<C>) {
-        match state.phase {
-            Phase::Layered(_) => drop(panics::drop_quietly(state.take())),
-            _ => self.behind.abandon(state),
+    fn abandon(&self, state: &mut StateOf<C>) -> bool {
+        match state.take() {
+            Phase::Layered(Layered { future, passage }) => {
+                panics::drop_quietly(future);
+                passage.is_some_and(|passage| passage.so_far() == Passed::NotRun)
+            }
+            other => {
+                state.phase = other;
+                self.behind.abandon(state)
+            }
         }
     }
 
@@ -328,7 +372,7 @@ where
     fn own_permit(&self) -> Arc<DynMailbox<C>> {
         Arc::new(Self {
             behind: self.behind.own_permit(),
-            function: Arc::clone(&self.function),
+            function: self.function.clone(),
             permit: PermitKind::Owned,
         })
     }

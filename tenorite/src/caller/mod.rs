@@ -485,15 +485,19 @@ pub trait Caller:
     /// try again, race two requests, or measure. Code that uses the caller cannot tell it from the
     /// service's own, and may put a further layer in front of it.
     ///
-    /// Everything is passed on: the deadline, [`no_wait`](Call::no_wait), whether it is a
-    /// [cast](Call::cast), the [permit](Self::reserve), the drop of the call, and the request that
-    /// comes back to [`recover`](Call::recover). `stop`, `stopped`, `status`, `watch` and `stats`
-    /// are those of the service. Waits for a permit do not go through the function, but the call
-    /// that uses the permit does. Each clone of the new caller counts as a caller of the service.
+    /// The call's terms are passed on: its deadline, [`no_wait`](Call::no_wait), whether it is a
+    /// [cast](Call::cast), its [permit](Self::reserve), its drop, and the request that comes back
+    /// to [`recover`](Call::recover). `stop`, `stopped`, `status`, `watch` and `stats` are those of
+    /// the service. Waits for a permit do not go through the function, but the call that uses the
+    /// permit does, if it is made with the same caller.
+    ///
+    /// The new caller and its clones keep the service alive, as its other callers do. What is
+    /// [weak](TenoriteCaller::downgrade) is weak to the new caller and its clones: it upgrades as
+    /// long as there is one of them. An owned permit keeps the function, and what it holds.
     ///
     /// The function's future is driven by its call, on whichever thread polls it, with or without a
-    /// runtime. It is dropped with its call, and when the call's deadline passes and it still waits
-    /// although its requests have ended.
+    /// runtime. It is dropped with its call. It is also dropped when the call's deadline passes, if
+    /// it still waits after its requests have been ended.
     ///
     /// What cannot be passed on:
     /// - A permit is for one request. Another one that is sent for the same call waits for capacity
@@ -502,7 +506,11 @@ pub trait Caller:
     /// - [`try_cast`](Call::try_cast), and a cast with `no_wait`, poll the function once. If it
     ///   still waits, and has not sent the cast, the cast fails with
     ///   [`Full`](crate::SendReason::Full).
+    /// - A request that the function still has when its call ends is dropped with it, and does not
+    ///   come back.
     /// - A function that waits before it sends the request gives up the order of first polls.
+    /// - What the function waits for besides its requests is no wait that is looked at when a call
+    ///   [would deadlock](crate::SendReason::WouldDeadlock).
     ///
     /// # Errors
     ///
@@ -597,7 +605,8 @@ impl<C: Caller> WeakCaller<C> {
     }
 
     /// Returns a caller as long as there is one: even after `stop()`, but never after the last
-    /// caller was dropped.
+    /// caller was dropped. Of a caller with a [layer](Caller::layer), as long as there is one with
+    /// that layer.
     #[must_use]
     pub fn upgrade(&self) -> Option<C> {
         let mailbox = self.mailbox.as_ref()?.upgrade()?;

@@ -30,8 +30,12 @@ use crate::status::{StatusCell, StopReason};
 use crate::sync::Mutex;
 use crate::trace;
 
-/// A request on its way to a service that is elsewhere: what the function passed to
+/// A request on its way to its service, with the terms of its call: what a
+/// [layer](crate::Caller::layer) passes on, and what the function passed to
 /// [`TenoriteCaller::remote`](crate::TenoriteCaller::remote) has to send.
+///
+/// A layer may change it. A `deadline` or `expires` that is brought forward holds, and `no_wait`
+/// may be set. Everything else stays as it was for the call.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct OutgoingRequest<Rq> {
@@ -393,17 +397,21 @@ where
         }
     }
 
-    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
         match state.take() {
-            Phase::Waiting(slot) => self.shared.slots.abandon(slot),
+            Phase::Waiting(slot) => return self.shared.slots.abandon(slot),
             Phase::Driven(future) => {
                 self.leave(future);
                 self.shared.slots.cancelled();
             }
             // The request was never sent, so a panic of its `Drop` is the sender's own.
-            Phase::Permitted(request) => drop(request),
+            Phase::Permitted(request) => {
+                drop(request);
+                return true;
+            }
             other => self.shared.slots.drop_quietly(other),
         }
+        false
     }
 
     fn unreserve(&self) {}

@@ -124,8 +124,9 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Control {
     /// in the state.
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>);
 
-    /// Ends a call that was dropped before its outcome.
-    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>);
+    /// Ends a call that was dropped before its outcome. Returns whether its request has certainly
+    /// not run.
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool;
 
     /// Gives back a permit that was granted.
     fn unreserve(&self);

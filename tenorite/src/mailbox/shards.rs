@@ -320,29 +320,36 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
         }
     }
 
-    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
-        if self.with_shard(state, |shard, state| shard.abandon(state)).is_some() {
-            return;
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
+        if let Some(has_not_run) = self.with_shard(state, |shard, state| shard.abandon(state)) {
+            return has_not_run;
         }
         match state.take() {
             Phase::Parts(parts) => match *parts {
                 Parts::Calls(calls, request) => {
+                    let mut has_not_run = true;
                     for (shard, mut call) in self.shards.iter().zip(calls) {
-                        shard.abandon(&mut call);
+                        has_not_run &= shard.abandon(&mut call);
                     }
                     panics::drop_quietly(request);
+                    has_not_run
                 }
                 Parts::Permits(granted, mut wait) => {
                     self.shards[granted].abandon(&mut wait);
                     self.shards[..granted].iter().for_each(|shard| shard.unreserve());
+                    true
                 }
             },
             Phase::Permitted(request) => {
                 self.unreserve_except(None);
                 // The request was never sent, so a panic of its `Drop` is the sender's own.
                 drop(request);
+                true
             }
-            other => drop(panics::drop_quietly(other)),
+            other => {
+                panics::drop_quietly(other);
+                false
+            }
         }
     }
 

@@ -97,8 +97,8 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
         self.queue.expire_call(state);
     }
 
-    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) {
-        self.queue.abandon_call(state, self.permit);
+    fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
+        self.queue.abandon_call(state, self.permit)
     }
 
     fn unreserve(&self) {

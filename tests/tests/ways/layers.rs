@@ -46,7 +46,7 @@ async fn pass(outgoing: OutgoingRequest<ShelfRequest>, next: Next<ShelfCaller>) 
     next.send(outgoing).await
 }
 
-/// With handlers that wait under way, and the backlog of one taken.
+/// A handler is running and waits, and the backlog of one is full.
 async fn full() -> (ShelfCaller, Arc<Semaphore>) {
     let (shelf, gate) = shelf(1);
     shelf.wait().cast().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_layer_answers_refuses_and_changes() {
     assert_eq!(shelf.books().await.unwrap(), ["LOUD"]);
 }
 
-/// A call has had what it was answered by the layer, and nothing else.
+/// A call ends in what the layer answers.
 #[tokio::test]
 async fn an_answer_of_another_method_is_told() {
     let (shelf, _gate) = shelf(8);
@@ -393,4 +393,201 @@ fn a_layer_needs_no_runtime() {
     let blocked = std::thread::spawn(move || waits.send_request(2).blocking());
     sender.send(()).unwrap();
     assert_eq!(blocked.join().unwrap(), Ok(4));
+}
+
+/// What is sent when there is no time left does not run, though the service is idle.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_sent_too_late_never_runs() {
+    let (shelf, _gate) = shelf(8);
+    for late in [SECOND, 2 * SECOND] {
+        let slow = shelf.layer(move |outgoing, next| async move {
+            tokio::time::advance(late).await;
+            next.send(outgoing).await
+        });
+        let expired = slow.put("late").timeout(SECOND).recover().await.unwrap_err();
+        assert_eq!(expired.error, TenoriteError::SendFailure(SendReason::Expired));
+    }
+    // In a task that the function has left it to, and in the poll that tells it.
+    let elsewhere = shelf.layer(|outgoing, next| async move {
+        let sends = tokio::spawn(async move {
+            sleep(2 * SECOND).await;
+            next.send(outgoing).await
+        });
+        sends.await.unwrap()
+    });
+    let expired = Err(TenoriteError::SendFailure(SendReason::Expired));
+    assert_eq!(elsewhere.put("elsewhere").timeout(SECOND).await, expired);
+    assert_eq!(elsewhere.put("left").try_cast(), Err(TenoriteError::SendFailure(SendReason::Full)));
+    sleep(10 * SECOND).await;
+    assert_eq!(shelf.books().await.unwrap(), [""; 0]);
+    assert_eq!(elsewhere.books().await.unwrap(), [""; 0]);
+}
+
+/// A cast of which it is unknown whether it ran is not said to have found no room.
+#[tokio::test]
+async fn a_cast_that_may_have_run_is_not_said_to_be_refused() {
+    let lost = TenoriteError::FetchFailure(FetchReason::Disconnected);
+    let remote = TenoriteCaller::<u32, u32>::remote(move |_| std::future::ready(Err(lost.clone())));
+    let patient = remote.layer(|outgoing, next| async move {
+        let again = outgoing.with_request(2);
+        match next.send(outgoing).await {
+            Err(_) => {
+                sleep(SECOND).await;
+                next.send(again).await
+            }
+            outcome => outcome,
+        }
+    });
+    let unknown = Err(TenoriteError::FetchFailure(FetchReason::Unanswered));
+    assert_eq!(patient.send_request(1).try_cast(), unknown);
+}
+
+/// Such a loop lets its worker run, and its call's deadline pass.
+#[tokio::test]
+async fn a_layer_that_tries_again_at_once_gives_way() {
+    let (shelf, gate) = full().await;
+    let stubborn = shelf.layer(|mut outgoing, next| async move {
+        loop {
+            let terms = outgoing.with_request(());
+            match next.send(outgoing).await {
+                Err(Recovered { error, request: Some(request) }) if error.is_retryable() => {
+                    outgoing = terms.with_request(request);
+                }
+                outcome => return outcome,
+            }
+        }
+    });
+    let full = Err(TenoriteError::SendFailure(SendReason::Full));
+    assert_eq!(stubborn.put("a").try_cast(), full);
+    let expired = Err(TenoriteError::SendFailure(SendReason::Expired));
+    assert_eq!(stubborn.put("b").no_wait().timeout(Duration::from_millis(5)).await, expired);
+    assert_eq!(stubborn.put("c").timeout(Duration::from_millis(5)).await, expired);
+    let blocking = stubborn.clone();
+    let blocked = tokio::task::spawn_blocking(move || {
+        blocking.put("d").no_wait().timeout(Duration::from_millis(5)).blocking()
+    });
+    assert_eq!(blocked.await.unwrap(), expired);
+    let mut call = stubborn.put("e").no_wait().owned();
+    assert!(poll_once(&mut call).is_pending());
+    gate.add_permits(1);
+    assert_eq!(call.await, Ok(2));
+    assert_eq!(shelf.books().await.unwrap(), ["in the queue", "e"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cast_that_was_accepted_is_said_to_be_whatever_the_layer_waits_for() {
+    let (shelf, _gate) = shelf(8);
+    let after = shelf.layer(|outgoing, next| async move {
+        let accepted = next.send(outgoing).await;
+        sleep(10 * SECOND).await;
+        accepted
+    });
+    after.with_timeout(SECOND).put("a").cast().await.unwrap();
+    after.with_timeout(Duration::ZERO).put("b").cast().await.unwrap();
+    let before = shelf.layer(|outgoing, next| async move {
+        sleep(10 * SECOND).await;
+        next.send(outgoing).await
+    });
+    let expired = Err(TenoriteError::SendFailure(SendReason::Expired));
+    assert_eq!(before.with_timeout(Duration::ZERO).put("c").cast().await, expired);
+    assert_eq!(shelf.books().await.unwrap(), ["a", "b"]);
+}
+
+/// What was given up before its turn has not run, and the call may say so.
+#[tokio::test(start_paused = true)]
+async fn what_a_layer_has_taken_back_is_not_said_to_have_run() {
+    let (shelf, gate) = shelf(8);
+    let mut waits = shelf.wait().owned();
+    assert!(poll_once(&mut waits).is_pending());
+    let hasty = shelf.layer(|outgoing, next| async move {
+        let _elapsed = tokio::time::timeout(SECOND, next.send(outgoing)).await;
+        sleep(10 * SECOND).await;
+        Ok(None)
+    });
+    let expired = Err(TenoriteError::SendFailure(SendReason::Expired));
+    assert_eq!(hasty.put("a").timeout(2 * SECOND).await, expired);
+    // Through a further layer as well.
+    assert_eq!(hasty.layer(pass).put("b").timeout(2 * SECOND).await, expired);
+    assert_eq!(hasty.wait().timeout(2 * SECOND).await.map(|()| 0), expired);
+    gate.add_permits(2);
+    waits.await.unwrap();
+    let ran = Err(TenoriteError::FetchFailure(FetchReason::Expired));
+    let idle = hasty.layer(pass);
+    assert_eq!(idle.put("c").timeout(2 * SECOND).await, ran);
+    assert_eq!(shelf.books().await.unwrap(), ["c"]);
+}
+
+/// A thread waits by the system's clock, and leaves that of the runtime alone.
+#[tokio::test(start_paused = true)]
+async fn a_blocking_call_through_a_layer_does_not_move_the_runtime_s_clock() {
+    let (shelf, gate) = shelf(8);
+    let mut waits = shelf.wait().owned();
+    assert!(poll_once(&mut waits).is_pending());
+    let began = tokio::time::Instant::now();
+    let layered = shelf.layer(pass);
+    let blocked = std::thread::spawn(move || layered.put("a").timeout(1000 * SECOND).blocking());
+    while shelf.stats().queued == 0 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(1);
+    waits.await.unwrap();
+    assert_eq!(tokio::task::spawn_blocking(|| blocked.join().unwrap()).await.unwrap(), Ok(1));
+    assert!(began.elapsed() < SECOND);
+}
+
+#[tokio::test]
+async fn a_layer_may_be_less_patient_than_its_call() {
+    let (shelf, _gate) = full().await;
+    let hasty = shelf.layer(|mut outgoing, next| async move {
+        outgoing.no_wait = true;
+        next.send(outgoing).await
+    });
+    assert_eq!(hasty.put("a").await, Err(TenoriteError::SendFailure(SendReason::Full)));
+    assert_eq!(hasty.put("a").cast().await, Err(TenoriteError::SendFailure(SendReason::Full)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_may_bound_when_a_cast_starts() {
+    let (shelf, gate) = shelf(8);
+    let mut waits = shelf.wait().owned();
+    assert!(poll_once(&mut waits).is_pending());
+    for patience in [None, Some(10 * SECOND)] {
+        let bounded = shelf.layer(|mut outgoing, next| async move {
+            outgoing.expires = Some(tokio::time::Instant::now() + SECOND);
+            next.send(outgoing).await
+        });
+        let bounded = patience.map_or(bounded.clone(), |patience| bounded.with_timeout(patience));
+        bounded.put("late").cast().await.unwrap();
+    }
+    sleep(2 * SECOND).await;
+    gate.add_permits(1);
+    waits.await.unwrap();
+    assert_eq!(shelf.books().await.unwrap(), [""; 0]);
+}
+
+/// What a function holds may panic when it is dropped, and is gone before the service is.
+#[tokio::test]
+async fn what_a_layer_holds_is_dropped_before_its_service_ends() {
+    struct Holds(ShelfCaller, Arc<AtomicU32>);
+
+    impl Drop for Holds {
+        fn drop(&mut self) {
+            self.1.store(1 + u32::from(self.0.is_stopped()), SeqCst);
+            panic!("on purpose");
+        }
+    }
+
+    let (shelf, _gate) = shelf(8);
+    let (held, dropped) = (shelf.clone(), Arc::new(AtomicU32::new(0)));
+    let holds = Holds(held, Arc::clone(&dropped));
+    let layered = shelf.layer(move |outgoing, next| {
+        let _holds = &holds;
+        async move { next.send(outgoing).await }
+    });
+    let mut status = shelf.watch();
+    drop(shelf);
+    layered.put("a").await.unwrap();
+    drop(layered);
+    assert_eq!(dropped.load(SeqCst), 1);
+    status.wait_for(|status| *status == tenorite::Status::Stopped).await.unwrap();
 }

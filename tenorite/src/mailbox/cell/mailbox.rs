@@ -523,9 +523,10 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
         self.core.look_again();
     }
 
-    fn abandon(&self, state: &mut StateOf<W>) {
-        self.core.queue.abandon_call(state, self.permit);
+    fn abandon(&self, state: &mut StateOf<W>) -> bool {
+        let has_not_run = self.core.queue.abandon_call(state, self.permit);
         self.core.look_again();
+        has_not_run
     }
 
     fn unreserve(&self) {

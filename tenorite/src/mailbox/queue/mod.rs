@@ -467,16 +467,18 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Ends a call that was dropped before its outcome. `permit` is the kind of the call's permit,
     /// if it has one.
-    pub(crate) fn abandon_call(&self, state: &mut CallState<Rq, Rs, Er>, permit: PermitKind) {
+    pub(crate) fn abandon_call(&self, state: &mut CallState<Rq, Rs, Er>, permit: PermitKind) -> bool {
         match state.take() {
-            Phase::Waiting(slot) => self.abandon(slot),
+            Phase::Waiting(slot) => return self.abandon(slot),
             Phase::Permitted(request) => {
                 self.unreserve(permit);
                 // The request was never sent, so a panic of its `Drop` is the sender's own.
                 drop(request);
+                return true;
             }
             other => self.drop_quietly(other),
         }
+        false
     }
 
     /// Ends a call whose deadline has passed, unless it has ended already.
@@ -507,7 +509,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Ends a call that was dropped: takes its request out of the queue, or gives up its reply.
     ///
     /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
-    pub(crate) fn abandon(&self, slot: usize) {
+    pub(crate) fn abandon(&self, slot: usize) -> bool {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         if line.slots.is_granted(slot) {
@@ -523,8 +525,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         drop(line);
         self.finish(deferred);
         self.drop_quietly(unseen);
-        if let Some(Withdrawn::BeforeStart(request)) = left {
-            self.drop_quietly(request);
+        match left {
+            Some(Withdrawn::BeforeStart(request)) => {
+                self.drop_quietly(request);
+                true
+            }
+            _ => false,
         }
     }
 
