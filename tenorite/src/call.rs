@@ -646,6 +646,7 @@ impl<'a, Rq, Rs, Er> PassedOn<'a, Rq, Rs, Er> {
         mailbox: &'a Arc<dyn Mailbox<Rq, Rs, Er>>,
         outgoing: OutgoingRequest<Rq>,
         has_permit: bool,
+        is_first: bool,
         terms: Terms,
         allows_cycle: bool,
     ) -> Self {
@@ -656,6 +657,8 @@ impl<'a, Rq, Rs, Er> PassedOn<'a, Rq, Rs, Er> {
         ticket.state.allows_cycle = allows_cycle;
         // The clock of the call runs already, and what it inherits it has.
         ticket.polled = true;
+        // The call itself gives way for the first request, and each further one for itself.
+        ticket.has_given_way = is_first;
         ticket.state.terms.no_wait |= no_wait;
         if expires.is_some() && expires != terms.deadline() {
             // The layer has set it. It bounds when a cast starts, as a limit of its own does.
@@ -680,13 +683,12 @@ impl<'a, Rq, Rs, Er> PassedOn<'a, Rq, Rs, Er> {
         {
             ticket.state.terms.limit = Limit::Expired;
         }
-        let began = budget::begin();
         if ticket.mailbox.get().poll(&mut ticket.state, cx).is_ready() {
             // A layer that tries again at once has to let the service run, and its call look at the
             // clock. What must not wait has its outcome at once.
             let may_wait = !(ticket.state.terms.cast && ticket.state.terms.no_wait);
             if may_wait && !std::mem::replace(&mut ticket.has_given_way, true) {
-                return budget::charge(began, false, cx);
+                return budget::charge(budget::begin(), false, cx);
             }
             return Poll::Ready(());
         }

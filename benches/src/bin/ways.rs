@@ -168,6 +168,21 @@ fn reads_of_shared(runtime: &Runtime, count: usize) -> Duration {
     })
 }
 
+fn reads_through_layers(runtime: &Runtime, layers: usize) -> Duration {
+    let mut service = runtime.block_on(async { plain::PlainService.start(64, plain::Plain(map())) });
+    for _ in 0..layers {
+        service = service.layer(|outgoing, next| async move { next.send(outgoing).await });
+    }
+    tasks(runtime, 1, |_| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS {
+                black_box(service.get(n as u64 % 1_000).await.unwrap());
+            }
+        }
+    })
+}
+
 fn reads_of_std_lock(runtime: &Runtime, count: usize) -> Duration {
     let lock = Arc::new(RwLock::new(map()));
     tasks(runtime, count, |_| {
@@ -487,6 +502,12 @@ fn main() {
         &part,
         |runtime| each(keyed_reads(runtime, 8)),
         |runtime| each(keyed_reads(runtime, 0)),
+    );
+    compare(
+        "sync reads, one task: through an empty layer, to none (ns)",
+        &part,
+        |runtime| each(reads_through_layers(runtime, 1)),
+        |runtime| each(reads_through_layers(runtime, 0)),
     );
     compare(
         "computing, 8 tasks: 2 shards, to 1 shard (ms)",

@@ -53,6 +53,8 @@ pub struct Next<C: Caller> {
     allows_cycle: bool,
     /// Whether the call's permit is still to be used.
     has_permit: AtomicBool,
+    /// Whether a request was sent already.
+    has_sent: AtomicBool,
     /// What the call has to know of the requests that are sent. It asks only if it has a deadline,
     /// or must not wait.
     passage: Option<Arc<Passage>>,
@@ -82,8 +84,12 @@ impl<C: Caller> Next<C> {
     /// The same as for a [`Call`](crate::Call).
     pub fn send(&self, outgoing: OutgoingRequest<C::Request>) -> Forward<'_, C> {
         let terms = Terms { return_on_failure: true, ..self.terms };
-        let has_permit = self.has_permit.swap(false, Ordering::Relaxed);
-        let passed = PassedOn::new(&self.mailbox, outgoing, has_permit, terms, self.allows_cycle);
+        // A swap is dearer than a load, and few calls have a permit.
+        let has_permit =
+            self.has_permit.load(Ordering::Relaxed) && self.has_permit.swap(false, Ordering::Relaxed);
+        let is_first = !self.has_sent.load(Ordering::Relaxed);
+        self.has_sent.store(true, Ordering::Relaxed);
+        let passed = PassedOn::new(&self.mailbox, outgoing, has_permit, is_first, terms, self.allows_cycle);
         Forward { passed, passage: self.passage.as_deref(), is_counted: false, has_given_way: false }
     }
 }
@@ -93,6 +99,7 @@ impl<C: Caller> Clone for Next<C> {
         Self {
             mailbox: Arc::clone(&self.mailbox),
             has_permit: AtomicBool::new(false),
+            has_sent: AtomicBool::new(true),
             passage: self.passage.clone(),
             ..*self
         }
@@ -217,6 +224,7 @@ where
             terms,
             allows_cycle: state.allows_cycle,
             has_permit: AtomicBool::new(has_permit),
+            has_sent: AtomicBool::new(false),
             passage: passage.clone(),
             caller: PhantomData,
         };
@@ -224,19 +232,32 @@ where
         let function = self.function.as_ref().expect("it is there until the mailbox is dropped");
         // What the function waits for is no wait of a call that may wait for itself.
         let barrier = state.allows_cycle.then(stack::barrier);
-        let made = panics::catch(|| function(outgoing, next));
+        let polled = panics::catch(|| {
+            let mut future = Box::pin(function(outgoing, next));
+            let mut poll = || future.as_mut().poll(cx);
+            let poll = match &passage {
+                Some(passage) => passage.polling(poll),
+                None => poll(),
+            };
+            match poll {
+                Poll::Ready(outcome) => Ok(outcome),
+                Poll::Pending => Err(future),
+            }
+        });
         drop(barrier);
-        let future = match made {
-            Ok(future) => future,
+        match polled {
+            Ok(Ok(outcome)) => {
+                state.phase.put(outcome_of::<C>(outcome, terms));
+                return Poll::Ready(());
+            }
+            Ok(Err(future)) => {
+                let future = Box::pin(async move { outcome_of::<C>(future.await, terms) });
+                state.phase = Phase::Layered(Layered { future, passage });
+            }
             Err(payload) => {
                 state.phase = panicked::<C>(payload);
                 return Poll::Ready(());
             }
-        };
-        let future = Box::pin(async move { outcome_of::<C>(future.await, terms) });
-        state.phase = Phase::Layered(Layered { future, passage });
-        if Self::poll_layered(state, cx).is_ready() {
-            return Poll::Ready(());
         }
         match reason {
             Some(reason) => {
