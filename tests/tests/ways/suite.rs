@@ -107,17 +107,24 @@ macro_rules! suite {
                 }
             }
 
-            /// Starts the service in each way, and comes to it directly, through a layer, and through two.
+            /// Starts the service in each way, and comes to it directly, through a layer, through two, and
+            /// through one of tower's.
             fn each_way(backlog: usize) -> Vec<(String, ProbeCaller, Watch)> {
                 let mut ways: Vec<(String, ProbeCaller, Watch)> = Vec::new();
-                $(for layers in 0..3 {
+                $(for layers in ["none", "one", "two", "tower"] {
                     let $watch = Watch::new();
                     let start: fn(usize, Watch) -> ProbeCaller = $way;
                     let mut probe = start(backlog, $watch.clone());
-                    for _ in 0..layers {
-                        probe = probe.layer(|outgoing, next| async move { next.send(outgoing).await });
-                    }
-                    let way = format!("{} through {layers} layers", stringify!($way));
+                    let pass = |probe: ProbeCaller| {
+                        probe.layer(|outgoing, next| async move { next.send(outgoing).await })
+                    };
+                    probe = match layers {
+                        "one" => pass(probe),
+                        "two" => pass(pass(probe)),
+                        "tower" => tenorite_tower::layer(&probe, tower_layer::Identity::new()),
+                        _ => probe,
+                    };
+                    let way = format!("{}, layers: {layers}", stringify!($way));
                     ways.push((way, probe, $watch));
                 })+
                 ways
