@@ -13,7 +13,6 @@
 
 #[cfg(loom)]
 mod loom;
-#[cfg(loom)]
 mod readers;
 #[cfg(shuttle)]
 mod shuttle;

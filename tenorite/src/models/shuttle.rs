@@ -16,11 +16,12 @@ use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Post, Seen, Worker, lost, poll_once, start, start_restarting,
-    start_with, start_without_worker,
+    Ask, Caller, Event, Model, Outcome, Post, Seen, lost, poll_once, start, start_restarting, start_with,
+    start_without_worker,
 };
 use crate::caller::Caller as _;
 use crate::caller::permit::OwnedPermit;
+use crate::dispatch::Dispatch;
 use crate::error::{SendReason, TenoriteError};
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
@@ -29,7 +30,7 @@ use crate::status::StopReason;
 /// Runs a scenario under many schedules. Half of them switch anywhere. The other half switch at a
 /// few places only, which finds other bugs (Burckhardt, Kothari, Musuvathi, Nagarakatte, "A
 /// randomized scheduler with probabilistic guarantees of finding bugs", 2010).
-fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+pub(super) fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let schedules = std::env::var("SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(20_000);
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let scenario = Arc::new(scenario);
@@ -45,7 +46,10 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
 
 /// Runs the service's task on its own thread until it ends or is aborted. Yields `None` if it did
 /// not hand its worker back.
-fn drive(driver: Driver<Worker>, abort: &Arc<Event>) -> JoinHandle<Option<Worker>> {
+pub(super) fn drive<W: Dispatch<Config: Send, Output = W> + Send>(
+    driver: Driver<W>,
+    abort: &Arc<Event>,
+) -> JoinHandle<Option<W>> {
     let abort = Arc::clone(abort);
     thread::spawn(move || {
         block_on(async move {
@@ -142,7 +146,7 @@ fn ask(what: What, id: u32, event: &Arc<Event>, caller: &Caller) -> Ask {
 }
 
 /// What a caller knows about its call at the end.
-enum Known {
+pub(super) enum Known {
     Outcome(Outcome),
     /// The call was cast and accepted.
     Accepted,

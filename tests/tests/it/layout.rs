@@ -107,6 +107,7 @@ fn planted_bugs_are_up_to_date() {
         // Unit tests stand in a module of their own, `tests`, within the one that they are about.
         let module = match bug.catcher.tool {
             Tool::Unit => modules.split("::tests").next().expect("a name").replace("::", "/"),
+            Tool::Loom | Tool::Shuttle => modules.trim_start_matches("models::").replace("::", "/"),
             _ => modules.rsplit("::").next().expect("a name").to_owned(),
         };
         let (folder, module) = match bug.catcher.tool {
