@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tenorite::Inline;
 use tenorite::prelude::*;
-use tenorite::{Inline, Recovered};
-use tenorite_tower::{BoxError, Passing};
+use tenorite_tower::{BoxError, Failed, Passing};
 use tokio::sync::Semaphore;
 use tower::balance::p2c::Balance;
 use tower::discover::ServiceList;
@@ -163,15 +163,16 @@ async fn a_service_is_a_caller() {
     assert_eq!(desk.file("a").no_wait().await, Err(TenoriteError::SendFailure(SendReason::Full)));
     let mut waits = desk.file("b");
     assert!((&mut waits).now_or_never().is_none());
+    let late = desk.file("late").timeout(Duration::from_millis(5)).await;
+    assert_eq!(late, Err(TenoriteError::SendFailure(SendReason::Expired)));
     handle.allow(3);
     let (filed, ()) = tokio::join!(waits, async {
         assert_request_eq!(handle, file("b")).send_response(DeskResponse::File(Ok(1)));
     });
     assert_eq!(filed, Ok(1));
-    let (accepted, ()) = tokio::join!(desk.file("c").cast(), async {
-        assert_request_eq!(handle, file("c")).send_response(DeskResponse::File(Err(Closed)));
-    });
-    assert_eq!(accepted, Ok(()));
+    // A cast ends when the service was called, which goes on.
+    desk.with_timeout(Duration::from_millis(1)).file("c").cast().await.unwrap();
+    assert_request_eq!(handle, file("c")).send_response(DeskResponse::File(Err(Closed)));
     let (failed, ()) = tokio::join!(desk.file("d"), async {
         assert_request_eq!(handle, file("d")).send_error(Closed);
     });
@@ -179,10 +180,11 @@ async fn a_service_is_a_caller() {
     assert_eq!(failed, Err(TenoriteError::FetchFailure(FetchReason::Undecodable(text))));
     // It is not ready any more, so nothing was sent.
     handle.send_error(Closed);
-    assert!(matches!(desk.file("e").await, Err(TenoriteError::SendFailure(SendReason::Incompatible(_)))));
+    assert!(matches!(desk.file("e").await, Err(TenoriteError::SendFailure(SendReason::Denied(_)))));
 }
 
-/// A caller, behind a service, behind a caller: it ends as it would without them.
+/// A caller, behind a service, behind a caller. (A deadline that passes while the request is queued is
+/// that of the outer call, which knows only that the service was called.)
 #[tokio::test]
 async fn there_and_back_is_the_same() {
     let (desk, gate) = busy(1).await;
@@ -231,8 +233,9 @@ async fn tower_s_layers_keep_what_a_call_carries() {
     for call in &mut two {
         assert!(call.now_or_never().is_none());
     }
-    let shed = layered.file("g").await;
-    assert_eq!(shed, Err(TenoriteError::SendFailure(SendReason::Full)));
+    let shed = layered.file("g").recover().await.unwrap_err();
+    assert_eq!(shed.error, TenoriteError::SendFailure(SendReason::Full));
+    assert_eq!(shed.request, Some(file("g")));
     gate.add_permits(1);
     for call in two {
         call.await.unwrap();
@@ -249,16 +252,17 @@ async fn tower_s_layers_keep_what_a_call_carries() {
 #[derive(Clone)]
 struct Again(Arc<AtomicU32>);
 
-impl Policy<Passing<DeskCaller>, Option<DeskResponse>, Recovered<DeskRequest>> for Again {
+impl Policy<Passing<DeskCaller>, Option<DeskResponse>, Failed> for Again {
     type Future = Ready<()>;
 
     fn retry(
         &mut self,
         _passing: &mut Passing<DeskCaller>,
-        outcome: &mut Result<Option<DeskResponse>, Recovered<DeskRequest>>,
+        outcome: &mut Result<Option<DeskResponse>, Failed>,
     ) -> Option<Ready<()>> {
-        let failed = outcome.as_ref().err()?;
-        (failed.error.is_retryable() && self.0.fetch_sub(1, SeqCst) > 1).then(|| ready(()))
+        let failure = outcome.as_ref().err()?.failure()?;
+        let tries_again = failure.is_retryable() || matches!(failure, TenoriteError::FetchFailure(_));
+        (tries_again && self.0.fetch_sub(1, SeqCst) > 1).then(|| ready(()))
     }
 
     fn clone_request(&mut self, passing: &Passing<DeskCaller>) -> Option<Passing<DeskCaller>> {
@@ -334,4 +338,169 @@ fn errors_of_tower_say_whether_it_ran() {
     assert_eq!(of(Box::new(narrow)), full);
     let other = of("a tree fell".into());
     assert_eq!(other, TenoriteError::FetchFailure(FetchReason::Undecodable("a tree fell".into())));
+}
+
+/// The second try was refused, and the first has run.
+#[tokio::test]
+async fn a_retry_does_not_make_it_undone() {
+    let (desk, _gate) = desk(8);
+    // It runs, and its reply is lost.
+    let loses = desk.layer(|outgoing, next| async move {
+        next.send(outgoing).await?;
+        Err(TenoriteError::FetchFailure(FetchReason::Unanswered))?
+    });
+    let tries = Arc::new(AtomicU32::new(1));
+    let once = Arc::clone(&tries);
+    let refuses_later = loses.layer(move |outgoing, next| {
+        let is_first = once.swap(0, SeqCst) == 1;
+        async move {
+            if is_first {
+                return next.send(outgoing).await;
+            }
+            let error = TenoriteError::SendFailure(SendReason::Stopped);
+            Err(tenorite::Recovered { error, request: Some(outgoing.request) })
+        }
+    });
+    let again = ServiceBuilder::new().retry(Again(Arc::new(AtomicU32::new(2))));
+    let failed = tenorite_tower::layer(&refuses_later, again).file("a").recover().await.unwrap_err();
+    assert_eq!(failed.error, TenoriteError::FetchFailure(FetchReason::Stopped));
+    assert_eq!(failed.request, None);
+    assert_eq!(desk.papers().await.unwrap(), ["a"]);
+}
+
+#[tokio::test]
+async fn what_a_filter_refuses_did_not_run_and_comes_back() {
+    let (desk, _gate) = desk(8);
+    let not_empty = |passing: Passing<DeskCaller>| match &passing.outgoing().request {
+        DeskRequest::File { paper } if paper == "secret" => Err(BoxError::from("not for you")),
+        _ => Ok(passing),
+    };
+    let filtered = tenorite_tower::layer(&desk, ServiceBuilder::new().filter(not_empty));
+    let refused = filtered.file("secret").recover().await.unwrap_err();
+    assert_eq!(refused.error, TenoriteError::SendFailure(SendReason::Denied("not for you".into())));
+    assert_eq!(refused.request, Some(file("secret")));
+    assert_eq!(filtered.file("a").await, Ok(1));
+}
+
+/// A place that is reserved is for one try. The others wait like any call.
+#[tokio::test]
+async fn a_service_of_a_caller_that_tries_again() {
+    let (desk, _gate) = desk(8);
+    let twice = desk.layer(|outgoing, next| async move {
+        let again = outgoing.clone();
+        next.send(outgoing).await?;
+        next.send(again).await
+    });
+    let mut service = tenorite_tower::method(twice, |desk, paper: String| {
+        assert!(!desk.is_closed());
+        desk.file(&paper)
+    });
+    assert_eq!(service.ready().await.unwrap().call("a".to_owned()).await, Ok(2));
+    assert!(!service.get_ref().is_closed());
+}
+
+/// As do services that are written by hand.
+#[tokio::test]
+async fn an_error_of_one_s_own_leaves_the_others_as_they_are() {
+    let stopped =
+        TenoriteCaller::<u32, u32, Closed>::from_fn(|_| ready(Err(TenoriteError::ServiceError(Closed))));
+    let again: TenoriteCaller<u32, u32, Closed> =
+        tenorite_tower::caller(tenorite_tower::service(stopped.clone()));
+    assert_eq!(again.send_request(1).await, Err(TenoriteError::ServiceError(Closed)));
+    stopped.stop();
+    assert_eq!(again.send_request(1).await, Err(TenoriteError::SendFailure(SendReason::Stopped)));
+    // An error that is none, and a request that is not `Sync`.
+    type Text = TenoriteCaller<std::cell::Cell<u32>, u32, String>;
+    let text = Text::from_fn(|_| ready(Err(TenoriteError::ServiceError("no".to_owned()))));
+    let text: Text = tenorite_tower::layer(&text, ServiceBuilder::new().concurrency_limit(1));
+    let text: Text = tenorite_tower::caller_with(tenorite_tower::service(text), |error| error);
+    let refused = text.send_request(std::cell::Cell::new(1)).await;
+    assert_eq!(refused, Err(TenoriteError::ServiceError("no".to_owned())));
+}
+
+/// An error that is a mere cause of another is not that of the call.
+#[tokio::test]
+async fn what_an_error_was_caused_by_does_not_say_that_it_did_not_run() {
+    #[derive(Debug)]
+    struct Caused(TenoriteError);
+
+    impl std::fmt::Display for Caused {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the index failed")
+        }
+    }
+
+    impl std::error::Error for Caused {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    let service = tower::service_fn(|_: u32| {
+        ready(Err::<u32, _>(Caused(TenoriteError::SendFailure(SendReason::Full))))
+    });
+    let caller: TenoriteCaller<u32, u32> = tenorite_tower::caller(service);
+    let text = "the index failed".into();
+    let unknown = Err(TenoriteError::FetchFailure(FetchReason::Undecodable(text)));
+    assert_eq!(caller.send_request(1).await, unknown);
+}
+
+/// A task's turn that is over is no lack of room.
+#[tokio::test]
+async fn an_idle_service_is_never_overloaded() {
+    let (desk, _gate) = desk(8);
+    let mut service = ServiceBuilder::new().load_shed().service(tenorite_tower::service(desk.clone()));
+    let again: DeskCaller = tenorite_tower::caller(tenorite_tower::service(desk.clone()));
+    desk.papers().await.unwrap();
+    for n in 0..5_000 {
+        let held = service.ready().await.unwrap().call(DeskRequest::Papers).await;
+        assert!(held.is_ok(), "{n}: {held:?}");
+        assert!(again.papers().no_wait().await.is_ok(), "{n}");
+    }
+}
+
+/// Tower's timeouts need a runtime, and a thread has none.
+#[test]
+fn a_thread_without_a_runtime_calls_through_a_timeout() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let layered = runtime.block_on(async {
+        let (desk, _gate) = desk(8);
+        tenorite_tower::layer(&desk, ServiceBuilder::new().timeout(10 * SECOND))
+    });
+    assert_eq!(layered.file("a").blocking(), Ok(1));
+    assert_eq!(layered.file("b").try_cast(), Ok(()));
+    assert_eq!(layered.papers().blocking().unwrap(), ["a", "b"]);
+}
+
+/// A wait for readiness that a handler has given up has neither its deadline nor its place among
+/// handlers that wait.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_kept_by_a_worker() {
+    struct Clerk(tenorite_tower::CallerService<DeskCaller>);
+
+    #[tenorite::service]
+    impl Clerk {
+        pub async fn try_to_file(&mut self, paper: String) -> Result<bool, TenoriteError> {
+            let Ok(ready) = tokio::time::timeout(SECOND / 2, self.0.ready()).await else { return Ok(false) };
+            ready?.call(file(&paper)).await.map(|_| true)
+        }
+    }
+
+    let (desk, gate) = busy(1).await;
+    desk.file("a").cast().await.unwrap();
+    let clerk = ClerkService.start(8, Clerk(tenorite_tower::service(desk.clone())));
+    assert_eq!(clerk.try_to_file("b".to_owned()).timeout(SECOND).await, Ok(false));
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(clerk.try_to_file("c".to_owned()).timeout(SECOND).await, Ok(false));
+    gate.add_permits(1);
+    assert_eq!(clerk.try_to_file("d".to_owned()).timeout(SECOND).await, Ok(true));
+    assert_eq!(desk.papers().await.unwrap(), ["a", "d"]);
+}
+
+#[test]
+fn services_are_send_and_sync() {
+    fn check<T: Send + Sync>(_: &T) {}
+    let caller = TenoriteCaller::<u32, u32>::from_fn(|n| ready(Ok(n)));
+    check(&tenorite_tower::service(caller.clone()));
+    check(&tenorite_tower::method(caller, |caller, n: u32| caller.send_request(n)));
 }

@@ -601,6 +601,12 @@ impl<'a, Rq, Rs, Er> Reservation<'a, Rq, Rs, Er> {
     }
 
     #[track_caller]
+    pub(crate) fn without_inherited_deadline(&mut self) {
+        self.0.assert_not_polled("without_inherited_deadline");
+        self.0.ignores_inherited = true;
+    }
+
+    #[track_caller]
     pub(crate) fn no_wait(&mut self) {
         self.0.assert_not_polled("no_wait");
         self.0.state.terms.no_wait = true;

@@ -99,8 +99,10 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// calls that wait for a reply go on waiting for it.
     ///
     /// The transport is responsible for ending calls without a deadline. A call that finds its
-    /// deadline passed is never sent. A call that reaches its deadline while it waits ends in
-    /// [`FetchFailure(Expired)`](crate::FetchReason::Expired).
+    /// deadline passed is never sent. When a call reaches its deadline while it waits, its future
+    /// is polled once more, and dropped. The call ends in
+    /// [`FetchFailure(Expired)`](crate::FetchReason::Expired), unless the future returns a
+    /// `SendFailure` then.
     ///
     /// # Examples
     ///

@@ -48,6 +48,18 @@ impl<'a, C: Caller> Reserve<'a, C> {
         self
     }
 
+    /// Frees the wait from the deadline of the call that the current handler serves, as
+    /// [`Call::without_inherited_deadline`] does.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it has been polled.
+    #[track_caller]
+    pub fn without_inherited_deadline(mut self) -> Self {
+        self.reservation.without_inherited_deadline();
+        self
+    }
+
     /// Fails at once if there is no capacity.
     ///
     /// # Panics
@@ -135,6 +147,17 @@ impl<'a, C: Caller> ReserveOwned<'a, C> {
         Self(self.0.timeout(limit))
     }
 
+    /// Frees the wait from the deadline of the call that the current handler serves, as
+    /// [`Call::without_inherited_deadline`] does.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it has been polled.
+    #[track_caller]
+    pub fn without_inherited_deadline(self) -> Self {
+        Self(self.0.without_inherited_deadline())
+    }
+
     /// Fails at once if there is no capacity.
     ///
     /// # Panics
@@ -184,10 +207,12 @@ impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
     }
 }
 
-/// A reserved place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`].
+/// A reserved place in a service's backlog that borrows nothing: see [`Caller::reserve_owned`] and
+/// [`Permit::owned`].
 ///
-/// Like a [`WeakCaller`](crate::WeakCaller), it does not keep the service alive. It does not count
-/// as use for an [`idle_timeout`](crate::Builder::idle_timeout), and does not delay a stop.
+/// One of `reserve_owned` is like a [`WeakCaller`](crate::WeakCaller): it does not keep the service
+/// alive. It does not count as use for an [`idle_timeout`](crate::Builder::idle_timeout), and does
+/// not delay a stop.
 ///
 /// After a graceful stop has begun, the permit's request is still accepted until the service has
 /// handled everything that it had accepted and runs its stop hook. After that it fails with
@@ -197,7 +222,7 @@ impl<C: Caller> fmt::Debug for ReserveOwned<'_, C> {
 /// withholds its place from other calls until the service ends.
 #[must_use = "a permit that is dropped is given back"]
 pub struct OwnedPermit<C: Caller> {
-    /// Accepts the permit's request, and nothing else.
+    /// Accepts the permit's request, and nothing else; or a plain caller.
     caller: C,
     /// Whether a call has taken over the place, so that dropping the permit must not give it back.
     is_used: bool,
@@ -261,6 +286,17 @@ impl<C: Caller> fmt::Debug for OwnedPermit<C> {
 pub struct Permit<'a, C: Caller>(&'a C);
 
 impl<'a, C: Caller> Permit<'a, C> {
+    /// Clones the caller into the permit, which then borrows nothing.
+    ///
+    /// The new permit keeps the service alive, as its caller does. (One of
+    /// [`reserve_owned`](Caller::reserve_owned) does not.)
+    pub fn owned(self) -> OwnedPermit<C> {
+        let caller = self.0.clone();
+        // The new permit has the place now, so this one must not give it back.
+        std::mem::forget(self);
+        OwnedPermit { caller, is_used: false }
+    }
+
     /// Makes the call that the closure returns, in the reserved place. A call to another service is
     /// made without the permit.
     pub fn call<T, E>(

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use tokio::runtime::Handle;
@@ -388,7 +388,16 @@ where
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
         match state.take() {
             Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot, state.terms),
-            Phase::Driven(future) => {
+            Phase::Driven(mut future) => {
+                // What sends may know that the request has not left yet.
+                if self.sends
+                    && let Poll::Ready(Ok(Err(failure @ TenoriteError::SendFailure(_)))) =
+                        panics::poll_caught(future.as_mut(), &mut Context::from_waker(Waker::noop()))
+                {
+                    self.shared.slots.drop_quietly(future);
+                    state.phase = self.ended(state.terms, Err(failure));
+                    return;
+                }
                 self.leave(future);
                 self.shared.slots.expired();
                 state.phase = Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired));

@@ -367,3 +367,29 @@ async fn a_call_to_another_service_leaves_the_permit() {
     assert_eq!(permit.call(|_| other.note(1)).await, Ok(1));
     assert_eq!(caller.stats().reserved, 0);
 }
+
+/// It borrows nothing, and is a caller like the one that it was made with.
+#[tokio::test]
+async fn a_permit_that_is_made_owned_keeps_its_service_and_its_place() {
+    let counter = CounterOwnedService.start(2, CounterOwned(0));
+    let permit = counter.reserve().await.unwrap().owned();
+    let weak = counter.downgrade();
+    drop(counter);
+    let counter = weak.upgrade().expect("the permit is a caller");
+    assert_eq!(counter.next().cast().await.map(drop), Ok(()));
+    assert_eq!(counter.stats().reserved, 1);
+    assert_eq!(permit.call(|counter| counter.next()).await, Ok(2));
+    assert_eq!(counter.stats().reserved, 0);
+    drop(counter.reserve().await.unwrap().owned());
+    assert_eq!(counter.stats().reserved, 0);
+}
+
+struct CounterOwned(u32);
+
+#[tenorite::service]
+impl CounterOwned {
+    pub fn next(&mut self) -> u32 {
+        self.0 += 1;
+        self.0
+    }
+}
