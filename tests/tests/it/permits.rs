@@ -378,7 +378,7 @@ async fn a_permit_that_is_made_owned_keeps_its_service_and_its_place() {
     let counter = weak.upgrade().expect("the permit is a caller");
     assert_eq!(counter.next().cast().await.map(drop), Ok(()));
     assert_eq!(counter.stats().reserved, 1);
-    assert_eq!(permit.call(|counter| counter.next()).await, Ok(2));
+    assert_eq!(permit.call(CounterOwnedCaller::next).await, Ok(2));
     assert_eq!(counter.stats().reserved, 0);
     drop(counter.reserve().await.unwrap().owned());
     assert_eq!(counter.stats().reserved, 0);
