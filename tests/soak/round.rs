@@ -980,6 +980,10 @@ fn end(
         End::Shutdown => {
             drop(services);
             others(None);
+            if matches!(plan.kind, Kind::Shards(_)) {
+                // The end of all shards is put together after that of each.
+                runtime(false).block_on(async { drop((a.stopped().await, b.stopped().await)) });
+            }
             if !a.is_stopped() || !b.is_stopped() {
                 oracle.violated(Wrong::Lie, "a service has outlived its runtime");
             }
