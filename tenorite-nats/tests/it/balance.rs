@@ -151,11 +151,12 @@ async fn owners_that_come_and_go_have_their_share_and_no_call_waits_for_it() {
     note_moves("first", &first, &moves);
     let load = Load::start(server.connect().await, SHARDS).await;
     // Shards that nobody takes over, on the same server: what a call to them takes is what it takes on this
-    // machine meanwhile, and not because shards move.
-    let still = own_of(&server, "still", "still", SHARDS).await;
-    let still_load = Load::start_of(server.connect().await, "still", SHARDS).await;
+    // machine meanwhile, and not because shards move. They are few, so that they add little to the load.
+    const STILL: u32 = 2;
+    let still = own_of(&server, "still", "still", STILL).await;
+    let still_load = Load::start_of(server.connect().await, "still", STILL).await;
     until(&[&first], &[16]).await;
-    until(&[&still], &[16]).await;
+    until(&[&still], &[2]).await;
     let compare = || {
         let (slowest, usual) = (load.slowest(), still_load.slowest());
         assert!(slowest < usual + SLACK, "a call took {slowest:?}, and {usual:?} where no shard moved");
