@@ -422,8 +422,12 @@ where
             None => timeout(LAST, pulls.next()).await.ok().and_then(Result::ok),
         };
         // Stop pulling before unpinning.
-        let last = last.or(pulls.stop().await).map(|(message, _)| message);
+        let (untaken, paused) = pulls.pause().await;
+        let last = last.or(untaken).map(|(message, _)| message);
         self.unpin(last.as_ref().and_then(pin_of).as_deref().or(pin), &consumer).await;
+        // What the server sent before it unpinned this owner has arrived before its answer.
+        tokio::task::yield_now().await;
+        let last = last.or(paused.arrived());
         if let Some(message) = last {
             let _ = message.ack_with(AckKind::Nak(None)).await;
         }

@@ -23,9 +23,10 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{AckKind, Message};
 use async_nats::{Client, Subject};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ACK_WAIT;
@@ -117,7 +118,20 @@ pub(super) type Pulled = (Message, u64);
 /// The messages of one owner.
 pub(super) struct Pulls {
     messages: mpsc::Receiver<Result<Pulled, PullError>>,
-    task: AbortOnDropHandle<()>,
+    pause: CancellationToken,
+    task: AbortOnDropHandle<Option<pull::Stream>>,
+}
+
+/// Pulls that nobody polls any more, and that still have what the server sends.
+pub(super) struct Paused {
+    stream: Option<pull::Stream>,
+}
+
+impl Paused {
+    /// Returns a message that has arrived since, if there is one.
+    pub(super) fn arrived(mut self) -> Option<Message> {
+        self.stream.as_mut()?.next().now_or_never()??.ok()
+    }
 }
 
 impl Pulls {
@@ -129,9 +143,9 @@ impl Pulls {
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let task =
-            AbortOnDropHandle::new(tokio::spawn(pull(messages, client, activity, limit, give_up, sender)));
-        Self { messages: receiver, task }
+        let pause = CancellationToken::new();
+        let pull = pull(messages, client, activity, limit, give_up, sender, pause.clone());
+        Self { messages: receiver, pause, task: AbortOnDropHandle::new(tokio::spawn(pull)) }
     }
 
     /// Returns the next message. This is cancel safe: a message is taken, or stays.
@@ -140,11 +154,14 @@ impl Pulls {
     }
 
     /// Stops pulling. Returns the message that was delivered and not taken, if there is one.
-    pub(super) async fn stop(mut self) -> Option<Pulled> {
-        self.task.abort();
-        // The task drops the stream of pulls when it ends.
-        let _ = (&mut self.task).await;
-        std::iter::from_fn(|| self.messages.try_recv().ok()).find_map(Result::ok)
+    ///
+    /// What the server has sent already, or sends until it hears of this, must not be lost: it would
+    /// wait for its redelivery. So the subscription is kept.
+    pub(super) async fn pause(mut self) -> (Option<Pulled>, Paused) {
+        self.pause.cancel();
+        let stream = (&mut self.task).await.ok().flatten();
+        let untaken = std::iter::from_fn(|| self.messages.try_recv().ok()).find_map(Result::ok);
+        (untaken, Paused { stream })
     }
 }
 
@@ -155,12 +172,14 @@ async fn pull(
     limit: Duration,
     give_up: impl FnOnce(),
     owner: mpsc::Sender<Result<Pulled, PullError>>,
-) {
+    pause: CancellationToken,
+) -> Option<pull::Stream> {
     let mut progress = interval(ACK_WAIT / 4);
     // After a stall of this runtime one report is enough.
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            () = pause.cancelled() => return Some(messages),
             message = messages.next() => {
                 // No `await` for the owner: a task that waits does not pull.
                 match message {
@@ -176,7 +195,7 @@ async fn pull(
                         }
                         sleep(PAUSE).await;
                     }
-                    None => break,
+                    None => return None,
                 }
             }
             _ = progress.tick() => {
@@ -188,7 +207,7 @@ async fn pull(
                     // The owner cannot say so itself, and the others ask only if it is said.
                     give_up();
                     let _ = owner.try_send(Err(PullError::Closed("a handler or hook has blocked its thread")));
-                    break;
+                    return None;
                 }
                 // It fails only if the client is closed.
                 if let Some(message) = message {
