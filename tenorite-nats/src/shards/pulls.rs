@@ -122,7 +122,7 @@ pub(super) struct Pulls {
     task: AbortOnDropHandle<Option<pull::Stream>>,
 }
 
-/// Pulls that nobody polls any more, and that still have what the server sends.
+/// Pulls that are no longer polled, and that still have what the server sends.
 pub(super) struct Paused {
     stream: Option<pull::Stream>,
 }
@@ -155,8 +155,8 @@ impl Pulls {
 
     /// Stops pulling. Returns the message that was delivered and not taken, if there is one.
     ///
-    /// What the server has sent already, or sends until it hears of this, must not be lost: it would
-    /// wait for its redelivery. So the subscription is kept.
+    /// What the server has sent already, or sends until it hears of this, must not be lost: it
+    /// would wait for its redelivery. So the subscription is kept.
     pub(super) async fn pause(mut self) -> (Option<Pulled>, Paused) {
         self.pause.cancel();
         let stream = (&mut self.task).await.ok().flatten();
