@@ -1,8 +1,9 @@
-//! A connection to a server that can be cut, while the server and all others stay.
+//! A connection to a server that can be cut or held up, while the server and all others stay.
 
+use std::io;
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -10,6 +11,7 @@ use tokio::task::JoinSet;
 pub struct Proxy {
     port: u16,
     is_cut: Arc<watch::Sender<bool>>,
+    is_held: Arc<watch::Sender<bool>>,
     _tasks: JoinSet<()>,
 }
 
@@ -19,17 +21,21 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let is_cut = Arc::new(watch::Sender::new(false));
-        let cut = Arc::clone(&is_cut);
+        let is_held = Arc::new(watch::Sender::new(false));
+        let (cut, held) = (Arc::clone(&is_cut), Arc::clone(&is_held));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut cut = cut.subscribe();
+                let (mut cut, held) = (cut.subscribe(), held.subscribe());
                 let server = server.clone();
                 connections.spawn(async move {
                     let forward = async {
                         let mut server = TcpStream::connect(server).await?;
-                        copy_bidirectional(&mut client, &mut server).await
+                        let (from_client, mut to_client) = client.split();
+                        let (mut from_server, to_server) = server.split();
+                        let answers = copy(&mut from_server, &mut to_client);
+                        tokio::try_join!(answers, copy_unless_held(from_client, to_server, held)).map(drop)
                     };
                     tokio::select! {
                         _ = cut.wait_for(|is_cut| *is_cut) => {}
@@ -38,7 +44,7 @@ impl Proxy {
                 });
             }
         });
-        Self { port, is_cut, _tasks: tasks }
+        Self { port, is_cut, is_held, _tasks: tasks }
     }
 
     pub fn url(&self) -> String {
@@ -51,5 +57,31 @@ impl Proxy {
 
     pub fn mend(&self) {
         self.is_cut.send_replace(false);
+    }
+
+    /// Keeps what clients send until [`release`](Self::release). What the server sends gets through.
+    pub fn hold(&self) {
+        self.is_held.send_replace(true);
+    }
+
+    pub fn release(&self) {
+        self.is_held.send_replace(false);
+    }
+}
+
+async fn copy_unless_held(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut held: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        // It fails only if the proxy is gone.
+        let _ = held.wait_for(|is_held| !is_held).await;
+        to.write_all(&buffer[..read]).await?;
     }
 }

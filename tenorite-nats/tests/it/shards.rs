@@ -9,6 +9,7 @@ use tenorite::prelude::*;
 use tenorite_nats::{Error, Nats, ServingShards, connect_shards, serve_shards};
 
 use crate::server::Server;
+use crate::stopwatch::Stopwatch;
 
 /// The entries whose slow handlers have started in this process, for tests with entries of their own.
 pub static STARTED: std::sync::Mutex<Vec<u32>> = std::sync::Mutex::new(Vec::new());
@@ -204,6 +205,33 @@ async fn a_first_poll_sends_whatever_its_task_has_done() {
         assert_eq!(first.await, Ok(1));
     });
     task.await.unwrap();
+}
+
+/// What the server sends to an owner that hands over, before it hears of that, is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_to_an_owner_that_hands_over_is_not_lost() {
+    let Some(server) = Server::start() else { return };
+    let (near, proxy) = (server.connect().await, crate::proxy::Proxy::to(server.url()).await);
+    let far = Nats::connect(proxy.url()).await.unwrap();
+    let owning = own(&far, 1).await;
+    let ledger: LedgerCaller = connect_shards(near.clone(), "test").await.unwrap();
+    ledger.write("a", 1).await.unwrap();
+    let _standby = own(&near, 1).await;
+
+    // The owner stops asking, and the server does not know it yet.
+    proxy.hold();
+    let stopping = tokio::spawn(owning.stop());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let call = tokio::spawn(ledger.write("a", 2).owned());
+    let stream = async_nats::jetstream::new(near.client().clone());
+    let stream = stream.get_stream("TENORITE_test_Ledger").await.unwrap();
+    while stream.consumer_info("shard-0").await.unwrap().num_ack_pending == 0 {}
+    let stopwatch = Stopwatch::start();
+    proxy.release();
+    assert_eq!(call.await.unwrap(), Ok(2));
+    // Otherwise it waits for its redelivery, which is after four seconds.
+    stopwatch.assert_within(Duration::from_secs(2));
+    stopping.await.unwrap();
 }
 
 /// A reply that was there while its caller was not: it is asked for again.
