@@ -378,8 +378,7 @@ impl<Rq, Rs, Er, T, E> fmt::Debug for Call<'_, Rq, Rs, Er, T, E> {
 ///
 /// For a service in this process, the error is always a `SendFailure`, unless the request goes to
 /// all shards and some of them have accepted it, or a [layer](crate::Caller::layer) says otherwise.
-/// What happens to the request once it is accepted is
-/// not reported. For a service that is
+/// What happens to the request once it is accepted is not reported. For a service that is
 /// [elsewhere](crate::TenoriteCaller::remote), the error may also be a `FetchFailure`, if it is not
 /// known whether the request was accepted.
 ///

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-use crate::error::PanicMessage;
+use crate::error::{FetchReason, PanicMessage, TenoriteError};
 
 /// The payload of a panic.
 pub(crate) type Payload = Box<dyn Any + Send>;
@@ -59,6 +59,13 @@ pub(crate) fn discard(payload: Payload) {
     if let Err(second) = catch(|| drop(payload)) {
         std::mem::forget(second);
     }
+}
+
+/// Makes the failure of a call of the panic that ended it.
+pub(crate) fn failure(payload: Payload) -> TenoriteError {
+    let message = message(&payload);
+    discard(payload);
+    TenoriteError::FetchFailure(FetchReason::Panicked(message))
 }
 
 /// Drops a value of the user's. Returns whether its `Drop` did not panic.

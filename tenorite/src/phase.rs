@@ -220,11 +220,12 @@ impl Passage {
     }
 
     /// Polls the function. What it polls on this thread is [polled by the
-    /// call](Self::is_polled_here).
-    pub(crate) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
-        let before = self.polled_by.swap(this_thread(), Ordering::Relaxed);
+    /// call](Self::is_polled_here), if there is a passage to ask.
+    pub(crate) fn polling<T>(passage: Option<&Self>, poll: impl FnOnce() -> T) -> T {
+        let Some(Self { polled_by, .. }) = passage else { return poll() };
+        let before = polled_by.swap(this_thread(), Ordering::Relaxed);
         let polled = poll();
-        self.polled_by.store(before, Ordering::Relaxed);
+        polled_by.store(before, Ordering::Relaxed);
         polled
     }
 

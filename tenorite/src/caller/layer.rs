@@ -234,12 +234,7 @@ where
         let barrier = state.allows_cycle.then(stack::barrier);
         let polled = panics::catch(|| {
             let mut future = Box::pin(function(outgoing, next));
-            let mut poll = || future.as_mut().poll(cx);
-            let poll = match &passage {
-                Some(passage) => passage.polling(poll),
-                None => poll(),
-            };
-            match poll {
+            match Passage::polling(passage.as_deref(), || future.as_mut().poll(cx)) {
                 Poll::Ready(outcome) => Ok(outcome),
                 Poll::Pending => Err(future),
             }
@@ -271,12 +266,7 @@ where
     fn poll_layered(state: &mut StateOf<C>, cx: &mut Context<'_>) -> Poll<()> {
         let _barrier = state.allows_cycle.then(stack::barrier);
         let Phase::Layered(Layered { future, passage }) = &mut state.phase else { return Poll::Ready(()) };
-        let mut poll = || panics::poll_caught(future.as_mut(), cx);
-        let polled = match passage {
-            Some(passage) => passage.polling(poll),
-            None => poll(),
-        };
-        match polled {
+        match Passage::polling(passage.as_deref(), || panics::poll_caught(future.as_mut(), cx)) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(outcome) => {
                 panics::drop_quietly(state.take());
@@ -336,9 +326,7 @@ fn outcome_of<C: Caller>(outcome: LayerResult<C>, terms: Terms) -> PhaseOf<C> {
 
 /// A function that panics ends its own call. Whether it had sent the request is not asked.
 fn panicked<C: Caller>(payload: Payload) -> PhaseOf<C> {
-    let message = panics::message(&payload);
-    panics::discard(payload);
-    Phase::Failed(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
+    Phase::Failed(panics::failure(payload))
 }
 
 impl<C: Caller, F, Fut> Mailbox<C::Request, C::Response, C::Error> for LayerMailbox<C, F>

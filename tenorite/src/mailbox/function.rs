@@ -150,11 +150,9 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
 
 impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
     fn panicked(&self, payload: Payload) -> Ended<Rs, Er> {
-        let message = panics::message(&payload);
         trace::panicked(&self.slots.status, None, None, &payload);
-        panics::discard(payload);
         self.slots.panicked();
-        Err(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
+        Err(panics::failure(payload))
     }
 }
 

@@ -244,11 +244,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> ShardsMailbox<R
             return match panics::catch(|| (self.routes.merge)(responses)) {
                 Ok(Some(response)) => Phase::Answered(Ok(response)),
                 Ok(None) => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Mismatched)),
-                Err(payload) => {
-                    let message = panics::message(&payload);
-                    panics::discard(payload);
-                    Phase::Failed(TenoriteError::FetchFailure(FetchReason::Panicked(message)))
-                }
+                Err(payload) => Phase::Failed(panics::failure(payload)),
             };
         }
         let has_run = !responses.is_empty() || accepted > 0;

@@ -466,7 +466,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Ends a call that was dropped before its outcome. `permit` is the kind of the call's permit,
-    /// if it has one.
+    /// if it has one. Returns whether its request has certainly not run.
     pub(crate) fn abandon_call(&self, state: &mut CallState<Rq, Rs, Er>, permit: PermitKind) -> bool {
         match state.take() {
             Phase::Waiting(slot) => return self.abandon(slot),
@@ -509,6 +509,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Ends a call that was dropped: takes its request out of the queue, or gives up its reply.
     ///
     /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
+    /// Returns whether the request has certainly not run.
     pub(crate) fn abandon(&self, slot: usize) -> bool {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
