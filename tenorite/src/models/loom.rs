@@ -10,10 +10,11 @@ use loom::future::block_on;
 use loom::thread::{self, JoinHandle};
 
 use super::{
-    Ask, Caller, Event, Model, Outcome, Post, Worker, end_of, is_panic, lost, poll_once, run_tasks, runtime,
-    start, start_restarting, start_with, start_without_worker, stopped,
+    Ask, Event, Model, Outcome, Post, end_of, is_panic, lost, poll_once, run_tasks, runtime, start,
+    start_restarting, start_with, start_without_worker, stopped,
 };
-use crate::caller::{Caller as _, WeakCaller};
+use crate::caller::{Caller as _, TenoriteCaller, WeakCaller};
+use crate::dispatch::Dispatch;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
 use crate::phase::Limit;
@@ -37,22 +38,27 @@ pub(super) fn bounded(preemptions: usize, permutations: Option<usize>) -> loom::
 }
 
 /// Runs the service's task on its own thread. Yields `None` if it panicked.
-fn drive(driver: Driver<Worker>) -> JoinHandle<Option<Worker>> {
+pub(super) fn drive<W: Dispatch<Config: Send, Output = W> + Send>(
+    driver: Driver<W>,
+) -> JoinHandle<Option<W>> {
     thread::spawn(move || end_of(|| block_on(driver)))
 }
 
-fn call(caller: &Caller, ask: Ask) -> Outcome {
+pub(super) fn call<Rq>(caller: &TenoriteCaller<Rq, u32>, ask: Rq) -> Outcome {
     block_on(caller.send_request(ask))
 }
 
 /// Calls on another thread, which drops its caller when the call has ended.
-fn call_there(caller: &Caller, ask: Ask) -> JoinHandle<Outcome> {
+pub(super) fn call_there<Rq: Send + 'static>(
+    caller: &TenoriteCaller<Rq, u32>,
+    ask: Rq,
+) -> JoinHandle<Outcome> {
     let caller = caller.clone();
     thread::spawn(move || call(&caller, ask))
 }
 
 /// Drops the last caller, and checks that the worker is handed back.
-fn hand_back(caller: Caller, task: JoinHandle<Option<Worker>>) {
+pub(super) fn hand_back<Rq, W>(caller: TenoriteCaller<Rq, u32>, task: JoinHandle<Option<W>>) {
     let stats = caller.stats();
     assert_eq!((stats.queued, stats.waiting_for_room), (0, 0));
     drop(caller);

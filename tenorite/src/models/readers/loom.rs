@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use loom::future::block_on;
-use loom::thread::{self, JoinHandle};
+use loom::thread;
 
-use super::super::{Event, Outcome, end_of, is_panic, lost, poll_once, stopped};
+use super::super::loom::{bounded, call, call_there, drive, hand_back};
+use super::super::{Event, is_panic, lost, poll_once, stopped};
 use super::{Ask, Caller, Seen, Worker};
 use crate::mailbox::cell::Driver;
 use crate::status::StopReason;
@@ -14,29 +15,11 @@ use crate::status::StopReason;
 /// Tries every interleaving with at most this many preemptions, or the first 20,000 of them: a
 /// model with a reader that waits has four threads.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
-    super::super::loom::bounded(preemptions, Some(20_000)).check(check);
+    bounded(preemptions, Some(20_000)).check(check);
 }
 
 fn start(limit: usize) -> (Caller, Driver<Worker>, Arc<Seen>) {
     super::start(limit, 4)
-}
-
-fn drive(driver: Driver<Worker>) -> JoinHandle<Option<Worker>> {
-    thread::spawn(move || end_of(|| block_on(driver)))
-}
-
-fn call(caller: &Caller, ask: Ask) -> Outcome {
-    block_on(caller.send_request(ask))
-}
-
-fn call_there(caller: &Caller, ask: Ask) -> JoinHandle<Outcome> {
-    let caller = caller.clone();
-    thread::spawn(move || call(&caller, ask))
-}
-
-fn hand_back(caller: Caller, task: JoinHandle<Option<Worker>>) {
-    drop(caller);
-    assert!(task.join().unwrap().is_some(), "the worker comes back");
 }
 
 #[test]
