@@ -72,7 +72,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -186,7 +186,7 @@ where
     type Future = Call<'static, C::Request, C::Response, C::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.poll_place(cx).map_err(widen)
+        self.poll_place(cx).map_err(TenoriteError::widen)
     }
 
     fn call(&mut self, request: C::Request) -> Self::Future {
@@ -259,7 +259,7 @@ where
     type Future = Call<'static, C::Request, C::Response, C::Error, T, E>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.service.poll_place(cx).map_err(widen)
+        self.service.poll_place(cx).map_err(TenoriteError::widen)
     }
 
     fn call(&mut self, argument: A) -> Self::Future {
@@ -325,7 +325,7 @@ where
     let (service, home) = (Shared::new(service), Handle::try_current().ok());
     C::from(TenoriteCaller::remote(move |outgoing: OutgoingRequest<C::Request>| {
         let (mut service, failure) = (service.get(), failure.clone());
-        AtHome::new(home.clone(), async move {
+        at_home(home.clone(), async move {
             let terms = outgoing.with_request(());
             ready::<_, C::Request, _>(&mut service, &terms, &failure).await?;
             let response = service.call(outgoing.request);
@@ -334,23 +334,12 @@ where
             }
             // A service has no casts. The response is dropped, whatever becomes of the cast.
             match Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn(Ignored(Box::pin(response)))),
+                Ok(runtime) => drop(runtime.spawn(async move { drop(response.await) })),
                 Err(_) => drop(response.await),
             }
             Ok(None)
         })
     }))
-}
-
-/// A future of which only that it is driven matters.
-struct Ignored<F>(Pin<Box<F>>);
-
-impl<F: Future> Future for Ignored<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx).map(drop)
-    }
 }
 
 /// Puts a tower layer in front of a caller's service, or several, as of a `ServiceBuilder`.
@@ -378,11 +367,11 @@ where
     let home = Handle::try_current().ok();
     caller.layer(move |outgoing, next| {
         let mut service = service.get();
-        AtHome::new(home.clone(), async move {
+        at_home(home.clone(), async move {
             let terms = outgoing.with_request(());
             let not_ready = |error: <L::Service as Service<Passing<C>>>::Error| failure_known(&*error.into());
             if let Err(error) = ready::<_, Passing<C>, _>(&mut service, &terms, not_ready).await {
-                return Err(Recovered { error: widen(error), request: Some(outgoing.request) });
+                return Err(Recovered { error: error.widen(), request: Some(outgoing.request) });
             }
             let sent = Sent::default();
             let passing = Passing { outgoing: Some(outgoing), next, sent: sent.clone(), is_first: true };
@@ -426,8 +415,7 @@ impl<C: Caller> Sent<C> {
     fn outcome(&self, error: &(dyn Error + 'static)) -> Recovered<C::Request, C::Error> {
         let mut requests = self.requests();
         let failed = if unwrapped(error).is::<Failed>() { requests.failed.take() } else { None };
-        let Recovered { error, request } =
-            failed.unwrap_or_else(|| Recovered { error: widen(failure_known(error)), request: None });
+        let Recovered { error, request } = failed.unwrap_or_else(|| failure_known(error).widen().into());
         let request = request.or_else(|| requests.unsent.take());
         match (requests.may_have_run > 0, error) {
             (true, TenoriteError::SendFailure(reason)) => {
@@ -514,16 +502,12 @@ where
             let outcome: LayerResult<C> = passing.next.send(outgoing).await;
             outcome.map_err(|failed| {
                 let mut requests = passing.sent.requests();
-                let error = match &failed.error {
-                    TenoriteError::SendFailure(reason) => {
-                        requests.may_have_run -= 1;
-                        Some(TenoriteError::SendFailure(reason.clone()))
-                    }
-                    TenoriteError::FetchFailure(reason) => Some(TenoriteError::FetchFailure(reason.clone())),
-                    TenoriteError::ServiceError(_) => None,
-                };
+                let failure = failure_in(&failed.error);
+                if let Some(TenoriteError::SendFailure(_)) = failure {
+                    requests.may_have_run -= 1;
+                }
                 requests.failed = Some(failed);
-                Failed(error)
+                Failed(failure)
             })
         })
     }
@@ -579,29 +563,17 @@ impl<S: Clone> Shared<S> {
     }
 }
 
-/// A future that is polled in this runtime where there is none.
-struct AtHome<F> {
-    home: Option<Handle>,
-    future: Pin<Box<F>>,
-}
-
-impl<F> AtHome<F> {
-    fn new(home: Option<Handle>, future: F) -> Self {
-        Self { home, future: Box::pin(future) }
-    }
-}
-
-impl<F: Future> Future for AtHome<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        let _entered = match &this.home {
+/// Drives a future in this runtime, where there is none.
+async fn at_home<F: Future>(home: Option<Handle>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let _entered = match &home {
             Some(home) if Handle::try_current().is_err() => Some(home.enter()),
             _ => None,
         };
-        this.future.as_mut().poll(cx)
-    }
+        future.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Waits until a service is ready, as long as these terms allow. Nothing was sent, whatever the
@@ -645,10 +617,16 @@ pub fn failure<E: Error + Send + Sync + 'static>(error: BoxError) -> TenoriteErr
         Ok(error) => return *error,
         Err(error) => error,
     };
-    match unwrapped(&*error).downcast_ref::<TenoriteError<E>>() {
-        Some(TenoriteError::SendFailure(reason)) => TenoriteError::SendFailure(reason.clone()),
-        Some(TenoriteError::FetchFailure(reason)) => TenoriteError::FetchFailure(reason.clone()),
-        _ => widen(failure_known(&*error)),
+    let behind_a_buffer = unwrapped(&*error).downcast_ref::<TenoriteError<E>>().and_then(failure_in);
+    behind_a_buffer.unwrap_or_else(|| failure_known(&*error)).widen()
+}
+
+/// Returns the failure, unless it is an error of the service's own.
+fn failure_in<E>(error: &TenoriteError<E>) -> Option<TenoriteError> {
+    match error {
+        TenoriteError::SendFailure(reason) => Some(TenoriteError::SendFailure(reason.clone())),
+        TenoriteError::FetchFailure(reason) => Some(TenoriteError::FetchFailure(reason.clone())),
+        TenoriteError::ServiceError(_) => None,
     }
 }
 
@@ -697,14 +675,5 @@ fn did_not_run(reason: FetchReason) -> SendReason {
         FetchReason::Disconnected => SendReason::Disconnected,
         FetchReason::Undecodable(reason) => SendReason::Denied(reason),
         _ => SendReason::Stopped,
-    }
-}
-
-/// Gives an error that is not the service's own the type of one that may be.
-fn widen<E>(error: TenoriteError) -> TenoriteError<E> {
-    match error {
-        TenoriteError::SendFailure(reason) => TenoriteError::SendFailure(reason),
-        TenoriteError::FetchFailure(reason) => TenoriteError::FetchFailure(reason),
-        TenoriteError::ServiceError(never) => match never {},
     }
 }
