@@ -183,8 +183,8 @@ async fn a_service_is_a_caller() {
     assert!(matches!(desk.file("e").await, Err(TenoriteError::SendFailure(SendReason::Denied(_)))));
 }
 
-/// A caller, behind a service, behind a caller. (A deadline that passes while the request is queued is
-/// that of the outer call, which knows only that the service was called.)
+/// A caller, behind a service, behind a caller. (If a deadline passes while the request is queued, the
+/// outer call knows only that the service was called.)
 #[tokio::test]
 async fn there_and_back_is_the_same() {
     let (desk, gate) = busy(1).await;

@@ -271,8 +271,8 @@ pub fn failure_of_many(failures: &[TenoriteError], has_run: bool) -> TenoriteErr
 impl TenoriteError {
     /// Converts the failure to an error with a service's error type.
     ///
-    /// It is for code that works with any service, such as a [layer](crate::Caller::layer). A `From`
-    /// impl cannot do this: it would overlap with `From<T> for T`.
+    /// It is for code that works with any service, such as a [layer](crate::Caller::layer). A
+    /// `From` impl cannot do this: it would overlap with `From<T> for T`.
     #[must_use]
     pub fn widen<E>(self) -> TenoriteError<E> {
         match self {

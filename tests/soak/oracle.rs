@@ -211,12 +211,12 @@ impl Oracle {
         }
     }
 
-    /// A handler begins that runs alone. Nobody else's runs until what is returned is dropped.
+    /// A handler begins that runs alone: no other runs before the guard is dropped.
     pub fn start(&self, service: usize, number: u64) -> Running<'_> {
         self.start_with(service, number, ALONE)
     }
 
-    /// A handler begins that may run beside others that do.
+    /// A handler begins that may overlap others of its kind.
     pub fn start_reading(&self, service: usize, number: u64) -> Running<'_> {
         self.start_with(service, number, if cfg!(feature = "overlapping") { 1 } else { ALONE })
     }
@@ -300,6 +300,14 @@ impl Oracle {
             self.violated(Wrong::Limit, format!("the call {number} ended before its limit"));
         }
         self.hear(number, outcome);
+    }
+
+    /// The outcome of a call that was polled once and dropped, if it had one.
+    pub fn hear_or_leave(&self, number: u64, polled: Poll<Result<u64, TenoriteError>>) {
+        match polled {
+            Poll::Ready(outcome) => self.hear(number, &outcome),
+            Poll::Pending => self.leave(number),
+        }
     }
 
     /// The outcome of a cast.
@@ -406,7 +414,8 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The handlers that run on a worker: 1 for each that may overlap others, [`ALONE`] for one that may not.
+/// The handlers that run on a worker: 1 for each that may overlap others, and [`ALONE`] for one that
+/// may not.
 #[derive(Default)]
 struct Occupied(AtomicU64);
 

@@ -556,12 +556,7 @@ impl Visitor {
                     0 => service.work(id, random.below(3), false),
                     _ => service.note(id),
                 };
-                let poll = poll_once(&mut call);
-                drop(call);
-                match poll {
-                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
-                    Poll::Pending => oracle.leave(id),
-                }
+                oracle.hear_or_leave(id, poll_once(&mut call));
             }
             71..121 => oracle.hear(id, &service.work(id, 1, false).timeout(limit).await),
             121..131 => oracle.hear(id, &service.note(id).timeout(Duration::ZERO).await),
@@ -611,23 +606,6 @@ impl Visitor {
             }
             391..441 => return self.burst(id, WorkerCaller::note).await.split_off(1),
             441..541 => oracle.hear(id, &service.work(id, 1, false).await),
-            641..671 => oracle.hear(id, &service.look(id).await),
-            671..731 => oracle.hear(id, &service.browse(id, random.below(4), false).await),
-            731..741 if self.restarts => oracle.hear(id, &service.browse(id, 2, true).await),
-            741..771 => oracle.hear(id, &service.browse(id, 2, false).timeout(limit).await),
-            771..791 => {
-                let mut call = service.browse(id, 2, false);
-                let poll = poll_once(&mut call);
-                drop(call);
-                match poll {
-                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
-                    Poll::Pending => oracle.leave(id),
-                }
-            }
-            791..811 => {
-                oracle.casts(id);
-                oracle.hear_cast(id, &service.browse(id, 1, false).cast().await);
-            }
             541..571 => oracle.hear(id, &service.block(id, limit / 4).await),
             571..611 => return self.burst(id, WorkerCaller::gather).await.split_off(1),
             611..641 => match oracle.number(0) {
@@ -640,6 +618,15 @@ impl Visitor {
                 }
                 None => oracle.hear(id, &service.note(id).await),
             },
+            641..671 => oracle.hear(id, &service.look(id).await),
+            671..731 => oracle.hear(id, &service.browse(id, random.below(4), false).await),
+            731..741 if self.restarts => oracle.hear(id, &service.browse(id, 2, true).await),
+            741..771 => oracle.hear(id, &service.browse(id, 2, false).timeout(limit).await),
+            771..791 => oracle.hear_or_leave(id, poll_once(&mut service.browse(id, 2, false))),
+            791..811 => {
+                oracle.casts(id);
+                oracle.hear_cast(id, &service.browse(id, 1, false).cast().await);
+            }
             1_000..1_020 => {
                 let limit = limit / 4;
                 let outcome = service.slow(id, limit + Duration::from_micros(1)).timeout(limit).await;
@@ -668,10 +655,7 @@ impl Visitor {
                 let poll = poll_once(&mut call);
                 yield_now().await;
                 drop(call);
-                match poll {
-                    Poll::Ready(outcome) => oracle.hear(id, &outcome),
-                    Poll::Pending => oracle.leave(id),
-                }
+                oracle.hear_or_leave(id, poll);
             }
             1_125..1_155 => oracle.hear(id, &service.spawned(id, random.below(4)).await),
             1_155..1_160 => {

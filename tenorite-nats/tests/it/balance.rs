@@ -150,8 +150,8 @@ async fn owners_that_come_and_go_have_their_share_and_no_call_waits_for_it() {
     let first = own(&server, "first", SHARDS).await;
     note_moves("first", &first, &moves);
     let load = Load::start(server.connect().await, SHARDS).await;
-    // Shards that nobody takes over, on the same server: what a call to them takes is what it takes on this
-    // machine meanwhile, and not because shards move. They are few, so that they add little to the load.
+    // These shards keep their owner. Calls to them show how slow the machine is meanwhile. They are few,
+    // so that they add little to the load.
     const STILL: u32 = 2;
     let still = own_of(&server, "still", "still", STILL).await;
     let still_load = Load::start_of(server.connect().await, "still", STILL).await;

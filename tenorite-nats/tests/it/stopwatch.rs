@@ -9,7 +9,7 @@ const SLACK: Duration = Duration::from_millis(100);
 
 /// Measures a time, and by how much the machine was late meanwhile.
 ///
-/// A thread of its own looks at that, and not a task: a runtime that is held up is not the machine's fault.
+/// A thread looks at that, and not a task: a runtime that is held up is not the machine's fault.
 pub struct Stopwatch {
     began: Instant,
     late_before: Duration,

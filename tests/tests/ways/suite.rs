@@ -1,8 +1,8 @@
 //! The promises, kept by every way to run a worker, and through layers: the same tests for each.
 //!
-//! What a way changes beyond that (how many handlers run at once, where, on which of many workers) is
-//! in the other modules here. What is tested here holds for one worker and one handler at a time, so
-//! shards, pools and readers are limited to one.
+//! How many handlers run at once, where, and on which of many workers is tested in the other modules.
+//! These tests are about one worker and one handler at a time. So there is one shard, or one worker in
+//! a pool.
 
 use std::sync::Arc;
 use std::time::Duration;
