@@ -529,6 +529,13 @@ async fn a_blocking_call_through_a_layer_does_not_move_the_runtime_s_clock() {
     while shelf.stats().queued == 0 {
         tokio::task::yield_now().await;
     }
+    // While the runtime is idle, its clock goes on to the next timer at once, if there is one.
+    let (sender, idle) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        let _ = sender.send(());
+    });
+    idle.await.unwrap();
     gate.add_permits(1);
     waits.await.unwrap();
     assert_eq!(tokio::task::spawn_blocking(|| blocked.join().unwrap()).await.unwrap(), Ok(1));
@@ -590,4 +597,89 @@ async fn what_a_layer_holds_is_dropped_before_its_service_ends() {
     drop(layered);
     assert_eq!(dropped.load(SeqCst), 1);
     status.wait_for(|status| *status == tenorite::Status::Stopped).await.unwrap();
+}
+
+/// A request that a task sends for a layer ends at the deadline as well, though its call does not poll
+/// it.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_another_task_has_sent_ends_at_the_deadline() {
+    let (shelf, _gate) = shelf(8);
+    let (sender, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let elsewhere = shelf.layer(move |outgoing, next| {
+        let sender = sender.clone();
+        async move {
+            let sends = tokio::spawn(async move {
+                let outcome = next.send(outgoing).await;
+                sender.send(outcome.map(drop).map_err(|failed| failed.error)).unwrap();
+            });
+            sends.await.unwrap();
+            std::future::pending().await
+        }
+    });
+    let expired = TenoriteError::FetchFailure(FetchReason::Expired);
+    assert_eq!(elsewhere.wait().timeout(SECOND).await, Err(expired.clone()));
+    let outcome = tokio::time::timeout(10 * SECOND, outcomes.recv()).await;
+    assert_eq!(outcome.expect("it has ended"), Some(Err(expired)));
+}
+
+/// What a layer waits for in front of a call that is raced is no wait of the handler that races it.
+#[tokio::test]
+async fn a_layer_of_a_call_that_may_wait_for_itself_closes_no_cycle() {
+    struct Porter;
+
+    #[tenorite::service]
+    impl Porter {
+        pub fn check(&mut self) {}
+
+        pub async fn ask(&mut self, front: FrontCaller) {
+            front.nothing().await.unwrap();
+        }
+    }
+
+    struct Front {
+        shelf: ShelfCaller,
+        gate: Arc<Semaphore>,
+        other: Arc<Semaphore>,
+    }
+
+    #[tenorite::service]
+    impl Front {
+        pub fn nothing(&mut self) {}
+
+        pub async fn race(&mut self) -> String {
+            self.gate.acquire().await.unwrap().forget();
+            tokio::select! {
+                biased;
+                books = self.shelf.books().allow_cycle() => format!("{books:?}"),
+                _ = self.other.acquire() => "the other".to_owned(),
+            }
+        }
+    }
+
+    let porter = PorterService.start(8, Porter);
+    let asks = porter.clone();
+    let shelf = shelf(8).0.layer(move |outgoing, next| {
+        let porter = asks.clone();
+        async move {
+            porter.check().await?;
+            next.send(outgoing).await
+        }
+    });
+    let [gate, other] = [(); 2].map(|()| Arc::new(Semaphore::new(0)));
+    let worker = Front { shelf, gate: Arc::clone(&gate), other: Arc::clone(&other) };
+    let front = FrontService.start(8, worker);
+    let race = tokio::spawn(front.race().owned());
+    let asking = tokio::spawn(porter.ask(front.clone()).owned());
+    // The porter waits for the front.
+    while front.stats().queued == 0 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(1);
+    // And what stands in front of the call waits for the porter.
+    while porter.stats().queued == 0 && !race.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    other.add_permits(1);
+    assert_eq!(race.await.unwrap().unwrap(), "the other");
+    asking.await.unwrap().unwrap();
 }
