@@ -1,4 +1,4 @@
-//! Defines how a call can end other than in a reply.
+//! Defines how a call can end other than in a reply, and why services stop.
 //!
 //! [`TenoriteError`] distinguishes exactly three cases: the request certainly did not run, it may
 //! have run, or it ran and this is the worker's own answer. Every failure of the library is one of
@@ -447,6 +447,62 @@ impl fmt::Display for Cycle {
             write!(f, "{service}::{method}")?;
         }
         Ok(())
+    }
+}
+
+/// States why a service stopped, or why its worker is about to be replaced.
+///
+/// The first cause that made the service stop accepting new calls wins. A panic or an abort while
+/// it drains overrides that cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The last caller was dropped. Accepted calls were handled, unless a hand-written worker
+    /// returned early.
+    CallersGone,
+    /// [`stop`](crate::TenoriteCaller::stop) was called. Accepted calls were handled, as above.
+    Requested,
+    /// The service was not used for as long as its [`idle_timeout`](crate::Builder::idle_timeout).
+    Idle,
+    /// The worker's task returned by itself, while there were callers.
+    Finished,
+    /// `#[service(init)]` returned an error. This is its text, or the name of its type if it has no
+    /// `Display`.
+    StartFailed(Reason),
+    /// A handler, a hook or the worker's task panicked.
+    Panicked(PanicMessage),
+    /// The worker failed more often than the [`Restart`](crate::Restart) policy allows. This is the
+    /// last failure.
+    GaveUp(PanicMessage),
+    /// The task was aborted through its `JoinHandle`, or its runtime shut down, or the time to stop
+    /// was over.
+    Aborted,
+    /// [`restart`](crate::TenoriteCaller::restart) was called, and another worker follows. Workers
+    /// end with this reason, services never do.
+    Restart,
+}
+
+impl StopReason {
+    /// Returns whether the service ended as intended, and not because something went wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !matches!(self, Self::StartFailed(_) | Self::Panicked(_) | Self::GaveUp(_) | Self::Aborted)
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CallersGone => f.write_str("all callers were dropped"),
+            Self::Requested => f.write_str("it was asked to stop"),
+            Self::Idle => f.write_str("it was idle"),
+            Self::Finished => f.write_str("it had finished"),
+            Self::StartFailed(why) => write!(f, "it failed to start: {why}"),
+            Self::Panicked(message) => write!(f, "it panicked: {message}"),
+            Self::GaveUp(message) => write!(f, "restart limit exceeded; last failure: {message}"),
+            Self::Aborted => f.write_str("it was aborted"),
+            Self::Restart => f.write_str("it was asked to restart"),
+        }
     }
 }
 

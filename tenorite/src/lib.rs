@@ -128,7 +128,7 @@ pub use dispatch::local::LocalConfig;
 #[doc(inline)]
 pub use dispatch::{ConcurrentWorker, DerivedWorker};
 #[doc(inline)]
-pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, TenoriteError, TooLarge};
+pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge};
 #[doc(inline)]
 pub use handler::context::{Context, context};
 #[doc(inline)]
@@ -154,7 +154,7 @@ pub use service::{Builder, Restarting, TenoriteService};
 #[doc(inline)]
 pub use sharded::{Sharded, Spread};
 #[doc(inline)]
-pub use status::{Status, StatusWatch, StopReason};
+pub use status::{Status, StatusWatch};
 #[doc(inline)]
 pub use supervisor::{Report, ServiceReport, Strategy, Supervisor, SupervisorHandle};
 #[doc(inline)]

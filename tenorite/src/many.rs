@@ -26,13 +26,14 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::blocking;
 use crate::caller::{Caller, TenoriteCaller};
 use crate::dispatch::DerivedWorker;
+use crate::error::StopReason;
 use crate::mailbox::Mailbox;
 use crate::mailbox::shards::{Routes, ShardsMailbox, worst};
 use crate::names;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::service::Builder;
 use crate::sharded::{Sharded, Spread};
-use crate::status::{Status, StatusCell, StatusWatch, StopReason};
+use crate::status::{Status, StatusCell, StatusWatch};
 use crate::worker::{Configs, TenoriteWorker};
 
 impl<W, C> Builder<W, C>

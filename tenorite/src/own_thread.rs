@@ -21,8 +21,8 @@ use tokio::runtime::{Builder, EnterGuard, Runtime};
 use tokio::task::LocalSet;
 
 use crate::caller::TenoriteCaller;
-use crate::error::Reason;
-use crate::status::{Status, StatusWatch, StopReason};
+use crate::error::{Reason, StopReason};
+use crate::status::{Status, StatusWatch};
 
 /// A runtime for a thread that is not started yet.
 pub(crate) struct OwnThread {

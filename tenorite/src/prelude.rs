@@ -7,11 +7,10 @@
 pub use crate::__private::Prelude as _;
 pub use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 pub use crate::dispatch::DerivedWorker;
-pub use crate::error::{FetchReason, SendReason, TenoriteError};
+pub use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 pub use crate::receiver::Receiver;
 pub use crate::reply::{Reply, TenoriteRequest};
 pub use crate::restart::Restart;
 pub use crate::self_caller::SelfCaller;
 pub use crate::service::TenoriteService;
-pub use crate::status::StopReason;
 pub use crate::worker::TenoriteWorker;

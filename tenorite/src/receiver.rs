@@ -9,12 +9,11 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::coop;
 
 use crate::blocking;
-use crate::error::SendReason;
+use crate::error::{SendReason, StopReason};
 use crate::mailbox::queue::line::Dequeued;
 use crate::mailbox::queue::{Next, Queue};
 use crate::panics;
 use crate::reply::{Client, TenoriteRequest};
-use crate::status::StopReason;
 
 /// Receives the requests of a service. Names and behaviour are those of tokio's `mpsc::Receiver`.
 ///

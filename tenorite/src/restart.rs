@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::error::{PanicMessage, Reason};
+use crate::error::{PanicMessage, Reason, StopReason};
 use crate::rng;
-use crate::status::{StatusCell, StopReason};
+use crate::status::StatusCell;
 use crate::trace;
 
 /// Sets how often and how soon a failed worker is replaced.

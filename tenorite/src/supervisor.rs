@@ -42,11 +42,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
+use crate::error::StopReason;
 use crate::mailbox::{Control, Stats, abort};
 use crate::names;
 use crate::restart::{Failure, Pause, Restart, RestartDecider, RestartDecision, Restarts};
 use crate::service::Builder;
-use crate::status::{Status, StatusCell, StatusWatch, StopReason};
+use crate::status::{Status, StatusCell, StatusWatch};
 use crate::timer;
 use crate::trace;
 use crate::worker::TenoriteWorker;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::{fmt, mem, thread};
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
-use crate::error::{FetchReason, TenoriteError};
+use crate::error::{FetchReason, StopReason, TenoriteError};
 use crate::mailbox::inline::Inline;
-use crate::status::{StatusWatch, StopReason};
+use crate::status::StatusWatch;
 use crate::sync::Mutex;
 
 /// Yields all ways in which a handler may run: within its call, on its service's task, and at

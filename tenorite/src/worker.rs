@@ -16,7 +16,7 @@ use crate::caller::TenoriteCaller;
 use crate::dispatch::Dispatch;
 use crate::dispatch::local::{Local, LocalConfig, LocalDispatch};
 use crate::dispatch::pool::Pool;
-use crate::error::{FetchReason, SendReason};
+use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
 use crate::mailbox::cell::{self, Driver, MakeConfig};
@@ -28,7 +28,6 @@ use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
 use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
-use crate::status::StopReason;
 use crate::timer;
 use crate::trace;
 

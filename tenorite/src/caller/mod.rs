@@ -15,12 +15,12 @@ use std::time::Duration;
 use self::layer::{LayerMailbox, LayerResult, Next};
 use self::permit::{Reserve, ReserveOwned};
 use crate::call::{Call, Map, Reservation};
-use crate::error::TenoriteError;
+use crate::error::{StopReason, TenoriteError};
 use crate::handler::stack::Node;
 use crate::mailbox::abort;
 use crate::mailbox::function::{FnMailbox, OutgoingRequest};
 use crate::mailbox::{Control, Mailbox, Stats, ToItself};
-use crate::status::{Status, StatusWatch, StopReason};
+use crate::status::{Status, StatusWatch};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
 ///

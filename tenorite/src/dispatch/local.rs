@@ -21,11 +21,11 @@ use std::thread::{self, ThreadId};
 use super::job::{BatchReplies, Job, Step};
 use super::storage::Space;
 use super::{Dispatch, Opened, Period};
+use crate::error::StopReason;
 use crate::handler::link::SelfLink;
 use crate::handler::method::Method;
 use crate::panics;
 use crate::reply::Reply;
-use crate::status::StopReason;
 
 /// A value that belongs to the thread which has made it.
 struct OnThread<T> {

@@ -27,9 +27,9 @@ use std::time::Duration;
 use self::handling::{Handling, HandlingDeferred};
 use self::job::{Job, Step};
 use self::storage::Space;
+use crate::error::StopReason;
 use crate::handler::link::SelfLink;
 use crate::handler::method::{Method, Sharing};
-use crate::status::StopReason;
 
 /// A worker whose requests are methods.
 ///

@@ -15,10 +15,10 @@ use std::cell::UnsafeCell;
 
 use super::job::{Job, Step};
 use super::{Concurrent, Dispatch, Opened, Period};
+use crate::error::StopReason;
 use crate::handler::link::SelfLink;
 use crate::handler::method::{Method, Sharing};
 use crate::panics;
-use crate::status::StopReason;
 use crate::sync::Mutex;
 
 /// Many workers of one kind.

@@ -22,11 +22,11 @@ use tokio::time::Instant;
 use super::queue::Queue;
 use super::{Control, Mailbox, Stats};
 use crate::blocking;
-use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::panics::{self, Payload};
 use crate::phase::{BoxFuture, CallState, PermitKind, Phase, Terms};
 use crate::reply::{Client, Ended};
-use crate::status::{StatusCell, StopReason};
+use crate::status::StatusCell;
 use crate::sync::Mutex;
 use crate::trace;
 

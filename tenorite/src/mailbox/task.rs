@@ -10,9 +10,10 @@ use tokio::task::AbortHandle;
 use super::abort::abort_after;
 use super::queue::Queue;
 use super::{Control, Mailbox, Stats};
+use crate::error::StopReason;
 use crate::handler::runtime;
 use crate::phase::{CallState, PermitKind, Phase};
-use crate::status::{StatusCell, StopReason};
+use crate::status::StatusCell;
 
 /// The callers' side of the service, dropped with the last caller; or what takes the request of an
 /// owned permit.

@@ -15,10 +15,10 @@ use super::{
 };
 use crate::caller::{Caller as _, TenoriteCaller, WeakCaller};
 use crate::dispatch::Dispatch;
+use crate::error::StopReason;
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
 use crate::phase::Limit;
-use crate::status::StopReason;
 
 /// Tries every interleaving with at most this many preemptions of a thread that could continue.
 fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {

@@ -22,10 +22,9 @@ use super::{
 use crate::caller::Caller as _;
 use crate::caller::permit::OwnedPermit;
 use crate::dispatch::Dispatch;
-use crate::error::{SendReason, TenoriteError};
+use crate::error::{SendReason, StopReason, TenoriteError};
 use crate::mailbox::cell::Driver;
 use crate::mailbox::inline::Inline;
-use crate::status::StopReason;
 
 /// Runs a scenario under many schedules. Half of them switch anywhere. The other half switch at a
 /// few places only, which finds other bugs (Burckhardt, Kothari, Musuvathi, Nagarakatte, "A

@@ -15,11 +15,11 @@ use super::reader;
 use super::state::{Abort, Found, TaskClaim};
 use super::{Core, OnWorkerExit};
 use crate::dispatch::{Dispatch, Opened};
+use crate::error::StopReason;
 use crate::handler::stack;
 use crate::mailbox::abort;
 use crate::panics;
 use crate::restart::RestartDecider;
-use crate::status::StopReason;
 
 /// The service's task: it goes on with what callers leave, and ends the service.
 pub(crate) struct Driver<W: Dispatch> {

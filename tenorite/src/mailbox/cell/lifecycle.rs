@@ -35,7 +35,7 @@ use super::Core;
 use super::driver::{dead, serve};
 use super::owner::{Owner, Released};
 use crate::dispatch::{Dispatch, Opened, Period};
-use crate::error::{Reason, SendReason};
+use crate::error::{Reason, SendReason, StopReason};
 use crate::handler::deadlock;
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
@@ -43,7 +43,6 @@ use crate::handler::stack;
 use crate::panics::{self, Payload};
 use crate::phase::BoxFuture;
 use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
-use crate::status::StopReason;
 use crate::trace;
 
 /// What a service's task needs besides serving.

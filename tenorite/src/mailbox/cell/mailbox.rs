@@ -17,7 +17,7 @@ use super::{Core, OnWorkerExit, ParkedCall, answers_later, is_always_queued};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
-use crate::error::{Cycle, FetchReason, SendReason, TenoriteError};
+use crate::error::{Cycle, FetchReason, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge, Need};
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
@@ -28,7 +28,7 @@ use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
-use crate::status::{StatusCell, StopReason};
+use crate::status::StatusCell;
 use crate::trace::Span;
 
 type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;

@@ -94,7 +94,7 @@ use super::queue::line::TaskKind;
 use super::{Mailbox, ToItself};
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::WorkerStorage;
-use crate::error::{FetchReason, SendReason};
+use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
@@ -103,7 +103,7 @@ use crate::panics::{self, Payload};
 use crate::phase::{BoxFuture, Limit, Phase};
 use crate::reply::{Answer, Ended, Tasks};
 use crate::restart::after;
-use crate::status::{StatusWatch, StopReason};
+use crate::status::StatusWatch;
 use crate::sync::{Once, Witness};
 use crate::trace::{self, Span, Watch};
 

@@ -12,7 +12,7 @@ use super::{Answered, Core, Exchange, OnWorkerExit, Owned, ParkedCall, answers_l
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::job::{Progress, response_of};
-use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
+use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock;
 use crate::handler::method::CallInfo;
 use crate::handler::runtime::RuntimeContext;
@@ -21,7 +21,6 @@ use crate::mailbox::queue::line::{Dequeued, TurnOver};
 use crate::panics::{self, Payload};
 use crate::phase::Phase;
 use crate::reply::Client;
-use crate::status::StopReason;
 use crate::trace::Span;
 
 /// The right to touch what is owned. There is one at a time: a claim makes it, a release ends it.

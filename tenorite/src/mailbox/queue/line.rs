@@ -57,10 +57,9 @@ use tokio::time::Instant;
 
 use super::attendance::Attendance;
 use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
-use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
 use crate::phase::PermitKind;
-use crate::status::StopReason;
 use crate::trace::Span;
 
 pub(in crate::mailbox) struct Line<Rq, Rs, Er> {

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use self::line::{Arrival, Counts, Deferred, Dequeued, Line, TaskKind, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
-use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, TenoriteError};
+use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
 use crate::handler::runtime;
 use crate::handler::stack::Node;
@@ -45,7 +45,7 @@ use crate::panics;
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
-use crate::status::{StatusCell, StopReason};
+use crate::status::StatusCell;
 use crate::sync::Mutex;
 use crate::trace::Span;
 

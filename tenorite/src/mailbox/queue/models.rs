@@ -13,10 +13,9 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::{Next, Queue};
-use crate::error::{FetchReason, SendReason, TenoriteError};
+use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::phase::{Limit, Phase, Terms};
 use crate::reply::{Answer, Ended};
-use crate::status::StopReason;
 use tokio::time::Instant;
 
 type Model = Queue<u32, u32, ()>;

@@ -9,8 +9,8 @@ use loom::thread;
 use super::super::loom::{bounded, call, call_there, drive, hand_back};
 use super::super::{Event, is_panic, lost, poll_once, stopped};
 use super::{Ask, Caller, Seen, Worker};
+use crate::error::StopReason;
 use crate::mailbox::cell::Driver;
-use crate::status::StopReason;
 
 /// Tries every interleaving with at most this many preemptions, or the first 20,000 of them: a
 /// model with a reader that waits has four threads.

@@ -53,7 +53,7 @@ use super::{Core, Exchange, OnWorkerExit};
 use crate::dispatch::job::Progress;
 use crate::dispatch::storage::FutureStorage;
 use crate::dispatch::{Concurrent, Dispatch};
-use crate::error::{FetchReason, PanicMessage, SendReason, TenoriteError};
+use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge, Need};
 use crate::handler::method::{CallInfo, Method, Sharing};
 use crate::handler::runtime::{RuntimeContext, now_in};
@@ -61,7 +61,6 @@ use crate::handler::stack::{self, Node};
 use crate::mailbox::queue::Admission;
 use crate::mailbox::queue::line::Line;
 use crate::panics::{self, Payload};
-use crate::status::StopReason;
 use crate::sync::Mutex;
 use crate::trace::Span;
 
