@@ -77,6 +77,7 @@ mod error;
 mod panics;
 mod names;
 mod trace;
+mod observe;
 mod blocking;
 mod timer;
 mod status;
@@ -139,6 +140,8 @@ pub use mailbox::function::OutgoingRequest;
 pub use mailbox::inline::Inline;
 #[doc(inline)]
 pub use many::{Pooling, Sharding};
+#[doc(inline)]
+pub use observe::{Event, EventKind, Outcome, SkipReason};
 #[doc(inline)]
 pub use receiver::{Message, Receiver};
 #[doc(inline)]

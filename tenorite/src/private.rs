@@ -209,6 +209,8 @@ pub trait IntoAnswer<const FALLIBLE: bool>: Sized {
     type Err;
 
     fn into_reply(self) -> Result<Self::Ok, Self::Err>;
+
+    fn is_error(&self) -> bool;
 }
 
 impl<T, E> IntoAnswer<true> for Result<T, E> {
@@ -217,6 +219,10 @@ impl<T, E> IntoAnswer<true> for Result<T, E> {
 
     fn into_reply(self) -> Result<T, E> {
         self
+    }
+
+    fn is_error(&self) -> bool {
+        self.is_err()
     }
 }
 
@@ -227,6 +233,10 @@ impl<T> IntoAnswer<false> for T {
     fn into_reply(self) -> Result<T, Infallible> {
         Ok(self)
     }
+
+    fn is_error(&self) -> bool {
+        false
+    }
 }
 
 /// Converts the reply of a method whose return type is named like a `Result`. `FALLIBLE` says
@@ -235,6 +245,11 @@ pub fn reply<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(
     reply: R,
 ) -> Result<R::Ok, TenoriteError<R::Err>> {
     reply.into_reply().map_err(TenoriteError::ServiceError)
+}
+
+/// Returns whether a reply is an error of the worker's own. `FALLIBLE` is that of [`reply`].
+pub fn is_error<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(reply: &R) -> bool {
+    reply.is_error()
 }
 
 /// Shows a field if possible: `(&Field(&value)).__tenorite_show()` finds the first of the next two

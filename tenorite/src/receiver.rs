@@ -164,8 +164,10 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     }
 
     fn hand_over(&self, taken: Dequeued<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
-        let client = Client::new(Arc::clone(&self.queue) as _, taken.slot, taken.deadline);
-        TenoriteRequest { request: taken.request, client }
+        let Dequeued { request, slot, deadline, mut observed, .. } = taken;
+        observed.start();
+        let client = Client::new(Arc::clone(&self.queue) as _, slot, deadline).observed(observed);
+        TenoriteRequest { request, client }
     }
 }
 

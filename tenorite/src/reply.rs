@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::error::{FetchReason, TenoriteError};
 use crate::handler::context::Context;
+use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::trace::Span;
 
@@ -48,6 +49,11 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
 
     /// Reports to the caller that the reply came after its deadline.
     fn answer_late(&self, slot: usize);
+
+    /// Returns whether a response is an error of the worker's own.
+    fn is_error(&self, _response: &Rs) -> bool {
+        false
+    }
 
     /// Registers a task, not yet spawned, that answers this slot's call, or a cast. Returns the
     /// service, which waits for the task before it ends, and the task's number there. Returns
@@ -121,6 +127,7 @@ pub struct Client<Rs, Er = Infallible> {
     deadline: Option<Instant>,
     /// Whether an answer after the deadline is rejected as late.
     keeps_deadline: bool,
+    observed: Observed,
 }
 
 impl<Rs, Er> Client<Rs, Er> {
@@ -130,7 +137,34 @@ impl<Rs, Er> Client<Rs, Er> {
         slot: Option<usize>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { answers, slot, if_dropped: FetchReason::Unanswered, deadline, keeps_deadline: true }
+        let (if_dropped, observed) = (FetchReason::Unanswered, Observed::NOT);
+        Self { answers, slot, if_dropped, deadline, keeps_deadline: true, observed }
+    }
+
+    /// Ends this request with its answer.
+    pub(crate) fn observed(mut self, mut observed: Observed) -> Self {
+        observed.holds_no_thread();
+        self.observed = observed;
+        self
+    }
+
+    /// Tells observers how the request ends.
+    #[inline(always)]
+    fn finished(&mut self, outcome: impl FnOnce(&dyn Answer<Rs, Er>) -> Outcome) {
+        if self.observed.is_some() {
+            std::mem::take(&mut self.observed).finish(|| outcome(&*self.answers));
+        }
+    }
+
+    /// Tells observers that this is dropped without an answer.
+    #[cold]
+    fn tell_drop(&mut self) {
+        let outcome = match Outcome::of_failure(&self.if_dropped) {
+            // Dropped by a panic of the worker.
+            Outcome::Unanswered if std::thread::panicking() => Outcome::Panicked,
+            outcome => outcome,
+        };
+        std::mem::take(&mut self.observed).finish(|| outcome);
     }
 
     /// Leaves it to the caller to decide whether an answer is late.
@@ -159,20 +193,24 @@ impl<Rs, Er> Client<Rs, Er> {
     /// Gives the answer back if the caller has stopped waiting: its call was dropped, or its
     /// deadline has passed. That is not the worker's fault and may be ignored.
     pub fn send(mut self, answer: Result<Rs, Er>) -> Result<(), Result<Rs, Er>> {
-        match self.slot.take() {
-            None => {
-                self.answers.discard(Ok(answer));
-                Ok(())
-            }
+        let slot = match self.slot.take() {
             Some(slot) if self.is_late() => {
+                self.finished(|_| Outcome::Expired);
                 self.answers.answer_late(slot);
-                Err(answer)
+                return Err(answer);
             }
-            Some(slot) => self.answers.answer(slot, Ok(answer)).map_err(|undelivered| match undelivered {
-                Ok(answer) => answer,
-                Err(_) => unreachable!("what comes back is what was sent"),
-            }),
-        }
+            slot => slot,
+        };
+        let answer = Ok(answer);
+        self.finished(|answers| Outcome::of(&answer, |response| answers.is_error(response)));
+        let Some(slot) = slot else {
+            self.answers.discard(answer);
+            return Ok(());
+        };
+        self.answers.answer(slot, answer).map_err(|undelivered| match undelivered {
+            Ok(answer) => answer,
+            Err(_) => unreachable!("what comes back is what was sent"),
+        })
     }
 
     /// Returns whether the caller has stopped waiting, so that an answer would not be delivered.
@@ -199,15 +237,20 @@ impl<Rs, Er> Client<Rs, Er> {
 
     /// Ends the call with a reply or a failure, and drops what cannot be delivered.
     pub(crate) fn finish(mut self, reply: Ended<Rs, Er>) {
-        let undelivered = match self.slot.take() {
-            None => Err(reply),
+        let slot = match self.slot.take() {
             // Only answers are rejected as late: a failure is reported even after the deadline.
             Some(slot) if reply.is_ok() && self.is_late() => {
+                self.finished(|_| Outcome::Expired);
                 self.answers.answer_late(slot);
                 panics::drop_quietly(reply);
                 return;
             }
+            slot => slot,
+        };
+        self.finished(|answers| Outcome::of(&reply, |response| answers.is_error(response)));
+        let undelivered = match slot {
             Some(slot) => self.answers.answer(slot, reply),
+            None => Err(reply),
         };
         if let Err(reply) = undelivered {
             self.answers.discard(reply);
@@ -222,6 +265,9 @@ impl<Rs, Er> Client<Rs, Er> {
 
 impl<Rs, Er> Drop for Client<Rs, Er> {
     fn drop(&mut self) {
+        if self.observed.is_some() {
+            self.tell_drop();
+        }
         if let Some(slot) = self.slot.take() {
             if std::thread::panicking() {
                 self.answers.unwound(slot, &self.if_dropped);

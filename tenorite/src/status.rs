@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::error::{PanicMessage, StopReason};
 use crate::names::{Name, Named};
+use crate::observe::{EventKind, Observers};
 use crate::panics;
 use crate::sync::Mutex;
 use crate::trace;
@@ -110,6 +111,7 @@ impl StatusWatch {
 pub(crate) struct StatusCell {
     /// Returns the service's type name. A function pointer is one word, a `&str` would be two.
     service: fn() -> &'static str,
+    observers: Option<Arc<Observers>>,
     state: Mutex<State>,
 }
 
@@ -138,8 +140,14 @@ type News = (Status, Option<StopReason>);
 
 impl StatusCell {
     pub(crate) fn new(service: fn() -> &'static str) -> Self {
+        Self::observed(service, None)
+    }
+
+    /// Works like [`new`](Self::new), for a service with these observers.
+    pub(crate) fn observed(service: fn() -> &'static str, observers: Option<Arc<Observers>>) -> Self {
         Self {
             service,
+            observers,
             state: Mutex::new(State {
                 status: Status::Starting,
                 has_worker: false,
@@ -155,6 +163,18 @@ impl StatusCell {
     pub(crate) fn set_name(&self, name: Option<Arc<str>>, address: usize) {
         if let Some(name) = name {
             self.state.lock().watched.get_or_insert_default().name = Some(Name::new(name, address));
+        }
+    }
+
+    /// Returns what observes the service.
+    #[inline]
+    pub(crate) fn observers(&self) -> Option<&Arc<Observers>> {
+        self.observers.as_ref()
+    }
+
+    fn observe(&self, event: EventKind<'_>) {
+        if let Some(observers) = &self.observers {
+            observers.tell(event);
         }
     }
 
@@ -192,6 +212,7 @@ impl StatusCell {
         self.change(|state| Status::Restarting(*number.insert(state.restarts.saturating_add(1))));
         if let Some(number) = number {
             trace::restarting(self, number, delay, reason);
+            self.observe(EventKind::Restarting { number, reason });
         }
     }
 
@@ -269,6 +290,7 @@ impl StatusCell {
         drop(state);
         // Traced before the waiting tasks are woken, so that what they do next comes after it.
         trace::stopped(self, reason.is_clean(), &reason);
+        self.observe(EventKind::Stopped { reason: &reason });
         waiting.into_iter().for_each(panics::wake);
         self.tell(watch);
     }

@@ -24,6 +24,7 @@ use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::TaskMailbox;
 use crate::names;
+use crate::observe::Observers;
 use crate::panics::{self, Payload};
 use crate::receiver::Receiver;
 use crate::reply::TenoriteRequest;
@@ -162,9 +163,11 @@ impl Start {
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
         let Self { options, decider } = self;
-        let ServiceOptions { backlog, idle, drain_limit, is_detached, name, .. } = options;
+        let ServiceOptions { backlog, idle, drain_limit, is_detached, name, observers, warn_after, .. } =
+            options;
         let runtime = Handle::current();
-        let queue = Arc::new(Queue::new(backlog, names::of_type::<W>));
+        let observers = Observers::of(observers, names::of_type::<W>(), name.clone(), warn_after);
+        let queue = Arc::new(Queue::new(backlog, names::of_type::<W>, observers));
         queue.status.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());
         let door = TaskMailbox::new(

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tenorite::prelude::*;
 use tenorite::{DelayedCall, FetchReason, Inline, OwnedPermit, Reply, Restart};
 use tenorite_tests::Random;
+use tenorite_tests::ledger::Ledger;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinError, JoinHandle, yield_now};
 
@@ -54,6 +55,8 @@ struct Plan {
     is_early: bool,
     /// Whether those who call go through a layer.
     is_layered: bool,
+    /// Whether the services are observed.
+    is_observed: bool,
 }
 
 impl Plan {
@@ -84,6 +87,7 @@ impl Plan {
             end,
             is_early: end != End::CallersGone && random.below(2) == 0,
             is_layered: random.below(3) == 0,
+            is_observed: random.below(2) == 0,
         }
     }
 }
@@ -448,23 +452,32 @@ impl Task {
     }
 }
 
-fn start(plan: &Plan, config: &Config) -> (Task, WorkerCaller) {
+/// A builder of a service that is observed, if it is to be.
+fn builder<W, S>(service: S, plan: &Plan, ledger: &Arc<Ledger>) -> tenorite::Builder<W, WorkerCaller>
+where
+    W: TenoriteWorker<Request = WorkerRequest, Response = WorkerResponse, Error = Infallible>,
+    S: TenoriteService<W, WorkerCaller>,
+{
+    if plan.is_observed { service.builder().observe(ledger.observer()) } else { service.builder() }
+}
+
+fn start(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (Task, WorkerCaller) {
     let (task, caller) = match plan.kind {
         Kind::Shards(shards) => {
-            let shards = WorkerService.builder().shards(shards);
+            let shards = builder::<Worker, _>(WorkerService, plan, ledger).shards(shards);
             let shards = if plan.restarts { shards.restart(policy()) } else { shards };
             let again = config.clone();
             let (task, caller) = shards.start_with(plan.backlog, move |_| again.make());
             return (Task::Each(task), caller);
         }
         Kind::Pool(workers) => {
-            let pool = WorkerService.builder().pool(workers);
+            let pool = builder::<Worker, _>(WorkerService, plan, ledger).pool(workers);
             let pool = if plan.restarts { pool.restart(policy()) } else { pool };
             let again = config.clone();
             let (task, caller) = pool.start_with(plan.backlog, move || again.make());
             return (Task::Many(task), caller);
         }
-        _ => start_one(plan, config),
+        _ => start_one(plan, config, ledger),
     };
     (Task::One(task), caller)
 }
@@ -474,30 +487,24 @@ fn policy() -> Restart {
     Restart::at_most(u32::MAX, Duration::from_millis(1)).backoff(Duration::ZERO, Duration::ZERO)
 }
 
-fn start_one(plan: &Plan, config: &Config) -> (JoinHandle<Worker>, WorkerCaller) {
+fn start_one(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (JoinHandle<Worker>, WorkerCaller) {
     let (policy, again) = (policy(), config.clone());
+    let derived = || builder::<Worker, _>(WorkerService, plan, ledger);
+    let by_receiver = || builder::<ByReceiver, _>(ByReceiverService, plan, ledger);
     match (plan.kind, plan.restarts) {
-        (Kind::Derived(inline), true) => WorkerService
-            .builder()
-            .inline(inline)
-            .restart(policy)
-            .start_with(plan.backlog, move || again.make()),
-        (Kind::Derived(inline), false) => {
-            WorkerService.builder().inline(inline).start_task(plan.backlog, config.make())
+        (Kind::Derived(inline), true) => {
+            derived().inline(inline).restart(policy).start_with(plan.backlog, move || again.make())
         }
-        (Kind::OwnThread, true) => WorkerService
-            .builder()
-            .own_thread()
-            .restart(policy)
-            .start_with(plan.backlog, move || again.make()),
-        (Kind::OwnThread, false) => {
-            WorkerService.builder().own_thread().start_task(plan.backlog, config.make())
+        (Kind::Derived(inline), false) => derived().inline(inline).start_task(plan.backlog, config.make()),
+        (Kind::OwnThread, true) => {
+            derived().own_thread().restart(policy).start_with(plan.backlog, move || again.make())
         }
+        (Kind::OwnThread, false) => derived().own_thread().start_task(plan.backlog, config.make()),
         (Kind::Pool(_) | Kind::Shards(_), _) => unreachable!("it has many workers"),
         (Kind::ByReceiver, true) => {
-            ByReceiverService.builder().restart(policy).start_with(plan.backlog, move || again.make())
+            by_receiver().restart(policy).start_with(plan.backlog, move || again.make())
         }
-        (Kind::ByReceiver, false) => ByReceiverService.start_task(plan.backlog, config.make()),
+        (Kind::ByReceiver, false) => by_receiver().start_task(plan.backlog, config.make()),
     }
 }
 
@@ -783,10 +790,11 @@ pub fn run(seed: u64, number: u64) -> Tally {
         thread::spawn(move || do_errands(&oracle, &to_do, random))
     };
 
+    let ledgers: [Arc<Ledger>; 2] = Default::default();
     let entered = services.enter();
     let [(first, a), (second, b)] = [0, 1].map(|service| {
         let config = Config { oracle: Arc::clone(&oracle), service, errands: errands.clone() };
-        let (task, caller) = start(&plan, &config);
+        let (task, caller) = start(&plan, &config, &ledgers[service]);
         let layered = || caller.layer(|outgoing, next| async move { next.send(outgoing).await });
         let caller = if plan.is_layered { layered() } else { caller };
         (task, caller)
@@ -857,6 +865,15 @@ pub fn run(seed: u64, number: u64) -> Tally {
     drop(abroad);
     doing.join().expect("nor does this");
     let keeps_accepted = matches!(plan.end, End::CallersGone | End::Stop);
+    for (service, ledger) in ledgers.iter().enumerate() {
+        let starts = if plan.is_observed { oracle.starts(service) } else { 0 };
+        if let Some(imbalance) = ledger.imbalance() {
+            oracle.violated(Wrong::Count, format!("observers were told what does not add up: {imbalance}"));
+        }
+        if plan.is_derived() && ledger.started() != starts {
+            oracle.violated(Wrong::Count, format!("{starts} handlers began, and it was told: {ledger:?}"));
+        }
+    }
     let oracle = Arc::into_inner(oracle).expect("nobody else is left");
     let mut tally = oracle.verdict(&format!("seed {seed}, round {number}"), keeps_accepted);
     let kind = match plan.kind {
@@ -878,6 +895,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
         &format!("backlog {}", plan.backlog),
         restarts,
         layered,
+        if plan.is_observed { "observed" } else { "not observed" },
         flavour,
     ] {
         tally.rounds.insert(name.to_owned(), 1);

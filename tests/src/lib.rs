@@ -1,5 +1,6 @@
 //! The tests of tenorite's promises: the code of its documents, and what the integration tests share.
 
+pub mod ledger;
 pub mod planted;
 pub mod readable;
 

@@ -1,13 +1,13 @@
 //! Derives the dispatch from a request to its method.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{quote, quote_spanned};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
 use super::{at, caller};
 use crate::generics;
-use crate::model::{Arg, Hook, Init, Method, Period, Service, Tick};
+use crate::model::{Arg, Hook, Init, Method, Period, ReplyKind, Service, Tick};
 
 pub(super) fn impls(service: &Service) -> TokenStream {
     let Service { krate, worker, .. } = service;
@@ -131,6 +131,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     );
     let blocks = flag("BLOCKS", any_method(|method| method.blocking));
     let batches = batches(service, &request, &response, &job);
+    let is_error = is_error(service, &response);
     let begins = flag("BEGINS", begin.is_some());
     let closes = flag("CLOSES", close.is_some());
 
@@ -185,6 +186,8 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 match *request { #(#named)* }
             }
 
+            #is_error
+
             fn dispatch<'__worker, '__job>(
                 &'__worker mut self,
                 mut #job: #private::Job<'__worker, '__job, #request, #response>,
@@ -211,6 +214,35 @@ pub(super) fn impls(service: &Service) -> TokenStream {
 fn flag(name: &str, is_so: bool) -> Option<TokenStream> {
     let name = Ident::new(name, Span::call_site());
     is_so.then(|| quote!(const #name: bool = true;))
+}
+
+/// Returns the function that says of a response whether it is an error of the worker's own, if any
+/// can be.
+fn is_error(service: &Service, response: &TokenStream) -> Option<TokenStream> {
+    let (krate, name) = (&service.krate, &service.names.response);
+    let may_fail = |method: &Method| {
+        matches!(method.reply.kind, ReplyKind::Result(..) | ReplyKind::NamedResult | ReplyKind::MaybeResult)
+    };
+    let reply = Ident::new("reply", Span::mixed_site());
+    let arms = service.methods.iter().map(|method| {
+        let Method { variant, cfgs, .. } = method;
+        let is_result = match method.reply.kind {
+            ReplyKind::MaybeResult => caller::is_result(method).into_token_stream(),
+            _ => quote!(true),
+        };
+        if may_fail(method) {
+            quote!(#(#cfgs)* #name::#variant(#reply) => #krate::__private::is_error::<#is_result, _>(#reply),)
+        } else {
+            quote!(#(#cfgs)* #name::#variant(_) => false,)
+        }
+    });
+    service.methods.iter().any(may_fail).then(|| {
+        quote! {
+            fn is_error(response: &#response) -> bool {
+                match response { #(#arms)* }
+            }
+        }
+    })
 }
 
 /// Returns the path of what the derived code calls.

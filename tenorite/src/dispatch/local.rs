@@ -140,6 +140,10 @@ pub trait LocalDispatch: Sized + 'static {
 
     fn method(request: &Self::Request) -> &'static Method;
 
+    fn is_error(_response: &Self::Response) -> bool {
+        false
+    }
+
     fn dispatch<'w, 'j>(&'w mut self, job: LocalJob<'w, 'j, Self::Request, Self::Response>) -> Step<'j>;
 
     fn dispatch_batch<'w, 'j>(
@@ -324,6 +328,10 @@ impl<W: LocalDispatch> Dispatch for Local<W> {
 
     fn method(request: &W::Request) -> &'static Method {
         W::method(request)
+    }
+
+    fn is_error(response: &W::Response) -> bool {
+        W::is_error(response)
     }
 
     fn dispatch<'w, 'j>(&'w mut self, job: Job<'w, 'j, W::Request, W::Response>) -> Step<'j> {

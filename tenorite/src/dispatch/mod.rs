@@ -98,6 +98,12 @@ pub trait Dispatch: Send + Sized + 'static {
     /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;
 
+    /// Returns whether a response is an error of the worker's own: the `Err` of a method that
+    /// returns a `Result`.
+    fn is_error(_response: &Self::Response) -> bool {
+        false
+    }
+
     /// Returns whether handlers of this method may overlap others, if the worker is concurrent.
     #[doc(hidden)]
     #[must_use]

@@ -133,6 +133,10 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
         W::method(request)
     }
 
+    fn is_error(response: &W::Response) -> bool {
+        W::is_error(response)
+    }
+
     fn sharing(method: &Method) -> Sharing {
         match () {
             () if method.answers_later() || method.batch().is_some() => Sharing::No,

@@ -111,7 +111,7 @@ impl<F, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er> {
     /// Creates the mailbox of a closure. With `sends`, its requests run elsewhere.
     pub(crate) fn new(function: F, sends: bool) -> Self {
         let gate = Mutex::new(Gate { closed: None, flights: BTreeMap::new(), next: 0, is_aborted: false });
-        let slots = Arc::new(Queue::new(1, || "closure"));
+        let slots = Arc::new(Queue::new(1, || "closure", None));
         // No worker has to be made first.
         slots.status.running();
         let function = Held::Callers(Some(Arc::new(function)));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inline::Inline;
+use crate::observe::Observer;
 use crate::trace::WARN_AFTER;
 
 /// The options of a service, from its `Builder` to its mailbox.
@@ -29,6 +30,8 @@ pub(crate) struct ServiceOptions {
     pub(crate) own_thread: bool,
     /// The service's own name.
     pub(crate) name: Option<Arc<str>>,
+    /// What is told what becomes of requests.
+    pub(crate) observers: Vec<Observer>,
 }
 
 impl Default for ServiceOptions {
@@ -44,6 +47,7 @@ impl Default for ServiceOptions {
             is_detached: false,
             own_thread: false,
             name: None,
+            observers: Vec::new(),
         }
     }
 }

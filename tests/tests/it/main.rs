@@ -29,6 +29,7 @@ mod lifecycle;
 mod lints;
 mod registry;
 mod regressions;
+mod observe;
 mod owed;
 mod own_thread;
 mod panic;

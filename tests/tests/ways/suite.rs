@@ -390,6 +390,8 @@ suite!(one_handler_at_a_time, #[tenorite::service], |watch| [
     |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Random(1)).start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().measure_handlers().start(backlog, Probe { watch }),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe { watch }),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).on_worker_task().start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().pool(1).start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().shards(1).start(backlog, Probe { watch }),
@@ -399,6 +401,7 @@ suite!(readers_that_may_overlap, #[tenorite::service(concurrent)], |watch| [
     |backlog, watch| ProbeService.builder().start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().concurrency(1).start(backlog, Probe { watch }),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe { watch }),
     |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe { watch }),
 ]);
 

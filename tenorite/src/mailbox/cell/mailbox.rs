@@ -26,6 +26,7 @@ use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
+use crate::observe::{Along, Observed, Outcome, Unmeasured};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::StatusCell;
@@ -68,19 +69,70 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(always)]
     fn run(
         &self,
-        mut owner: Owner<'_, W>,
+        owner: Owner<'_, W>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
         context: RuntimeContext,
     ) -> Poll<()> {
+        if self.core.is_measured {
+            return self.run_measured(owner, served, state, cx, context, Observed::NOT);
+        }
+        self.run_as(owner, served, state, cx, context, Unmeasured)
+    }
+
+    /// Works like [`run`](Self::run), where handlers are timed or observed. `observed` is there if
+    /// the request has arrived already.
+    #[cold]
+    #[inline(never)]
+    fn run_measured(
+        &self,
+        owner: Owner<'_, W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: RuntimeContext,
+        observed: Observed,
+    ) -> Poll<()> {
+        let observed = self.start_observing(observed, served);
+        self.run_as(owner, served, state, cx, context, observed)
+    }
+
+    /// Tells observers that a handler begins, and that its request arrives if it has not.
+    fn start_observing(&self, mut observed: Observed, served: CallInfo) -> Observed {
+        if observed.is_some() {
+            observed.start();
+        } else {
+            observed = self.core.queue.observe(served.method.name());
+            observed.start_at_once();
+        }
+        observed
+    }
+
+    #[inline(always)]
+    fn run_as<A: Along>(
+        &self,
+        mut owner: Owner<'_, W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: RuntimeContext,
+        observed: A,
+    ) -> Poll<()> {
+        let start = |owner: &mut Owner<'_, W>, exchange: &mut _| {
+            if A::IS_MEASURED {
+                owner.start_measured(exchange, served, context)
+            } else {
+                owner.start(exchange, served, context)
+            }
+        };
         // A raced call does not wait for this handler, so the handler's own calls cannot form a
         // cycle through the caller.
         let ran = if state.allows_cycle {
             let _barrier = stack::barrier();
-            owner.start(&mut state.phase, served, context)
+            start(&mut owner, &mut state.phase)
         } else {
-            owner.start(&mut state.phase, served, context)
+            start(&mut owner, &mut state.phase)
         };
         match ran {
             Run::Replied => {
@@ -90,6 +142,9 @@ impl<W: Dispatch> CellMailbox<W> {
                     budget::note_spending();
                 }
                 let is_late = self.core.is_late(served, context);
+                if A::IS_MEASURED {
+                    self.finish_observing(observed.into_observed(), is_late, state);
+                }
                 if self.core.state.release_idle() {
                     owner.disarm();
                 } else {
@@ -101,10 +156,11 @@ impl<W: Dispatch> CellMailbox<W> {
                 Poll::Ready(())
             }
             Run::Deferred => unreachable!("a method that answers later is run with a slot of its own"),
-            Run::Waits => self.wait(owner, served, context, state, cx),
+            Run::Waits => self.wait(owner, served, context, observed.into_observed(), state, cx),
             Run::Panicked(payload) => {
                 let reason = self.core.why_panicked(&payload);
                 self.core.tell_panic(served, None, &reason, &payload);
+                observed.into_observed().finish(|| Outcome::of_failure(&reason));
                 let left_over = state.take();
                 state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason.clone())));
                 self.core.queue.drop_quietly(left_over);
@@ -112,6 +168,15 @@ impl<W: Dispatch> CellMailbox<W> {
                 Poll::Ready(())
             }
         }
+    }
+
+    /// Tells observers that a handler has replied.
+    fn finish_observing(&self, observed: Observed, is_late: bool, state: &StateOf<W>) {
+        observed.finish(|| match &state.phase {
+            _ if is_late => Outcome::Expired,
+            Phase::Answered(Ok(response)) => Core::<W>::outcome(response),
+            _ => Outcome::Replied,
+        });
     }
 
     /// Ends a call whose handler ran at once, and past the call's deadline.
@@ -132,10 +197,18 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
         context: RuntimeContext,
+        observed: Observed,
     ) -> Poll<()> {
         let Phase::New(request) = &state.phase else { unreachable!("the request has not been sent") };
         let served = Self::served(request, state.terms);
         match joined {
+            Joined::Alone(claim) if self.core.is_measured => {
+                self.run_measured(Owner::new(&self.core, claim), served, state, cx, context, observed)
+            }
+            Joined::Shared(share) if self.core.is_measured => {
+                let reading = Reading::new(&self.core, share);
+                self.run_shared_measured(reading, served, state, cx, context, observed)
+            }
             Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
             Joined::Shared(share) => {
                 self.run_shared(Reading::new(&self.core, share), served, state, cx, context)
@@ -153,11 +226,43 @@ impl<W: Dispatch> CellMailbox<W> {
         cx: &mut Context<'_>,
         context: RuntimeContext,
     ) -> Poll<()> {
+        if self.core.is_measured {
+            return self.run_shared_measured(reading, served, state, cx, context, Observed::NOT);
+        }
+        self.run_shared_as(reading, served, state, cx, context, Unmeasured)
+    }
+
+    /// Works like [`run_measured`](Self::run_measured), for a request that shares the worker.
+    #[cold]
+    #[inline(never)]
+    fn run_shared_measured(
+        &self,
+        reading: Reading<'_, W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: RuntimeContext,
+        observed: Observed,
+    ) -> Poll<()> {
+        let observed = self.start_observing(observed, served);
+        self.run_shared_as(reading, served, state, cx, context, observed)
+    }
+
+    #[inline(always)]
+    fn run_shared_as<A: Along>(
+        &self,
+        reading: Reading<'_, W>,
+        served: CallInfo,
+        state: &mut StateOf<W>,
+        cx: &mut Context<'_>,
+        context: RuntimeContext,
+        observed: A,
+    ) -> Poll<()> {
         let ran = if state.allows_cycle {
             let _barrier = stack::barrier();
-            reading.run(&mut state.phase, served, context)
+            reading.run::<A>(&mut state.phase, served, context)
         } else {
-            reading.run(&mut state.phase, served, context)
+            reading.run::<A>(&mut state.phase, served, context)
         };
         match ran {
             Ok(reading) => {
@@ -165,6 +270,9 @@ impl<W: Dispatch> CellMailbox<W> {
                     budget::note_spending();
                 }
                 let is_late = self.core.is_late(served, context);
+                if A::IS_MEASURED {
+                    self.finish_observing(observed.into_observed(), is_late, state);
+                }
                 reading.end();
                 if is_late {
                     self.expire_at_once(state);
@@ -174,7 +282,7 @@ impl<W: Dispatch> CellMailbox<W> {
             Err(Unfinished::Waits(reading, place)) => {
                 let edge =
                     |allowed: bool| if allowed { None } else { reader::edge_to(&place, served.method) };
-                let (parked, panic) = self.wait_in_slot(edge, served, state, cx);
+                let (parked, panic) = self.wait_in_slot(edge, served, observed.into_observed(), state, cx);
                 reader::park(reading, place, parked);
                 if let Some(payload) = panic {
                     resume_unwind(payload);
@@ -183,7 +291,7 @@ impl<W: Dispatch> CellMailbox<W> {
             }
             Err(Unfinished::Panicked(reading, payload)) => {
                 let left_over = state.take();
-                reading.fail(served, None, payload, |reason| {
+                reading.fail(served, None, payload, observed.into_observed(), |reason| {
                     state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason)));
                 });
                 self.core.queue.drop_quietly(left_over);
@@ -200,6 +308,7 @@ impl<W: Dispatch> CellMailbox<W> {
         &self,
         edge: impl FnOnce(bool) -> Option<Arc<Edge>>,
         served: CallInfo,
+        observed: Observed,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> (ParkedCall, Option<Payload>) {
@@ -208,7 +317,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
         state.phase.put(Phase::Waiting(slot));
         // A handler that yields again and again is not timed by this; one that waits long is.
-        let parked = ParkedCall::new(Some(slot), served, span);
+        let parked = ParkedCall::new(Some(slot), served, span, observed);
         (parked, wakers_panic.or(spans_panic))
     }
 
@@ -219,6 +328,7 @@ impl<W: Dispatch> CellMailbox<W> {
         owner: Owner<'_, W>,
         served: CallInfo,
         context: RuntimeContext,
+        observed: Observed,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
@@ -230,7 +340,7 @@ impl<W: Dispatch> CellMailbox<W> {
             }
             deadlock::take_implied().or_else(|| deadlock::wait(node, Need::All, served.method).ok().flatten())
         };
-        let (parked, panic) = self.wait_in_slot(edge, served, state, cx);
+        let (parked, panic) = self.wait_in_slot(edge, served, observed, state, cx);
         owner.park_call(parked, context);
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -262,7 +372,7 @@ impl<W: Dispatch> CellMailbox<W> {
                     && !answers_later::<W>(W::method(request))
                     && let Some(joined) = self.spin(W::method(request))
                 {
-                    return self.run_later(joined, state, cx, context);
+                    return self.run_later(joined, state, cx, context, Observed::NOT);
                 }
                 return self.enter(state, cx, context);
             }
@@ -336,7 +446,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
         let entered = if W::CONCURRENT.is_some() {
             let has_deadline = terms.deadline().is_some();
-            core.queue.enter(request, terms, waker, now, |line, _| {
+            core.queue.enter(request, method.name(), terms, waker, now, |line, _| {
                 core.join_concurrent(line, method, context.is_some(), waits, has_deadline)
             })
         } else {
@@ -346,12 +456,13 @@ impl<W: Dispatch> CellMailbox<W> {
                     if let Some(permit) = terms.permit {
                         core.queue.unreserve(permit);
                     }
-                    core.queue.refused();
-                    self.refuse(request, cycle, state);
+                    let reason = SendReason::WouldDeadlock(cycle);
+                    core.queue.refused_for(method.name(), &reason);
+                    self.refuse(request, reason, state);
                     return Poll::Ready(());
                 }
             };
-            let entered = core.queue.enter(request, terms, waker, now, |_, _| {
+            let entered = core.queue.enter(request, method.name(), terms, waker, now, |_, _| {
                 match core.state.join(context.is_some()) {
                     JoinOutcome::Claimed(claim) => queue::Admission::Run(Joined::Alone(claim)),
                     join => queue::Admission::Append(join == JoinOutcome::Wake, edge.clone()),
@@ -364,16 +475,17 @@ impl<W: Dispatch> CellMailbox<W> {
         };
         match entered {
             Entered::Refused(phase) => state.phase = phase,
-            Entered::Own(request, joined) => {
+            Entered::Own(request, joined, observed) => {
                 let context = context.expect("the worker is claimed only by a thread that may run");
                 if answers_later::<W>(method) {
                     let Joined::Alone(claim) = joined else {
                         unreachable!("a method that answers later runs alone")
                     };
-                    return self.run_deferring(Owner::new(core, claim), request, state, cx, context);
+                    let owner = Owner::new(core, claim);
+                    return self.run_deferring(owner, request, state, cx, context, observed);
                 }
                 state.phase = Phase::New(request);
-                return self.run_later(joined, state, cx, context);
+                return self.run_later(joined, state, cx, context, observed);
             }
             Entered::Line(phase, wake) => {
                 state.phase = phase;
@@ -400,8 +512,10 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
         context: RuntimeContext,
+        mut observed: Observed,
     ) -> Poll<()> {
         let core = &self.core;
+        observed.start();
         let served = Self::served(&request, state.terms);
         let slot = core.queue.occupy(None, None);
         state.phase = Phase::Waiting(slot);
@@ -412,7 +526,7 @@ impl<W: Dispatch> CellMailbox<W> {
             // The answer may come from anywhere, so the handler below on the stack does not wait
             // for this one.
             let _barrier = stack::barrier();
-            owner.start_deferring(Some(slot), &span, &mut exchange, served, context)
+            owner.start_deferring(Some(slot), &span, &mut exchange, served, context, observed)
         };
         match ran {
             Run::Replied | Run::Deferred => {
@@ -420,9 +534,9 @@ impl<W: Dispatch> CellMailbox<W> {
                 core.count_reply();
                 owner.release(context);
             }
-            Run::Waits => drop(owner.park(None, served, span, context)),
+            Run::Waits => drop(owner.park(None, served, span, Observed::NOT, context)),
             Run::Panicked(payload) => {
-                drop(owner.handler_panicked(None, served, Some(&span), payload));
+                drop(owner.handler_panicked(None, served, Some(&span), payload, Observed::NOT));
             }
         }
         if let Some(payload) = panic {
@@ -440,8 +554,8 @@ impl<W: Dispatch> CellMailbox<W> {
     }
 
     /// Refuses a call that would wait for itself.
-    fn refuse(&self, request: W::Request, cycle: Cycle, state: &mut StateOf<W>) {
-        let (phase, unwanted) = state.terms.refuse(request, SendReason::WouldDeadlock(cycle));
+    fn refuse(&self, request: W::Request, reason: SendReason, state: &mut StateOf<W>) {
+        let (phase, unwanted) = state.terms.refuse(request, reason);
         self.core.queue.drop_quietly(unwanted);
         state.phase = phase;
     }
@@ -457,10 +571,10 @@ impl<W: Dispatch> CellMailbox<W> {
             Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
             Ok(None) => {}
             Err(cycle) => {
-                match self.core.queue.take_back(slot) {
-                    Some(Some(request)) => self.refuse(request, cycle, state),
+                let reason = SendReason::WouldDeadlock(cycle);
+                match self.core.queue.take_back(slot, &reason) {
+                    Some(Some(request)) => self.refuse(request, reason, state),
                     Some(None) => {
-                        let reason = SendReason::WouldDeadlock(cycle);
                         state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
                     }
                     None => {}

@@ -99,6 +99,7 @@ use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
 use crate::handler::stack::{self, Node, Serving};
+use crate::observe::{Observed, Observers, Outcome};
 use crate::panics::{self, Payload};
 use crate::phase::{BoxFuture, Limit, Phase};
 use crate::reply::{Answer, Ended, Tasks};
@@ -139,6 +140,8 @@ pub(crate) struct Core<W: Dispatch> {
     on_worker_exit: OnWorkerExit,
     /// Whether every handler is timed, or only those that wait.
     is_timed: bool,
+    /// Whether every handler is timed or observed.
+    is_measured: bool,
     /// Whether the service runs on a thread of its own.
     has_own_thread: bool,
     /// Whether the service stops when it is idle.
@@ -179,12 +182,16 @@ struct ParkedCall {
     since: Instant,
     /// How many requests it was given.
     requests: usize,
+    /// The call's request, unless a client answers it.
+    observed: Observed,
 }
 
 impl ParkedCall {
     /// Creates the note of a handler that was given one request, and is just seen to wait.
-    fn new(slot: Option<usize>, served: CallInfo, span: Span) -> Self {
-        Self { slot, served, span, since: Instant::now(), requests: 1 }
+    fn new(slot: Option<usize>, served: CallInfo, span: Span, mut observed: Observed) -> Self {
+        let since = Instant::now();
+        observed.waits(since);
+        Self { slot, served, span, since, requests: 1, observed }
     }
 }
 
@@ -211,19 +218,24 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         false if W::CLOSES || stops_idle || W::TICKS > 0 => OnWorkerExit::Hook,
         false => OnWorkerExit::End,
     };
+    // On a thread of its own it holds up no other task.
+    let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
+    let observers = Observers::of(options.observers, W::NAME, options.name.clone(), warn_after);
+    let is_measured = options.is_timed || observers.is_some();
     let core = Arc::new(Core {
         // Idleness is judged under the lock, so every claim has to take the lock as well.
         state: State::new(options.inline != Inline::Auto || stops_idle),
         owned: UnsafeCell::new(Owned { storage: WorkerStorage::new(), parked: None, panic: None }),
         witness: Witness::new(),
-        queue: Queue::new(options.backlog, || W::NAME),
+        queue: Queue::new(options.backlog, || W::NAME, observers),
         task: Once::new(),
         spawned: Once::new(),
         runtime,
         inline: InlinePolicy::new(options.inline),
-        watch: Watch::new(options.warn_after),
+        watch: Watch::new(warn_after),
         on_worker_exit,
         is_timed: options.is_timed,
+        is_measured,
         has_own_thread: options.own_thread,
         stops_idle,
         drain_limit: options.drain_limit,
@@ -275,6 +287,14 @@ impl<W: Dispatch> Core<W> {
         } else {
             FetchReason::Panicked(panics::message(payload))
         }
+    }
+
+    /// Warns if what is polled until this is dropped holds its thread for too long, unless the
+    /// method has a thread to block.
+    #[inline(always)]
+    fn watch(&self, served: CallInfo) -> Option<impl Sized + '_> {
+        let is_watched = !self.blocks(served.method);
+        is_watched.then(|| self.watch.begin(&self.queue.status, move || served.method.name()))
     }
 
     /// Returns the worker's link to itself.
@@ -388,23 +408,37 @@ impl<W: Dispatch> Core<W> {
     }
 
     /// Returns the reply of a completed handler with the slot that it belongs to. Returns `None` if
-    /// no call waits for it, or if the call's deadline has passed.
+    /// no call waits for it, or if the call's deadline has passed. Tells observers which.
+    #[inline]
     fn finished(
         &self,
         slot: Option<usize>,
         served: CallInfo,
         response: W::Response,
+        observed: Observed,
     ) -> Option<(usize, Answered<W>)> {
         match slot {
-            Some(slot) if !self.is_late(served, RuntimeContext::Native) => Some((slot, Ok(Ok(response)))),
+            Some(slot) if !self.is_late(served, RuntimeContext::Native) => {
+                observed.finish(|| Self::outcome(&response));
+                Some((slot, Ok(Ok(response))))
+            }
             late => {
-                if let Some(slot) = late {
-                    self.queue.answer_late(slot);
+                match late {
+                    Some(slot) => {
+                        observed.finish(|| Outcome::Expired);
+                        self.queue.answer_late(slot);
+                    }
+                    None => observed.finish(|| Self::outcome(&response)),
                 }
                 self.queue.drop_quietly(response);
                 None
             }
         }
+    }
+
+    /// Returns the outcome of a handler that has returned this.
+    fn outcome(response: &W::Response) -> Outcome {
+        if W::is_error(response) { Outcome::Failed } else { Outcome::Replied }
     }
 
     /// Returns whether a reply given now is too late. Reads the clock only if there is a deadline.
@@ -449,6 +483,10 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer_late(&self, slot: usize) {
         self.queue.used(|| now_in(self.runtime.handle()));
         self.queue.answer_late(slot);
+    }
+
+    fn is_error(&self, response: &W::Response) -> bool {
+        W::is_error(response)
     }
 
     fn begin_task(self: Arc<Self>, slot: Option<usize>) -> Option<(Arc<dyn Tasks>, u64)> {
@@ -499,7 +537,8 @@ impl<W: Dispatch> ToItself<W::Request, W::Response, Infallible> for Core<W> {
             Limit::Expired => Some(now()),
         };
         let join = |request: &W::Request| self.append(request, deadline.is_some());
-        let wake = self.queue.append_own(request, deadline, while_open, join)?;
+        let method = W::method(&request).name();
+        let wake = self.queue.append_own(request, method, deadline, while_open, join)?;
         if wake {
             self.wake_task();
         }

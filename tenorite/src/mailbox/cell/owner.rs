@@ -18,6 +18,7 @@ use crate::handler::method::CallInfo;
 use crate::handler::runtime::RuntimeContext;
 use crate::handler::stack;
 use crate::mailbox::queue::line::{Dequeued, TurnOver};
+use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::phase::Phase;
 use crate::reply::Client;
@@ -130,9 +131,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     ) -> Run {
         self.lend_link(served);
         match context {
-            RuntimeContext::Native if !self.core.is_timed => self.start_within(exchange, served, |_| ()),
+            RuntimeContext::Native => self.start_within(exchange, served, |_| ()),
             context => self.start_slow(exchange, served, context),
         }
+    }
+
+    /// Works like [`start`](Self::start), where handlers are timed or observed.
+    pub(super) fn start_measured(
+        &mut self,
+        exchange: &mut Exchange<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+    ) -> Run {
+        self.lend_link(served);
+        self.start_slow(exchange, served, context)
     }
 
     /// Lends the worker's link to itself to the method that is about to start, if it takes that.
@@ -145,6 +157,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
+    /// Works like [`start`](Self::start), in a foreign context, or where handlers are measured.
     #[cold]
     #[inline(never)]
     fn start_slow(&mut self, exchange: &mut Exchange<W>, served: CallInfo, context: RuntimeContext) -> Run {
@@ -164,7 +177,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = stack::enter(&**core, served);
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: this owner has exclusive use (I1): the claim's transition to `RUN` acquired
             // what the previous owner released, and the word has not left `RUN` since. The `Arc` in
             // `core` keeps the cell alive and in place. A worker is there: only `State::open` leads
@@ -208,13 +221,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
+        observed: Observed,
     ) -> Run {
         let core = self.core;
         if let Some(slot) = slot {
             // From here on the answer may come from anywhere: what it waits for is unknown.
             core.queue.owe(slot);
         }
-        let client = Client::new(Arc::clone(core) as _, slot, served.deadline);
+        let client = Client::new(Arc::clone(core) as _, slot, served.deadline).observed(observed);
         let owned = self.owned();
         // SAFETY: exclusive by I1, as in `start_within`.
         unsafe { (*owned).storage.lend(client) };
@@ -256,7 +270,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             let _call = stack::next_call(slot);
             let _nested = stack::enter(&**core, served);
             let _in_span = span.enter();
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: exclusive by I1, as in `start_within`. The claim acquired what `park`
             // released.
             unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
@@ -310,9 +324,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         slot: Option<usize>,
         served: CallInfo,
         span: Span,
+        observed: Observed,
         context: RuntimeContext,
     ) -> Released<W> {
-        self.park_call(ParkedCall::new(slot, served, span), context)
+        self.park_call(ParkedCall::new(slot, served, span, observed), context)
     }
 
     pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
@@ -347,9 +362,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         served: CallInfo,
         span: Option<&Span>,
         payload: Payload,
+        observed: Observed,
     ) -> Released<W> {
         let reason = self.core.why_panicked(&payload);
         self.core.tell_panic(served, span, &reason, &payload);
+        observed.finish(|| Outcome::of_failure(&reason));
         self.panicked(slot, reason, payload)
     }
 
@@ -540,17 +557,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(Dequeued { request, deadline, span, slot, .. }) => {
+                Next::Serve(Dequeued { request, deadline, span, mut observed, slot, .. }) => {
                     (is_used, may_tick) = (true, true);
+                    observed.start();
                     let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
                     let (slot, ran) = if answers_later::<W>(served.method) {
                         // Its client answers for it.
-                        (
-                            None,
-                            self.start_deferring(slot, &span, &mut exchange, served, RuntimeContext::Native),
-                        )
+                        let observed = std::mem::take(&mut observed);
+                        let context = RuntimeContext::Native;
+                        (None, self.start_deferring(slot, &span, &mut exchange, served, context, observed))
                     } else {
                         self.in_flight = slot;
                         (slot, self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native))
@@ -559,17 +576,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         Run::Replied => {
                             deadlock::handler_finished(core.node());
                             core.count_reply();
-                            finished = core.finished(slot, served, response_of(&mut exchange));
+                            finished = core.finished(slot, served, response_of(&mut exchange), observed);
                         }
                         Run::Deferred => {
                             deadlock::handler_finished(core.node());
                             core.count_reply();
                         }
                         Run::Waits => {
-                            return self.park(slot, served, span, RuntimeContext::Native);
+                            return self.park(slot, served, span, observed, RuntimeContext::Native);
                         }
                         Run::Panicked(payload) => {
-                            return self.handler_panicked(slot, served, Some(&span), payload);
+                            return self.handler_panicked(slot, served, Some(&span), payload, observed);
                         }
                     }
                     is_over = budget::is_turn_over(began);
@@ -606,8 +623,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let served = CallInfo { method: W::method(&batch[0].request), deadline: latest };
         let mut span = None;
         let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for Dequeued { request, deadline, slot, span: made_in, .. } in batch {
-            let mut client = Client::new(Arc::clone(core) as _, slot, deadline);
+        for Dequeued { request, deadline, slot, span: made_in, mut observed, .. } in batch {
+            observed.start();
+            let mut client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed);
             // If it is dropped unanswered otherwise than by a panic, the service was aborted.
             client.if_dropped(FetchReason::Stopped);
             span.get_or_insert(made_in);
@@ -621,13 +639,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let start = || {
             let (_in_span, _timed) = (span.enter(), Timed::of(core));
             let _nested = stack::enter(&**core, served);
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
             unsafe { (*owned).storage.start_batch(requests, clients, &waker) }
         };
         match catch_answering(core, start) {
             Ok(Progress::Waits) => {
-                let parked = ParkedCall { requests: count, ..ParkedCall::new(None, served, span) };
+                let one = ParkedCall::new(None, served, span, Observed::NOT);
+                let parked = ParkedCall { requests: count, ..one };
                 Err(self.park_call(parked, RuntimeContext::Native))
             }
             Ok(_) => {
@@ -635,7 +654,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 core.count_replies(count);
                 Ok(self)
             }
-            Err(payload) => Err(self.handler_panicked(None, served, Some(&span), payload)),
+            Err(payload) => Err(self.handler_panicked(None, served, Some(&span), payload, Observed::NOT)),
         }
     }
 
@@ -661,22 +680,25 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
         let taken = requests.pop().expect("there is one request");
         debug_assert!(requests.is_empty());
-        let Dequeued { request, deadline, span, slot, .. } = taken;
+        let Dequeued { request, deadline, span, mut observed, slot, .. } = taken;
         let served = CallInfo { method: W::method(&request), deadline };
         let mut exchange = Phase::New(request);
         self.in_flight = slot;
+        observed.start();
+        observed.holds_no_thread();
         match self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native) {
             Run::Replied => {
                 deadlock::handler_finished(core.node());
                 core.count_reply();
                 self.in_flight = None;
-                if let Some((slot, answer)) = core.finished(slot, served, response_of(&mut exchange)) {
+                let response = response_of(&mut exchange);
+                if let Some((slot, answer)) = core.finished(slot, served, response, observed) {
                     core.answer(Some(slot), answer);
                 }
                 self.release(RuntimeContext::Native);
             }
             Run::Panicked(payload) => {
-                drop(self.handler_panicked(slot, served, Some(&span), payload));
+                drop(self.handler_panicked(slot, served, Some(&span), payload, observed));
             }
             Run::Deferred | Run::Waits => unreachable!("a method that blocks answers when it returns"),
         }
@@ -702,18 +724,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let owned = self.owned();
         let ran = panics::catch(|| {
             let _nested = stack::enter(&**core, served);
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
             unsafe { (*owned).storage.start_tick(tick, &waker) }
         });
         match ran {
-            Ok(Progress::Waits) => Err(self.park(None, served, Span::none(), RuntimeContext::Native)),
+            Ok(Progress::Waits) => {
+                Err(self.park(None, served, Span::none(), Observed::NOT, RuntimeContext::Native))
+            }
             Ok(_) => {
                 deadlock::handler_finished(core.node());
                 core.tick_ended(served);
                 Ok(self)
             }
-            Err(payload) => Err(self.handler_panicked(None, served, None, payload)),
+            Err(payload) => Err(self.handler_panicked(None, served, None, payload, Observed::NOT)),
         }
     }
 
@@ -724,7 +748,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let parked = parked.expect("a parked handler serves a call");
         let ParkedCall { slot, served, since, requests, .. } = parked;
         self.in_flight = slot;
-        let mut poll = self.resume(served, &parked.span);
+        let mut poll = parked.observed.poll(|| self.resume(served, &parked.span));
         if poll.is_pending() && deadlock::take_own_end(self.core.node()) {
             self.core.awaits_own_end.store(true, Ordering::Release);
             if self.core.state.is_closing() {
@@ -737,7 +761,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
         match poll {
             Poll::Pending => self.park_call(parked, RuntimeContext::Native),
-            Poll::Ready(Err(payload)) => self.handler_panicked(slot, served, Some(&parked.span), payload),
+            Poll::Ready(Err(payload)) => {
+                self.handler_panicked(slot, served, Some(&parked.span), payload, parked.observed)
+            }
             Poll::Ready(Ok(_)) if served.method.is_hook() => {
                 self.core.tick_ended(served);
                 self.drain(None, Turn { is_used: false, may_tick: false })
@@ -745,7 +771,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Poll::Ready(Ok(response)) => {
                 self.core.count_replies(requests);
                 self.core.took(since.elapsed());
-                let finished = response.and_then(|response| self.core.finished(slot, served, response));
+                let ParkedCall { observed, .. } = parked;
+                let finished =
+                    response.and_then(|response| self.core.finished(slot, served, response, observed));
                 self.drain(finished, Turn { is_used: true, may_tick: true })
             }
         }

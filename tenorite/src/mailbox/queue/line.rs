@@ -59,6 +59,7 @@ use super::attendance::Attendance;
 use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
 use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
+use crate::observe::{Observed, SkipReason, Unstarted};
 use crate::phase::PermitKind;
 use crate::trace::Span;
 
@@ -160,6 +161,7 @@ pub(in crate::mailbox) struct Arrival<Rq> {
     /// `None` if the entry waits for a permit.
     pub(in crate::mailbox) request: Option<Rq>,
     pub(in crate::mailbox) span: Span,
+    pub(in crate::mailbox) observed: Observed,
     pub(in crate::mailbox) deadline: Option<Instant>,
     pub(in crate::mailbox) awaited: Awaited,
     pub(in crate::mailbox) return_on_failure: bool,
@@ -174,6 +176,7 @@ pub(crate) struct Dequeued<Rq> {
     pub(crate) deadline: Option<Instant>,
     /// Where its call was made.
     pub(crate) span: Span,
+    pub(crate) observed: Observed,
     /// The slot that awaits the reply; `None` if none is wanted.
     pub(crate) slot: Option<usize>,
     /// Whether the call wants the request back if it does not run after all.
@@ -187,19 +190,49 @@ pub(crate) struct Dequeued<Rq> {
 /// A request is queued, but the asking thread may not take it.
 pub(in crate::mailbox) struct TurnOver;
 
-/// What is left to do once the lock is released.
-pub(in crate::mailbox) struct Deferred<Rq> {
+/// A request that has left the queue, and where its call was made.
+pub(in crate::mailbox) type Gone<Rq> = (Option<Rq>, Span, Observed);
+
+/// What is left to do once the lock is released. Mostly nothing is, so it is one word until then.
+pub(in crate::mailbox) struct Deferred<Rq>(Option<Box<Left<Rq>>>);
+
+/// What is left to do.
+pub(in crate::mailbox) struct Left<Rq> {
     pub(in crate::mailbox) to_wake: Vec<Waker>,
-    pub(in crate::mailbox) to_drop: (Vec<(Option<Rq>, Span)>, Option<Waker>),
+    pub(in crate::mailbox) gone: Vec<Gone<Rq>>,
+    pub(in crate::mailbox) to_drop: Option<Waker>,
 }
 
 impl<Rq> Deferred<Rq> {
     pub(in crate::mailbox) fn new() -> Self {
-        Self { to_wake: Vec::new(), to_drop: (Vec::new(), None) }
+        Self(None)
+    }
+
+    fn left(&mut self) -> &mut Left<Rq> {
+        self.0.get_or_insert_with(|| Box::new(Left { to_wake: Vec::new(), gone: Vec::new(), to_drop: None }))
     }
 
     pub(in crate::mailbox) fn wake(&mut self, waker: Option<Waker>) {
-        self.to_wake.extend(waker);
+        if let Some(waker) = waker {
+            self.left().to_wake.push(waker);
+        }
+    }
+
+    /// Leaves the waker of a call that has gone to be dropped.
+    fn drop_waker(&mut self, waker: Option<Waker>) {
+        if waker.is_some() {
+            self.left().to_drop = waker;
+        }
+    }
+
+    fn drop_gone(&mut self, gone: Gone<Rq>) {
+        self.left().gone.push(gone);
+    }
+
+    /// Returns what is left to do, if anything is.
+    #[inline]
+    pub(in crate::mailbox) fn take(self) -> Option<Box<Left<Rq>>> {
+        self.0
     }
 }
 
@@ -430,7 +463,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
     ) -> usize {
-        let Arrival { request, span, deadline, awaited, return_on_failure, accepted, is_own } = arrival;
+        let Arrival { request, span, observed, deadline, awaited, return_on_failure, accepted, is_own } =
+            arrival;
         debug_assert!(accepted || !is_own, "what the worker sends to itself waits for no capacity");
         let next = if accepted { self.first_waiting } else { Link::NONE };
         let previous = match next.get() {
@@ -438,8 +472,18 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             None => self.last,
         };
         let is_request = request.is_some();
-        let entry =
-            Entry { request, span, deadline, awaited, return_on_failure, accepted, is_own, previous, next };
+        let entry = Entry {
+            request,
+            span,
+            observed,
+            deadline,
+            awaited,
+            return_on_failure,
+            accepted,
+            is_own,
+            previous,
+            next,
+        };
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
@@ -642,8 +686,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         };
         let request = entry.request.expect("a queued request is present until it is dequeued");
         let has_edge = slot.is_some_and(|slot| self.slots[slot].edge.is_some());
-        let Entry { deadline, span, return_on_failure, is_own, .. } = entry;
-        Dequeued { request, deadline, span, slot, return_on_failure, has_edge, is_own }
+        let Entry { deadline, span, observed, return_on_failure, is_own, .. } = entry;
+        Dequeued { request, deadline, span, observed, slot, return_on_failure, has_edge, is_own }
     }
 
     /// Puts a request that was started, and has not run, back to the front.
@@ -656,12 +700,13 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         if self.is_sealed || has_left {
             return Err(taken);
         }
-        let Dequeued { request, deadline, span, slot, return_on_failure, is_own, .. } = taken;
+        let Dequeued { request, deadline, span, observed, slot, return_on_failure, is_own, .. } = taken;
         let awaited = if slot.is_some() { Awaited::Reply } else { Awaited::Nothing };
         let (previous, next) = (Link::NONE, self.first);
         let entry = Entry {
             request: Some(request),
             span,
+            observed,
             deadline,
             awaited,
             return_on_failure,
@@ -727,17 +772,22 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         reason: SendReason,
         deferred: &mut Deferred<Rq>,
     ) {
-        let entry = self.unlink(slot, Stage::Accepted, deferred);
+        let mut entry = self.unlink(slot, Stage::Accepted, deferred);
+        entry.observed.will_end(|| match &reason {
+            // It was to run, or waited to be accepted.
+            SendReason::Stopped | SendReason::StartFailed(_) => Unstarted::Skipped(SkipReason::Stopped),
+            reason => Unstarted::from(reason),
+        });
         let failure = TenoriteError::SendFailure(reason);
         let mut request = entry.request;
         self.slots[slot].stage = match request.take_if(|_| entry.return_on_failure) {
             Some(request) => Stage::Returned(Box::new((failure, request))),
             None => Stage::Done(Err(failure)),
         };
-        deferred.to_drop.0.push((request, entry.span));
+        deferred.drop_gone((request, entry.span, entry.observed));
         if entry.awaited == Awaited::Nothing {
             if let Stage::Returned(returned) = self.slots.free(slot) {
-                deferred.to_drop.0.push((Some(returned.1), Span::none()));
+                deferred.drop_gone((Some(returned.1), Span::none(), Observed::NOT));
             }
         } else {
             deferred.wake(self.slots[slot].waker.take());
@@ -746,13 +796,20 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Ends a call that will not come back for its outcome, which is not there yet.
-    pub(in crate::mailbox) fn leave(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Withdrawn<Rq> {
-        deferred.to_drop.1 = self.slots[slot].waker.take();
+    /// `end` is what observers are told of its request, if that was not started.
+    pub(in crate::mailbox) fn leave(
+        &mut self,
+        slot: usize,
+        end: impl FnOnce() -> Unstarted,
+        deferred: &mut Deferred<Rq>,
+    ) -> Withdrawn<Rq> {
+        deferred.drop_waker(self.slots[slot].waker.take());
         self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
-                let entry = self.unlink(slot, Stage::Detached, deferred);
-                deferred.to_drop.0.push((None, entry.span));
+                let mut entry = self.unlink(slot, Stage::Detached, deferred);
+                entry.observed.will_end(end);
+                deferred.drop_gone((None, entry.span, entry.observed));
                 self.slots.free(slot);
                 Withdrawn::BeforeStart(entry.request)
             }
@@ -804,6 +861,7 @@ mod tests {
             let arrival = Arrival {
                 request: Some(request),
                 span: Span::current(),
+                observed: Observed::NOT,
                 deadline: None,
                 awaited: Awaited::Reply,
                 return_on_failure: false,
@@ -818,6 +876,7 @@ mod tests {
             let arrival = Arrival {
                 request: Some(request),
                 span: Span::current(),
+                observed: Observed::NOT,
                 deadline: None,
                 awaited: Awaited::Nothing,
                 return_on_failure: false,
@@ -855,6 +914,10 @@ mod tests {
         }
     }
 
+    fn abandoned() -> Unstarted {
+        Unstarted::Skipped(SkipReason::Abandoned)
+    }
+
     /// Compares any order of joining, leaving, starting and failing with a plain list.
     #[test]
     fn the_line_is_the_list_that_it_pretends_to_be() {
@@ -876,7 +939,10 @@ mod tests {
                         // No call leaves that has none.
                         if !model[leaving].2 {
                             let (_, slot, _) = model.remove(leaving);
-                            assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::BeforeStart(_)));
+                            assert!(matches!(
+                                line.leave(slot, abandoned, &mut deferred),
+                                Withdrawn::BeforeStart(_)
+                            ));
                         }
                     }
                     4 if !model.is_empty() => {
@@ -889,7 +955,7 @@ mod tests {
                             assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
                             over.push(slot);
                         } else {
-                            assert!(matches!(line.leave(slot, &mut deferred), Withdrawn::Running));
+                            assert!(matches!(line.leave(slot, abandoned, &mut deferred), Withdrawn::Running));
                             assert!(line.slots.answer(slot, Ok(Ok(()))).is_err(), "its caller has gone");
                         }
                     }

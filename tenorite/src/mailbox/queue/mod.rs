@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::line::{Arrival, Counts, Deferred, Dequeued, Line, TaskKind, Withdrawn};
+use self::line::{Arrival, Counts, Deferred, Dequeued, Left, Line, TaskKind, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
 use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
@@ -41,6 +41,7 @@ use crate::handler::deadlock::{self, Edge};
 use crate::handler::runtime;
 use crate::handler::stack::Node;
 use crate::names::Named;
+use crate::observe::{BY_HAND, EventKind, Observed, Observers, SkipReason, Unstarted};
 use crate::panics;
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
@@ -71,7 +72,7 @@ pub(crate) enum Entered<Rq, Rs, Er, T, C> {
     /// The request is queued.
     Line(Phase<Rq, Rs, Er>, T),
     /// The caller runs the request itself, with its claim of the worker.
-    Own(Rq, C),
+    Own(Rq, C, Observed),
 }
 
 /// What the worker's side finds in the queue.
@@ -85,8 +86,21 @@ pub(crate) enum Next<Rq> {
 
 impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Creates the queue of a service. `service` returns the service's name.
-    pub(crate) fn new(backlog: usize, service: fn() -> &'static str) -> Self {
-        Self { line: Mutex::new(Line::new(backlog)), status: StatusCell::new(service) }
+    pub(crate) fn new(
+        backlog: usize,
+        service: fn() -> &'static str,
+        observers: Option<Arc<Observers>>,
+    ) -> Self {
+        if let Some(observers) = &observers {
+            observers.tell(EventKind::Opened { backlog });
+        }
+        Self { line: Mutex::new(Line::new(backlog)), status: StatusCell::observed(service, observers) }
+    }
+
+    /// Notes that a request of this method has arrived.
+    #[inline]
+    pub(crate) fn observe(&self, method: &'static str) -> Observed {
+        Observed::arrive(self.status.observers(), method)
     }
 
     // The callers' side.
@@ -100,7 +114,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, terms, Some(waker), now, |line, _| {
+        let entered = self.enter(request, BY_HAND, terms, Some(waker), now, |line, _| {
             // Also for a request that waits for capacity: if permits hold all of it, the worker
             // serves the request all the same.
             Admission::<_, Infallible>::Append(line.worker.waker.take(), None)
@@ -111,7 +125,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 phase
             }
             Entered::Refused(phase) => phase,
-            Entered::Own(_, never) => match never {},
+            Entered::Own(_, never, _) => match never {},
         }
     }
 
@@ -122,6 +136,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(in crate::mailbox) fn enter<T, C>(
         &self,
         request: Rq,
+        method: &'static str,
         terms: Terms,
         waker: Option<Waker>,
         now: impl FnOnce() -> Instant,
@@ -130,6 +145,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let Terms { limit, cast, no_wait, return_on_failure, permit, .. } = terms;
         let mut deferred = Deferred::new();
         let span = current_span();
+        let observed = self.observe(method);
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
             line.count().refused += 1;
@@ -168,7 +184,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                         drop(line);
                         panics::drop_quietly(waker);
                         self.finish(deferred);
-                        return Entered::Own(request, claim);
+                        return Entered::Own(request, claim, observed);
                     }
                 }
             }
@@ -179,6 +195,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(deferred);
+                observed.refuse(&reason);
                 let (phase, unwanted) = terms.refuse(request, reason);
                 self.drop_quietly(unwanted);
                 return Entered::Refused(phase);
@@ -199,6 +216,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let arrival = Arrival {
             request: Some(request),
             span,
+            observed,
             deadline,
             awaited,
             return_on_failure,
@@ -214,7 +232,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Appends a cast and calls `join` under the lock. Gives the request back if there is no
-    /// capacity, or if the service accepts no calls; [`enter`](Self::enter) tells which.
+    /// capacity, or if the service accepts no calls; [`enter`](Self::enter) tells which. Also if
+    /// the service is observed, which that is there for.
     ///
     /// `now` is the service's clock.
     #[inline]
@@ -225,6 +244,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         now: impl FnOnce() -> Instant,
         join: impl FnOnce(&Rq) -> T,
     ) -> Result<T, Rq> {
+        if self.status.observers().is_some() {
+            return Err(request);
+        }
         let span = current_span();
         let mut line = self.line.lock();
         if line.closed.is_some() || !line.has_room() {
@@ -235,6 +257,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let arrival = Arrival {
             request: Some(request),
             span,
+            observed: Observed::NOT,
             deadline: terms.deadline(),
             awaited: Awaited::Nothing,
             return_on_failure: false,
@@ -256,19 +279,24 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(in crate::mailbox) fn append_own<T>(
         &self,
         request: Rq,
+        method: &'static str,
         deadline: Option<Instant>,
         while_open: bool,
         join: impl FnOnce(&Rq) -> T,
     ) -> Result<T, Rq> {
         let span = current_span();
+        let observed = self.observe(method);
         let mut line = self.line.lock();
         if line.is_sealed() || while_open && line.closed.is_some() {
+            drop(line);
+            observed.refuse(&SendReason::Stopped);
             return Err(request);
         }
         let joined = join(&request);
         let arrival = Arrival {
             request: Some(request),
             span,
+            observed,
             deadline,
             awaited: Awaited::Nothing,
             return_on_failure: false,
@@ -305,6 +333,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             let arrival = Arrival {
                 request: None,
                 span,
+                observed: Observed::NOT,
                 deadline: None,
                 awaited,
                 return_on_failure: false,
@@ -339,8 +368,15 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Ends a request that was started, and has not run.
     pub(in crate::mailbox) fn take_back_started(&self, taken: Dequeued<Rq>, reason: SendReason) {
-        let Dequeued { request, slot, return_on_failure, .. } = taken;
+        let Dequeued { request, slot, return_on_failure, mut observed, .. } = taken;
         let mut line = self.line.lock();
+        observed.will_end(|| {
+            Unstarted::Skipped(match reason {
+                SendReason::Expired => SkipReason::Expired,
+                _ if slot.is_some_and(|slot| line.slots.is_detached(slot)) => SkipReason::Abandoned,
+                _ => SkipReason::Stopped,
+            })
+        });
         line.count().skipped += 1;
         line.count().expired += u64::from(reason == SendReason::Expired);
         let (waker, unwanted) = match slot {
@@ -420,14 +456,14 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Takes a cast, or a call for a permit, out of the queue, with its request if there is one.
-    /// Returns `None` if it does not wait for capacity any more.
-    pub(crate) fn take_back(&self, slot: usize) -> Option<Option<Rq>> {
+    /// Returns `None` if it does not wait for capacity any more. It is refused for this reason.
+    pub(crate) fn take_back(&self, slot: usize, reason: &SendReason) -> Option<Option<Rq>> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let waits = line.slots.waits_for_room(slot);
         let left = waits.then(|| {
             line.count().refused += 1;
-            line.leave(slot, &mut deferred)
+            line.leave(slot, || reason.into(), &mut deferred)
         });
         drop(line);
         self.finish(deferred);
@@ -489,7 +525,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             return outcome;
         }
         line.count().expired += 1;
-        let left = line.leave(slot, &mut deferred);
+        let left = line.leave(slot, || Unstarted::Skipped(SkipReason::Expired), &mut deferred);
         if matches!(left, Withdrawn::BeforeStart(Some(_))) {
             line.count().skipped += 1;
         }
@@ -517,7 +553,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             line.unreserve(PermitKind::Borrowed, &mut deferred);
         }
         let unseen = line.slots.take_outcome(slot);
-        let left = if unseen.is_none() { Some(line.leave(slot, &mut deferred)) } else { None };
+        let abandoned = || Unstarted::Skipped(SkipReason::Abandoned);
+        let left = if unseen.is_none() { Some(line.leave(slot, abandoned, &mut deferred)) } else { None };
         match &left {
             Some(Withdrawn::BeforeStart(Some(_))) => line.count().skipped += 1,
             Some(Withdrawn::Running) => line.count().cancelled += 1,
@@ -566,6 +603,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Counts a call that was refused before it reached the queue.
     pub(crate) fn refused(&self) {
         self.line.lock().count().refused += 1;
+    }
+
+    /// Works like [`refused`](Self::refused), for a request of this method.
+    pub(crate) fn refused_for(&self, method: &'static str, reason: &SendReason) {
+        self.observe(method).refuse(reason);
+        self.refused();
     }
 
     /// Ends a call whose reply came after its deadline, unless the call has left already.
@@ -852,14 +895,23 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Wakes, and drops only then: see Q2.
+    #[inline]
     fn finish(&self, deferred: Deferred<Rq>) {
-        for waker in deferred.to_wake {
+        if let Some(left) = deferred.take() {
+            self.finish_left(*left);
+        }
+    }
+
+    #[inline(never)]
+    fn finish_left(&self, left: Left<Rq>) {
+        let Left { to_wake, gone, to_drop } = left;
+        for waker in to_wake {
             panics::wake(Some(waker));
         }
-        let (requests, waker) = deferred.to_drop;
-        panics::drop_quietly(waker);
-        for request in requests {
-            self.drop_quietly(request);
+        panics::drop_quietly(to_drop);
+        for (request, span, observed) in gone {
+            drop(observed);
+            self.drop_quietly((request, span));
         }
     }
 }

@@ -74,7 +74,7 @@ fn model(check: impl Fn(Arc<Model>) + Send + Sync + 'static, backlog: usize) {
     // on.
     builder.preemption_bound = Some(3);
     builder.check(move || {
-        let queue = Arc::new(Queue::new(backlog, || "model"));
+        let queue = Arc::new(Queue::new(backlog, || "model", None));
         check(Arc::clone(&queue));
         assert!(queue.is_empty_of_slots(), "a slot was left over");
     });

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::error::{SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
+use crate::observe::Observed;
 use crate::phase::Phase;
 use crate::reply::Ended;
 use crate::trace::Span;
@@ -85,6 +86,7 @@ pub(super) struct Entry<Rq> {
     pub(super) request: Option<Rq>,
     /// Where its call was made.
     pub(super) span: Span,
+    pub(super) observed: Observed,
     pub(super) deadline: Option<Instant>,
     pub(super) awaited: Awaited,
     /// Whether the caller wants the request back if it does not run.

@@ -60,6 +60,7 @@ use crate::handler::runtime::{RuntimeContext, now_in};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::queue::Admission;
 use crate::mailbox::queue::line::Line;
+use crate::observe::{Along, Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::sync::Mutex;
 use crate::trace::Span;
@@ -425,7 +426,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = stack::enter_reader(&**core, place.id(), served);
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: this reader is counted (I5), so nothing uses the worker mutably until it has
             // left, which acquired what the last owner released. A worker is there: only
             // `State::open` leads from `HELD` to a word that readers join, and it follows `place`.
@@ -437,7 +438,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
 
     /// Runs a caller's own request on its thread. If that replies, the reader is still to be ended.
     #[inline(always)]
-    pub(super) fn run(
+    pub(super) fn run<A: Along>(
         self,
         exchange: &mut Exchange<W>,
         served: CallInfo,
@@ -445,7 +446,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
     ) -> Result<Self, Unfinished<'a, W>> {
         let waker = Waker::noop();
         let ran = match context {
-            RuntimeContext::Native if !self.core.is_timed => self.start(exchange, served, waker, |_| ()),
+            RuntimeContext::Native if !A::IS_MEASURED => self.start(exchange, served, waker, |_| ()),
             context => {
                 self.start(exchange, served, waker, |core| (core.runtime.enter(context), Timed::of(core)))
             }
@@ -467,11 +468,13 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         served: CallInfo,
         span: Option<&Span>,
         payload: Payload,
+        observed: Observed,
         answer: impl FnOnce(FetchReason),
     ) {
         let core = self.core;
         let reason = core.why_panicked(&payload);
         core.tell_panic(served, span, &reason, &payload);
+        observed.finish(|| Outcome::of_failure(&reason));
         let message = panics::message(&payload);
         if matches!(reason, FetchReason::Panicked(_)) {
             core.queue.panicked();

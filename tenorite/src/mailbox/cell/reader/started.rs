@@ -27,6 +27,7 @@ use crate::handler::method::{CallInfo, Sharing};
 use crate::handler::runtime::{RuntimeContext, now_in};
 use crate::handler::stack;
 use crate::mailbox::queue::line::{Deferred, Dequeued};
+use crate::observe::Observed;
 use crate::phase::Phase;
 use crate::timer::Timer;
 use crate::trace::Span;
@@ -71,8 +72,12 @@ impl<W: Dispatch> Drop for Chunk<W> {
 
 /// Runs a reader that was queued.
 fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
-    let Dequeued { request, deadline, span, slot, has_edge, .. } = request;
+    let Dequeued { request, deadline, span, mut observed, slot, has_edge, .. } = request;
+    observed.start();
     let served = CallInfo { method: W::method(&request), deadline };
+    if core.blocks(served.method) {
+        observed.holds_no_thread();
+    }
     let mut reading = Reading::new(core, share);
     (reading.in_flight, reading.has_edge) = (slot, has_edge);
     let mut exchange = Phase::New(request);
@@ -83,15 +88,16 @@ fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, s
         Ran::Replied => {
             core.count_shared_reply();
             reading.in_flight = None;
-            if let Some((slot, answer)) = core.finished(slot, served, response_of(&mut exchange)) {
+            let response = response_of(&mut exchange);
+            if let Some((slot, answer)) = core.finished(slot, served, response, observed) {
                 core.answer(Some(slot), answer);
             }
             reading.end();
         }
-        Ran::Waits(place) => park(reading, place, ParkedCall::new(slot, served, span)),
+        Ran::Waits(place) => park(reading, place, ParkedCall::new(slot, served, span, observed)),
         Ran::Panicked(payload) => {
             let answer = |reason| core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
-            reading.fail(served, Some(&span), payload, answer);
+            reading.fail(served, Some(&span), payload, observed, answer);
         }
     }
 }
@@ -248,7 +254,7 @@ fn run_started<W: Dispatch>(
         }
         for (request, share) in waiting {
             let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
-            let call = ParkedCall::new(request.slot, served, Span::none());
+            let call = ParkedCall::new(request.slot, served, Span::none(), Observed::NOT);
             spawn(core, share, core.concurrent().0.place(), Some(request), call);
         }
         let mut chunks = chunks.into_iter();

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
 
 use super::super::owner::Timed;
 use super::super::state::Share;
@@ -73,8 +74,10 @@ pub(in super::super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Pl
 
 impl<W: Dispatch> ReaderTask<W> {
     fn poll_reader(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
-        let begins = self.request.take().map(|Dequeued { request, has_edge, span, .. }| {
+        let begins = self.request.take().map(|Dequeued { request, has_edge, span, mut observed, .. }| {
             self.call.span = span;
+            observed.start();
+            self.call.observed = observed;
             (request, has_edge)
         });
         let core = &self.core;
@@ -98,7 +101,7 @@ impl<W: Dispatch> ReaderTask<W> {
             let _call = stack::next_call(self.call.slot);
             let _nested = stack::enter_reader(&**core, place.id(), served);
             let _in_span = self.call.span.enter();
-            let _watched = core.watch.begin(&core.queue.status, || served.method.name());
+            let _watched = core.watch(served);
             // SAFETY: the place belongs to this reader alone. It is counted, so the worker that its
             // future borrows is used by readers only (I5).
             unsafe { place.storage.resume(&mut Context::from_waker(waker)) }
@@ -137,6 +140,7 @@ impl<W: Dispatch> ReaderTask<W> {
         let Some(share) = self.share.take() else { return };
         let reading = Reading::new(&core, share);
         let ParkedCall { slot, served, since, .. } = self.call;
+        let observed = std::mem::take(&mut self.call.observed);
         deadlock::handler_suspended();
         let place = self.place.take().expect("a reader that ends has a place");
         deadlock::clear(place.id());
@@ -151,7 +155,7 @@ impl<W: Dispatch> ReaderTask<W> {
                 core.count_shared_reply();
                 core.took(since.elapsed());
                 let response = response.expect("a method that answers later runs alone");
-                if let Some((slot, answer)) = core.finished(slot, served, response) {
+                if let Some((slot, answer)) = core.finished(slot, served, response, observed) {
                     core.answer(Some(slot), answer);
                 }
                 self.forget();
@@ -165,7 +169,7 @@ impl<W: Dispatch> ReaderTask<W> {
                     core.concurrent().0.give_back(place);
                 };
                 self.forget();
-                reading.fail(served, Some(&self.call.span), payload, answer);
+                reading.fail(served, Some(&self.call.span), payload, observed, answer);
             }
         }
     }
@@ -199,7 +203,18 @@ impl<W: Dispatch> Future for ReaderTask<W> {
                 }
             }
         }
-        let mut poll = this.poll_reader(cx.waker());
+        let begins = this.request.is_some();
+        let mut poll = if begins {
+            this.poll_reader(cx.waker())
+        } else {
+            let observed = std::mem::take(&mut this.call.observed);
+            let poll = observed.poll(|| this.poll_reader(cx.waker()));
+            this.call.observed = observed;
+            poll
+        };
+        if begins && poll.is_pending() {
+            this.call.observed.waits(Instant::now());
+        }
         let node = this.core.node();
         if poll.is_pending() && deadlock::take_own_end(node) {
             // Registers before it looks whether the service is stopping: see `Core::close`.

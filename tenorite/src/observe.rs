@@ -1,0 +1,473 @@
+//! Tells observers what becomes of the requests of a service.
+//!
+//! ```text
+//!   arrived ──► refused
+//!      ├──────► skipped                                     it never started
+//!      └──────► started ──► finished                        it did, and this is how it ended
+//! ```
+//!
+//! A request takes an [`Observed`] with it, from when it arrives: into the queue, out of it, and to
+//! the handler or the [`Client`](crate::reply::Client) that answers for it. The code that ends the
+//! request also consumes that. Where none does, its `Drop` tells the end. So each request that has
+//! arrived is told to have ended once, whatever happens to its service.
+//!
+//! A service without observers has no such thing: it is an `Option` that is `None`. On the path of
+//! a call that runs at once, one flag says whether anything at all is measured.
+//!
+//! Observers are user code. They are called outside of all locks, and a panic of one is dropped.
+//! So the end of a request that leaves the queue is only noted under the lock, and told by the
+//! `Drop` after it.
+//!
+//! The clock is the system's, also where tokio's is paused.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
+use crate::panics;
+
+/// The method of requests to a hand-written worker, which has none.
+pub(crate) const BY_HAND: &str = "request";
+
+/// Something that has happened to a service, or to a request of one: see
+/// [`Builder::observe`](crate::Builder::observe).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Event<'a> {
+    /// The name that all services of its type share, as in
+    /// [`Stats::service`](crate::Stats::service).
+    pub service: &'static str,
+    /// The name that the service was [given](crate::Builder::name).
+    pub name: Option<&'a str>,
+    /// What has happened.
+    pub kind: EventKind<'a>,
+}
+
+/// What has happened to a service, or to a request of one.
+///
+/// A request that has arrived is told to have ended exactly once: as [`Refused`](Self::Refused),
+/// [`Skipped`](Self::Skipped) or [`Finished`](Self::Finished). Only a request that is
+/// [`Started`](Self::Started) is finished.
+///
+/// `method` is the name of the worker's method, and `"request"` for a hand-written worker.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum EventKind<'a> {
+    /// The service is there. Its first worker may still have to be made.
+    #[non_exhaustive]
+    Opened {
+        /// How many accepted requests may wait for their turn.
+        backlog: usize,
+    },
+    /// A call was polled for the first time, or a request cast. It is not known yet whether it is
+    /// accepted.
+    #[non_exhaustive]
+    Arrived {
+        /// The method that is called.
+        method: &'static str,
+    },
+    /// A request was not accepted.
+    #[non_exhaustive]
+    Refused {
+        /// The method that was called.
+        method: &'static str,
+        /// Why it was not.
+        reason: &'a SendReason,
+    },
+    /// A request will not be started.
+    #[non_exhaustive]
+    Skipped {
+        /// The method that was called.
+        method: &'static str,
+        /// How long ago it had arrived.
+        queued: Duration,
+        /// Why it will not.
+        reason: SkipReason,
+    },
+    /// A handler begins.
+    #[non_exhaustive]
+    Started {
+        /// The method that was called.
+        method: &'static str,
+        /// How long ago the request had arrived.
+        queued: Duration,
+    },
+    /// A request that was started has its answer, or will have none. It is told before its call is.
+    ///
+    /// For a method that answers through a [`Reply`](crate::Reply) that is when the answer is sent.
+    #[non_exhaustive]
+    Finished {
+        /// The method that was called.
+        method: &'static str,
+        /// How long the request had waited for its start.
+        queued: Duration,
+        /// How long ago it was started.
+        ran: Duration,
+        /// How it has ended.
+        outcome: Outcome,
+    },
+    /// A handler has held its thread in one poll, longer than the service's
+    /// [limit](crate::Builder::warn_after).
+    #[non_exhaustive]
+    HeldThread {
+        /// The method that was called.
+        method: &'static str,
+        /// How long the poll took.
+        took: Duration,
+    },
+    /// The worker will be replaced by another.
+    #[non_exhaustive]
+    Restarting {
+        /// How many times that has happened, with this one.
+        number: u32,
+        /// Why it is replaced.
+        reason: &'a PanicMessage,
+    },
+    /// The service has ended.
+    #[non_exhaustive]
+    Stopped {
+        /// Why it has.
+        reason: &'a StopReason,
+    },
+}
+
+/// Why a request was not started, though it had not been refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// Its call was dropped.
+    Abandoned,
+    /// Its deadline passed.
+    Expired,
+    /// The service stopped.
+    Stopped,
+}
+
+impl SkipReason {
+    /// Returns the reason as a short word, for a label: `"abandoned"`, `"expired"` or `"stopped"`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Abandoned => "abandoned",
+            Self::Expired => "expired",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// How a request that was started has ended.
+///
+/// A handler whose caller has left runs to its end, and that is its outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The worker answered.
+    Replied,
+    /// The worker answered with an error of its own:
+    /// [`ServiceError`](crate::TenoriteError::ServiceError).
+    Failed,
+    /// The answer came after the deadline.
+    Expired,
+    /// The handler panicked.
+    Panicked,
+    /// The worker has dropped the [`Reply`](crate::Reply) or [`Client`](crate::Client), or has
+    /// returned no answer.
+    Unanswered,
+    /// The service ended while the handler ran.
+    Stopped,
+}
+
+impl Outcome {
+    /// Returns the outcome as a short word, for a label: `"replied"`, `"failed"`, `"expired"`,
+    /// `"panicked"`, `"unanswered"` or `"stopped"`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replied => "replied",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Panicked => "panicked",
+            Self::Unanswered => "unanswered",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Returns the outcome of a handler that ended for this reason without an answer.
+    pub(crate) fn of_failure(reason: &FetchReason) -> Self {
+        match reason {
+            FetchReason::Panicked(_) => Self::Panicked,
+            FetchReason::Expired => Self::Expired,
+            FetchReason::Unanswered => Self::Unanswered,
+            _ => Self::Stopped,
+        }
+    }
+
+    /// Returns the outcome of a reply that is in time. `is_error` says of a response whether it is
+    /// an error of the worker's own.
+    pub(crate) fn of<Rs, Er>(
+        reply: &Result<Result<Rs, Er>, TenoriteError>,
+        is_error: impl FnOnce(&Rs) -> bool,
+    ) -> Self {
+        match reply {
+            Ok(Ok(response)) if !is_error(response) => Self::Replied,
+            Ok(_) => Self::Failed,
+            Err(TenoriteError::FetchFailure(reason)) => Self::of_failure(reason),
+            Err(_) => Self::Stopped,
+        }
+    }
+}
+
+/// What a service is observed by.
+pub(crate) type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// The observers of one service.
+pub(crate) struct Observers {
+    list: Vec<Observer>,
+    service: &'static str,
+    name: Option<Arc<str>>,
+    /// How long a handler may hold its thread in one poll.
+    limit: Duration,
+}
+
+impl Observers {
+    /// Returns what tells these observers of a service, if there are any.
+    pub(crate) fn of(
+        list: Vec<Observer>,
+        service: &'static str,
+        name: Option<Arc<str>>,
+        limit: Duration,
+    ) -> Option<Arc<Self>> {
+        (!list.is_empty()).then(|| Arc::new(Self { list, service, name, limit }))
+    }
+
+    /// Tells all observers. Called without any lock.
+    pub(crate) fn tell(&self, kind: EventKind<'_>) {
+        let event = Event { service: self.service, name: self.name.as_deref(), kind };
+        for observer in &self.list {
+            if let Err(payload) = panics::catch(|| observer(&event)) {
+                panics::discard(payload);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Observers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Observers").field(&self.list.len()).finish()
+    }
+}
+
+/// A request whose service is observed, until it has ended; or nothing.
+///
+/// If it is dropped before, that is the end of the request. It is not dropped under a lock.
+#[derive(Default)]
+pub(crate) struct Observed(Option<Box<Record>>);
+
+/// What a call that runs at once takes along: an [`Observed`], or nothing of any size.
+pub(crate) trait Along {
+    /// Whether handlers are timed or observed.
+    const IS_MEASURED: bool;
+
+    fn into_observed(self) -> Observed;
+}
+
+/// Nothing at all: neither timed nor observed.
+pub(crate) struct Unmeasured;
+
+impl Along for Unmeasured {
+    const IS_MEASURED: bool = false;
+
+    fn into_observed(self) -> Observed {
+        Observed::NOT
+    }
+}
+
+impl Along for Observed {
+    const IS_MEASURED: bool = true;
+
+    fn into_observed(self) -> Observed {
+        self
+    }
+}
+
+struct Record {
+    observers: Arc<Observers>,
+    method: &'static str,
+    arrived: Instant,
+    started: Option<Instant>,
+    /// Whether the handler has run in one poll so far.
+    in_one_poll: bool,
+    /// What is told of a request that was not started, if this is dropped.
+    otherwise: Unstarted,
+}
+
+/// What becomes of a request that is not started.
+#[derive(Clone)]
+pub(crate) enum Unstarted {
+    Refused(SendReason),
+    Skipped(SkipReason),
+}
+
+impl From<&SendReason> for Unstarted {
+    fn from(reason: &SendReason) -> Self {
+        match reason {
+            SendReason::Expired => Self::Skipped(SkipReason::Expired),
+            reason => Self::Refused(reason.clone()),
+        }
+    }
+}
+
+impl Observed {
+    /// Nothing: the service is not observed.
+    pub(crate) const NOT: Self = Self(None);
+
+    /// Notes that a request has arrived at a service with these observers.
+    #[inline]
+    pub(crate) fn arrive(observers: Option<&Arc<Observers>>, method: &'static str) -> Self {
+        observers.map_or(Self::NOT, |observers| Self::arrive_at(observers, method))
+    }
+
+    #[cold]
+    fn arrive_at(observers: &Arc<Observers>, method: &'static str) -> Self {
+        observers.tell(EventKind::Arrived { method });
+        Self(Some(Box::new(Record {
+            observers: Arc::clone(observers),
+            method,
+            arrived: Instant::now(),
+            started: None,
+            in_one_poll: true,
+            otherwise: Unstarted::Skipped(SkipReason::Stopped),
+        })))
+    }
+
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Notes that the handler begins, right as its request arrives.
+    pub(crate) fn start_at_once(&mut self) {
+        if let Some(record) = &mut self.0 {
+            record.start(record.arrived);
+        }
+    }
+
+    /// Notes that the handler begins.
+    #[inline]
+    pub(crate) fn start(&mut self) {
+        if let Some(record) = &mut self.0 {
+            record.start(Instant::now());
+        }
+    }
+
+    /// Notes that the first poll of the handler has ended, at this time, and it waits.
+    pub(crate) fn waits(&mut self, since: Instant) {
+        if let Some(record) = &mut self.0
+            && let Some(started) = record.started
+        {
+            record.in_one_poll = false;
+            record.polled(since.saturating_duration_since(started));
+        }
+    }
+
+    /// Notes that the handler does not hold a thread of others for as long as it runs: it may
+    /// answer later, or it has a thread to block.
+    pub(crate) fn holds_no_thread(&mut self) {
+        if let Some(record) = &mut self.0 {
+            record.in_one_poll = false;
+        }
+    }
+
+    /// Polls the handler that has waited.
+    #[inline]
+    pub(crate) fn poll<T>(&self, poll: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            None => poll(),
+            Some(record) => {
+                let began = Instant::now();
+                let polled = poll();
+                record.polled(began.elapsed());
+                polled
+            }
+        }
+    }
+
+    /// Notes that the request is not accepted.
+    pub(crate) fn refuse(mut self, reason: &SendReason) {
+        self.will_end(|| reason.into());
+    }
+
+    /// Notes, perhaps under a lock, that the request will not be started.
+    #[inline]
+    pub(crate) fn will_end(&mut self, end: impl FnOnce() -> Unstarted) {
+        if let Some(record) = &mut self.0 {
+            record.otherwise = end();
+        }
+    }
+
+    /// Notes how the handler has ended.
+    #[inline]
+    pub(crate) fn finish(self, outcome: impl FnOnce() -> Outcome) {
+        if self.is_some() {
+            self.finish_with(outcome());
+        }
+    }
+
+    #[cold]
+    fn finish_with(mut self, outcome: Outcome) {
+        if let Some(record) = self.0.take() {
+            record.finish(outcome);
+        }
+    }
+}
+
+impl Record {
+    fn start(&mut self, now: Instant) {
+        self.started = Some(now);
+        let queued = now.saturating_duration_since(self.arrived);
+        self.observers.tell(EventKind::Started { method: self.method, queued });
+    }
+
+    fn polled(&self, took: Duration) {
+        if took > self.observers.limit {
+            self.observers.tell(EventKind::HeldThread { method: self.method, took });
+        }
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        let Self { observers, method, arrived, started, .. } = self;
+        let started = started.unwrap_or(*arrived);
+        let queued = started.saturating_duration_since(*arrived);
+        let ran = started.elapsed();
+        if self.in_one_poll {
+            self.polled(ran);
+        }
+        observers.tell(EventKind::Finished { method, queued, ran, outcome });
+    }
+}
+
+impl Drop for Observed {
+    // Where it is known to be nothing, nothing of this is left.
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(record) = self.0.take() {
+            record.end();
+        }
+    }
+}
+
+impl Record {
+    /// Tells the end of a request that was dropped.
+    #[cold]
+    fn end(&self) {
+        let method = self.method;
+        match &self.otherwise {
+            _ if self.started.is_some() => self.finish(Outcome::Stopped),
+            Unstarted::Refused(reason) => self.observers.tell(EventKind::Refused { method, reason }),
+            Unstarted::Skipped(reason) => {
+                let queued = self.arrived.elapsed();
+                self.observers.tell(EventKind::Skipped { method, queued, reason: *reason });
+            }
+        }
+    }
+}
