@@ -141,6 +141,8 @@ pub use mailbox::inline::Inline;
 #[doc(inline)]
 pub use many::{Pooling, Sharding};
 #[doc(inline)]
+pub use observe::figures::{Durations, MethodStats};
+#[doc(inline)]
 pub use observe::{Event, EventKind, Outcome, SkipReason};
 #[doc(inline)]
 pub use receiver::{Message, Receiver};

@@ -163,10 +163,20 @@ impl Start {
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
         let Self { options, decider } = self;
-        let ServiceOptions { backlog, idle, drain_limit, is_detached, name, observers, warn_after, .. } =
-            options;
+        let ServiceOptions {
+            backlog,
+            idle,
+            drain_limit,
+            is_detached,
+            name,
+            observers,
+            has_figures,
+            warn_after,
+            ..
+        } = options;
         let runtime = Handle::current();
-        let observers = Observers::of(observers, names::of_type::<W>(), name.clone(), warn_after);
+        let observers =
+            Observers::of(observers, has_figures, names::of_type::<W>(), name.clone(), warn_after);
         let queue = Arc::new(Queue::new(backlog, names::of_type::<W>, observers));
         queue.status.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());

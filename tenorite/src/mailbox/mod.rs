@@ -48,6 +48,7 @@ use tokio::task::AbortHandle;
 use self::queue::line::TaskKind;
 use crate::handler::deadlock;
 use crate::handler::stack::Node;
+use crate::observe::figures::MethodStats;
 use crate::phase::{BoxFuture, CallState, Limit};
 use crate::reply::Tasks;
 use crate::status::{Status, StatusCell, StatusWatch};
@@ -223,4 +224,7 @@ pub struct Stats {
     pub longest: Duration,
     /// Requests and replies that were no longer wanted and whose `Drop` panicked.
     pub panicked_drops: u64,
+    /// The figures of each method that was called so far, if the service [measures its
+    /// methods](crate::Builder::measure_methods).
+    pub methods: Vec<MethodStats>,
 }

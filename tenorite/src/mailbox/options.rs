@@ -30,6 +30,8 @@ pub(crate) struct ServiceOptions {
     pub(crate) own_thread: bool,
     /// The service's own name.
     pub(crate) name: Option<Arc<str>>,
+    /// Whether the calls of each method are counted and timed.
+    pub(crate) has_figures: bool,
     /// What is told what becomes of requests.
     pub(crate) observers: Vec<Observer>,
 }
@@ -47,6 +49,7 @@ impl Default for ServiceOptions {
             is_detached: false,
             own_thread: false,
             name: None,
+            has_figures: false,
             observers: Vec::new(),
         }
     }

@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use super::{Control, Mailbox, Stats};
 use crate::error::{FetchReason, SendReason, TenoriteError, failure_of_many};
 use crate::names::Named;
+use crate::observe::figures::MethodStats;
 use crate::panics;
 use crate::phase::{CallState, Parts, PermitKind, Phase, Terms};
 use crate::status::{Status, StatusCell};
@@ -424,6 +425,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Sha
             sum.restarts += stats.restarts;
             sum.longest = sum.longest.max(stats.longest);
             sum.panicked_drops += stats.panicked_drops;
+            MethodStats::add_all(&mut sum.methods, stats.methods);
         }
         sum.name = self.status.name();
         sum

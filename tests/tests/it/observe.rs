@@ -493,3 +493,41 @@ async fn casts_of_a_worker_to_itself_are_observed() {
     assert_eq!(ledger.skipped(SkipReason::Stopped), 0);
     assert_eq!(ledger.imbalance(), None);
 }
+
+#[tokio::test]
+async fn each_method_has_figures_of_its_own_where_they_are_asked_for() {
+    assert_eq!(WorkerService.start(4, Worker::default()).stats().methods, []);
+    for inline in EACH {
+        let builder = WorkerService.builder().inline(inline).measure_methods();
+        let worker = builder.start(4, Worker::default());
+        for by in [0, 1, 7] {
+            drop(worker.divide(by).await);
+        }
+        worker.block(Duration::from_millis(2)).await.unwrap();
+        worker.forget().await.unwrap_err();
+        worker.get().timeout(Duration::ZERO).await.unwrap_err();
+        worker.stop();
+        worker.get().await.unwrap_err();
+        let methods = worker.stats().methods;
+        let of = |name| methods.iter().find(|stats| stats.method == name).unwrap();
+        let divide = of("divide");
+        assert_eq!((divide.replied, divide.failed, divide.ran.count()), (2, 1, 3), "{inline:?}");
+        let block = of("block");
+        assert!(block.ran.max() >= Duration::from_millis(2), "{inline:?}: {block:?}");
+        assert!(block.ran.quantile(0.5) <= block.ran.max() && block.ran.mean() == block.ran.sum());
+        assert_eq!((of("forget").unanswered, of("forget").replied), (1, 0));
+        assert_eq!((of("get").skipped, of("get").refused), (1, 1));
+        assert_eq!(methods.len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn the_figures_of_many_workers_are_added_up() {
+    let places = PlacesService.builder().measure_methods().shards(3).start(4, Places);
+    places.all().await.unwrap();
+    places.all().await.unwrap();
+    assert_eq!(places.stats().methods[0].replied, 6);
+    assert_eq!(places.stats().methods.len(), 1);
+    let of_each: Vec<_> = places.stats_of_each().iter().map(|stats| stats.methods[0].ran.count()).collect();
+    assert_eq!(of_each, [2, 2, 2]);
+}

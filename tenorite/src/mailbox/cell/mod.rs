@@ -220,7 +220,10 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     };
     // On a thread of its own it holds up no other task.
     let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
-    let observers = Observers::of(options.observers, W::NAME, options.name.clone(), warn_after);
+    let observers = {
+        let ServiceOptions { observers, has_figures, name, .. } = &options;
+        Observers::of(observers.clone(), *has_figures, W::NAME, name.clone(), warn_after)
+    };
     let is_measured = options.is_timed || observers.is_some();
     let core = Arc::new(Core {
         // Idleness is judged under the lock, so every claim has to take the lock as well.

@@ -656,6 +656,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     pub(crate) fn stats(&self) -> Stats {
         let (service, name) = (self.status.service(), self.status.name());
+        let methods = self.status.observers().map_or_else(Vec::new, |observers| observers.figures());
         let line = self.line.lock();
         let Counts { replied, panicked, expired, cancelled, skipped, refused, panicked_drops } =
             line.counts();
@@ -675,6 +676,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             restarts: self.status.restarts(),
             longest: Duration::ZERO,
             panicked_drops,
+            methods,
         }
     }
 

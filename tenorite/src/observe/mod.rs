@@ -20,10 +20,14 @@
 //!
 //! The clock is the system's, also where tokio's is paused.
 
+pub(crate) mod by_method;
+pub(crate) mod figures;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::figures::{Figures, MethodStats};
 use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::panics;
 
@@ -224,6 +228,7 @@ pub(crate) type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 /// The observers of one service.
 pub(crate) struct Observers {
     list: Vec<Observer>,
+    figures: Option<Figures>,
     service: &'static str,
     name: Option<Arc<str>>,
     /// How long a handler may hold its thread in one poll.
@@ -231,18 +236,29 @@ pub(crate) struct Observers {
 }
 
 impl Observers {
-    /// Returns what tells these observers of a service, if there are any.
+    /// Returns what tells these observers of a service, if there are any or figures are wanted.
     pub(crate) fn of(
         list: Vec<Observer>,
+        has_figures: bool,
         service: &'static str,
         name: Option<Arc<str>>,
         limit: Duration,
     ) -> Option<Arc<Self>> {
-        (!list.is_empty()).then(|| Arc::new(Self { list, service, name, limit }))
+        let figures = has_figures.then(Figures::default);
+        let is_any = has_figures || !list.is_empty();
+        is_any.then(|| Arc::new(Self { list, figures, service, name, limit }))
+    }
+
+    /// Returns the figures of each method, if they are wanted.
+    pub(crate) fn figures(&self) -> Vec<MethodStats> {
+        self.figures.as_ref().map_or_else(Vec::new, Figures::read)
     }
 
     /// Tells all observers. Called without any lock.
     pub(crate) fn tell(&self, kind: EventKind<'_>) {
+        if let Some(figures) = &self.figures {
+            figures.note(&kind);
+        }
         let event = Event { service: self.service, name: self.name.as_deref(), kind };
         for observer in &self.list {
             if let Err(payload) = panics::catch(|| observer(&event)) {
