@@ -5,6 +5,7 @@
 //! curl localhost:8080/keys/test                     # 200, and 404 if it is not
 //! curl -X DELETE localhost:8080/keys/test           # 204, and 404 if it is not
 //! curl -X POST localhost:8080/sessions/ada          # how often, until the session is idle for too long
+//! curl localhost:8080/metrics                       # what Prometheus reads
 //! ```
 //!
 //! What a call ends in says what the client should be told: did not run, 503 with `Retry-After`; may still be
@@ -26,6 +27,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use clap::Parser;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tenorite::Registry;
 use tenorite::prelude::*;
 use tokio::net::TcpListener;
@@ -81,8 +83,9 @@ impl Session {
 type Sessions = Registry<String, SessionCaller>;
 
 fn sessions(idle: Duration, most: usize) -> Sessions {
-    let start =
-        move |_user: &String| SessionService.builder().idle_timeout(idle).start(32, Session::default());
+    let start = move |_user: &String| {
+        SessionService.builder().idle_timeout(idle).metrics().start(32, Session::default())
+    };
     Registry::new(start).capacity(most)
 }
 
@@ -159,10 +162,30 @@ impl IntoResponse for Failure {
     }
 }
 
-fn router(store: StoreCaller, sessions: Sessions) -> Router {
+/// Has what is reported from here on kept for Prometheus.
+fn record_metrics() -> Result<PrometheusHandle, Box<dyn Error>> {
+    const SECONDS: [f64; 12] = [1e-6, 1e-5, 1e-4, 1e-3, 2.5e-3, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0];
+    let durations = Matcher::Suffix("duration_seconds".to_owned());
+    let recorder = PrometheusBuilder::new().set_buckets_for_metric(durations, &SECONDS)?;
+    let metrics = recorder.install_recorder()?;
+    let kept = metrics.clone();
+    tokio::spawn(async move {
+        // Puts the times that were reported into their buckets, in case nobody reads them.
+        let mut interval = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            interval.tick().await;
+            kept.run_upkeep();
+        }
+    });
+    Ok(metrics)
+}
+
+fn router(store: StoreCaller, sessions: Sessions, metrics: PrometheusHandle) -> Router {
     let keys = Router::new().route("/keys/{key}", get(get_key).put(put_key).delete(delete_key));
     let visits = Router::new().route("/sessions/{user}", post(visit));
-    keys.with_state(store).merge(visits.with_state(sessions)).layer(middleware::from_fn(log))
+    let metrics = Router::new().route("/metrics", get(async move || metrics.render()));
+    let services = keys.with_state(store).merge(visits.with_state(sessions));
+    services.layer(middleware::from_fn(log)).merge(metrics)
 }
 
 async fn log(request: Request, next: Next) -> Response {
@@ -173,15 +196,18 @@ async fn log(request: Request, next: Next) -> Response {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    // Before the services: what they report to no recorder is lost.
+    let metrics = record_metrics()?;
     let store = Store { data: HashMap::new(), delay: Duration::from_millis(options.delay_ms) };
     let timeout = Duration::from_millis(options.timeout_ms);
-    let (task, store) = StoreService.builder().timeout(timeout).start_task(options.backlog.get(), store);
+    let builder = StoreService.builder().timeout(timeout).metrics();
+    let (task, store) = builder.start_task(options.backlog.get(), store);
 
     let sessions = sessions(Duration::from_millis(options.idle_ms), options.sessions.get());
 
     let listener = TcpListener::bind(&options.listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let router = router(store.clone(), sessions.clone());
+    let router = router(store.clone(), sessions.clone(), metrics);
     axum::serve(listener, router).with_graceful_shutdown(asked_to_stop()).await?;
 
     // All connections have been answered. Now the services: what they accepted they finish.

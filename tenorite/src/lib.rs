@@ -61,7 +61,8 @@
 //! The guide: [services](guide::services), [calls](guide::calls), [starting and
 //! stopping](guide::lifecycle), [which way to run it](guide::which_way), [where a handler
 //! runs](guide::where_handlers_run), [recipes](guide::recipes), [layers](guide::layers),
-//! [workers by hand](guide::by_hand), [testing](guide::testing),
+//! [metrics and traces](guide::observing), [workers by hand](guide::by_hand),
+//! [testing](guide::testing),
 //! [scaling out](guide::scaling_out), [coming from elsewhere](guide::coming_from),
 //! [questions](guide::faq), [the promises and their tests](guide::promises).
 
@@ -100,6 +101,8 @@ mod sharded;
 pub mod wire;
 mod own_thread;
 mod service;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod many;
 mod supervisor;
 mod registry;
@@ -289,6 +292,8 @@ macro_rules! links {
             "[by-hand]: crate::guide::by_hand\n",
             "[testing]: crate::guide::testing\n",
             "[scaling-out]: crate::guide::scaling_out\n",
+            "[observing]: crate::guide::observing\n",
+            "[grafana]: https://github.com/KennethWilke/tenorite/blob/main/docs/grafana.json\n",
             "[coming-from]: crate::guide::coming_from\n",
             "[faq]: crate::guide::faq\n",
             "[promises]: crate::guide::promises\n",
@@ -325,6 +330,9 @@ pub mod guide {
     #[doc = links!()]
     #[doc = include_str!("../docs/layers.md")]
     pub mod layers {}
+    #[doc = links!()]
+    #[doc = include_str!("../docs/observing.md")]
+    pub mod observing {}
     #[doc = links!()]
     #[doc = include_str!("../docs/by-hand.md")]
     pub mod by_hand {}

@@ -29,7 +29,7 @@ use crate::mailbox::Mailbox;
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::names;
-use crate::observe::Event;
+use crate::observe::{Event, Observer};
 use crate::own_thread::OwnThread;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::timer;
@@ -426,8 +426,17 @@ where
     /// assert_eq!(*seen.lock().unwrap(), [("divide", Outcome::Replied), ("divide", Outcome::Failed)]);
     /// # }
     /// ```
-    pub fn observe(mut self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
-        self.options.observers.push(Arc::new(observer));
+    pub fn observe(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        let observer: Observer = Arc::new(observer);
+        self.observe_each(move |_, _| Arc::clone(&observer))
+    }
+
+    /// Works like [`observe`](Self::observe), with an observer for each service that is started.
+    pub(crate) fn observe_each(
+        mut self,
+        make: impl Fn(&'static str, Option<&str>) -> Observer + Send + Sync + 'static,
+    ) -> Self {
+        self.options.observers.push(Arc::new(make));
         self
     }
 

@@ -176,7 +176,7 @@ impl Start {
         } = options;
         let runtime = Handle::current();
         let observers =
-            Observers::of(observers, has_figures, names::of_type::<W>(), name.clone(), warn_after);
+            Observers::of(&observers, has_figures, names::of_type::<W>(), name.clone(), warn_after);
         let queue = Arc::new(Queue::new(backlog, names::of_type::<W>, observers));
         queue.status.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());

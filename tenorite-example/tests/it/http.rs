@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 struct Server {
@@ -120,6 +122,108 @@ fn a_stop_answers_what_was_accepted() {
         assert_eq!(asked.join().expect("answered").status, 201, "{signal}");
         assert_eq!(server.line(), "stopped with 1 keys");
         assert!(server.process.wait().expect("it ends").success(), "{signal}");
+    }
+}
+
+/// Sends a request on a connection of its own. Returns the status, or `None` if there was no answer: the
+/// connection was not accepted any more.
+fn ask_in_passing(address: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(
+        stream,
+        "PUT /keys/load HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1"
+    )
+    .ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.split(' ').nth(1)?.parse().ok()
+}
+
+/// The server prints each request that it has accepted, so none of those may be without an answer.
+#[test]
+fn a_stop_under_load_answers_every_request_that_was_accepted() {
+    let mut server = Server::start(&["--delay-ms", "1", "--timeout-ms", "60000"]);
+    let (address, answered) = (server.address.clone(), Arc::new(AtomicU64::new(0)));
+    let load: Vec<_> = (0..16)
+        .map(|_| {
+            let (address, answered) = (address.clone(), Arc::clone(&answered));
+            thread::spawn(move || {
+                while let Some(status) = ask_in_passing(&address) {
+                    assert!(status == 201 || status == 204, "{status}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut accepted = 0;
+    while accepted < 500 {
+        assert_eq!(server.line(), "PUT /keys/load");
+        accepted += 1;
+    }
+    server.signal("-TERM");
+    loop {
+        match server.line().as_str() {
+            "PUT /keys/load" => accepted += 1,
+            line => break assert_eq!(line, "stopped with 1 keys"),
+        }
+    }
+    for client in load {
+        client.join().expect("all were answered as they should be");
+    }
+    assert_eq!(answered.load(Ordering::Relaxed), accepted);
+    assert!(server.process.wait().expect("it ends").success());
+}
+
+/// The names of metrics in an expression of the dashboard, with the labels that it asks for.
+fn metrics_of(expression: &str) -> Vec<String> {
+    let words = expression.split(|one: char| !(one.is_ascii_alphanumeric() || one == '_'));
+    words.filter(|word| word.starts_with("tenorite_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_dashboard_shows_what_is_scraped() {
+    let server = Server::start(&[]);
+    for (method, path) in
+        [("PUT", "/keys/test"), ("GET", "/keys/test"), ("GET", "/keys/none"), ("POST", "/sessions/ada")]
+    {
+        request(&server.address, method, path, "weeee");
+    }
+    let scraped = request(&server.address, "GET", "/metrics", "");
+    assert_eq!(scraped.status, 200);
+    let scraped = scraped.body;
+    let is_there =
+        |line: &str| assert!(scraped.lines().any(|found| found == line), "{line} is not in {scraped}");
+    is_there(r#"tenorite_calls_total{service="Store",name="",method="get",outcome="replied"} 1"#);
+    is_there(r#"tenorite_calls_total{service="Store",name="",method="get",outcome="failed"} 1"#);
+    is_there(r#"tenorite_calls_total{service="Store",name="",method="put",outcome="replied"} 1"#);
+    is_there(r#"tenorite_calls_total{service="Session",name="",method="visit",outcome="replied"} 1"#);
+    is_there(r#"tenorite_run_duration_seconds_count{service="Store",name="",method="get"} 2"#);
+    is_there(r#"tenorite_queue_duration_seconds_count{service="Store",name="",method="put"} 1"#);
+    is_there(r#"tenorite_backlog{service="Store",name=""} 1024"#);
+    is_there(r#"tenorite_services{service="Session",name=""} 1"#);
+    is_there(r#"tenorite_in_flight{service="Store",name=""} 0"#);
+    is_there(r#"tenorite_queued{service="Store",name=""} 0"#);
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../../../docs/grafana.json")).expect("it is JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets"));
+    let expressions: Vec<_> = targets.map(|target| target["expr"].as_str().expect("a query")).collect();
+    assert!(expressions.len() >= panels.len() && panels.len() >= 8);
+    for expression in expressions {
+        let metrics = metrics_of(expression);
+        assert!(!metrics.is_empty(), "{expression}");
+        for metric in metrics {
+            let of_it: Vec<_> =
+                scraped.lines().filter(|line| line.starts_with(&format!("{metric}{{"))).collect();
+            assert!(!of_it.is_empty(), "{metric} is not in {scraped}");
+            let by = expression.split(" by (").skip(1).filter_map(|rest| rest.split(')').next());
+            for label in by.flat_map(|labels| labels.split(',')).map(str::trim) {
+                assert!(
+                    of_it.iter().any(|line| line.contains(&format!("{label}=\""))),
+                    "{label} of {metric}"
+                );
+            }
+        }
     }
 }
 

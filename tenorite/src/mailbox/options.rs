@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inline::Inline;
-use crate::observe::Observer;
+use crate::observe::MakeObserver;
 use crate::trace::WARN_AFTER;
 
 /// The options of a service, from its `Builder` to its mailbox.
@@ -33,7 +33,7 @@ pub(crate) struct ServiceOptions {
     /// Whether the calls of each method are counted and timed.
     pub(crate) has_figures: bool,
     /// What is told what becomes of requests.
-    pub(crate) observers: Vec<Observer>,
+    pub(crate) observers: Vec<MakeObserver>,
 }
 
 impl Default for ServiceOptions {

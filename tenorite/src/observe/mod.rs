@@ -225,6 +225,9 @@ impl Outcome {
 /// What a service is observed by.
 pub(crate) type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
+/// Makes an observer for a service of this type and name. Each shard is a service of its own.
+pub(crate) type MakeObserver = Arc<dyn Fn(&'static str, Option<&str>) -> Observer + Send + Sync>;
+
 /// The observers of one service.
 pub(crate) struct Observers {
     list: Vec<Observer>,
@@ -238,13 +241,14 @@ pub(crate) struct Observers {
 impl Observers {
     /// Returns what tells these observers of a service, if there are any or figures are wanted.
     pub(crate) fn of(
-        list: Vec<Observer>,
+        list: &[MakeObserver],
         has_figures: bool,
         service: &'static str,
         name: Option<Arc<str>>,
         limit: Duration,
     ) -> Option<Arc<Self>> {
         let figures = has_figures.then(Figures::default);
+        let list: Vec<_> = list.iter().map(|make| make(service, name.as_deref())).collect();
         let is_any = has_figures || !list.is_empty();
         is_any.then(|| Arc::new(Self { list, figures, service, name, limit }))
     }

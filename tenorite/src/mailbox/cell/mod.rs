@@ -222,7 +222,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
     let observers = {
         let ServiceOptions { observers, has_figures, name, .. } = &options;
-        Observers::of(observers.clone(), *has_figures, W::NAME, name.clone(), warn_after)
+        Observers::of(observers, *has_figures, W::NAME, name.clone(), warn_after)
     };
     let is_measured = options.is_timed || observers.is_some();
     let core = Arc::new(Core {
