@@ -12,6 +12,9 @@
 //! running, 504; lost, 500. On Ctrl-C and SIGTERM the server takes no new connections, answers what it has accepted, and
 //! stops.
 //!
+//! With `--traces` the spans of each request are printed to stderr: the HTTP request's, the call's below it, and the
+//! handler's below that.
+//!
 //! `--help` lists the options.
 
 use std::collections::HashMap;
@@ -31,6 +34,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tenorite::Registry;
 use tenorite::prelude::*;
 use tokio::net::TcpListener;
+use tracing::Instrument;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 struct Store {
     data: HashMap<String, String>,
@@ -190,17 +195,22 @@ fn router(store: StoreCaller, sessions: Sessions, metrics: PrometheusHandle) -> 
 
 async fn log(request: Request, next: Next) -> Response {
     println!("{} {}", request.method(), request.uri().path());
-    next.run(request).await
+    let span = tracing::info_span!("request", method = %request.method(), path = request.uri().path());
+    next.run(request).instrument(span).await
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    if options.traces {
+        // In production, a layer of `tracing-opentelemetry` instead.
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_span_events(FmtSpan::CLOSE).init();
+    }
     // Before the services: what they report to no recorder is lost.
     let metrics = record_metrics()?;
     let store = Store { data: HashMap::new(), delay: Duration::from_millis(options.delay_ms) };
     let timeout = Duration::from_millis(options.timeout_ms);
-    let builder = StoreService.builder().timeout(timeout).metrics();
+    let builder = StoreService.builder().timeout(timeout).metrics().trace_calls();
     let (task, store) = builder.start_task(options.backlog.get(), store);
 
     let sessions = sessions(Duration::from_millis(options.idle_ms), options.sessions.get());
@@ -252,6 +262,9 @@ struct Options {
     /// How many sessions are kept.
     #[arg(long, default_value = "10000")]
     sessions: NonZeroUsize,
+    /// Prints the spans of each request to stderr.
+    #[arg(long)]
+    traces: bool,
     /// Pretends that the storage is slow, by so many milliseconds.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,

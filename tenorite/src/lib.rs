@@ -103,6 +103,8 @@ mod own_thread;
 mod service;
 #[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(feature = "tracing")]
+mod traces;
 mod many;
 mod supervisor;
 mod registry;

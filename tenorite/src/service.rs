@@ -215,7 +215,7 @@ pub trait TenoriteService<
 pub struct Builder<W, C> {
     timeout: Option<Duration>,
     grace: Duration,
-    options: ServiceOptions,
+    pub(crate) options: ServiceOptions,
     worker: PhantomData<fn() -> (W, C)>,
 }
 

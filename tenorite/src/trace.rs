@@ -7,6 +7,9 @@
 //!   nothing else on that thread makes progress, and that thread may be its caller's.
 //! - Panics, restarts, failed starts and the end of a service are reported. All events have the
 //!   target `tenorite`.
+//! - A service that [traces its calls](crate::Builder::trace_calls) has two spans for each request,
+//!   with the target `tenorite::call`: the client's lasts from its arrival to its end, and the
+//!   handler's is below it. Their fields follow OpenTelemetry's conventions for RPC.
 //!
 //! Subscribers are user code. They are called outside of all locks, and a panic of one is dropped.
 
@@ -51,6 +54,102 @@ mod on {
         pub(crate) fn around<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
             future.instrument(self.0)
         }
+    }
+
+    /// The spans of one request, if its service traces its calls.
+    ///
+    /// They go where the request goes, so they end when it has ended.
+    #[derive(Default)]
+    pub(crate) struct CallSpans(Option<Box<Both>>);
+
+    struct Both {
+        client: tracing::Span,
+        /// `None` until the handler begins.
+        handler: Option<tracing::Span>,
+        /// `Store/get`, as OpenTelemetry names methods.
+        method: String,
+    }
+
+    macro_rules! call_span {
+        ($kind:literal, $parent:expr, $method:expr) => {
+            tracing::info_span!(
+                target: "tenorite::call",
+                parent: $parent,
+                "call",
+                "otel.name" = $method.as_str(),
+                "otel.kind" = $kind,
+                "otel.status_code" = tracing::field::Empty,
+                "rpc.system.name" = "tenorite",
+                "rpc.method" = $method.as_str(),
+                "error.type" = tracing::field::Empty,
+            )
+        };
+    }
+
+    impl CallSpans {
+        /// Opens the client's span below the current one.
+        pub(crate) fn open(service: &'static str, method: &'static str) -> Self {
+            let method = format!("{service}/{method}");
+            let client = panics::catch(|| call_span!("client", &tracing::Span::current(), method));
+            match client {
+                Ok(client) => Self(Some(Box::new(Both { client, handler: None, method }))),
+                Err(payload) => {
+                    panics::discard(payload);
+                    Self(None)
+                }
+            }
+        }
+
+        /// Opens the handler's span.
+        pub(crate) fn start(&mut self) {
+            if let Some(Both { client, handler, method }) = self.0.as_deref_mut() {
+                tell(|| *handler = Some(call_span!("server", &*client, method)));
+            }
+        }
+
+        /// Returns the span of the handler that has begun.
+        pub(crate) fn of_handler(&self) -> Option<Span> {
+            self.0.as_ref()?.handler.clone().map(Span)
+        }
+
+        /// Notes how the request has ended, if that is not a plain reply.
+        pub(crate) fn fail(&self, error: &'static str) {
+            let Some(both) = self.0.as_deref() else { return };
+            tell(|| {
+                for span in [Some(&both.client), both.handler.as_ref()].into_iter().flatten() {
+                    span.record("otel.status_code", "ERROR");
+                    span.record("error.type", error);
+                }
+            });
+        }
+    }
+
+    impl Drop for CallSpans {
+        /// Closes the spans, which is the subscriber's code.
+        fn drop(&mut self) {
+            panics::drop_quietly(self.0.take());
+        }
+    }
+
+    /// Reports that a service is there that traces its calls.
+    pub(crate) fn opened(service: &'static str, name: Option<&str>, backlog: usize) {
+        tell(|| info!(target: "tenorite", service, name, backlog, "a service starts"));
+    }
+
+    /// Reports that a call was refused, because it would have waited for itself.
+    #[cold]
+    pub(crate) fn refused(of: &impl Named, method: &'static str, reason: &(impl Display + ?Sized)) {
+        tell(|| {
+            let name = of.name();
+            warn!(
+                target: "tenorite",
+                service = of.service(),
+                name = name.as_deref(),
+                method,
+                %reason,
+                "a call was refused"
+            );
+        });
     }
 
     /// Measures handlers: reads the clock when one begins and when it returns.
@@ -245,6 +344,29 @@ mod off {
             future
         }
     }
+
+    /// Nothing: there is no span to carry.
+    #[derive(Default)]
+    pub(crate) struct CallSpans;
+
+    impl CallSpans {
+        pub(crate) fn open(_service: &'static str, _method: &'static str) -> Self {
+            Self
+        }
+
+        pub(crate) fn start(&mut self) {}
+
+        pub(crate) fn of_handler(&self) -> Option<Span> {
+            None
+        }
+
+        pub(crate) fn fail(&self, _error: &'static str) {}
+    }
+
+    pub(crate) fn opened(_service: &'static str, _name: Option<&str>, _backlog: usize) {}
+
+    #[inline]
+    pub(crate) fn refused<R: ?Sized>(_of: &impl Named, _method: &'static str, _reason: &R) {}
 
     pub(crate) struct Watch;
 

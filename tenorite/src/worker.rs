@@ -163,20 +163,10 @@ impl Start {
         W: TenoriteWorker<Config: Send, Output: Send>,
     {
         let Self { options, decider } = self;
-        let ServiceOptions {
-            backlog,
-            idle,
-            drain_limit,
-            is_detached,
-            name,
-            observers,
-            has_figures,
-            warn_after,
-            ..
-        } = options;
         let runtime = Handle::current();
-        let observers =
-            Observers::of(&observers, has_figures, names::of_type::<W>(), name.clone(), warn_after);
+        let wanted = options.wanted(options.warn_after);
+        let observers = Observers::of(&wanted, names::of_type::<W>(), options.name.clone());
+        let ServiceOptions { backlog, idle, drain_limit, is_detached, name, .. } = options;
         let queue = Arc::new(Queue::new(backlog, names::of_type::<W>, observers));
         queue.status.set_name(name, Arc::as_ptr(&queue).addr());
         let spawned = Arc::new(OnceLock::new());

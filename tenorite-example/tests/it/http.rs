@@ -174,6 +174,29 @@ fn a_stop_under_load_answers_every_request_that_was_accepted() {
     assert!(server.process.wait().expect("it ends").success());
 }
 
+#[test]
+fn each_request_is_traced_down_to_its_handler() {
+    let mut process = Command::new(super::example("http"))
+        .args(["--listen", "127.0.0.1:0", "--traces"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let traces = BufReader::new(process.stderr.take().expect("piped"));
+    let output = BufReader::new(process.stdout.take().expect("piped"));
+    let mut server = Server { process, output, address: String::new() };
+    let line = server.line();
+    server.address = line.strip_prefix("listening on http://").expect("it says where").to_owned();
+    request(&server.address, "PUT", "/keys/test", "weeee");
+    let mut lines = traces.lines().map(|line| line.expect("text"));
+    let handler = lines.find(|line| line.contains(r#"otel.kind="server""#)).expect("a handler's span");
+    for part in
+        [r#"request{method=PUT path="/keys/test"}"#, r#"otel.kind="client""#, r#"rpc.method="Store/put""#]
+    {
+        assert!(handler.contains(part), "{part} is not in {handler}");
+    }
+}
+
 /// The names of metrics in an expression of the dashboard, with the labels that it asks for.
 fn metrics_of(expression: &str) -> Vec<String> {
     let words = expression.split(|one: char| !(one.is_ascii_alphanumeric() || one == '_'));

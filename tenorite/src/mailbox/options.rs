@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inline::Inline;
-use crate::observe::MakeObserver;
+use crate::observe::{MakeObserver, Wanted};
 use crate::trace::WARN_AFTER;
 
 /// The options of a service, from its `Builder` to its mailbox.
@@ -32,8 +32,18 @@ pub(crate) struct ServiceOptions {
     pub(crate) name: Option<Arc<str>>,
     /// Whether the calls of each method are counted and timed.
     pub(crate) has_figures: bool,
+    /// Whether there are spans for each request.
+    pub(crate) traces_calls: bool,
     /// What is told what becomes of requests.
     pub(crate) observers: Vec<MakeObserver>,
+}
+
+impl ServiceOptions {
+    /// Returns what is to be observed, if a handler may hold its thread for as long as this.
+    pub(crate) fn wanted(&self, limit: Duration) -> Wanted<'_> {
+        let Self { observers, has_figures, traces_calls, .. } = self;
+        Wanted { observers, figures: *has_figures, traces: *traces_calls, limit }
+    }
 }
 
 impl Default for ServiceOptions {
@@ -50,6 +60,7 @@ impl Default for ServiceOptions {
             own_thread: false,
             name: None,
             has_figures: false,
+            traces_calls: false,
             observers: Vec::new(),
         }
     }

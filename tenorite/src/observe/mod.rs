@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use self::figures::{Figures, MethodStats};
 use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::panics;
+use crate::trace::{self, CallSpans, Span};
 
 /// The method of requests to a hand-written worker, which has none.
 pub(crate) const BY_HAND: &str = "request";
@@ -228,10 +229,22 @@ pub(crate) type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 /// Makes an observer for a service of this type and name. Each shard is a service of its own.
 pub(crate) type MakeObserver = Arc<dyn Fn(&'static str, Option<&str>) -> Observer + Send + Sync>;
 
+/// What is wanted of a service.
+pub(crate) struct Wanted<'a> {
+    pub(crate) observers: &'a [MakeObserver],
+    /// Figures of each method.
+    pub(crate) figures: bool,
+    /// Spans of each request.
+    pub(crate) traces: bool,
+    /// How long a handler may hold its thread in one poll.
+    pub(crate) limit: Duration,
+}
+
 /// The observers of one service.
 pub(crate) struct Observers {
     list: Vec<Observer>,
     figures: Option<Figures>,
+    traces: bool,
     service: &'static str,
     name: Option<Arc<str>>,
     /// How long a handler may hold its thread in one poll.
@@ -239,18 +252,27 @@ pub(crate) struct Observers {
 }
 
 impl Observers {
-    /// Returns what tells these observers of a service, if there are any or figures are wanted.
+    /// Returns what observes a service, if anything is wanted.
     pub(crate) fn of(
-        list: &[MakeObserver],
-        has_figures: bool,
+        wanted: &Wanted<'_>,
         service: &'static str,
         name: Option<Arc<str>>,
-        limit: Duration,
     ) -> Option<Arc<Self>> {
-        let figures = has_figures.then(Figures::default);
-        let list: Vec<_> = list.iter().map(|make| make(service, name.as_deref())).collect();
-        let is_any = has_figures || !list.is_empty();
-        is_any.then(|| Arc::new(Self { list, figures, service, name, limit }))
+        let Wanted { observers, figures, traces, limit } = *wanted;
+        if observers.is_empty() && !figures && !traces {
+            return None;
+        }
+        let list = observers.iter().map(|make| make(service, name.as_deref())).collect();
+        let figures = figures.then(Figures::default);
+        Some(Arc::new(Self { list, figures, traces, service, name, limit }))
+    }
+
+    /// Tells that the service is there.
+    pub(crate) fn opened(&self, backlog: usize) {
+        if self.traces {
+            trace::opened(self.service, self.name.as_deref(), backlog);
+        }
+        self.tell(EventKind::Opened { backlog });
     }
 
     /// Returns the figures of each method, if they are wanted.
@@ -290,6 +312,9 @@ pub(crate) trait Along {
     const IS_MEASURED: bool;
 
     fn into_observed(self) -> Observed;
+
+    /// Works like [`Observed::span`].
+    fn span(&self) -> Option<Span>;
 }
 
 /// Nothing at all: neither timed nor observed.
@@ -301,6 +326,10 @@ impl Along for Unmeasured {
     fn into_observed(self) -> Observed {
         Observed::NOT
     }
+
+    fn span(&self) -> Option<Span> {
+        None
+    }
 }
 
 impl Along for Observed {
@@ -308,6 +337,10 @@ impl Along for Observed {
 
     fn into_observed(self) -> Observed {
         self
+    }
+
+    fn span(&self) -> Option<Span> {
+        self.span()
     }
 }
 
@@ -320,6 +353,7 @@ struct Record {
     in_one_poll: bool,
     /// What is told of a request that was not started, if this is dropped.
     otherwise: Unstarted,
+    spans: CallSpans,
 }
 
 /// What becomes of a request that is not started.
@@ -351,6 +385,8 @@ impl Observed {
     #[cold]
     fn arrive_at(observers: &Arc<Observers>, method: &'static str) -> Self {
         observers.tell(EventKind::Arrived { method });
+        let spans =
+            if observers.traces { CallSpans::open(observers.service, method) } else { CallSpans::default() };
         Self(Some(Box::new(Record {
             observers: Arc::clone(observers),
             method,
@@ -358,6 +394,7 @@ impl Observed {
             started: None,
             in_one_poll: true,
             otherwise: Unstarted::Skipped(SkipReason::Stopped),
+            spans,
         })))
     }
 
@@ -378,6 +415,12 @@ impl Observed {
         if let Some(record) = &mut self.0 {
             record.start(Instant::now());
         }
+    }
+
+    /// Returns the span of the handler that has begun, if the service traces its calls.
+    #[inline]
+    pub(crate) fn span(&self) -> Option<Span> {
+        self.0.as_ref().and_then(|record| record.spans.of_handler())
     }
 
     /// Notes that the first poll of the handler has ended, at this time, and it waits.
@@ -444,6 +487,7 @@ impl Observed {
 impl Record {
     fn start(&mut self, now: Instant) {
         self.started = Some(now);
+        self.spans.start();
         let queued = now.saturating_duration_since(self.arrived);
         self.observers.tell(EventKind::Started { method: self.method, queued });
     }
@@ -461,6 +505,9 @@ impl Record {
         let ran = started.elapsed();
         if self.in_one_poll {
             self.polled(ran);
+        }
+        if outcome != Outcome::Replied {
+            self.spans.fail(outcome.as_str());
         }
         observers.tell(EventKind::Finished { method, queued, ran, outcome });
     }
@@ -483,8 +530,12 @@ impl Record {
         let method = self.method;
         match &self.otherwise {
             _ if self.started.is_some() => self.finish(Outcome::Stopped),
-            Unstarted::Refused(reason) => self.observers.tell(EventKind::Refused { method, reason }),
+            Unstarted::Refused(reason) => {
+                self.spans.fail("refused");
+                self.observers.tell(EventKind::Refused { method, reason });
+            }
             Unstarted::Skipped(reason) => {
+                self.spans.fail(reason.as_str());
                 let queued = self.arrived.elapsed();
                 self.observers.tell(EventKind::Skipped { method, queued, reason: *reason });
             }

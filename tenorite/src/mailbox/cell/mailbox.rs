@@ -30,7 +30,7 @@ use crate::observe::{Along, Observed, Outcome, Unmeasured};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::StatusCell;
-use crate::trace::Span;
+use crate::trace::{self, Span};
 
 type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
@@ -119,9 +119,10 @@ impl<W: Dispatch> CellMailbox<W> {
         context: RuntimeContext,
         observed: A,
     ) -> Poll<()> {
+        let span = observed.span();
         let start = |owner: &mut Owner<'_, W>, exchange: &mut _| {
             if A::IS_MEASURED {
-                owner.start_measured(exchange, served, context)
+                owner.start_measured(exchange, served, context, span.as_ref())
             } else {
                 owner.start(exchange, served, context)
             }
@@ -258,11 +259,12 @@ impl<W: Dispatch> CellMailbox<W> {
         context: RuntimeContext,
         observed: A,
     ) -> Poll<()> {
+        let span = observed.span();
         let ran = if state.allows_cycle {
             let _barrier = stack::barrier();
-            reading.run::<A>(&mut state.phase, served, context)
+            reading.run::<A>(&mut state.phase, served, context, span.as_ref())
         } else {
-            reading.run::<A>(&mut state.phase, served, context)
+            reading.run::<A>(&mut state.phase, served, context, span.as_ref())
         };
         match ran {
             Ok(reading) => {
@@ -312,7 +314,8 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> (ParkedCall, Option<Payload>) {
-        let (span, spans_panic) = caught_or(Span::current, Span::none);
+        let current = || observed.span().unwrap_or_else(Span::current);
+        let (span, spans_panic) = caught_or(current, Span::none);
         let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
         let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
         state.phase.put(Phase::Waiting(slot));
@@ -520,7 +523,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let slot = core.queue.occupy(None, None);
         state.phase = Phase::Waiting(slot);
         // A span may panic, as in `wait`.
-        let (span, panic) = caught_or(Span::current, Span::none);
+        let (span, panic) = caught_or(|| observed.span().unwrap_or_else(Span::current), Span::none);
         let mut exchange = Phase::New(request);
         let ran = {
             // The answer may come from anywhere, so the handler below on the stack does not wait
@@ -572,6 +575,7 @@ impl<W: Dispatch> CellMailbox<W> {
             Ok(None) => {}
             Err(cycle) => {
                 let reason = SendReason::WouldDeadlock(cycle);
+                trace::refused(self.status(), method.name(), &reason);
                 match self.core.queue.take_back(slot, &reason) {
                     Some(Some(request)) => self.refuse(request, reason, state),
                     Some(None) => {

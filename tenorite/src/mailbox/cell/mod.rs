@@ -220,10 +220,8 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     };
     // On a thread of its own it holds up no other task.
     let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
-    let observers = {
-        let ServiceOptions { observers, has_figures, name, .. } = &options;
-        Observers::of(observers, *has_figures, W::NAME, name.clone(), warn_after)
-    };
+    let wanted = options.wanted(warn_after);
+    let observers = Observers::of(&wanted, W::NAME, options.name.clone());
     let is_measured = options.is_timed || observers.is_some();
     let core = Arc::new(Core {
         // Idleness is judged under the lock, so every claim has to take the lock as well.

@@ -132,7 +132,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.lend_link(served);
         match context {
             RuntimeContext::Native => self.start_within(exchange, served, |_| ()),
-            context => self.start_slow(exchange, served, context),
+            context => self.start_slow(exchange, served, context, None),
         }
     }
 
@@ -142,9 +142,10 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
+        span: Option<&Span>,
     ) -> Run {
         self.lend_link(served);
-        self.start_slow(exchange, served, context)
+        self.start_slow(exchange, served, context, span)
     }
 
     /// Lends the worker's link to itself to the method that is about to start, if it takes that.
@@ -160,8 +161,16 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Works like [`start`](Self::start), in a foreign context, or where handlers are measured.
     #[cold]
     #[inline(never)]
-    fn start_slow(&mut self, exchange: &mut Exchange<W>, served: CallInfo, context: RuntimeContext) -> Run {
-        self.start_within(exchange, served, |core| (core.runtime.enter(context), Timed::of(core)))
+    fn start_slow(
+        &mut self,
+        exchange: &mut Exchange<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+        span: Option<&Span>,
+    ) -> Run {
+        self.start_within(exchange, served, |core| {
+            (core.runtime.enter(context), span.map(Span::enter), Timed::of(core))
+        })
     }
 
     #[inline(always)]
@@ -560,6 +569,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Next::Serve(Dequeued { request, deadline, span, mut observed, slot, .. }) => {
                     (is_used, may_tick) = (true, true);
                     observed.start();
+                    let span = observed.span().unwrap_or(span);
                     let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
@@ -625,6 +635,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for Dequeued { request, deadline, slot, span: made_in, mut observed, .. } in batch {
             observed.start();
+            let made_in = observed.span().unwrap_or(made_in);
             let mut client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed);
             // If it is dropped unanswered otherwise than by a panic, the service was aborted.
             client.if_dropped(FetchReason::Stopped);
@@ -686,6 +697,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.in_flight = slot;
         observed.start();
         observed.holds_no_thread();
+        let span = observed.span().unwrap_or(span);
         match self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native) {
             Run::Replied => {
                 deadlock::handler_finished(core.node());

@@ -41,14 +41,14 @@ use crate::handler::deadlock::{self, Edge};
 use crate::handler::runtime;
 use crate::handler::stack::Node;
 use crate::names::Named;
-use crate::observe::{BY_HAND, EventKind, Observed, Observers, SkipReason, Unstarted};
+use crate::observe::{BY_HAND, Observed, Observers, SkipReason, Unstarted};
 use crate::panics;
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use crate::restart::after;
 use crate::status::StatusCell;
 use crate::sync::Mutex;
-use crate::trace::Span;
+use crate::trace::{self, Span};
 
 pub(crate) struct Queue<Rq, Rs, Er> {
     line: Mutex<Line<Rq, Rs, Er>>,
@@ -92,7 +92,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         observers: Option<Arc<Observers>>,
     ) -> Self {
         if let Some(observers) = &observers {
-            observers.tell(EventKind::Opened { backlog });
+            observers.opened(backlog);
         }
         Self { line: Mutex::new(Line::new(backlog)), status: StatusCell::observed(service, observers) }
     }
@@ -146,6 +146,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut deferred = Deferred::new();
         let span = current_span();
         let observed = self.observe(method);
+        let mut is_circle = false;
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
             line.count().refused += 1;
@@ -172,6 +173,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                     Admission::Append(found, edge) => Ok((found, edge)),
                     Admission::Refuse(cycle) => {
                         line.count().refused += 1;
+                        is_circle = true;
                         if let Some(permit) = permit {
                             line.unreserve(permit, &mut deferred);
                         }
@@ -195,6 +197,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(deferred);
+                if is_circle {
+                    trace::refused(&self.status, method, &reason);
+                }
                 observed.refuse(&reason);
                 let (phase, unwanted) = terms.refuse(request, reason);
                 self.drop_quietly(unwanted);
@@ -607,6 +612,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Works like [`refused`](Self::refused), for a request of this method.
     pub(crate) fn refused_for(&self, method: &'static str, reason: &SendReason) {
+        trace::refused(&self.status, method, reason);
         self.observe(method).refuse(reason);
         self.refused();
     }

@@ -443,13 +443,14 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
+        span: Option<&Span>,
     ) -> Result<Self, Unfinished<'a, W>> {
         let waker = Waker::noop();
         let ran = match context {
             RuntimeContext::Native if !A::IS_MEASURED => self.start(exchange, served, waker, |_| ()),
-            context => {
-                self.start(exchange, served, waker, |core| (core.runtime.enter(context), Timed::of(core)))
-            }
+            context => self.start(exchange, served, waker, |core| {
+                (core.runtime.enter(context), span.map(Span::enter), Timed::of(core))
+            }),
         };
         match ran {
             Ran::Replied => {

@@ -74,6 +74,7 @@ impl<W: Dispatch> Drop for Chunk<W> {
 fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
     let Dequeued { request, deadline, span, mut observed, slot, has_edge, .. } = request;
     observed.start();
+    let span = observed.span().unwrap_or(span);
     let served = CallInfo { method: W::method(&request), deadline };
     if core.blocks(served.method) {
         observed.holds_no_thread();

@@ -75,8 +75,8 @@ pub(in super::super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Pl
 impl<W: Dispatch> ReaderTask<W> {
     fn poll_reader(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
         let begins = self.request.take().map(|Dequeued { request, has_edge, span, mut observed, .. }| {
-            self.call.span = span;
             observed.start();
+            self.call.span = observed.span().unwrap_or(span);
             self.call.observed = observed;
             (request, has_edge)
         });
