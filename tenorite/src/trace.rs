@@ -152,7 +152,8 @@ mod on {
         });
     }
 
-    /// Measures handlers: reads the clock when one begins and when it returns.
+    /// Measures handlers: reads the clock when one begins and when it returns, if anybody wants the
+    /// warning.
     pub(crate) struct Watch {
         limit: Duration,
     }
@@ -162,7 +163,8 @@ mod on {
         watch: &'a Watch,
         service: &'a N,
         method: M,
-        began: Instant,
+        /// `None` if no subscriber wants the warning.
+        began: Option<Instant>,
     }
 
     impl Watch {
@@ -175,14 +177,17 @@ mod on {
             service: &'a N,
             method: M,
         ) -> Watched<'a, N, M> {
-            Watched { watch: self, service, method, began: Instant::now() }
+            let is_wanted = tracing::enabled!(target: "tenorite", tracing::Level::WARN);
+            Watched { watch: self, service, method, began: is_wanted.then(Instant::now) }
         }
     }
 
     impl<N: Named, M: Fn() -> &'static str> Drop for Watched<'_, N, M> {
         fn drop(&mut self) {
-            let took = self.began.elapsed();
-            if took > self.watch.limit {
+            if let Some(began) = self.began
+                && let took = began.elapsed()
+                && took > self.watch.limit
+            {
                 slow(self.service, (self.method)(), took, self.watch.limit);
             }
         }

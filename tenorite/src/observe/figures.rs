@@ -266,7 +266,7 @@ impl Figures {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::rng::Random;
