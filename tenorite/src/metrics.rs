@@ -1,8 +1,8 @@
 //! Reports to the [`metrics`] facade what observers are told.
 //!
 //! The handles of a method's metrics are kept from its first call on, so that an event looks up
-//! nothing by its labels. All labels are bounded: by the services, their names, their methods, and
-//! the outcomes that there are.
+//! nothing by its labels. All labels are bounded if the names of services are: there are the
+//! services, their names, their methods, and the outcomes that there are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,12 +63,14 @@ where
     /// | `tenorite_queued` | gauge | | requests that wait for their turn, or for capacity |
     /// | `tenorite_backlog` | gauge | | how many accepted requests may wait |
     /// | `tenorite_services` | gauge | | services that have started and not ended |
-    /// | `tenorite_restarts_total` | counter | | workers that were replaced |
+    /// | `tenorite_restarts_total` | counter | | workers that are to be replaced |
     /// | `tenorite_stops_total` | counter | `clean` | services that have ended, as intended or not |
     ///
     /// `name` is the service's own [name](Self::name), or empty. `outcome` is one of
     /// [`Outcome::as_str`](crate::Outcome::as_str), or `refused`, `skipped_abandoned`,
     /// `skipped_expired` or `skipped_stopped`. Services with the same labels add up.
+    /// Give no [name](Self::name) to services that come and go by key: the recorder keeps what it
+    /// has of each name.
     ///
     /// [The guide](crate::guide::observing) has a dashboard for these.
     pub fn metrics(self) -> Self {

@@ -50,6 +50,11 @@ pub(crate) trait Answer<Rs, Er>: Send + Sync {
     /// Reports to the caller that the reply came after its deadline.
     fn answer_late(&self, slot: usize);
 
+    /// Returns whether this slot's call was ended because the worker is gone that owes the reply.
+    fn is_cut(&self, _slot: usize) -> bool {
+        false
+    }
+
     /// Returns whether a response is an error of the worker's own.
     fn is_error(&self, _response: &Rs) -> bool {
         false
@@ -127,6 +132,8 @@ pub struct Client<Rs, Er = Infallible> {
     deadline: Option<Instant>,
     /// Whether an answer after the deadline is rejected as late.
     keeps_deadline: bool,
+    /// Whether only a panic of its own handler drops this while the thread unwinds.
+    is_of_batch: bool,
     observed: Observed,
 }
 
@@ -138,13 +145,21 @@ impl<Rs, Er> Client<Rs, Er> {
         deadline: Option<Instant>,
     ) -> Self {
         let (if_dropped, observed) = (FetchReason::Unanswered, Observed::NOT);
-        Self { answers, slot, if_dropped, deadline, keeps_deadline: true, observed }
+        Self { answers, slot, if_dropped, deadline, keeps_deadline: true, is_of_batch: false, observed }
     }
 
     /// Ends this request with its answer.
     pub(crate) fn observed(mut self, mut observed: Observed) -> Self {
         observed.holds_no_thread();
         self.observed = observed;
+        self
+    }
+
+    /// Answers one of the requests of a batch. If it is dropped unanswered otherwise than by a
+    /// panic of the handler, the service was aborted.
+    pub(crate) fn of_batch(mut self) -> Self {
+        self.is_of_batch = true;
+        self.if_dropped = FetchReason::Stopped;
         self
     }
 
@@ -159,9 +174,12 @@ impl<Rs, Er> Client<Rs, Er> {
     /// Tells observers that this is dropped without an answer.
     #[cold]
     fn tell_drop(&mut self) {
+        let is_cut = self.slot.is_some_and(|slot| self.answers.is_cut(slot));
         let outcome = match Outcome::of_failure(&self.if_dropped) {
+            _ if is_cut => Outcome::Stopped,
             // Dropped by a panic of the worker.
             Outcome::Unanswered if std::thread::panicking() => Outcome::Panicked,
+            Outcome::Stopped if self.is_of_batch && std::thread::panicking() => Outcome::Panicked,
             outcome => outcome,
         };
         std::mem::take(&mut self.observed).finish(|| outcome);
@@ -202,7 +220,10 @@ impl<Rs, Er> Client<Rs, Er> {
             slot => slot,
         };
         let answer = Ok(answer);
-        self.finished(|answers| Outcome::of(&answer, |response| answers.is_error(response)));
+        self.finished(|answers| match slot {
+            Some(slot) if answers.is_cut(slot) => Outcome::Stopped,
+            _ => Outcome::of(&answer, |response| answers.is_error(response)),
+        });
         let Some(slot) = slot else {
             self.answers.discard(answer);
             return Ok(());
@@ -423,7 +444,9 @@ impl<T> Reply<T> {
                     None => future.await,
                 }
             }));
-            match ran.await {
+            // Not in the `match`: the future and its span are gone before the answer is sent.
+            let ran = ran.await;
+            match ran {
                 // A caller that is gone needs no answer.
                 Ok(answer) => drop(panics::drop_quietly(self.send(answer))),
                 Err(payload) => {

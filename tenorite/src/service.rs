@@ -245,7 +245,8 @@ where
     }
 
     /// Warns, through `tracing`, of handlers that hold their thread for longer than this in one
-    /// poll. Defaults to 10 ms. [Observers](Self::observe) are told as well.
+    /// poll. Defaults to 10 ms. [Observers](Self::observe) are told as well, of most methods: see
+    /// [`HeldThread`](crate::EventKind::HeldThread).
     ///
     /// While a handler computes, no other task on its thread can run, and that thread may be its
     /// caller's. This applies to derived services, unless they have a [thread of their
@@ -387,8 +388,10 @@ where
     ///
     /// An observer is called on whichever thread something happens, by several threads at once if
     /// need be. It holds up the worker or the caller meanwhile, so it should be quick, and it must
-    /// not wait for the service. A panic of it is dropped. Once a call has returned its answer,
-    /// [`Finished`](crate::EventKind::Finished) has been told.
+    /// not wait for the service. A caller that it holds keeps the service alive; let it hold a weak
+    /// one. A panic of it is dropped. Once a call has returned its answer,
+    /// [`Finished`](crate::EventKind::Finished) has been told. Methods that the service calls
+    /// `every` so often are no requests, and are not told.
     ///
     /// A call that runs at once costs two clock reads more, and one allocation. A call that queues
     /// costs three clock reads, and a handler that waits two more each time it is polled again. The

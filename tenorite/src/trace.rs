@@ -47,12 +47,21 @@ mod on {
         }
 
         pub(crate) fn enter(&self) -> impl Sized + '_ {
-            self.0.enter()
+            Entered(panics::catch(|| self.0.enter()).map_err(panics::discard).ok())
         }
 
         /// Polls and drops the future in this span.
         pub(crate) fn around<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
             future.instrument(self.0)
+        }
+    }
+
+    /// Exits the span when it is dropped. That and entering it run the subscriber's code.
+    struct Entered<'a>(Option<tracing::span::Entered<'a>>);
+
+    impl Drop for Entered<'_> {
+        fn drop(&mut self) {
+            panics::drop_quietly(self.0.take());
         }
     }
 
@@ -87,10 +96,20 @@ mod on {
     }
 
     impl CallSpans {
-        /// Opens the client's span below the current one.
-        pub(crate) fn open(service: &'static str, method: &'static str) -> Self {
+        /// Opens the client's span below the current one. What a worker sends to itself only
+        /// follows from the current span: below it, a worker that goes on and on by such requests
+        /// would never see one of its spans close.
+        pub(crate) fn open(service: &'static str, method: &'static str, is_own: bool) -> Self {
             let method = format!("{service}/{method}");
-            let client = panics::catch(|| call_span!("client", &tracing::Span::current(), method));
+            let client = panics::catch(|| {
+                let current = tracing::Span::current();
+                if !is_own {
+                    return call_span!("client", &current, method);
+                }
+                let client = call_span!("client", None, method);
+                client.follows_from(&current);
+                client
+            });
             match client {
                 Ok(client) => Self(Some(Box::new(Both { client, handler: None, method }))),
                 Err(payload) => {
@@ -109,7 +128,8 @@ mod on {
 
         /// Returns the span of the handler that has begun.
         pub(crate) fn of_handler(&self) -> Option<Span> {
-            self.0.as_ref()?.handler.clone().map(Span)
+            let handler = self.0.as_ref()?.handler.as_ref().filter(|span| !span.is_disabled())?;
+            panics::catch(|| Span(handler.clone())).map_err(panics::discard).ok()
         }
 
         /// Notes how the request has ended, if that is not a plain reply.
@@ -127,7 +147,14 @@ mod on {
     impl Drop for CallSpans {
         /// Closes the spans, which is the subscriber's code.
         fn drop(&mut self) {
-            panics::drop_quietly(self.0.take());
+            let Some(both) = self.0.take() else { return };
+            // What the handler has started may keep them open. A layer that takes the last exit as
+            // the end of a span is told of the end here.
+            tell(|| {
+                both.handler.iter().for_each(|handler| handler.in_scope(|| ()));
+                both.client.in_scope(|| ());
+            });
+            panics::drop_quietly(both);
         }
     }
 
@@ -152,8 +179,8 @@ mod on {
         });
     }
 
-    /// Measures handlers: reads the clock when one begins and when it returns, if anybody wants the
-    /// warning.
+    /// Measures handlers: reads the clock when one begins and when it returns, if a subscriber
+    /// wants the warning.
     pub(crate) struct Watch {
         limit: Duration,
     }
@@ -355,7 +382,7 @@ mod off {
     pub(crate) struct CallSpans;
 
     impl CallSpans {
-        pub(crate) fn open(_service: &'static str, _method: &'static str) -> Self {
+        pub(crate) fn open(_service: &'static str, _method: &'static str, _is_own: bool) -> Self {
             Self
         }
 

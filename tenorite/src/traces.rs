@@ -14,7 +14,12 @@ where
     /// The first lasts from the arrival of the request to its end. It is below the span in which
     /// the call was made. The second is below the first, and lasts while the request is handled.
     /// The handler runs in it, and so does what that spawns through a [`Reply`](crate::Reply) or a
-    /// [`SelfCaller`](crate::SelfCaller). (A hand-written worker runs in no span of ours.)
+    /// [`SelfCaller`](crate::SelfCaller). A handler that is given a batch runs in the span of the
+    /// first request. A hand-written worker runs in none of them. What a worker sends to itself is
+    /// not below the span of its handler, and follows from it.
+    ///
+    /// A handler that answers before it returns, as that of a batch does, outlasts the first span.
+    /// A background task keeps the span open in which it was started, for as long as it runs.
     ///
     /// The fields are those of OpenTelemetry's conventions for RPC: `rpc.system.name`, `rpc.method`
     /// and, if there is no plain reply, `error.type`. That is one of

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tenorite::prelude::*;
 use tokio::runtime::{Builder, Runtime};
+use tower::{Service, ServiceExt};
 
 const ROUNDS: usize = 9;
 const CALLS: usize = 200_000;
@@ -181,6 +182,67 @@ fn reads_through_layers(runtime: &Runtime, layers: usize) -> Duration {
             }
         }
     })
+}
+
+/// How a service is observed.
+#[derive(Clone, Copy)]
+enum Seen {
+    Not,
+    /// By a closure that looks at each event.
+    ByClosure,
+    /// For figures of each method.
+    ByMethod,
+    /// By the `metrics` facade, for Prometheus.
+    ByMetrics,
+}
+
+fn reads_that_are_seen(runtime: &Runtime, seen: Seen) -> Duration {
+    let service = runtime.block_on(async {
+        let builder = plain::PlainService.builder();
+        let builder = match seen {
+            Seen::Not => builder,
+            Seen::ByClosure => builder.observe(|event| {
+                black_box(event);
+            }),
+            Seen::ByMethod => builder.measure_methods(),
+            Seen::ByMetrics => builder.metrics(),
+        };
+        builder.start(64, plain::Plain(map()))
+    });
+    tasks(runtime, 1, |_| {
+        let service = service.clone();
+        async move {
+            for n in 0..CALLS {
+                black_box(service.get(n as u64 % 1_000).await.unwrap());
+            }
+        }
+    })
+}
+
+/// Calls to a tower service: a caller's, or a map behind tower's `Buffer`.
+fn reads_of_tower(runtime: &Runtime, is_ours: bool) -> Duration {
+    async fn read<S>(mut service: S)
+    where
+        S: Service<plain::PlainRequest, Error: std::fmt::Debug>,
+    {
+        for n in 0..CALLS {
+            let request = plain::PlainRequest::Get { key: n as u64 % 1_000 };
+            let ready = service.ready().await.unwrap();
+            black_box(ready.call(request).await.unwrap());
+        }
+    }
+    if is_ours {
+        let caller = runtime.block_on(async { plain::PlainService.start(64, plain::Plain(map())) });
+        return tasks(runtime, 1, |_| read(tenorite_tower::service(caller.clone())));
+    }
+    let _entered = runtime.enter();
+    let map = map();
+    let service = tower::service_fn(move |request: plain::PlainRequest| {
+        let plain::PlainRequest::Get { key } = request;
+        std::future::ready(Ok::<_, std::convert::Infallible>(map.get(&key).copied()))
+    });
+    let buffer = tower::buffer::Buffer::new(service, 64);
+    tasks(runtime, 1, |_| read(buffer.clone()))
 }
 
 fn reads_of_std_lock(runtime: &Runtime, count: usize) -> Duration {
@@ -460,6 +522,9 @@ fn each(took: Duration) -> f64 {
 
 fn main() {
     let part = std::env::args().nth(1).unwrap_or_default();
+    // For the row with metrics: before its services, and read by nobody.
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder();
+    let _metrics = recorder.expect("there is no other");
     println!("{:<62} {:>9} {:>9}   ratio (spread)", "", "ours", "theirs");
     compare(
         "sync reads, one task: concurrent, to a plain service (ns)",
@@ -508,6 +573,24 @@ fn main() {
         &part,
         |runtime| each(reads_through_layers(runtime, 1)),
         |runtime| each(reads_through_layers(runtime, 0)),
+    );
+    for (name, seen) in [
+        ("sync reads, one task: with an observer, to none (ns)", Seen::ByClosure),
+        ("sync reads, one task: with figures of each method, to none (ns)", Seen::ByMethod),
+        ("sync reads, one task: with metrics for Prometheus, to none (ns)", Seen::ByMetrics),
+    ] {
+        compare(
+            name,
+            &part,
+            |runtime| each(reads_that_are_seen(runtime, seen)),
+            |runtime| each(reads_that_are_seen(runtime, Seen::Not)),
+        );
+    }
+    compare(
+        "sync reads, one task: a caller as a tower service, to Buffer (ns)",
+        &part,
+        |runtime| each(reads_of_tower(runtime, true)),
+        |runtime| each(reads_of_tower(runtime, false)),
     );
     compare(
         "computing, 8 tasks: 2 shards, to 1 shard (ms)",

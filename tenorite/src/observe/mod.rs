@@ -113,7 +113,8 @@ pub enum EventKind<'a> {
         outcome: Outcome,
     },
     /// A handler has held its thread in one poll, longer than the service's
-    /// [limit](crate::Builder::warn_after).
+    /// [limit](crate::Builder::warn_after). Methods that take a [`Reply`](crate::Reply) or are
+    /// given a batch are not judged.
     #[non_exhaustive]
     HeldThread {
         /// The method that was called.
@@ -121,7 +122,8 @@ pub enum EventKind<'a> {
         /// How long the poll took.
         took: Duration,
     },
-    /// The worker will be replaced by another.
+    /// It is decided that another worker follows. It does not if a stop comes first, and there is
+    /// nothing left to do.
     #[non_exhaustive]
     Restarting {
         /// How many times that has happened, with this one.
@@ -170,7 +172,8 @@ pub enum Outcome {
     /// The worker answered.
     Replied,
     /// The worker answered with an error of its own:
-    /// [`ServiceError`](crate::TenoriteError::ServiceError).
+    /// [`ServiceError`](crate::TenoriteError::ServiceError). A hand-written worker that sends the
+    /// response of a derived one, with an error in it, is told to have replied.
     Failed,
     /// The answer came after the deadline.
     Expired,
@@ -379,14 +382,23 @@ impl Observed {
     /// Notes that a request has arrived at a service with these observers.
     #[inline]
     pub(crate) fn arrive(observers: Option<&Arc<Observers>>, method: &'static str) -> Self {
-        observers.map_or(Self::NOT, |observers| Self::arrive_at(observers, method))
+        observers.map_or(Self::NOT, |observers| Self::arrive_at(observers, method, false))
+    }
+
+    /// Works like [`arrive`](Self::arrive), for a request that the worker sends to itself.
+    #[inline]
+    pub(crate) fn arrive_from_itself(observers: Option<&Arc<Observers>>, method: &'static str) -> Self {
+        observers.map_or(Self::NOT, |observers| Self::arrive_at(observers, method, true))
     }
 
     #[cold]
-    fn arrive_at(observers: &Arc<Observers>, method: &'static str) -> Self {
+    fn arrive_at(observers: &Arc<Observers>, method: &'static str, is_own: bool) -> Self {
         observers.tell(EventKind::Arrived { method });
-        let spans =
-            if observers.traces { CallSpans::open(observers.service, method) } else { CallSpans::default() };
+        let spans = if observers.traces {
+            CallSpans::open(observers.service, method, is_own)
+        } else {
+            CallSpans::default()
+        };
         Self(Some(Box::new(Record {
             observers: Arc::clone(observers),
             method,

@@ -81,6 +81,11 @@ impl Worker {
         numbers.into_iter().filter(|number| *number < 10).map(|number| 2 * number).collect()
     }
 
+    #[service(batch = 8)]
+    pub fn explode_together(&mut self, parts: Vec<u32>) -> Vec<u32> {
+        panic!("as asked, {} times", parts.len());
+    }
+
     pub async fn ask(&self, other: WorkerCaller) -> Result<u32, TenoriteError> {
         other.get().await
     }
@@ -200,6 +205,50 @@ async fn an_answer_that_comes_later_is_told_when_it_comes() {
         assert_eq!(told.take(), ["keep replied"]);
         assert_eq!(call.await, Ok(7));
     }
+}
+
+/// Its call has ended before that, as stopped.
+#[tokio::test]
+async fn a_reply_that_is_owed_for_too_long_is_told_as_stopped() {
+    for (inline, is_sent) in [(Inline::Auto, true), (Inline::Never, true), (Inline::Auto, false)] {
+        let (ledger, kept) = (Arc::new(Ledger::default()), Arc::default());
+        let worker = Worker { gate: None, kept: Arc::clone(&kept) };
+        let worker = WorkerService.builder().inline(inline).observe(ledger.observer()).start(4, worker);
+        let mut call = worker.keep().owned();
+        assert!(poll_once(&mut call).is_pending());
+        worker.get().await.unwrap();
+        worker.stop();
+        worker.stopped().await;
+        let reply = kept.lock().unwrap().pop().unwrap();
+        if is_sent {
+            assert_eq!(reply.send(7), Err(7));
+        } else {
+            drop(reply);
+        }
+        assert_eq!(call.await, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+        assert_eq!(ledger.finished(Outcome::Stopped), 1, "{inline:?}, sent: {is_sent}");
+        assert_eq!(ledger.imbalance(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_over_a_batch_is_told_of_each_of_its_requests() {
+    let ledger = Arc::new(Ledger::default());
+    let gate = Arc::new(Semaphore::new(0));
+    let worker = Worker { gate: Some(Arc::clone(&gate)), ..Worker::default() };
+    let worker = WorkerService.builder().observe(ledger.observer()).start(4, worker);
+    let mut held = worker.wait_for("held").owned();
+    assert!(poll_once(&mut held).is_pending());
+    let mut calls = [1, 2, 3].map(|part| worker.explode_together(part).owned());
+    assert!(calls.iter_mut().all(|call| poll_once(call).is_pending()));
+    gate.add_permits(1);
+    for call in calls {
+        let panicked = FetchReason::Panicked("as asked, 3 times".into());
+        assert_eq!(call.await, Err(TenoriteError::FetchFailure(panicked)));
+    }
+    assert_eq!(ledger.finished(Outcome::Panicked), 3, "{ledger:?}");
+    worker.stopped().await;
+    assert_eq!(ledger.imbalance(), None);
 }
 
 #[tokio::test]

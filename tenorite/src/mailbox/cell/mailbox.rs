@@ -100,12 +100,10 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Tells observers that a handler begins, and that its request arrives if it has not.
     fn start_observing(&self, mut observed: Observed, served: CallInfo) -> Observed {
-        if observed.is_some() {
-            observed.start();
-        } else {
+        if !observed.is_some() {
             observed = self.core.queue.observe(served.method.name());
-            observed.start_at_once();
         }
+        observed.start_at_once();
         observed
     }
 
@@ -518,7 +516,7 @@ impl<W: Dispatch> CellMailbox<W> {
         mut observed: Observed,
     ) -> Poll<()> {
         let core = &self.core;
-        observed.start();
+        observed.start_at_once();
         let served = Self::served(&request, state.terms);
         let slot = core.queue.occupy(None, None);
         state.phase = Phase::Waiting(slot);

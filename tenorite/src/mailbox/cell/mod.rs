@@ -486,6 +486,10 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
         self.queue.answer_late(slot);
     }
 
+    fn is_cut(&self, slot: usize) -> bool {
+        self.queue.is_cut(slot)
+    }
+
     fn is_error(&self, response: &W::Response) -> bool {
         W::is_error(response)
     }

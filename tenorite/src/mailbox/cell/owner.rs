@@ -636,9 +636,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         for Dequeued { request, deadline, slot, span: made_in, mut observed, .. } in batch {
             observed.start();
             let made_in = observed.span().unwrap_or(made_in);
-            let mut client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed);
-            // If it is dropped unanswered otherwise than by a panic, the service was aborted.
-            client.if_dropped(FetchReason::Stopped);
+            let client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed).of_batch();
             span.get_or_insert(made_in);
             requests.push(request);
             clients.push(client);
@@ -783,9 +781,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             Poll::Ready(Ok(response)) => {
                 self.core.count_replies(requests);
                 self.core.took(since.elapsed());
-                let ParkedCall { observed, .. } = parked;
+                let ParkedCall { observed, span, .. } = parked;
                 let finished =
                     response.and_then(|response| self.core.finished(slot, served, response, observed));
+                // What follows is not this call's.
+                panics::drop_quietly(span);
                 self.drain(finished, Turn { is_used: true, may_tick: true })
             }
         }

@@ -807,14 +807,15 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
-                let mut entry = self.unlink(slot, Stage::Detached, deferred);
+                let mut entry = self.unlink(slot, Stage::Accepted, deferred);
                 entry.observed.will_end(end);
                 deferred.drop_gone((None, entry.span, entry.observed));
                 self.slots.free(slot);
                 Withdrawn::BeforeStart(entry.request)
             }
             Stage::Running => {
-                self.slots[slot].stage = Stage::Detached;
+                let is_expired = matches!(end(), Unstarted::Skipped(SkipReason::Expired));
+                self.slots[slot].stage = Stage::Detached { is_expired };
                 Withdrawn::Running
             }
             _ => unreachable!("its outcome would have been taken"),

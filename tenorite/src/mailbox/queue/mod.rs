@@ -290,7 +290,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         join: impl FnOnce(&Rq) -> T,
     ) -> Result<T, Rq> {
         let span = current_span();
-        let observed = self.observe(method);
+        let observed = Observed::arrive_from_itself(self.status.observers(), method);
         let mut line = self.line.lock();
         if line.is_sealed() || while_open && line.closed.is_some() {
             drop(line);
@@ -375,21 +375,24 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     pub(in crate::mailbox) fn take_back_started(&self, taken: Dequeued<Rq>, reason: SendReason) {
         let Dequeued { request, slot, return_on_failure, mut observed, .. } = taken;
         let mut line = self.line.lock();
+        let left = slot.and_then(|slot| line.slots.left_expired(slot));
         observed.will_end(|| {
-            Unstarted::Skipped(match reason {
-                SendReason::Expired => SkipReason::Expired,
-                _ if slot.is_some_and(|slot| line.slots.is_detached(slot)) => SkipReason::Abandoned,
-                _ => SkipReason::Stopped,
+            Unstarted::Skipped(match (left, &reason) {
+                (Some(true), _) | (None, SendReason::Expired) => SkipReason::Expired,
+                (Some(false), _) => SkipReason::Abandoned,
+                (None, _) => SkipReason::Stopped,
             })
         });
         line.count().skipped += 1;
-        line.count().expired += u64::from(reason == SendReason::Expired);
+        match left {
+            // It was counted when its deadline passed.
+            Some(true) => {}
+            // It was counted as a call that left its running handler.
+            Some(false) => line.count().cancelled -= 1,
+            None => line.count().expired += u64::from(reason == SendReason::Expired),
+        }
         let (waker, unwanted) = match slot {
-            Some(slot) => {
-                // It was counted as a call that left its running handler.
-                line.count().cancelled -= u64::from(line.slots.is_detached(slot));
-                line.slots.take_back(slot, request, reason, return_on_failure)
-            }
+            Some(slot) => line.slots.take_back(slot, request, reason, return_on_failure),
             None => (None, Some(request)),
         };
         drop(line);
@@ -603,6 +606,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// It is one step: a request that comes with a permit is either seen here, or refused.
     pub(crate) fn seal_if_done(&self) -> bool {
         self.line.lock().seal_if_done()
+    }
+
+    /// Returns whether this slot's call was ended without its reply: see [`Line::cut_owed`].
+    pub(crate) fn is_cut(&self, slot: usize) -> bool {
+        self.line.lock().slots.is_cut(slot)
     }
 
     /// Counts a call that was refused before it reached the queue.
@@ -992,5 +1000,44 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
     fn answer_late(&self, slot: usize) {
         self.line.lock().count().replied += 1;
         Self::answer_late(self, slot);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::phase::Limit;
+
+    /// A reader that was started may find that it must not begin any more. Its call may have left by
+    /// then, for another reason than the one that is found.
+    #[test]
+    fn what_is_taken_back_was_counted_once_when_its_call_left() {
+        for (leaves, reason, counts) in [
+            ("late", SendReason::Expired, (1, 0)),
+            ("late", SendReason::Stopped, (1, 0)),
+            ("drops", SendReason::Expired, (0, 0)),
+            ("drops", SendReason::Stopped, (0, 0)),
+            ("stays", SendReason::Expired, (1, 0)),
+            ("stays", SendReason::Stopped, (0, 0)),
+        ] {
+            let queue = Queue::<u32, (), Infallible>::new(8, || "test", None);
+            let terms = CallState::<u32, (), Infallible>::new(Phase::New(7)).terms;
+            let terms =
+                Terms { limit: Limit::Until(after(Instant::now(), Duration::from_secs(60))), ..terms };
+            let Phase::Waiting(slot) = queue.push(7, terms, Instant::now, Waker::noop().clone()) else {
+                panic!("it is queued")
+            };
+            let started = queue.step(None, |line, deferred| line.take_next(true, Instant::now, deferred));
+            let Ok(Some(started)) = started else { panic!("it is started") };
+            match leaves {
+                "late" => drop(queue.expire(slot, terms)),
+                "drops" => assert!(!queue.abandon(slot), "it may have run"),
+                _ => {}
+            }
+            queue.take_back_started(started, reason.clone());
+            let stats = queue.stats();
+            assert_eq!((stats.expired, stats.cancelled), counts, "{leaves}, {reason}");
+            assert_eq!(stats.skipped, 1, "{leaves}, {reason}");
+        }
     }
 }

@@ -68,8 +68,10 @@ impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
 pub(super) enum Stage<Rq, Rs, Er> {
     Queued(Entry<Rq>),
     Running,
-    /// Running, and the caller is gone.
-    Detached,
+    /// Running, and the caller is gone: it has left, or its deadline has passed.
+    Detached {
+        is_expired: bool,
+    },
     Done(Ended<Rs, Er>),
     /// The call has ended, while its client still exists.
     Cut(Ended<Rs, Er>),
@@ -79,6 +81,11 @@ pub(super) enum Stage<Rq, Rs, Er> {
     Accepted,
     /// A permit was granted, and the call that waited for it has not seen it yet.
     Granted,
+}
+
+impl<Rq, Rs, Er> Stage<Rq, Rs, Er> {
+    /// Running, and the caller has left.
+    const ABANDONED: Self = Self::Detached { is_expired: false };
 }
 
 pub(super) struct Entry<Rq> {
@@ -166,7 +173,7 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
         reply: Ended<Rs, Er>,
     ) -> Result<Option<Waker>, Ended<Rs, Er>> {
         match self.slab[slot].stage {
-            Stage::Detached => {
+            Stage::Detached { .. } => {
                 self.free(slot);
                 Err(reply)
             }
@@ -176,7 +183,8 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
                 Ok(self.slab[slot].waker.take())
             }
             Stage::Cut(_) => {
-                let Stage::Cut(ended) = std::mem::replace(&mut self.slab[slot].stage, Stage::Detached) else {
+                let Stage::Cut(ended) = std::mem::replace(&mut self.slab[slot].stage, Stage::ABANDONED)
+                else {
                     unreachable!("it was cut a line ago")
                 };
                 self.slab[slot].stage = Stage::Done(ended);
@@ -215,7 +223,20 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
     }
 
     pub(in crate::mailbox) fn is_detached(&self, slot: usize) -> bool {
-        matches!(self.slab[slot].stage, Stage::Detached | Stage::Cut(_))
+        matches!(self.slab[slot].stage, Stage::Detached { .. } | Stage::Cut(_))
+    }
+
+    /// Returns whether the deadline of this slot's call has passed, if the call is gone.
+    pub(in crate::mailbox) fn left_expired(&self, slot: usize) -> Option<bool> {
+        match self.slab[slot].stage {
+            Stage::Detached { is_expired } => Some(is_expired),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the slot's call was ended without its reply, or has taken that end.
+    pub(in crate::mailbox) fn is_cut(&self, slot: usize) -> bool {
+        matches!(self.slab[slot].stage, Stage::Cut(_))
     }
 
     pub(super) fn entry(&mut self, slot: usize) -> &mut Entry<Rq> {
@@ -232,7 +253,7 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
                 Stage::Done(reply) => Some(Phase::from(reply)),
                 _ => unreachable!("it was done a line ago"),
             },
-            Stage::Cut(_) => match std::mem::replace(&mut self.slab[slot].stage, Stage::Detached) {
+            Stage::Cut(_) => match std::mem::replace(&mut self.slab[slot].stage, Stage::ABANDONED) {
                 Stage::Cut(reply) => Some(Phase::from(reply)),
                 _ => unreachable!("it was cut a line ago"),
             },

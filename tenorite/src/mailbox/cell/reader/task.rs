@@ -247,6 +247,8 @@ impl<W: Dispatch> Drop for ReaderTask<W> {
         let place = self.place.take().expect("a reader under way has a place");
         deadlock::clear(place.id());
         drop_future(&core, &place);
+        // Before its call and others are told.
+        drop(std::mem::take(&mut self.call.observed));
         match self.request.take() {
             Some(request) => core.queue.take_back_started(request, SendReason::Stopped),
             None => core.answer(self.call.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped))),
