@@ -1008,8 +1008,8 @@ mod tests {
     use super::*;
     use crate::phase::Limit;
 
-    /// A reader that was started may find that it must not begin any more. Its call may have left by
-    /// then, for another reason than the one that is found.
+    /// A reader that was started may find that it must not begin any more. Its call may have left
+    /// by then, for another reason than the one that is found.
     #[test]
     fn what_is_taken_back_was_counted_once_when_its_call_left() {
         for (leaves, reason, counts) in [
