@@ -1,7 +1,7 @@
 //! The spans of calls, as OpenTelemetry is told of them.
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::{SpanKind, Status, TracerProvider};
 use opentelemetry::{SpanId, Value};
@@ -80,6 +80,7 @@ impl Reader {
 
 /// The spans of the trace that has a root of this name, once this many are over.
 async fn trace_of(root: &str, spans: usize) -> Vec<SpanData> {
+    let began = Instant::now();
     loop {
         let all = SPANS.get_finished_spans().unwrap();
         let trace = all.iter().find(|span| span.name == root).map(|root| root.span_context.trace_id());
@@ -88,6 +89,7 @@ async fn trace_of(root: &str, spans: usize) -> Vec<SpanData> {
         if of_it.len() >= spans {
             return of_it;
         }
+        assert!(began.elapsed() < Duration::from_secs(10), "{spans} spans, and not just {of_it:#?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
