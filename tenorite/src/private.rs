@@ -172,7 +172,7 @@ impl<T, E> Probe<Result<T, E>> {
 pub mod by_autoref {
     pub use super::{
         ExplainDisplay as _, ExplainOpaque as _, HashDisplayed as _, HashText as _, Plain as _,
-        ShowDebug as _, ShowOpaque as _,
+        PlainAnswer as _, ShowDebug as _, ShowOpaque as _,
     };
 }
 
@@ -209,8 +209,6 @@ pub trait IntoAnswer<const FALLIBLE: bool>: Sized {
     type Err;
 
     fn into_reply(self) -> Result<Self::Ok, Self::Err>;
-
-    fn is_error(&self) -> bool;
 }
 
 impl<T, E> IntoAnswer<true> for Result<T, E> {
@@ -220,10 +218,6 @@ impl<T, E> IntoAnswer<true> for Result<T, E> {
     fn into_reply(self) -> Result<T, E> {
         self
     }
-
-    fn is_error(&self) -> bool {
-        self.is_err()
-    }
 }
 
 impl<T> IntoAnswer<false> for T {
@@ -232,10 +226,6 @@ impl<T> IntoAnswer<false> for T {
 
     fn into_reply(self) -> Result<T, Infallible> {
         Ok(self)
-    }
-
-    fn is_error(&self) -> bool {
-        false
     }
 }
 
@@ -247,10 +237,26 @@ pub fn reply<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }
 
-/// Returns whether a reply is an error of the worker's own. `FALLIBLE` is that of [`reply`].
-pub fn is_error<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(reply: &R) -> bool {
-    reply.is_error()
+/// Tells whether a reply is an error of the worker's own: where the inherent method exists, it hides
+/// the trait's.
+#[derive(Debug)]
+pub struct Answered<'a, T>(pub &'a T);
+
+impl<T, E> Answered<'_, Result<T, E>> {
+    #[must_use]
+    pub fn __tenorite_is_error(&self) -> bool {
+        self.0.is_err()
+    }
 }
+
+/// Answers for every other type.
+pub trait PlainAnswer {
+    fn __tenorite_is_error(&self) -> bool {
+        false
+    }
+}
+
+impl<T> PlainAnswer for Answered<'_, T> {}
 
 /// Shows a field if possible: `(&Field(&value)).__tenorite_show()` finds the first of the next two
 /// traits that applies.

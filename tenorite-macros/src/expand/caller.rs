@@ -250,7 +250,7 @@ fn method_of(service: &Service, method: &Method) -> TokenStream {
 }
 
 /// Returns the name of the constant that says whether a method's return type is a `Result`.
-pub(super) fn is_result(method: &Method) -> Ident {
+fn is_result(method: &Method) -> Ident {
     // As it is written, since two methods may differ in case alone.
     quote::format_ident!("{}_IS_RESULT", method.name.unraw(), span = Span::call_site())
 }

@@ -1,7 +1,7 @@
 //! Derives the dispatch from a request to its method.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens, quote, quote_spanned};
+use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 
@@ -226,12 +226,8 @@ fn is_error(service: &Service, response: &TokenStream) -> Option<TokenStream> {
     let reply = Ident::new("reply", Span::mixed_site());
     let arms = service.methods.iter().map(|method| {
         let Method { variant, cfgs, .. } = method;
-        let is_result = match method.reply.kind {
-            ReplyKind::MaybeResult => caller::is_result(method).into_token_stream(),
-            _ => quote!(true),
-        };
         if may_fail(method) {
-            quote!(#(#cfgs)* #name::#variant(#reply) => #krate::__private::is_error::<#is_result, _>(#reply),)
+            quote!(#(#cfgs)* #name::#variant(#reply) => #krate::__private::Answered(#reply).__tenorite_is_error(),)
         } else {
             quote!(#(#cfgs)* #name::#variant(_) => false,)
         }
