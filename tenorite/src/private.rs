@@ -237,8 +237,8 @@ pub fn reply<const FALLIBLE: bool, R: IntoAnswer<FALLIBLE>>(
     reply.into_reply().map_err(TenoriteError::ServiceError)
 }
 
-/// Tells whether a reply is an error of the worker's own: where the inherent method exists, it hides
-/// the trait's.
+/// Tells whether a reply is an error of the worker's own: where the inherent method exists, it
+/// hides the trait's.
 #[derive(Debug)]
 pub struct Answered<'a, T>(pub &'a T);
 
