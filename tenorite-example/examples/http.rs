@@ -12,8 +12,8 @@
 //! running, 504; lost, 500. On Ctrl-C and SIGTERM the server takes no new connections, answers what it has accepted, and
 //! stops.
 //!
-//! With `--traces` the spans of each request are printed to stderr: the HTTP request's, the call's below it, and the
-//! handler's below that.
+//! With `--traces` the spans of each request are printed to stderr: the HTTP request's, the call's
+//! below it, and the handler's below that.
 //!
 //! `--help` lists the options.
 
@@ -175,7 +175,7 @@ fn record_metrics() -> Result<PrometheusHandle, Box<dyn Error>> {
     let metrics = recorder.install_recorder()?;
     let kept = metrics.clone();
     tokio::spawn(async move {
-        // Puts the times that were reported into their buckets, in case nobody reads them.
+        // Sorts the reported times into their buckets, which otherwise happens at each read.
         let mut interval = tokio::time::interval(Duration::from_secs(5));
         loop {
             interval.tick().await;

@@ -92,7 +92,7 @@ fn describe() {
     describe_gauge!(QUEUED, "Requests that wait for their turn, or for capacity");
     describe_gauge!(BACKLOG, "How many accepted requests may wait for their turn");
     describe_gauge!(SERVICES, "Services that have started and not ended");
-    describe_counter!(RESTARTS, "Workers that were replaced");
+    describe_counter!(RESTARTS, "Workers that are to be replaced");
     describe_counter!(STOPS, "Services that have ended, as intended or not");
 }
 

@@ -147,6 +147,10 @@ where
 
 fn reads_of_plain(runtime: &Runtime, count: usize) -> Duration {
     let service = runtime.block_on(async { plain::PlainService.start(64, plain::Plain(map())) });
+    reads(runtime, count, &service)
+}
+
+fn reads(runtime: &Runtime, count: usize, service: &plain::PlainCaller) -> Duration {
     tasks(runtime, count, |_| {
         let service = service.clone();
         async move {
@@ -174,14 +178,7 @@ fn reads_through_layers(runtime: &Runtime, layers: usize) -> Duration {
     for _ in 0..layers {
         service = service.layer(|outgoing, next| async move { next.send(outgoing).await });
     }
-    tasks(runtime, 1, |_| {
-        let service = service.clone();
-        async move {
-            for n in 0..CALLS {
-                black_box(service.get(n as u64 % 1_000).await.unwrap());
-            }
-        }
-    })
+    reads(runtime, 1, &service)
 }
 
 /// How a service is observed.
@@ -209,14 +206,7 @@ fn reads_that_are_seen(runtime: &Runtime, seen: Seen) -> Duration {
         };
         builder.start(64, plain::Plain(map()))
     });
-    tasks(runtime, 1, |_| {
-        let service = service.clone();
-        async move {
-            for n in 0..CALLS {
-                black_box(service.get(n as u64 % 1_000).await.unwrap());
-            }
-        }
-    })
+    reads(runtime, 1, &service)
 }
 
 /// Calls to a tower service: a caller's, or a map behind tower's `Buffer`.
@@ -522,7 +512,7 @@ fn each(took: Duration) -> f64 {
 
 fn main() {
     let part = std::env::args().nth(1).unwrap_or_default();
-    // For the row with metrics: before its services, and read by nobody.
+    // For the row with metrics. It has to be there before the service that reports to it.
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder();
     let _metrics = recorder.expect("there is no other");
     println!("{:<62} {:>9} {:>9}   ratio (spread)", "", "ours", "theirs");

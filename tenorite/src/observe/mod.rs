@@ -360,7 +360,6 @@ struct Record {
 }
 
 /// What becomes of a request that is not started.
-#[derive(Clone)]
 pub(crate) enum Unstarted {
     Refused(SendReason),
     Skipped(SkipReason),
@@ -523,19 +522,7 @@ impl Record {
         }
         observers.tell(EventKind::Finished { method, queued, ran, outcome });
     }
-}
 
-impl Drop for Observed {
-    // Where it is known to be nothing, nothing of this is left.
-    #[inline(always)]
-    fn drop(&mut self) {
-        if let Some(record) = self.0.take() {
-            record.end();
-        }
-    }
-}
-
-impl Record {
     /// Tells the end of a request that was dropped.
     #[cold]
     fn end(&self) {
@@ -551,6 +538,16 @@ impl Record {
                 let queued = self.arrived.elapsed();
                 self.observers.tell(EventKind::Skipped { method, queued, reason: *reason });
             }
+        }
+    }
+}
+
+impl Drop for Observed {
+    // Where it is known to be nothing, nothing of this is left.
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(record) = self.0.take() {
+            record.end();
         }
     }
 }

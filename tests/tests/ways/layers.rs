@@ -599,8 +599,8 @@ async fn what_a_layer_holds_is_dropped_before_its_service_ends() {
     status.wait_for(|status| *status == tenorite::Status::Stopped).await.unwrap();
 }
 
-/// A request that a task sends for a layer ends at the deadline as well, though its call does not poll
-/// it.
+/// A request that a task sends for a layer ends at the deadline as well, though its call does not
+/// poll it.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_another_task_has_sent_ends_at_the_deadline() {
     let (shelf, _gate) = shelf(8);

@@ -30,7 +30,7 @@ use crate::observe::{Along, Observed, Outcome, Unmeasured};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::StatusCell;
-use crate::trace::{self, Span};
+use crate::trace::Span;
 
 type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
@@ -82,7 +82,7 @@ impl<W: Dispatch> CellMailbox<W> {
     }
 
     /// Works like [`run`](Self::run), where handlers are timed or observed. `observed` is there if
-    /// the request has arrived already.
+    /// the request has arrived already. (`run` does not take it: that would cost each call.)
     #[cold]
     #[inline(never)]
     fn run_measured(
@@ -573,8 +573,7 @@ impl<W: Dispatch> CellMailbox<W> {
             Ok(None) => {}
             Err(cycle) => {
                 let reason = SendReason::WouldDeadlock(cycle);
-                trace::refused(self.status(), method.name(), &reason);
-                match self.core.queue.take_back(slot, &reason) {
+                match self.core.queue.take_back(slot, method.name(), &reason) {
                     Some(Some(request)) => self.refuse(request, reason, state),
                     Some(None) => {
                         state.phase = Phase::Failed(TenoriteError::SendFailure(reason));

@@ -146,7 +146,6 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut deferred = Deferred::new();
         let span = current_span();
         let observed = self.observe(method);
-        let mut is_circle = false;
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
             line.count().refused += 1;
@@ -173,7 +172,6 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                     Admission::Append(found, edge) => Ok((found, edge)),
                     Admission::Refuse(cycle) => {
                         line.count().refused += 1;
-                        is_circle = true;
                         if let Some(permit) = permit {
                             line.unreserve(permit, &mut deferred);
                         }
@@ -197,9 +195,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(deferred);
-                if is_circle {
-                    trace::refused(&self.status, method, &reason);
-                }
+                self.tell_circle(method, &reason);
                 observed.refuse(&reason);
                 let (phase, unwanted) = terms.refuse(request, reason);
                 self.drop_quietly(unwanted);
@@ -465,7 +461,12 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Takes a cast, or a call for a permit, out of the queue, with its request if there is one.
     /// Returns `None` if it does not wait for capacity any more. It is refused for this reason.
-    pub(crate) fn take_back(&self, slot: usize, reason: &SendReason) -> Option<Option<Rq>> {
+    pub(crate) fn take_back(
+        &self,
+        slot: usize,
+        method: &'static str,
+        reason: &SendReason,
+    ) -> Option<Option<Rq>> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let waits = line.slots.waits_for_room(slot);
@@ -474,6 +475,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             line.leave(slot, || reason.into(), &mut deferred)
         });
         drop(line);
+        if left.is_some() {
+            self.tell_circle(method, reason);
+        }
         self.finish(deferred);
         match left {
             Some(Withdrawn::BeforeStart(request)) => Some(request),
@@ -620,9 +624,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Works like [`refused`](Self::refused), for a request of this method.
     pub(crate) fn refused_for(&self, method: &'static str, reason: &SendReason) {
-        trace::refused(&self.status, method, reason);
+        self.tell_circle(method, reason);
         self.observe(method).refuse(reason);
         self.refused();
+    }
+
+    /// Reports a refusal, if it is that of a call which would wait for itself.
+    fn tell_circle(&self, method: &'static str, reason: &SendReason) {
+        if matches!(reason, SendReason::WouldDeadlock(_)) {
+            trace::refused(&self.status, method, reason);
+        }
     }
 
     /// Ends a call whose reply came after its deadline, unless the call has left already.
