@@ -20,9 +20,9 @@ use std::thread;
 use tokio::runtime::{Builder, EnterGuard, Runtime};
 use tokio::task::LocalSet;
 
-use crate::caller::TenoriteCaller;
 use crate::error::{Reason, StopReason};
-use crate::status::{Status, StatusWatch};
+use crate::mailbox::Control;
+use crate::status::Status;
 
 /// A runtime for a thread that is not started yet.
 pub(crate) struct OwnThread {
@@ -47,13 +47,13 @@ impl OwnThread {
 
     /// Starts the thread, which drives the service until its end. If it cannot be started, the
     /// service ends with that as the reason.
-    pub(crate) fn run<Rq: 'static, Rs: 'static, Er: 'static>(self, caller: &TenoriteCaller<Rq, Rs, Er>) {
+    pub(crate) fn run(self, service: &dyn Control) {
         let Self { runtime, name } = self;
         // The thread must not keep the service alive.
-        let watch = caller.watch();
-        let (hand_over, handed_over) = mpsc::channel::<(Runtime, StatusWatch)>();
+        let mut watch = service.status().watch();
+        let (hand_over, handed_over) = mpsc::channel::<Runtime>();
         let drive = move || {
-            let Ok((runtime, mut watch)) = handed_over.recv() else { return };
+            let Ok(runtime) = handed_over.recv() else { return };
             let local = LocalSet::new();
             // For as long as the service is there: its task is not one of the set, and its handlers
             // may spawn tasks that are.
@@ -66,12 +66,12 @@ impl OwnThread {
         };
         // A name with a zero in it would be a panic.
         match thread::Builder::new().name(name.replace('\0', "")).spawn(drive) {
-            Ok(_) => drop(hand_over.send((runtime, watch))),
+            Ok(_) => drop(hand_over.send(runtime)),
             Err(error) => {
                 // Before the service's task is dropped with the runtime: only the first reason
                 // counts.
                 let reason = Reason::from(format!("its thread could not be started: {error}"));
-                caller.control().status().end(StopReason::StartFailed(reason));
+                service.status().end(StopReason::StartFailed(reason));
                 // A plain drop would panic where this thread is in a runtime.
                 runtime.shutdown_background();
             }

@@ -74,7 +74,14 @@ pub(crate) fn drop_quietly<T>(value: T) -> bool {
     if !std::mem::needs_drop::<T>() {
         return true;
     }
-    match catch(|| drop(value)) {
+    let mut value = Some(value);
+    ran_quietly(&mut || value = None)
+}
+
+/// Runs this, and discards what it panics with. Returns whether it has not panicked. It is not
+/// generic: otherwise there would be a copy for each type of value that is dropped.
+fn ran_quietly(run: &mut dyn FnMut()) -> bool {
+    match catch(run) {
         Ok(()) => true,
         Err(payload) => {
             discard(payload);
@@ -118,28 +125,44 @@ thread_local! {
 /// Calls `poll`, which polls the worker behind `queue`. The calling code handles the worker's
 /// panics. Also returns whether [`defer_here`] was called meanwhile.
 pub(crate) fn polled_here<Q, T>(queue: &Q, poll: impl FnOnce() -> T) -> (T, bool) {
-    /// Restores the previous value, also when unwinding.
-    struct Restore((usize, bool));
+    let here = PolledHere::begin(std::ptr::from_ref(queue).addr());
+    let polled = poll();
+    (polled, here.has_deferred())
+}
 
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            let _ = POLLED.try_with(|polled| polled.set(self.0));
-        }
+/// Names the service whose worker is polled on this thread until this is dropped. Then the previous
+/// one is restored, also when unwinding. Has none if the thread is being torn down: panics are
+/// reported without text there.
+struct PolledHere(Option<(usize, bool)>);
+
+impl PolledHere {
+    fn begin(queue: usize) -> Self {
+        Self(POLLED.try_with(|polled| polled.replace((queue, false))).ok())
     }
 
-    // A thread that is being torn down has no context left. Panics are then reported without text.
-    let previous = POLLED.try_with(|polled| polled.replace((std::ptr::from_ref(queue).addr(), false)));
-    let _restore = previous.ok().map(Restore);
-    let polled = poll();
-    (polled, POLLED.try_with(|polled| polled.get().1).unwrap_or(false))
+    fn has_deferred(&self) -> bool {
+        POLLED.try_with(|polled| polled.get().1).unwrap_or(false)
+    }
+}
+
+impl Drop for PolledHere {
+    fn drop(&mut self) {
+        if let Some(previous) = self.0 {
+            let _ = POLLED.try_with(|polled| polled.set(previous));
+        }
+    }
 }
 
 /// Leaves something to be settled by the code that polls the worker behind `queue` on this thread.
 /// Returns `false` if there is none.
 pub(crate) fn defer_here<Q>(queue: &Q) -> bool {
+    defer_to(std::ptr::from_ref(queue).addr())
+}
+
+fn defer_to(queue: usize) -> bool {
     let defer = |polled: &Cell<(usize, bool)>| {
         let (address, _) = polled.get();
-        let is_here = address == std::ptr::from_ref(queue).addr();
+        let is_here = address == queue;
         if is_here {
             polled.set((address, true));
         }

@@ -668,32 +668,11 @@ where
         public: Option<Public<W>>,
         run: impl FnOnce(Start, &mut dyn FnMut(TenoriteCaller<W::Request, W::Response, W::Error>) -> C) -> T,
     ) -> (T, C) {
-        assert!(backlog > 0, "a service needs a backlog of at least 1");
-        let has_own_thread = self.options.own_thread || W::__LOCAL;
-        let own_thread = has_own_thread.then(|| {
-            let name = self.options.name.as_deref().unwrap_or(names::of_type::<W>());
-            OwnThread::new(name.to_owned())
-        });
+        let Self { timeout, mut options, .. } = self;
+        let own_thread = prepare(&mut options, backlog, W::__LOCAL, names::of_type::<W>);
         let entered = own_thread.as_ref().map(OwnThread::enter);
-        // Check at the start: otherwise the panic comes in the first back-off or idle period.
-        if decider.is_some() {
-            timer::assert_enabled(
-                "a service that can be restarted, by a `Restart` policy or by a `Supervisor`,",
-            );
-        } else if self.options.idle.is_some() {
-            timer::assert_enabled("a service with an `idle_timeout`");
-        }
-        if self.options.drain_limit.is_some() {
-            timer::assert_enabled("a service with a `drain_limit`");
-        }
-        // Here, where the panic of a missing runtime still points at the line that starts the
-        // service.
-        drop(Handle::current());
-        let Self { timeout, options, .. } = self;
+        assert_can_start(&options, decider.is_some());
         let mut started = None;
-        // Whatever `inline` was set to later: no handler leaves the thread.
-        let inline = if has_own_thread { Inline::Never } else { options.inline };
-        let options = ServiceOptions { backlog, inline, own_thread: has_own_thread, ..options };
         let start = Start { options, decider };
         let task = run(start, &mut |caller| {
             let (public, timeout_of_public) =
@@ -706,7 +685,7 @@ where
         let caller = started.expect("a worker is made before it is started");
         drop(entered);
         if let Some(own_thread) = own_thread {
-            own_thread.run(caller.as_ref());
+            own_thread.run(&*caller.as_ref().control());
         }
         (task, caller)
     }
@@ -725,6 +704,42 @@ where
         let options = ServiceOptions { is_detached: true, ..self.options };
         Self { options, ..self }.launch(backlog, decider, make).1
     }
+}
+
+/// Completes the options of a service that is to be started, and makes the thread that it has to
+/// itself, if it has one. These functions do not depend on the worker, and are compiled once.
+#[track_caller]
+fn prepare(
+    options: &mut ServiceOptions,
+    backlog: usize,
+    is_local: bool,
+    service: fn() -> &'static str,
+) -> Option<OwnThread> {
+    assert!(backlog > 0, "a service needs a backlog of at least 1");
+    options.backlog = backlog;
+    options.own_thread |= is_local;
+    if !options.own_thread {
+        return None;
+    }
+    // Whatever `inline` was set to later: no handler leaves the thread.
+    options.inline = Inline::Never;
+    Some(OwnThread::new(options.name.as_deref().unwrap_or_else(|| service()).to_owned()))
+}
+
+/// Checks at the start: otherwise the panic comes in the first back-off or idle period. For a
+/// runtime that is missing it is here that the panic still points at the line that starts the
+/// service.
+#[track_caller]
+fn assert_can_start(options: &ServiceOptions, can_restart: bool) {
+    if can_restart {
+        timer::assert_enabled("a service that can be restarted, by a `Restart` policy or by a `Supervisor`,");
+    } else if options.idle.is_some() {
+        timer::assert_enabled("a service with an `idle_timeout`");
+    }
+    if options.drain_limit.is_some() {
+        timer::assert_enabled("a service with a `drain_limit`");
+    }
+    drop(Handle::current());
 }
 
 /// The mailbox of a service that has many workers, and the default limit of its calls.

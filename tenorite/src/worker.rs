@@ -205,7 +205,7 @@ impl Start {
         spawn: impl FnOnce(&Handle, Driver<W>) -> JoinHandle<T>,
     ) -> JoinHandle<T> {
         let Self { options, decider } = self;
-        if W::TICKS > 0 {
+        if W::HAS_TICKS {
             timer::assert_enabled("a service with a method that is called `every` so often");
         }
         let (idle, is_detached) = (options.idle, options.is_detached);

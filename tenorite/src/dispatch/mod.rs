@@ -94,6 +94,13 @@ pub trait Dispatch: Send + Sized + 'static {
     const TICKS: usize = 0;
     /// How to run the methods that share the worker, if any may.
     const CONCURRENT: Option<Concurrent<Self>> = None;
+    /// Whether methods may share the worker.
+    ///
+    /// Where code is needed only by some workers, the constant that says so is the first part of a
+    /// plain `if`: then the compiler makes no copy of that code for the others.
+    const IS_CONCURRENT: bool = Self::CONCURRENT.is_some();
+    /// Whether the service calls any method by itself.
+    const HAS_TICKS: bool = Self::TICKS > 0;
 
     /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;

@@ -61,7 +61,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     ) -> Self {
         let Some(core) = &self.core else { return self };
         let config = match W::ready(config) {
-            Ok(worker) if core.on_worker_exit == OnWorkerExit::End && !W::BEGINS && W::TICKS == 0 => {
+            Ok(worker) if core.on_worker_exit == OnWorkerExit::End && !W::BEGINS && !W::HAS_TICKS => {
                 core.place(worker);
                 core.queue.status.running();
                 return self;
@@ -107,7 +107,7 @@ impl<W: Dispatch> Core<W> {
 /// Claims the worker if there is work, and does it.
 pub(super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
     let _barrier = stack::barrier();
-    if W::CONCURRENT.is_some() {
+    if W::IS_CONCURRENT {
         return reader::serve(core);
     }
     match core.state.claim_for_task::<false>() {
@@ -193,7 +193,9 @@ impl<W: Dispatch> Drop for Driver<W> {
         match core.state.abort() {
             Abort::Claimed(claim) => drop(Owner::new(&core, claim).end(StopReason::Aborted, None)),
             Abort::Left => {
-                if let Some(readers) = &core.readers {
+                if W::IS_CONCURRENT
+                    && let Some(readers) = &core.readers
+                {
                     readers.abort();
                 }
             }

@@ -194,7 +194,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     }
 
     fn open(&mut self, core: &Arc<Core<W>>, worker: W, periods: &[Period]) {
-        if W::TICKS > 0 {
+        if W::HAS_TICKS {
             core.ticks.store(0, Relaxed);
             let now = Instant::now();
             self.ticks = periods.iter().map(|period| Tick::new(*period, now)).collect();

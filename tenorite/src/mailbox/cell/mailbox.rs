@@ -204,14 +204,15 @@ impl<W: Dispatch> CellMailbox<W> {
             Joined::Alone(claim) if self.core.is_measured => {
                 self.run_measured(Owner::new(&self.core, claim), served, state, cx, context, observed)
             }
-            Joined::Shared(share) if self.core.is_measured => {
+            Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
+            Joined::Shared(share) if W::IS_CONCURRENT && self.core.is_measured => {
                 let reading = Reading::new(&self.core, share);
                 self.run_shared_measured(reading, served, state, cx, context, observed)
             }
-            Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
-            Joined::Shared(share) => {
+            Joined::Shared(share) if W::IS_CONCURRENT => {
                 self.run_shared(Reading::new(&self.core, share), served, state, cx, context)
             }
+            Joined::Shared(_) => unreachable!("the service is not concurrent"),
         }
     }
 
@@ -370,7 +371,7 @@ impl<W: Dispatch> CellMailbox<W> {
                 let context = if self.may_run(state) { core.runtime.can_run_here() } else { None };
                 if let (Some(context), Phase::New(request)) = (context, &state.phase)
                     && !state.terms.limit.is_expired()
-                    && !answers_later::<W>(W::method(request))
+                    && !answers_later::<W>(request)
                     && let Some(joined) = self.spin(W::method(request))
                 {
                     return self.run_later(joined, state, cx, context, Observed::NOT);
@@ -396,11 +397,11 @@ impl<W: Dispatch> CellMailbox<W> {
     ///
     /// A cast never may: its sender does not wait for the handler, and may hold what that needs.
     fn may_run(&self, state: &StateOf<W>) -> bool {
-        let is_queued = || match &state.phase {
-            Phase::New(request) | Phase::Permitted(request) => is_always_queued::<W>(W::method(request)),
+        let is_queued = match &state.phase {
+            Phase::New(request) | Phase::Permitted(request) => is_always_queued::<W>(request),
             _ => false,
         };
-        !state.terms.cast && self.core.inline.allows() && !((W::BLOCKS || W::BATCHES) && is_queued())
+        !state.terms.cast && self.core.inline.allows() && !is_queued
     }
 
     /// T6, for a cast that nothing keeps from being accepted: it leaves neither a waker nor an
@@ -445,7 +446,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let method = W::method(&request);
         let waits = !(terms.cast || state.allows_cycle);
         let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
-        let entered = if W::CONCURRENT.is_some() {
+        let entered = if W::IS_CONCURRENT {
             let has_deadline = terms.deadline().is_some();
             core.queue.enter(request, method.name(), terms, waker, now, |line, _| {
                 core.join_concurrent(line, method, context.is_some(), waits, has_deadline)
@@ -478,7 +479,7 @@ impl<W: Dispatch> CellMailbox<W> {
             Entered::Refused(phase) => state.phase = phase,
             Entered::Own(request, joined, observed) => {
                 let context = context.expect("the worker is claimed only by a thread that may run");
-                if answers_later::<W>(method) {
+                if W::ANSWERS_LATER && method.answers_later() {
                     let Joined::Alone(claim) = joined else {
                         unreachable!("a method that answers later runs alone")
                     };
@@ -602,7 +603,7 @@ impl<W: Dispatch> CellMailbox<W> {
                 std::hint::spin_loop();
             }
         }
-        if W::CONCURRENT.is_some() && reader::shares::<W>(method) {
+        if W::IS_CONCURRENT && reader::shares::<W>(method) {
             return self.core.share().map(Joined::Shared);
         }
         self.core.state.claim_idle().map(Joined::Alone)
@@ -618,11 +619,11 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
             && !state.terms.limit.is_expired()
             && let Some(context) = self.core.runtime.can_run_here()
             && let served = Self::served(request, state.terms)
-            && !answers_later::<W>(served.method)
-            && !is_always_queued::<W>(served.method)
+            && !answers_later::<W>(request)
+            && !is_always_queued::<W>(request)
         {
             // T12
-            if W::CONCURRENT.is_some() && reader::shares::<W>(served.method) {
+            if W::IS_CONCURRENT && reader::shares::<W>(served.method) {
                 if let Some(share) = self.core.share() {
                     return self.run_shared(Reading::new(&self.core, share), served, state, cx, context);
                 }

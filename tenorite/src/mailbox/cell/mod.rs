@@ -215,7 +215,7 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     let stops_idle = options.idle.is_some();
     let on_worker_exit = match restarts {
         true => OnWorkerExit::Restart,
-        false if W::CLOSES || stops_idle || W::TICKS > 0 => OnWorkerExit::Hook,
+        false if W::CLOSES || stops_idle || W::HAS_TICKS => OnWorkerExit::Hook,
         false => OnWorkerExit::End,
     };
     // On a thread of its own it holds up no other task.
@@ -240,8 +240,8 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
         has_own_thread: options.own_thread,
         stops_idle,
         drain_limit: options.drain_limit,
-        readers: W::CONCURRENT.map(|concurrent| Box::new(Readers::new(&concurrent, options.concurrency))),
-        link: W::TAKES_SELF.then(|| Box::new(Once::new())),
+        readers: if W::IS_CONCURRENT { Some(Readers::of_service(options.concurrency)) } else { None },
+        link: if W::TAKES_SELF { Some(Box::new(Once::new())) } else { None },
         ticks: AtomicU64::new(0),
         awaits_own_end: AtomicBool::new(false),
         replied: AtomicU64::new(0),
@@ -251,17 +251,18 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     (CellMailbox::new(Arc::clone(&core)), Driver::new(core))
 }
 
-/// Returns whether this method may answer after it returns. Always `false` if no method may.
+/// Returns whether the method of this request may answer after it returns. Always `false` if no
+/// method may.
 #[inline(always)]
-fn answers_later<W: Dispatch>(method: &'static Method) -> bool {
-    W::ANSWERS_LATER && method.answers_later()
+fn answers_later<W: Dispatch>(request: &W::Request) -> bool {
+    W::ANSWERS_LATER && W::method(request).answers_later()
 }
 
-/// Returns whether requests of this method always have their turn in the queue, and are served by
-/// the task: those that block their thread, and those that are handed over several at once.
+/// Returns whether requests like this always have their turn in the queue, and are served by the
+/// task: those whose method blocks its thread, or is given several at once.
 #[inline(always)]
-fn is_always_queued<W: Dispatch>(method: &'static Method) -> bool {
-    W::BLOCKS && method.blocks() || W::BATCHES && method.batch().is_some()
+fn is_always_queued<W: Dispatch>(request: &W::Request) -> bool {
+    W::BLOCKS && W::method(request).blocks() || W::BATCHES && W::method(request).batch().is_some()
 }
 
 impl<W: Dispatch> Core<W> {
@@ -308,10 +309,10 @@ impl<W: Dispatch> Core<W> {
     /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task
     /// is to be woken.
     fn append(&self, request: &W::Request, has_deadline: bool) -> bool {
-        match W::CONCURRENT {
-            Some(_) => self.append_concurrent(W::method(request), has_deadline),
-            None => self.state.join(false) == JoinOutcome::Wake,
+        if W::IS_CONCURRENT {
+            return self.append_concurrent(W::method(request), has_deadline);
         }
+        self.state.join(false) == JoinOutcome::Wake
     }
 
     /// Wakes the task, which has something to do.
@@ -345,7 +346,9 @@ impl<W: Dispatch> Core<W> {
         if wake {
             self.wake_task();
         }
-        if let Some(readers) = &self.readers {
+        if W::IS_CONCURRENT
+            && let Some(readers) = &self.readers
+        {
             // Closing fails those that wait for capacity. One of them may have stood in front.
             self.look_again();
             readers.stopping();
@@ -395,9 +398,11 @@ impl<W: Dispatch> Core<W> {
 
     /// Notes that a method which the service calls by itself has returned.
     fn tick_ended(&self, served: CallInfo) {
-        let tick = (0..W::TICKS).find(|tick| W::tick_method(*tick) == served.method);
-        if let Some(tick) = tick {
-            self.ticks.fetch_and(!(1 << tick), Relaxed);
+        if W::HAS_TICKS {
+            let tick = (0..W::TICKS).find(|tick| W::tick_method(*tick) == served.method);
+            if let Some(tick) = tick {
+                self.ticks.fetch_and(!(1 << tick), Relaxed);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::reader;
 use super::state::{Claim, Leave, Park, Release};
 use super::waker;
-use super::{Answered, Core, Exchange, OnWorkerExit, Owned, ParkedCall, answers_later};
+use super::{Answered, Core, Exchange, OnWorkerExit, Owned, ParkedCall};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::job::{Progress, response_of};
@@ -75,7 +75,7 @@ pub(super) struct Turn {
 impl Turn {
     /// Nothing.
     pub(super) const fn new<W: Dispatch>() -> Self {
-        Self { is_used: W::TICKS == 0, may_tick: true }
+        Self { is_used: !W::HAS_TICKS, may_tick: true }
     }
 }
 
@@ -284,13 +284,14 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             // released.
             unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
         };
-        if !answers_later::<W>(served.method) && served.method.batch().is_none() {
-            return match panics::catch(resume) {
-                Ok(poll) => poll.map(Ok),
-                Err(payload) => Poll::Ready(Err(payload)),
-            };
-        }
-        match catch_answering(core, resume) {
+        let resumed = if W::ANSWERS_LATER && served.method.answers_later()
+            || W::BATCHES && served.method.batch().is_some()
+        {
+            catch_answering(core, resume)
+        } else {
+            panics::catch(resume)
+        };
+        match resumed {
             Ok(poll) => poll.map(Ok),
             Err(payload) => Poll::Ready(Err(payload)),
         }
@@ -499,7 +500,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
-                if W::TICKS > 0
+                if W::HAS_TICKS
                     && line.closed.is_none()
                     && (may_tick || line.len == 0)
                     && !is_over
@@ -507,7 +508,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 {
                     return Next::Tick;
                 }
-                if W::CONCURRENT.is_some()
+                if W::IS_CONCURRENT
                     && let Ok(Some(front)) = line.front(!is_over, now, deferred)
                     && reader::shares::<W>(W::method(line.queued(front).0))
                 {
@@ -527,7 +528,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                         if is_used {
                             line.used(now);
                         }
-                        if W::TICKS > 0 && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
+                        if W::HAS_TICKS && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
                     }
                     // Tasks that answer calls are accepted work. The last to end wakes this task.
                     Ok(None) if line.has_tasks() => Leave::Idle,
@@ -542,7 +543,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 Next::Left { wake: leave == Leave::Ready }
             });
             match next {
-                Next::Tick => {
+                Next::Tick if W::HAS_TICKS => {
                     may_tick = false;
                     let began = budget::begin();
                     match self.start_tick() {
@@ -551,13 +552,15 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(taken) if core.blocks(W::method(&taken.request)) => {
+                Next::Serve(taken) if W::BLOCKS && core.blocks(W::method(&taken.request)) => {
                     return self.serve_elsewhere(vec![taken]);
                 }
-                Next::ServeBatch(batch) if core.blocks(W::method(&batch[0].request)) => {
+                Next::ServeBatch(batch)
+                    if W::BATCHES && W::BLOCKS && core.blocks(W::method(&batch[0].request)) =>
+                {
                     return self.serve_elsewhere(batch);
                 }
-                Next::ServeBatch(batch) => {
+                Next::ServeBatch(batch) if W::BATCHES => {
                     (is_used, may_tick) = (true, true);
                     let began = budget::begin();
                     match self.serve_batch(batch) {
@@ -573,7 +576,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     let served = CallInfo { method: W::method(&request), deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
-                    let (slot, ran) = if answers_later::<W>(served.method) {
+                    let (slot, ran) = if W::ANSWERS_LATER && served.method.answers_later() {
                         // Its client answers for it.
                         let observed = std::mem::take(&mut observed);
                         let context = RuntimeContext::Native;
@@ -609,6 +612,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
                 Next::End if core.on_worker_exit == OnWorkerExit::End => return self.hand_back(),
                 Next::End | Next::Restart => return self.hand_to_task(),
+                Next::Tick | Next::ServeBatch(_) => unreachable!("the worker has no such method"),
                 Next::Share => {
                     core.state.downgrade();
                     self.disarm();
@@ -681,7 +685,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// worker.
     fn serve_here(mut self, mut requests: Vec<Dequeued<W::Request>>) {
         let core = self.core;
-        if W::method(&requests[0].request).batch().is_some() {
+        if W::BATCHES && W::method(&requests[0].request).batch().is_some() {
             if let Ok(owner) = self.serve_batch(requests) {
                 owner.release(RuntimeContext::Native);
             }
@@ -827,7 +831,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
         // SAFETY: as above. Written before `State::die` releases it, for `dead`, on the task.
         let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
-        let of_readers = core.readers.as_ref().and_then(|readers| readers.take_panic());
+        let of_readers = if W::IS_CONCURRENT {
+            core.readers.as_ref().and_then(|readers| readers.take_panic())
+        } else {
+            None
+        };
         for unwanted in earlier.into_iter().chain(of_readers.map(|(_, payload)| payload)) {
             panics::discard(unwanted);
         }

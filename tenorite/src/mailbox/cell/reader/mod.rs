@@ -141,8 +141,11 @@ pub(super) struct Reading<'a, W: Dispatch> {
 }
 
 impl<W: Dispatch> Readers<W> {
-    pub(super) fn new(concurrent: &Concurrent<W>, limit: Option<usize>) -> Self {
-        let limit = limit.unwrap_or(concurrent.limit).min(super::state::MAX_READERS);
+    /// Creates what a service of this worker has besides, which is concurrent. `limit`: how many
+    /// readers may overlap, if it is said at the start of the service.
+    pub(super) fn of_service(limit: Option<usize>) -> Box<Self> {
+        let by_default = W::CONCURRENT.expect("the service is concurrent").limit;
+        let limit = limit.unwrap_or(by_default).min(super::state::MAX_READERS);
         let shared = Shared {
             spare: Vec::new(),
             tasks: BTreeMap::new(),
@@ -152,7 +155,7 @@ impl<W: Dispatch> Readers<W> {
             await_own_end: BTreeMap::new(),
             alarms: BTreeSet::new(),
         };
-        Self { limit, replied: Stripes::default(), shared: Mutex::new(shared) }
+        Box::new(Self { limit, replied: Stripes::default(), shared: Mutex::new(shared) })
     }
 
     fn place(&self) -> Box<Place<W>> {
@@ -242,7 +245,7 @@ impl<W: Dispatch> Core<W> {
     /// Returns what a reader needs that is queued, or a request that waits for room: that any
     /// reader leaves, unless something is before it that runs alone.
     fn need_of_reader(&self, line: &LineOf<W>) -> Need {
-        let is_tick_due = W::TICKS > 0 && line.closed.is_none() && self.state.has_tick();
+        let is_tick_due = W::HAS_TICKS && line.closed.is_none() && self.state.has_tick();
         let is_behind_readers_only = !is_tick_due
             && !self.state.is_exclusive()
             && !line.any_queued(|request| !shares::<W>(W::method(request)));
@@ -251,10 +254,10 @@ impl<W: Dispatch> Core<W> {
 
     /// Returns what a request needs that waits for room in the backlog.
     pub(super) fn need_of_room(&self) -> Need {
-        match self.readers {
-            Some(_) => self.queue.step(None, |line, _| self.need_of_reader(line)),
-            None => Need::All,
+        if W::IS_CONCURRENT {
+            return self.queue.step(None, |line, _| self.need_of_reader(line));
         }
+        Need::All
     }
 
     /// T6, of a request that is queued. Returns whether the task is to be woken.
@@ -265,7 +268,7 @@ impl<W: Dispatch> Core<W> {
 
     /// Has the task look at the queue again, after a request has left it without being started.
     pub(super) fn look_again(&self) {
-        if self.readers.is_some() && self.state.look_again() {
+        if W::IS_CONCURRENT && self.state.look_again() {
             self.wake_task();
         }
     }
@@ -292,7 +295,7 @@ impl<W: Dispatch> Core<W> {
 
     /// Returns how many readers have completed.
     pub(super) fn shared_replies(&self) -> u64 {
-        self.readers.as_ref().map_or(0, |readers| readers.replied.sum())
+        if W::IS_CONCURRENT { self.concurrent().0.replied.sum() } else { 0 }
     }
 }
 

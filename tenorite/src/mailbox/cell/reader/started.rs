@@ -165,7 +165,7 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
             left(core.state.block(by))
         };
         let is_open = line.closed.is_none();
-        let runs_alone = core.state.wants_restart() || W::TICKS > 0 && core.state.has_tick();
+        let runs_alone = core.state.wants_restart() || W::HAS_TICKS && core.state.has_tick();
         if core.state.has_failed() || is_open && runs_alone {
             return (block(BlockedBy::All, line, deferred), None);
         }
