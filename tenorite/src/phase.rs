@@ -315,6 +315,20 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
         mem::replace(self, Self::Spent)
     }
 
+    /// Returns the phase of a call that awaits this slot, or, without one, of a cast that was
+    /// accepted, or of a permit that was granted.
+    pub(crate) fn awaiting(slot: Option<usize>) -> Self {
+        slot.map_or(Self::Accepted, Self::Waiting)
+    }
+
+    /// Returns the phase of a call that has asked for a permit, by what came of that.
+    pub(crate) fn reserved(reserved: Result<Option<usize>, SendReason>) -> Self {
+        match reserved {
+            Ok(slot) => Self::awaiting(slot),
+            Err(reason) => Self::Failed(TenoriteError::SendFailure(reason)),
+        }
+    }
+
     /// Puts the next phase into the place of a phase that was taken.
     #[inline]
     pub(crate) fn put(&mut self, next: Self) {

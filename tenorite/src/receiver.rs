@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -10,8 +11,8 @@ use tokio::task::coop;
 
 use crate::blocking;
 use crate::error::{SendReason, StopReason};
-use crate::mailbox::queue::line::Dequeued;
-use crate::mailbox::queue::{Next, Queue};
+use crate::mailbox::queue::line::Started;
+use crate::mailbox::queue::{Dequeued, Next, Queue};
 use crate::panics;
 use crate::reply::{Client, TenoriteRequest};
 
@@ -26,10 +27,11 @@ use crate::reply::{Client, TenoriteRequest};
 /// Dropping the receiver fails the calls that it still holds with
 /// [`SendFailure(Stopped)`](crate::SendReason::Stopped).
 pub struct Receiver<M: Message> {
-    queue: Arc<Queue<M::Request, M::Response, M::Error>>,
+    queue: Arc<Queue>,
     /// Whether another receiver, of the next worker, may take over after this one.
     is_one_of_many: bool,
     generation: u32,
+    _messages: PhantomData<fn() -> M>,
 }
 
 /// Marks what a [`Receiver`] yields: [`TenoriteRequest`], and nothing else.
@@ -54,8 +56,8 @@ impl<Rq, Rs, Er> sealed::Message for TenoriteRequest<Rq, Rs, Er> {
 }
 
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<TenoriteRequest<Rq, Rs, Er>> {
-    pub(crate) fn new(queue: Arc<Queue<Rq, Rs, Er>>, is_one_of_many: bool) -> Self {
-        Self { generation: queue.begin_work(), queue, is_one_of_many }
+    pub(crate) fn new(queue: Arc<Queue>, is_one_of_many: bool) -> Self {
+        Self { generation: queue.begin_work(), queue, is_one_of_many, _messages: PhantomData }
     }
 
     /// Returns why the receiver has ended.
@@ -164,7 +166,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Receiver<Tenori
     }
 
     fn hand_over(&self, taken: Dequeued<Rq>) -> TenoriteRequest<Rq, Rs, Er> {
-        let Dequeued { request, slot, deadline, mut observed, .. } = taken;
+        let Dequeued { request, started: Started { slot, deadline, mut observed, .. } } = taken;
         observed.start();
         let client = Client::new(Arc::clone(&self.queue) as _, slot, deadline).observed(observed);
         TenoriteRequest { request, client }

@@ -298,9 +298,6 @@ type ReceiverOf<W> = Receiver<
     >,
 >;
 
-type EndingOf<W> =
-    Ending<<W as TenoriteWorker>::Request, <W as TenoriteWorker>::Response, <W as TenoriteWorker>::Error>;
-
 /// Runs the service's task. If `detached` is this task's handle, the worker's output is dropped
 /// before the service has ended, and the task is cancelled without an output.
 ///
@@ -311,7 +308,7 @@ async fn run<W: TenoriteWorker<Config: Send, Output: Send>>(
     idle: Option<Duration>,
     decider: Option<Box<dyn RestartDecider>>,
     detached: Option<Arc<OnceLock<AbortHandle>>>,
-    mut ending: EndingOf<W>,
+    mut ending: Ending,
 ) -> W::Output {
     let end = run_workers::<W>(configs, idle, decider, &mut ending).await;
     match (end, detached) {
@@ -336,7 +333,7 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
     configs: Configs<W::Config>,
     idle: Option<Duration>,
     mut decider: Option<Box<dyn RestartDecider>>,
-    ending: &mut EndingOf<W>,
+    ending: &mut Ending,
 ) -> Result<W::Output, Payload> {
     let Configs { first, mut make_config } = configs;
     let mut next = Ok(first);
@@ -344,7 +341,7 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
         let queue = &*ending.queue;
         let outcome = match next {
             Ok(config) => {
-                let receiver = Receiver::new(Arc::clone(&ending.queue), decider.is_some());
+                let receiver: ReceiverOf<W> = Receiver::new(Arc::clone(&ending.queue), decider.is_some());
                 queue.status.running();
                 work::<W>(receiver, config, idle, queue).await
             }
@@ -394,7 +391,7 @@ async fn work<W: TenoriteWorker>(
     receiver: ReceiverOf<W>,
     config: W::Config,
     idle: Option<Duration>,
-    queue: &Queue<W::Request, W::Response, W::Error>,
+    queue: &Queue,
 ) -> Result<W::Output, Payload> {
     let mut idle = idle.map(|limit| {
         let now = Instant::now();
@@ -435,21 +432,21 @@ async fn work<W: TenoriteWorker>(
 
 /// When dropped, attributes the clients that are dropped from then on to the end of the service,
 /// whatever else unwinds on this thread.
-struct Aborted<'a, Rq, Rs, Er>(&'a Queue<Rq, Rs, Er>);
+struct Aborted<'a>(&'a Queue);
 
-impl<Rq, Rs, Er> Drop for Aborted<'_, Rq, Rs, Er> {
+impl Drop for Aborted<'_> {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 /// When dropped, at the very end, reports the end of the service.
-struct Ending<Rq, Rs, Er> {
-    queue: Arc<Queue<Rq, Rs, Er>>,
+struct Ending {
+    queue: Arc<Queue>,
     reason: StopReason,
 }
 
-impl<Rq, Rs, Er> Drop for Ending<Rq, Rs, Er> {
+impl Drop for Ending {
     fn drop(&mut self) {
         // The worker may have moved its receiver elsewhere, so nothing would answer the calls that
         // still arrive.

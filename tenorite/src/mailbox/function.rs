@@ -10,6 +10,7 @@
 //! use once its call is gone. So it is always driven by its call, and dropped with it.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::mem;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -78,7 +79,8 @@ pub(crate) struct FnMailbox<F, Rq, Rs, Er> {
     function: Held<F>,
     /// Whether the closure only sends, so that its future is dropped with its call.
     sends: bool,
-    shared: Arc<Shared<Rq, Rs, Er>>,
+    shared: Arc<Shared>,
+    _types: PhantomData<fn(Rq) -> (Rs, Er)>,
 }
 
 enum Held<F> {
@@ -88,10 +90,10 @@ enum Held<F> {
     Permit(Weak<F>),
 }
 
-struct Shared<Rq, Rs, Er> {
+struct Shared {
     gate: Mutex<Gate>,
     /// Only its slots are used: a request that waits is running.
-    slots: Arc<Queue<Rq, Rs, Er>>,
+    slots: Arc<Queue>,
 }
 
 /// Decides, under one lock, which calls still start and which is the last to end.
@@ -105,7 +107,7 @@ struct Gate {
 }
 
 /// A request that runs. The last one to end after the service was closed ends the service.
-struct Flight<Rq, Rs, Er>(Arc<Shared<Rq, Rs, Er>>, u64);
+struct Flight(Arc<Shared>, u64);
 
 impl<F, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er> {
     /// Creates the mailbox of a closure. With `sends`, its requests run elsewhere.
@@ -115,12 +117,12 @@ impl<F, Rq, Rs, Er> FnMailbox<F, Rq, Rs, Er> {
         // No worker has to be made first.
         slots.status.running();
         let function = Held::Callers(Some(Arc::new(function)));
-        Self { function, sends, shared: Arc::new(Shared { gate, slots }) }
+        Self { function, sends, shared: Arc::new(Shared { gate, slots }), _types: PhantomData }
     }
 }
 
-impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
-    fn enter(self: &Arc<Self>) -> Option<Flight<Rq, Rs, Er>> {
+impl Shared {
+    fn enter(self: &Arc<Self>) -> Option<Flight> {
         let mut gate = self.gate.lock();
         if gate.closed.is_some() {
             return None;
@@ -146,17 +148,15 @@ impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
             self.slots.status.end(reason);
         }
     }
-}
 
-impl<Rq, Rs, Er> Shared<Rq, Rs, Er> {
-    fn panicked(&self, payload: Payload) -> Ended<Rs, Er> {
+    fn panicked<Rs, Er>(&self, payload: Payload) -> Ended<Rs, Er> {
         trace::panicked(&self.slots.status, None, None, &payload);
         self.slots.panicked();
         Err(panics::failure(payload))
     }
 }
 
-impl<Rq, Rs, Er> Drop for Flight<Rq, Rs, Er> {
+impl Drop for Flight {
     fn drop(&mut self) {
         let mut gate = self.0.gate.lock();
         gate.flights.remove(&self.1);
@@ -295,7 +295,7 @@ where
     fn run_on(
         &self,
         future: BoxFuture<Ended<Rs, Er>>,
-        flight: Flight<Rq, Rs, Er>,
+        flight: Flight,
         terms: Terms,
         cx: &Context<'_>,
     ) -> Phase<Rq, Rs, Er> {
@@ -406,7 +406,7 @@ where
 
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
         match state.take() {
-            Phase::Waiting(slot) => return self.shared.slots.abandon(slot),
+            Phase::Waiting(slot) => return self.shared.slots.abandon::<Rq, Rs, Er>(slot),
             Phase::Driven(future) => {
                 self.leave(future);
                 self.shared.slots.cancelled();
@@ -429,6 +429,7 @@ where
             Held::Permit(function) => Weak::clone(function),
         };
         Arc::new(Self {
+            _types: PhantomData,
             function: Held::Permit(function),
             sends: self.sends,
             shared: Arc::clone(&self.shared),

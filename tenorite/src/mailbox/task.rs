@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::abort::abort_after;
 use super::queue::Queue;
@@ -17,8 +18,8 @@ use crate::status::StatusCell;
 
 /// The callers' side of the service, dropped with the last caller; or what takes the request of an
 /// owned permit.
-pub(crate) struct TaskMailbox<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> {
-    queue: Arc<Queue<Rq, Rs, Er>>,
+pub(crate) struct TaskMailbox {
+    queue: Arc<Queue>,
     runtime: Handle,
     spawned: Arc<OnceLock<AbortHandle>>,
     can_restart: bool,
@@ -27,16 +28,20 @@ pub(crate) struct TaskMailbox<Rq: Send + 'static, Rs: Send + 'static, Er: Send +
     permit: PermitKind,
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> TaskMailbox<Rq, Rs, Er> {
+impl TaskMailbox {
     /// Creates the mailbox of a worker. `spawned` is the worker's task, once that is spawned.
     pub(crate) fn new(
-        queue: Arc<Queue<Rq, Rs, Er>>,
+        queue: Arc<Queue>,
         runtime: Handle,
         spawned: Arc<OnceLock<AbortHandle>>,
         can_restart: bool,
         drain_limit: Option<Duration>,
     ) -> Self {
         Self { queue, runtime, spawned, can_restart, drain_limit, permit: PermitKind::Borrowed }
+    }
+
+    fn now(&self) -> Instant {
+        runtime::now_in(Some(&self.runtime))
     }
 
     /// Returns a mailbox of the same service that is not one of its callers.
@@ -52,7 +57,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> TaskMailbox<Rq,
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for TaskMailbox<Rq, Rs, Er> {
+impl Drop for TaskMailbox {
     fn drop(&mut self) {
         if self.permit == PermitKind::Borrowed {
             self.queue.close(StopReason::CallersGone);
@@ -65,9 +70,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Drop for TaskMa
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er>
-    for TaskMailbox<Rq, Rs, Er>
-{
+impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er> for TaskMailbox {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
         if self.permit == PermitKind::Owned
             && let Some(unwanted) = state.refuse_without_permit()
@@ -84,10 +87,9 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
                 // The clone comes before anything is taken, because it may panic.
                 let waker = cx.waker().clone();
                 let (request, terms) = state.take_request(self.permit);
-                let now = || runtime::now_in(Some(&self.runtime));
-                self.queue.push(request, terms, now, waker)
+                self.queue.push(request, terms, &|| self.now(), waker)
             }
-            Phase::Permit => self.queue.reserve(state.terms, cx.waker()),
+            Phase::Permit => Phase::reserved(self.queue.reserve(state.terms, cx.waker())),
             _ => return Poll::Ready(()),
         };
         state.phase = next;
@@ -104,7 +106,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
 
     fn unreserve(&self) {
         if self.permit == PermitKind::Borrowed {
-            self.queue.used(|| runtime::now_in(Some(&self.runtime)));
+            self.queue.used(&|| self.now());
         }
         self.queue.unreserve(self.permit);
     }
@@ -115,7 +117,7 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs,
     }
 }
 
-impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for TaskMailbox<Rq, Rs, Er> {
+impl Control for TaskMailbox {
     fn abort(&self) -> bool {
         self.spawned.get().map(AbortHandle::abort).is_some()
     }

@@ -359,7 +359,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         loop {
             ready!(idle.sleep.as_mut().poll(cx));
             let is_idle = || core.state.is_idle();
-            let until = core.queue.close_if(idle.limit, Instant::now(), is_idle, || {
+            let until = core.queue.close_if(idle.limit, Instant::now(), &is_idle, &|| {
                 // No wake is needed: the task is being polled, and looks again.
                 let _ = core.state.close();
             });

@@ -24,6 +24,7 @@ use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
+use crate::mailbox::queue::line::Line;
 use crate::mailbox::queue::{self, Entered};
 use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
 use crate::observe::{Along, Observed, Outcome, Unmeasured};
@@ -379,7 +380,7 @@ impl<W: Dispatch> CellMailbox<W> {
                 return self.enter(state, cx, context);
             }
             Phase::Permit => {
-                let next = core.queue.reserve(state.terms, cx.waker());
+                let next = Phase::reserved(core.queue.reserve(state.terms, cx.waker()));
                 if let (&Phase::Waiting(slot), false) = (&next, state.allows_cycle) {
                     state.phase = next;
                     self.wait_for_room(slot, const { &Method::new(W::NAME, "reserve") }, state);
@@ -412,23 +413,19 @@ impl<W: Dispatch> CellMailbox<W> {
         if state.terms.limit.is_expired() {
             return false;
         }
-        let Some(request) = state.phase.take_new() else { return false };
+        let Phase::New(request) = &state.phase else { return false };
+        let method = W::method(request);
         let now = || core.runtime.now(RuntimeContext::Foreign);
         let has_deadline = state.terms.deadline().is_some();
-        let join = |request: &W::Request| core.append(request, has_deadline);
-        match core.queue.cast(request, state.terms, now, join) {
-            Ok(wake) => {
-                state.phase.put(Phase::Accepted);
-                if wake {
-                    core.wake_task();
-                }
-                true
-            }
-            Err(request) => {
-                state.phase.put(Phase::New(request));
-                false
-            }
+        let join = &mut || core.append(method, has_deadline);
+        let (terms, phase) = (state.terms, &mut state.phase);
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, phase.take_new());
+        let Some(wake) = core.queue.cast(method, terms, &now, join, put) else { return false };
+        state.phase.put(Phase::Accepted);
+        if wake {
+            core.wake_task();
         }
+        true
     }
 
     /// T6. Queues the request, or runs it if the worker is found idle under the lock.
@@ -446,38 +443,44 @@ impl<W: Dispatch> CellMailbox<W> {
         let method = W::method(&request);
         let waits = !(terms.cast || state.allows_cycle);
         let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
+        let mut request = Some(request);
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
         let entered = if W::IS_CONCURRENT {
             let has_deadline = terms.deadline().is_some();
-            core.queue.enter(request, method.name(), terms, waker, now, |line, _| {
+            let join = &mut |line: &mut Line| {
                 core.join_concurrent(line, method, context.is_some(), waits, has_deadline)
-            })
+            };
+            core.queue.enter(method, terms, waker, &now, join, put)
         } else {
-            let edge = match self.wait_for(method, waits) {
-                Ok(edge) => edge,
+            match self.wait_for(method, waits) {
+                Ok(edge) => {
+                    let join = &mut |_: &mut Line| match core.state.join(context.is_some()) {
+                        JoinOutcome::Claimed(claim) => queue::Admission::Run(Joined::Alone(claim)),
+                        join => queue::Admission::Append(join == JoinOutcome::Wake, edge.clone()),
+                    };
+                    let entered = core.queue.enter(method, terms, waker, &now, join, put);
+                    if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
+                        edge.end();
+                    }
+                    entered
+                }
                 Err(cycle) => {
                     if let Some(permit) = terms.permit {
                         core.queue.unreserve(permit);
                     }
                     let reason = SendReason::WouldDeadlock(cycle);
                     core.queue.refused_for(method.name(), &reason);
-                    self.refuse(request, reason, state);
-                    return Poll::Ready(());
+                    Entered::Refused(reason)
                 }
-            };
-            let entered = core.queue.enter(request, method.name(), terms, waker, now, |_, _| {
-                match core.state.join(context.is_some()) {
-                    JoinOutcome::Claimed(claim) => queue::Admission::Run(Joined::Alone(claim)),
-                    join => queue::Admission::Append(join == JoinOutcome::Wake, edge.clone()),
-                }
-            });
-            if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
-                edge.end();
             }
-            entered
         };
         match entered {
-            Entered::Refused(phase) => state.phase = phase,
-            Entered::Own(request, joined, observed) => {
+            Entered::Refused(reason) => {
+                let request = request.expect("a refused request is not taken");
+                state.phase = core.queue.refuse(request, reason, state.terms);
+            }
+            Entered::Own(joined, observed) => {
+                let request = request.expect("a request that runs at once is not taken");
                 let context = context.expect("the worker is claimed only by a thread that may run");
                 if W::ANSWERS_LATER && method.answers_later() {
                     let Joined::Alone(claim) = joined else {
@@ -489,8 +492,8 @@ impl<W: Dispatch> CellMailbox<W> {
                 state.phase = Phase::New(request);
                 return self.run_later(joined, state, cx, context, observed);
             }
-            Entered::Line(phase, wake) => {
-                state.phase = phase;
+            Entered::Line(slot, wake) => {
+                state.phase = Phase::awaiting(slot);
                 if wake {
                     core.wake_task();
                 }
@@ -555,13 +558,6 @@ impl<W: Dispatch> CellMailbox<W> {
         state.readiness()
     }
 
-    /// Refuses a call that would wait for itself.
-    fn refuse(&self, request: W::Request, reason: SendReason, state: &mut StateOf<W>) {
-        let (phase, unwanted) = state.terms.refuse(request, reason);
-        self.core.queue.drop_quietly(unwanted);
-        state.phase = phase;
-    }
-
     /// Adds the edge of a handler that makes this call, if it `waits` for it. See [`deadlock`].
     fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
         if waits { deadlock::wait(self.core.node(), Need::All, method) } else { Ok(None) }
@@ -575,7 +571,9 @@ impl<W: Dispatch> CellMailbox<W> {
             Err(cycle) => {
                 let reason = SendReason::WouldDeadlock(cycle);
                 match self.core.queue.take_back(slot, method.name(), &reason) {
-                    Some(Some(request)) => self.refuse(request, reason, state),
+                    Some(Some(request)) => {
+                        state.phase = self.core.queue.refuse(request, reason, state.terms);
+                    }
                     Some(None) => {
                         state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
                     }
@@ -647,7 +645,7 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
 
     fn unreserve(&self) {
         if self.permit == PermitKind::Borrowed {
-            self.core.queue.used(|| runtime::now_in(self.core.runtime.handle()));
+            self.core.queue.used(&|| runtime::now_in(self.core.runtime.handle()));
         }
         self.core.queue.unreserve(self.permit);
     }

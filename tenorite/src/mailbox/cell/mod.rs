@@ -90,7 +90,7 @@ use self::state::{JoinOutcome, State};
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;
 use super::queue::Queue;
-use super::queue::line::TaskKind;
+use super::queue::line::{Deferred, Line, TaskKind};
 use super::{Mailbox, ToItself};
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::WorkerStorage;
@@ -128,7 +128,7 @@ pub(crate) struct Core<W: Dispatch> {
     state: State,
     owned: UnsafeCell<Owned<W>>,
     witness: Witness,
-    queue: Queue<W::Request, W::Response, Infallible>,
+    queue: Queue,
     /// The task's waker, set at its first poll. Before that it needs no wake: its first poll is to
     /// come.
     task: Once<Waker>,
@@ -308,11 +308,16 @@ impl<W: Dispatch> Core<W> {
 
     /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task
     /// is to be woken.
-    fn append(&self, request: &W::Request, has_deadline: bool) -> bool {
+    fn append(&self, method: &'static Method, has_deadline: bool) -> bool {
         if W::IS_CONCURRENT {
-            return self.append_concurrent(W::method(request), has_deadline);
+            return self.append_concurrent(method, has_deadline);
         }
         self.state.join(false) == JoinOutcome::Wake
+    }
+
+    /// Decides something under the lock.
+    fn step<T>(&self, decide: impl FnOnce(&mut Line, &mut Deferred) -> T) -> T {
+        self.queue.step::<W::Response, Infallible, _>(None, decide)
     }
 
     /// Wakes the task, which has something to do.
@@ -338,7 +343,7 @@ impl<W: Dispatch> Core<W> {
 
     /// T7. Stops accepting new calls. Only the first reason counts.
     fn close(&self, reason: StopReason) {
-        let wake = self.queue.step(None, |line, after| {
+        let wake = self.step(|line, after| {
             line.close(reason, &SendReason::Stopped, after);
             self.state.close()
         });
@@ -362,7 +367,7 @@ impl<W: Dispatch> Core<W> {
 
     /// Asks for another worker, unless the service is closed: then this one serves what is queued.
     fn ask_for_restart(&self) {
-        let wake = self.queue.step(None, |line, _| line.closed.is_none() && self.state.ask_for_restart());
+        let wake = self.step(|line, _| line.closed.is_none() && self.state.ask_for_restart());
         if wake {
             self.wake_task();
         }
@@ -466,7 +471,7 @@ impl<W: Dispatch> Core<W> {
 /// Serves methods that answer after they have returned.
 impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     fn answer(&self, slot: usize, reply: Answered<W>) -> Result<(), Answered<W>> {
-        self.queue.used(|| now_in(self.runtime.handle()));
+        self.queue.used(&|| now_in(self.runtime.handle()));
         self.queue.answer_slot(slot, reply)
     }
 
@@ -479,7 +484,7 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     }
 
     fn is_abandoned(&self, slot: usize) -> bool {
-        self.queue.is_abandoned(slot)
+        self.queue.has_left(slot)
     }
 
     fn now(&self) -> tokio::time::Instant {
@@ -487,7 +492,7 @@ impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
     }
 
     fn answer_late(&self, slot: usize) {
-        self.queue.used(|| now_in(self.runtime.handle()));
+        self.queue.used(&|| now_in(self.runtime.handle()));
         self.queue.answer_late(slot);
     }
 
@@ -518,7 +523,7 @@ impl<W: Dispatch> Tasks for Core<W> {
     fn ended(&self, number: u64) {
         let now = || now_in(self.runtime.handle());
         // Uses the transition of T7: the service's task may wait for nothing else.
-        let wake = self.queue.step(None, |line, _| line.task_ended(number, now) && self.state.close());
+        let wake = self.step(|line, _| line.task_ended(number, &now) && self.state.close());
         if wake {
             self.wake_task();
         }
@@ -546,13 +551,19 @@ impl<W: Dispatch> ToItself<W::Request, W::Response, Infallible> for Core<W> {
             Limit::Until(deadline) => Some(deadline),
             Limit::Expired => Some(now()),
         };
-        let join = |request: &W::Request| self.append(request, deadline.is_some());
-        let method = W::method(&request).name();
-        let wake = self.queue.append_own(request, method, deadline, while_open, join)?;
-        if wake {
-            self.wake_task();
+        let method = W::method(&request);
+        let join = &mut || self.append(method, deadline.is_some());
+        let mut request = Some(request);
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
+        match self.queue.append_own(method, deadline, while_open, join, put) {
+            Some(wake) => {
+                if wake {
+                    self.wake_task();
+                }
+                Ok(())
+            }
+            None => Err(request.expect("a refused request is not taken")),
         }
-        Ok(())
     }
 
     fn begin_own_task(&self, kind: TaskKind) -> Option<u64> {
@@ -574,7 +585,7 @@ impl<W: Dispatch> Serving for Core<W> {
     }
 
     fn is_abandoned(&self, slot: usize) -> bool {
-        self.queue.is_abandoned(slot)
+        self.queue.has_left(slot)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::handler::deadlock;
 use crate::handler::method::CallInfo;
 use crate::handler::runtime::RuntimeContext;
 use crate::handler::stack;
-use crate::mailbox::queue::line::{Dequeued, TurnOver};
+use crate::mailbox::queue::Dequeued;
+use crate::mailbox::queue::line::{Deferred, Line, Started, TurnOver};
 use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::phase::Phase;
@@ -471,7 +472,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let core = self.core;
         if core.stops_idle {
             // The service was in use until now.
-            core.queue.used(|| core.runtime.now(context));
+            core.queue.used(&|| core.runtime.now(context));
         }
         match core.state.release() {
             Release::Idle => self.disarm(),
@@ -509,24 +510,21 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     return Next::Tick;
                 }
                 if W::IS_CONCURRENT
-                    && let Ok(Some(front)) = line.front(!is_over, now, deferred)
-                    && reader::shares::<W>(W::method(line.queued(front).0))
+                    && let Ok(Some(front)) = line.front(!is_over, &now, deferred)
+                    && reader::shares::<W>(line.queued(front).0)
                 {
                     return Next::Share;
                 }
-                let leave = match line.take_next(!is_over, now, deferred) {
-                    Ok(Some(taken))
-                        if W::BATCHES
-                            && let method = W::method(&taken.request)
-                            && let Some(most) = method.batch() =>
-                    {
-                        let is_same = |request: &W::Request| W::method(request) == method;
-                        return Next::ServeBatch(line.start_batch(taken, most, is_same, now, deferred));
+                let leave = match line.take_next(!is_over, &now, deferred) {
+                    Ok(Some(first)) if W::BATCHES && first.method.batch().is_some() => {
+                        return Next::ServeBatch(take_batch(line, first, &now, deferred));
                     }
-                    Ok(Some(taken)) => return Next::Serve(taken),
+                    Ok(Some(started)) => {
+                        return Next::Serve(Dequeued { request: line.take_request(&started), started });
+                    }
                     Ok(None) if line.closed.is_none() => {
                         if is_used {
-                            line.used(now);
+                            line.used(&now);
                         }
                         if W::HAS_TICKS && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
                     }
@@ -552,11 +550,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(taken) if W::BLOCKS && core.blocks(W::method(&taken.request)) => {
+                Next::Serve(taken) if W::BLOCKS && core.blocks(taken.started.method) => {
                     return self.serve_elsewhere(vec![taken]);
                 }
                 Next::ServeBatch(batch)
-                    if W::BATCHES && W::BLOCKS && core.blocks(W::method(&batch[0].request)) =>
+                    if W::BATCHES && W::BLOCKS && core.blocks(batch[0].started.method) =>
                 {
                     return self.serve_elsewhere(batch);
                 }
@@ -569,11 +567,12 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(Dequeued { request, deadline, span, mut observed, slot, .. }) => {
+                Next::Serve(Dequeued { request, started }) => {
+                    let Started { method, deadline, span, mut observed, slot, .. } = started;
                     (is_used, may_tick) = (true, true);
                     observed.start();
                     let span = observed.span().unwrap_or(span);
-                    let served = CallInfo { method: W::method(&request), deadline };
+                    let served = CallInfo { method, deadline };
                     let mut exchange = Phase::New(request);
                     let began = budget::begin();
                     let (slot, ran) = if W::ANSWERS_LATER && served.method.answers_later() {
@@ -632,12 +631,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         let core = self.core;
         let count = batch.len();
         // The handler has as long as the most patient of its callers waits.
-        let deadlines = batch.iter().map(|taken| taken.deadline);
+        let deadlines = batch.iter().map(|taken| taken.started.deadline);
         let latest = deadlines.reduce(|one, other| Some(one?.max(other?))).flatten();
-        let served = CallInfo { method: W::method(&batch[0].request), deadline: latest };
+        let served = CallInfo { method: batch[0].started.method, deadline: latest };
         let mut span = None;
         let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for Dequeued { request, deadline, slot, span: made_in, mut observed, .. } in batch {
+        for Dequeued { request, started } in batch {
+            let Started { deadline, slot, span: made_in, mut observed, .. } = started;
             observed.start();
             let made_in = observed.span().unwrap_or(made_in);
             let client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed).of_batch();
@@ -685,7 +685,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// worker.
     fn serve_here(mut self, mut requests: Vec<Dequeued<W::Request>>) {
         let core = self.core;
-        if W::BATCHES && W::method(&requests[0].request).batch().is_some() {
+        if W::BATCHES && requests[0].started.method.batch().is_some() {
             if let Ok(owner) = self.serve_batch(requests) {
                 owner.release(RuntimeContext::Native);
             }
@@ -693,8 +693,9 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
         let taken = requests.pop().expect("there is one request");
         debug_assert!(requests.is_empty());
-        let Dequeued { request, deadline, span, mut observed, slot, .. } = taken;
-        let served = CallInfo { method: W::method(&request), deadline };
+        let Dequeued { request, started } = taken;
+        let Started { method, deadline, span, mut observed, slot, .. } = started;
+        let served = CallInfo { method, deadline };
         let mut exchange = Phase::New(request);
         self.in_flight = slot;
         observed.start();
@@ -873,6 +874,26 @@ fn catch_answering<W: Dispatch, T>(core: &Core<W>, run: impl FnOnce() -> T) -> R
         core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
     }
     ran
+}
+
+/// Takes the requests behind `first`, which was just started, that belong to the same method and
+/// follow it directly: as many as it is given at most, and no more than the backlog.
+fn take_batch<Rq: Send + 'static>(
+    line: &mut Line,
+    first: Started,
+    now: &dyn Fn() -> tokio::time::Instant,
+    deferred: &mut Deferred,
+) -> Vec<Dequeued<Rq>> {
+    let method = first.method;
+    let most = method.batch().unwrap_or(1).min(line.backlog);
+    let mut batch = Vec::new();
+    let mut next = Some(first);
+    while let Some(started) = next {
+        batch.push(Dequeued { request: line.take_request(&started), started });
+        let may_take = batch.len() < most;
+        next = if may_take { line.take_next_of(method, now, deferred) } else { None };
+    }
+    batch
 }
 
 /// Requests of a method that blocks its thread, on the way to a thread that is there for that, with

@@ -46,7 +46,8 @@
 //!   cut both sides have the key, and the last of them frees it.
 //!
 //! This is plain data under the [`queue`](super)'s lock. Nothing in here wakes, drops or
-//! runs anything of the user's. What remains to be done is left in a [`Deferred`].
+//! runs anything of the user's. What remains to be done is left in a [`Deferred`]. The requests and
+//! the replies themselves are kept beside the slots, in [`values`](super::values).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,15 +57,18 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::attendance::Attendance;
-use super::slots::{Awaited, Entry, Link, Owed, Slot, Slots, Stage};
-use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
+use super::slots::{Awaited, CUT, CallEnd, Entry, Link, Owed, Slot, Slots, Stage};
+use super::values::Unwanted;
+use crate::error::{SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
+use crate::handler::method::Method;
 use crate::observe::{Observed, SkipReason, Unstarted};
-use crate::phase::PermitKind;
+use crate::phase::{PermitKind, Phase};
+use crate::reply::Ended;
 use crate::trace::Span;
 
-pub(in crate::mailbox) struct Line<Rq, Rs, Er> {
-    pub(super) slots: Slots<Rq, Rs, Er>,
+pub(in crate::mailbox) struct Line {
+    pub(super) slots: Slots,
     first: Link,
     last: Link,
     /// See L2.
@@ -156,10 +160,9 @@ impl Unwound {
     }
 }
 
-/// A request that arrives at the queue.
-pub(in crate::mailbox) struct Arrival<Rq> {
-    /// `None` if the entry waits for a permit.
-    pub(in crate::mailbox) request: Option<Rq>,
+/// A request that arrives at the queue, or a call that waits for a permit.
+pub(in crate::mailbox) struct Arrival {
+    pub(in crate::mailbox) method: &'static Method,
     pub(in crate::mailbox) span: Span,
     pub(in crate::mailbox) observed: Observed,
     pub(in crate::mailbox) deadline: Option<Instant>,
@@ -170,9 +173,11 @@ pub(in crate::mailbox) struct Arrival<Rq> {
     pub(in crate::mailbox) is_own: bool,
 }
 
-/// A request that has left the queue for the worker.
-pub(crate) struct Dequeued<Rq> {
-    pub(crate) request: Rq,
+/// What belongs to a request that has left the queue for the worker.
+pub(crate) struct Started {
+    pub(crate) method: &'static Method,
+    /// Where the request is, until the critical section ends.
+    pub(super) place: usize,
     pub(crate) deadline: Option<Instant>,
     /// Where its call was made.
     pub(crate) span: Span,
@@ -190,26 +195,28 @@ pub(crate) struct Dequeued<Rq> {
 /// A request is queued, but the asking thread may not take it.
 pub(in crate::mailbox) struct TurnOver;
 
-/// A request that has left the queue, and where its call was made.
-pub(in crate::mailbox) type Gone<Rq> = (Option<Rq>, Span, Observed);
-
 /// What is left to do once the lock is released. Mostly nothing is, so it is one word until then.
-pub(in crate::mailbox) struct Deferred<Rq>(Option<Box<Left<Rq>>>);
+pub(in crate::mailbox) struct Deferred(Option<Box<Left>>);
 
 /// What is left to do.
-pub(in crate::mailbox) struct Left<Rq> {
+#[derive(Default)]
+pub(in crate::mailbox) struct Left {
     pub(in crate::mailbox) to_wake: Vec<Waker>,
-    pub(in crate::mailbox) gone: Vec<Gone<Rq>>,
+    /// The spans and the ends of requests that have left the queue.
+    pub(in crate::mailbox) gone: Vec<(Span, Observed)>,
+    /// The places of the requests among them that no call wants back, until they are taken out.
+    unwanted: Vec<usize>,
+    pub(in crate::mailbox) requests: Option<Box<dyn Unwanted>>,
     pub(in crate::mailbox) to_drop: Option<Waker>,
 }
 
-impl<Rq> Deferred<Rq> {
+impl Deferred {
     pub(in crate::mailbox) fn new() -> Self {
         Self(None)
     }
 
-    fn left(&mut self) -> &mut Left<Rq> {
-        self.0.get_or_insert_with(|| Box::new(Left { to_wake: Vec::new(), gone: Vec::new(), to_drop: None }))
+    fn left(&mut self) -> &mut Left {
+        self.0.get_or_insert_default()
     }
 
     pub(in crate::mailbox) fn wake(&mut self, waker: Option<Waker>) {
@@ -225,25 +232,33 @@ impl<Rq> Deferred<Rq> {
         }
     }
 
-    fn drop_gone(&mut self, gone: Gone<Rq>) {
-        self.left().gone.push(gone);
+    fn drop_gone(&mut self, span: Span, observed: Observed) {
+        self.left().gone.push((span, observed));
+    }
+
+    /// Leaves the request in this place to be dropped.
+    fn drop_request(&mut self, place: usize) {
+        self.left().unwanted.push(place);
     }
 
     /// Returns what is left to do, if anything is.
     #[inline]
-    pub(in crate::mailbox) fn take(self) -> Option<Box<Left<Rq>>> {
+    pub(in crate::mailbox) fn take(self) -> Option<Box<Left>> {
         self.0
     }
 }
 
 /// How far a request had come when its call ended early.
-pub(in crate::mailbox) enum Withdrawn<Rq> {
-    /// It had not started; `None` if there was no request.
-    BeforeStart(Option<Rq>),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mailbox) enum Withdrawn {
+    /// It had not started, and is to be taken out of its place.
+    Request,
+    /// There was no request, but a wait for a permit.
+    Permit,
     Running,
 }
 
-impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
+impl Line {
     pub(in crate::mailbox) fn new(backlog: usize) -> Self {
         Self {
             slots: Slots::new(),
@@ -284,7 +299,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Records that the service has been used. `now` is the service's clock.
-    pub(in crate::mailbox) fn used(&mut self, now: impl FnOnce() -> Instant) {
+    pub(in crate::mailbox) fn used(&mut self, now: &dyn Fn() -> Instant) {
         if let Some(used) = self.cold.as_mut().and_then(|cold| cold.used.as_mut()) {
             *used = now();
         }
@@ -393,7 +408,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Removes a task that is over, which was a use of the service if it did not just accompany it.
     /// `now` is the service's clock. Returns whether it was all that the service waited for.
-    pub(in crate::mailbox) fn task_ended(&mut self, number: u64, now: impl FnOnce() -> Instant) -> bool {
+    pub(in crate::mailbox) fn task_ended(&mut self, number: u64, now: &dyn Fn() -> Instant) -> bool {
         let ended = self.cold.as_mut().and_then(|cold| cold.tasks.remove(&number));
         if ended.is_some_and(|task| task.kind != TaskKind::Background) {
             self.used(now);
@@ -410,12 +425,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(in crate::mailbox) fn cut_owed(
         &mut self,
         ends_tasks: bool,
-        deferred: &mut Deferred<Rq>,
+        deferred: &mut Deferred,
     ) -> Vec<AbortHandle> {
         for slot in self.slots.iter_mut() {
             let is_cut = slot.owed == Owed::Reply || ends_tasks && slot.owed == Owed::Task;
             if is_cut && matches!(slot.stage, Stage::Running) {
-                slot.stage = Stage::Cut(Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+                slot.stage = Stage::Cut;
                 deferred.wake(slot.waker.take());
                 slot.end_wait();
             }
@@ -430,7 +445,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Takes what forgotten calls have left behind.
-    pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<Rq, Rs, Er> {
+    pub(in crate::mailbox) fn take_slots(&mut self) -> impl Sized + use<> {
         self.slots.take()
     }
 
@@ -459,11 +474,11 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     /// behind all others if not.
     pub(in crate::mailbox) fn append(
         &mut self,
-        arrival: Arrival<Rq>,
+        arrival: Arrival,
         waker: Option<Waker>,
         edge: Option<Arc<Edge>>,
     ) -> usize {
-        let Arrival { request, span, observed, deadline, awaited, return_on_failure, accepted, is_own } =
+        let Arrival { method, span, observed, deadline, awaited, return_on_failure, accepted, is_own } =
             arrival;
         debug_assert!(accepted || !is_own, "what the worker sends to itself waits for no capacity");
         let next = if accepted { self.first_waiting } else { Link::NONE };
@@ -471,9 +486,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Some(next) => self.slots.entry(next).previous,
             None => self.last,
         };
-        let is_request = request.is_some();
         let entry = Entry {
-            request,
+            method,
             span,
             observed,
             deadline,
@@ -484,6 +498,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             previous,
             next,
         };
+        let is_request = entry.is_request();
         let slot = self.slots.insert(Slot { stage: Stage::Queued(entry), waker, edge, owed: Owed::No });
         let this = Link::to(slot);
         match previous.get() {
@@ -507,7 +522,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Takes an entry out of the queue from any position, and leaves `stage` in its slot. Keeps L1
     /// and L2.
-    fn unlink(&mut self, slot: usize, stage: Stage<Rq, Rs, Er>, deferred: &mut Deferred<Rq>) -> Entry<Rq> {
+    fn unlink(&mut self, slot: usize, stage: Stage, deferred: &mut Deferred) -> Entry {
         let Stage::Queued(entry) = std::mem::replace(&mut self.slots[slot].stage, stage) else {
             unreachable!("only queued entries stand in the line");
         };
@@ -519,7 +534,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             Some(next) => self.slots.entry(next).previous = entry.previous,
             None => self.last = entry.previous,
         }
-        self.len -= usize::from(entry.request.is_some());
+        self.len -= usize::from(entry.is_request());
         if self.first_waiting.get() == Some(slot) {
             self.first_waiting = entry.next;
         }
@@ -533,7 +548,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Admits the entries that have waited longest, where they stand, while there is capacity.
-    fn admit(&mut self, deferred: &mut Deferred<Rq>) {
+    fn admit(&mut self, deferred: &mut Deferred) {
         while self.closed.is_none()
             && self.accepted + self.reserved < self.backlog
             && let Some(admitted) = self.first_waiting.get()
@@ -562,7 +577,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     }
 
     /// Gives back a permit, which may be void.
-    pub(in crate::mailbox) fn unreserve(&mut self, permit: PermitKind, deferred: &mut Deferred<Rq>) {
+    pub(in crate::mailbox) fn unreserve(&mut self, permit: PermitKind, deferred: &mut Deferred) {
         if !self.is_sealed {
             self.redeem(permit);
             self.admit(deferred);
@@ -591,34 +606,26 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(in crate::mailbox) fn take_next(
         &mut self,
         may: bool,
-        now: impl Fn() -> Instant,
-        deferred: &mut Deferred<Rq>,
-    ) -> Result<Option<Dequeued<Rq>>, TurnOver> {
+        now: &dyn Fn() -> Instant,
+        deferred: &mut Deferred,
+    ) -> Result<Option<Started>, TurnOver> {
         match self.front(may, now, deferred)? {
             Some(first) => Ok(Some(self.start(first, deferred))),
             None => Ok(None),
         }
     }
 
-    /// Starts the requests behind `first`, which was just started, that belong to the same method
-    /// and follow it directly: at most `most` with the first, and no more than the backlog.
-    pub(in crate::mailbox) fn start_batch(
+    /// Starts the next request if it belongs to this method, for one that is given several at once.
+    pub(in crate::mailbox) fn take_next_of(
         &mut self,
-        first: Dequeued<Rq>,
-        most: usize,
-        is_same: impl Fn(&Rq) -> bool,
-        now: impl Fn() -> Instant,
-        deferred: &mut Deferred<Rq>,
-    ) -> Vec<Dequeued<Rq>> {
-        let most = most.min(self.backlog);
-        let mut batch = vec![first];
-        while batch.len() < most
-            && let Ok(Some(front)) = self.front(true, &now, deferred)
-            && is_same(self.queued(front).0)
-        {
-            batch.push(self.start(front, deferred));
+        method: &'static Method,
+        now: &dyn Fn() -> Instant,
+        deferred: &mut Deferred,
+    ) -> Option<Started> {
+        match self.front(true, now, deferred) {
+            Ok(Some(front)) if self.queued(front).0 == method => Some(self.start(front, deferred)),
+            _ => None,
         }
-        batch
     }
 
     /// Returns the slot of the next request, if the worker `may` take one. Fails those before it
@@ -630,8 +637,8 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(in crate::mailbox) fn front(
         &mut self,
         may: bool,
-        now: impl Fn() -> Instant,
-        deferred: &mut Deferred<Rq>,
+        now: &dyn Fn() -> Instant,
+        deferred: &mut Deferred,
     ) -> Result<Option<usize>, TurnOver> {
         while let Some(first) = self.first() {
             if !may {
@@ -647,18 +654,19 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         Ok(None)
     }
 
-    /// Returns the request that is queued in this slot, and when it is too late to be started.
-    pub(in crate::mailbox) fn queued(&mut self, slot: usize) -> (&Rq, Option<Instant>) {
+    /// Returns the method of the request that is queued in this slot, and when it is too late to be
+    /// started.
+    pub(in crate::mailbox) fn queued(&mut self, slot: usize) -> (&'static Method, Option<Instant>) {
         let entry = self.slots.entry(slot);
-        (entry.request.as_ref().expect("it is no call for a permit"), entry.deadline)
+        (entry.method, entry.deadline)
     }
 
-    /// Returns whether a queued request is such a one. Takes time in proportion to the queue.
-    pub(in crate::mailbox) fn any_queued(&self, is: impl Fn(&Rq) -> bool) -> bool {
+    /// Returns whether a queued request is of such a method. Takes time in proportion to the queue.
+    pub(in crate::mailbox) fn any_queued(&self, is: &dyn Fn(&'static Method) -> bool) -> bool {
         let mut place = self.first;
         while let Some(slot) = place.get() {
             let Stage::Queued(entry) = &self.slots[slot].stage else { unreachable!("it stands in the line") };
-            if entry.request.as_ref().is_some_and(&is) {
+            if entry.is_request() && is(entry.method) {
                 return true;
             }
             place = entry.next;
@@ -668,43 +676,43 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 
     /// Starts this request, which is the first. It need not be accepted, if permits take all the
     /// capacity.
-    pub(in crate::mailbox) fn start(&mut self, slot: usize, deferred: &mut Deferred<Rq>) -> Dequeued<Rq> {
-        let entry = self.unlink(slot, Stage::Running, deferred);
+    pub(in crate::mailbox) fn start(&mut self, place: usize, deferred: &mut Deferred) -> Started {
+        let entry = self.unlink(place, Stage::Running, deferred);
         let slot = match entry.awaited {
-            Awaited::Reply => Some(slot),
+            Awaited::Reply => Some(place),
             Awaited::Acceptance => {
-                self.slots[slot].stage = Stage::Accepted;
-                deferred.wake(self.slots[slot].waker.take());
-                self.slots[slot].end_wait();
+                self.slots[place].stage = Stage::Accepted;
+                deferred.wake(self.slots[place].waker.take());
+                self.slots[place].end_wait();
                 None
             }
             Awaited::Nothing => {
-                self.slots.free(slot);
+                self.slots.free(place);
                 None
             }
             Awaited::Permit => unreachable!("it is no request"),
         };
-        let request = entry.request.expect("a queued request is present until it is dequeued");
         let has_edge = slot.is_some_and(|slot| self.slots[slot].edge.is_some());
-        let Entry { deadline, span, observed, return_on_failure, is_own, .. } = entry;
-        Dequeued { request, deadline, span, observed, slot, return_on_failure, has_edge, is_own }
+        let Entry { method, deadline, span, observed, return_on_failure, is_own, .. } = entry;
+        Started { method, place, deadline, span, observed, slot, return_on_failure, has_edge, is_own }
     }
 
-    /// Puts a request that was started, and has not run, back to the front.
+    /// Puts a request that was started, and has not run, back to the front. Returns its place, into
+    /// which it is to be put.
     ///
     /// # Errors
     ///
     /// Returns it if its call has gone, or if the queue is sealed.
-    pub(in crate::mailbox) fn put_back(&mut self, taken: Dequeued<Rq>) -> Result<(), Dequeued<Rq>> {
+    pub(in crate::mailbox) fn put_back(&mut self, taken: Started) -> Result<usize, Started> {
         let has_left = taken.slot.is_some_and(|slot| self.slots.is_detached(slot));
         if self.is_sealed || has_left {
             return Err(taken);
         }
-        let Dequeued { request, deadline, span, observed, slot, return_on_failure, is_own, .. } = taken;
+        let Started { method, deadline, span, observed, slot, return_on_failure, is_own, .. } = taken;
         let awaited = if slot.is_some() { Awaited::Reply } else { Awaited::Nothing };
         let (previous, next) = (Link::NONE, self.first);
         let entry = Entry {
-            request: Some(request),
+            method,
             span,
             observed,
             deadline,
@@ -739,12 +747,12 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         } else {
             self.accepted += 1;
         }
-        Ok(())
+        Ok(slot)
     }
 
     /// Judges those anew that wait for any of many readers, which all have to leave now. Fails
     /// those that would wait for themselves.
-    pub(in crate::mailbox) fn need_all(&mut self, deferred: &mut Deferred<Rq>) {
+    pub(in crate::mailbox) fn need_all(&mut self, deferred: &mut Deferred) {
         let mut refused = Vec::new();
         let mut place = self.first;
         while let Some(slot) = place.get() {
@@ -770,7 +778,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         &mut self,
         slot: usize,
         reason: SendReason,
-        deferred: &mut Deferred<Rq>,
+        deferred: &mut Deferred,
     ) {
         let mut entry = self.unlink(slot, Stage::Accepted, deferred);
         entry.observed.will_end(|| match &reason {
@@ -778,20 +786,19 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
             SendReason::Stopped | SendReason::StartFailed(_) => Unstarted::Skipped(SkipReason::Stopped),
             reason => Unstarted::from(reason),
         });
-        let failure = TenoriteError::SendFailure(reason);
-        let mut request = entry.request;
-        self.slots[slot].stage = match request.take_if(|_| entry.return_on_failure) {
-            Some(request) => Stage::Returned(Box::new((failure, request))),
-            None => Stage::Done(Err(failure)),
-        };
-        deferred.drop_gone((request, entry.span, entry.observed));
-        if entry.awaited == Awaited::Nothing {
-            if let Stage::Returned(returned) = self.slots.free(slot) {
-                deferred.drop_gone((Some(returned.1), Span::none(), Observed::NOT));
-            }
-        } else {
+        let is_awaited = entry.awaited != Awaited::Nothing;
+        let is_returned = is_awaited && entry.is_request() && entry.return_on_failure;
+        if entry.is_request() && !is_returned {
+            deferred.drop_request(slot);
+        }
+        deferred.drop_gone(entry.span, entry.observed);
+        if is_awaited {
+            let end = if is_returned { Stage::Returned } else { Stage::Failed };
+            self.slots[slot].stage = end(TenoriteError::SendFailure(reason));
             deferred.wake(self.slots[slot].waker.take());
             self.slots[slot].end_wait();
+        } else {
+            self.slots.free(slot);
         }
     }
 
@@ -800,25 +807,87 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
     pub(in crate::mailbox) fn leave(
         &mut self,
         slot: usize,
-        end: impl FnOnce() -> Unstarted,
-        deferred: &mut Deferred<Rq>,
-    ) -> Withdrawn<Rq> {
+        end: Unstarted,
+        deferred: &mut Deferred,
+    ) -> Withdrawn {
         deferred.drop_waker(self.slots[slot].waker.take());
         self.slots[slot].end_wait();
         match self.slots[slot].stage {
             Stage::Queued(_) => {
                 let mut entry = self.unlink(slot, Stage::Accepted, deferred);
-                entry.observed.will_end(end);
-                deferred.drop_gone((None, entry.span, entry.observed));
+                let left = if entry.is_request() { Withdrawn::Request } else { Withdrawn::Permit };
+                entry.observed.will_end(|| end);
+                deferred.drop_gone(entry.span, entry.observed);
                 self.slots.free(slot);
-                Withdrawn::BeforeStart(entry.request)
+                left
             }
             Stage::Running => {
-                let is_expired = matches!(end(), Unstarted::Skipped(SkipReason::Expired));
+                let is_expired = matches!(end, Unstarted::Skipped(SkipReason::Expired));
                 self.slots[slot].stage = Stage::Detached { is_expired };
                 Withdrawn::Running
             }
             _ => unreachable!("its outcome would have been taken"),
+        }
+    }
+
+    /// Puts the request that has been appended in this slot into its place. It must be there.
+    pub(in crate::mailbox) fn put_request<Rq: Send + 'static>(&mut self, slot: usize, request: Option<Rq>) {
+        self.slots.requests.put(slot, request.expect("a request is put into its place once"));
+    }
+
+    /// Takes a request out of its place, which has been started in this critical section.
+    pub(in crate::mailbox) fn take_request<Rq: Send + 'static>(&mut self, started: &Started) -> Rq {
+        self.slots.requests.take(started.place)
+    }
+
+    /// Ends the call of a request that runs. Returns the waker of its call.
+    ///
+    /// # Errors
+    ///
+    /// Gives the reply or the failure back if nothing more is to be told to the call.
+    pub(in crate::mailbox) fn answer<Rs: Send + 'static, Er: Send + 'static>(
+        &mut self,
+        slot: usize,
+        reply: Ended<Rs, Er>,
+    ) -> Result<Option<Waker>, Ended<Rs, Er>> {
+        let (reply, failure) = match reply {
+            Ok(reply) => (Some(reply), None),
+            Err(failure) => (None, Some(failure)),
+        };
+        match (self.slots.answer(slot, failure), reply) {
+            (Ok(waker), Some(reply)) => {
+                self.slots.replies.put(slot, reply);
+                Ok(waker)
+            }
+            (Ok(waker), None) => Ok(waker),
+            (Err(_), Some(reply)) => Err(Ok(reply)),
+            (Err(failure), None) => Err(Err(failure.unwrap_or(CUT))),
+        }
+    }
+
+    /// Takes the outcome of the slot's call and frees the slot, if the call has ended.
+    pub(in crate::mailbox) fn take_outcome<Rq, Rs, Er>(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>>
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        Some(match self.slots.take_end(slot)? {
+            CallEnd::Answered => Phase::Answered(self.slots.replies.take(slot)),
+            CallEnd::Failed(failure) => Phase::Failed(failure),
+            CallEnd::Returned(failure) => {
+                Phase::Returned(Box::new((failure, self.slots.requests.take(slot))))
+            }
+            CallEnd::Accepted => Phase::Accepted,
+        })
+    }
+
+    /// Takes the requests that no call wants back out of their places. It ends each critical section
+    /// that may leave any, before their slots can be used again (V2).
+    #[inline]
+    pub(super) fn settle(&mut self, deferred: &mut Deferred) {
+        if let Some(left) = &mut deferred.0 {
+            left.requests = self.slots.requests.take_all(&left.unwanted);
         }
     }
 
@@ -836,7 +905,7 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
         &mut self,
         reason: StopReason,
         failure: &SendReason,
-        deferred: &mut Deferred<Rq>,
+        deferred: &mut Deferred,
     ) {
         if self.closed.is_some() {
             return;
@@ -852,15 +921,14 @@ impl<Rq, Rs, Er> Line<Rq, Rs, Er> {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::phase::Phase;
     use crate::rng::Random;
 
-    type Tested = Line<u32, (), ()>;
+    const TESTED: &Method = &Method::new("Tested", "test");
 
-    impl Tested {
+    impl Line {
         fn come(&mut self, request: u32) -> usize {
             let arrival = Arrival {
-                request: Some(request),
+                method: TESTED,
                 span: Span::current(),
                 observed: Observed::NOT,
                 deadline: None,
@@ -869,13 +937,15 @@ mod tests {
                 accepted: self.has_room(),
                 is_own: false,
             };
-            self.append(arrival, None, None)
+            let slot = self.append(arrival, None, None);
+            self.slots.requests.put(slot, request);
+            slot
         }
 
         /// The worker sends this to itself.
         fn come_from_itself(&mut self, request: u32) -> usize {
             let arrival = Arrival {
-                request: Some(request),
+                method: TESTED,
                 span: Span::current(),
                 observed: Observed::NOT,
                 deadline: None,
@@ -884,7 +954,9 @@ mod tests {
                 accepted: true,
                 is_own: true,
             };
-            self.append(arrival, None, None)
+            let slot = self.append(arrival, None, None);
+            self.slots.requests.put(slot, request);
+            slot
         }
 
         /// Returns the queue from the front, with L1, L2 and both directions of the list checked.
@@ -894,7 +966,6 @@ mod tests {
             while let Some(slot) = next.get() {
                 let entry = self.slots.entry(slot);
                 assert_eq!(entry.previous, previous);
-                requests.extend(entry.request);
                 if entry.accepted {
                     assert!(first_waiting.is_none(), "an accepted entry stands behind one that waits");
                     accepted += usize::from(!entry.is_own);
@@ -902,6 +973,9 @@ mod tests {
                     first_waiting.get_or_insert(slot);
                 }
                 (previous, next) = (Link::to(slot), entry.next);
+                let request: u32 = self.slots.requests.take(slot);
+                self.slots.requests.put(slot, request);
+                requests.push(request);
             }
             assert_eq!((self.last, self.len), (previous, requests.len()));
             assert_eq!(self.accepted, accepted);
@@ -915,8 +989,17 @@ mod tests {
         }
     }
 
-    fn abandoned() -> Unstarted {
-        Unstarted::Skipped(SkipReason::Abandoned)
+    const ABANDONED: Unstarted = Unstarted::Skipped(SkipReason::Abandoned);
+
+    /// What the typed side of the queue does besides.
+    impl Line {
+        fn reply(&mut self, slot: usize) -> bool {
+            self.answer::<_, ()>(slot, Ok(Ok("reply"))).is_ok()
+        }
+
+        fn request_of(&mut self, taken: &Started) -> u32 {
+            self.take_request(taken)
+        }
     }
 
     /// Compares any order of joining, leaving, starting and failing with a plain list.
@@ -924,7 +1007,7 @@ mod tests {
     fn the_line_is_the_list_that_it_pretends_to_be() {
         for seed in 1..200 {
             let mut random = Random(seed);
-            let mut line = Tested::new(1 + random.below(4));
+            let mut line = Line::new(1 + random.below(4));
             // What is queued, as request and slot, and whether the worker has sent it to itself;
             // and the calls that are over but have not looked.
             let mut model: Vec<(u32, usize, bool)> = Vec::new();
@@ -940,24 +1023,23 @@ mod tests {
                         // No call leaves that has none.
                         if !model[leaving].2 {
                             let (_, slot, _) = model.remove(leaving);
-                            assert!(matches!(
-                                line.leave(slot, abandoned, &mut deferred),
-                                Withdrawn::BeforeStart(_)
-                            ));
+                            assert_eq!(line.leave(slot, ABANDONED, &mut deferred), Withdrawn::Request);
+                            line.slots.requests.take::<u32>(slot);
                         }
                     }
                     4 if !model.is_empty() => {
                         let (request, slot, is_own) = model.remove(0);
                         let taken = line.start(slot, &mut deferred);
-                        assert_eq!((taken.request, taken.slot), (request, (!is_own).then_some(slot)));
+                        assert_eq!(line.request_of(&taken), request);
+                        assert_eq!(taken.slot, (!is_own).then_some(slot));
                         if is_own {
                             // It frees its slot as it starts.
                         } else if random.below(2) == 0 {
-                            assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
+                            assert!(line.reply(slot));
                             over.push(slot);
                         } else {
-                            assert!(matches!(line.leave(slot, abandoned, &mut deferred), Withdrawn::Running));
-                            assert!(line.slots.answer(slot, Ok(Ok(()))).is_err(), "its caller has gone");
+                            assert_eq!(line.leave(slot, ABANDONED, &mut deferred), Withdrawn::Running);
+                            assert!(!line.reply(slot), "its caller has gone");
                         }
                     }
                     5 if !model.is_empty() => {
@@ -972,23 +1054,30 @@ mod tests {
                     }
                     _ => {}
                 }
+                line.settle(&mut deferred);
                 let expected: Vec<u32> = model.iter().map(|(request, ..)| *request).collect();
                 assert_eq!(line.checked(), expected, "seed {seed}");
             }
             let mut deferred = Deferred::new();
             let waiting = model.split_off(line.accepted + line.own());
             line.close(StopReason::Requested, &SendReason::Stopped, &mut deferred);
+            line.settle(&mut deferred);
             over.extend(waiting.into_iter().map(|(_, slot, _)| slot));
             assert_eq!(line.checked(), model.iter().map(|(request, ..)| *request).collect::<Vec<_>>());
             for (_, slot, is_own) in model {
-                line.start(slot, &mut deferred);
+                let taken = line.start(slot, &mut deferred);
+                line.request_of(&taken);
                 if !is_own {
-                    assert!(line.slots.answer(slot, Ok(Ok(()))).is_ok());
+                    assert!(line.reply(slot));
                     over.push(slot);
                 }
             }
             for slot in over {
-                assert!(matches!(line.slots.take_outcome(slot), Some(Phase::Answered(_) | Phase::Failed(_))));
+                match line.take_outcome::<u32, &str, ()>(slot) {
+                    Some(Phase::Answered(Ok(reply))) => assert_eq!(reply, "reply"),
+                    Some(Phase::Failed(_)) => {}
+                    _ => panic!("its call has ended"),
+                }
             }
             assert!(line.slots.is_empty(), "seed {seed}: a slot was left over");
         }

@@ -22,6 +22,7 @@
 mod attendance;
 pub(crate) mod line;
 mod slots;
+mod values;
 #[cfg(all(test, loom))]
 mod models;
 
@@ -33,11 +34,12 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::line::{Arrival, Counts, Deferred, Dequeued, Left, Line, TaskKind, Withdrawn};
+use self::line::{Arrival, Counts, Deferred, Left, Line, Started, TaskKind, Withdrawn};
 use self::slots::Awaited;
 use super::Stats;
 use crate::error::{Cycle, FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
+use crate::handler::method::Method;
 use crate::handler::runtime;
 use crate::handler::stack::Node;
 use crate::names::Named;
@@ -50,8 +52,9 @@ use crate::status::StatusCell;
 use crate::sync::Mutex;
 use crate::trace::{self, Span};
 
-pub(crate) struct Queue<Rq, Rs, Er> {
-    line: Mutex<Line<Rq, Rs, Er>>,
+/// The queue of a service. Only the functions that move a request or a reply know its type.
+pub(crate) struct Queue {
+    line: Mutex<Line>,
     pub(crate) status: StatusCell,
 }
 
@@ -66,14 +69,23 @@ pub(crate) enum Admission<T, C> {
 }
 
 /// What has become of a request that arrived at the queue.
-pub(crate) enum Entered<Rq, Rs, Er, T, C> {
-    /// The request was refused; the phase says why.
-    Refused(Phase<Rq, Rs, Er>),
-    /// The request is queued.
-    Line(Phase<Rq, Rs, Er>, T),
-    /// The caller runs the request itself, with its claim of the worker.
-    Own(Rq, C, Observed),
+pub(crate) enum Entered<T, C> {
+    /// The request was refused, and has not been taken.
+    Refused(SendReason),
+    /// The request is queued, in this slot. None if it is a cast that was accepted.
+    Line(Option<usize>, T),
+    /// The caller runs the request itself, which has not been taken, with its claim of the worker.
+    Own(C, Observed),
 }
+
+/// A request that has left the queue for the worker.
+pub(crate) struct Dequeued<Rq> {
+    pub(crate) request: Rq,
+    pub(crate) started: Started,
+}
+
+/// The method of all requests to a worker that is written by hand.
+static METHOD_BY_HAND: Method = Method::new("", BY_HAND);
 
 /// What the worker's side finds in the queue.
 pub(crate) enum Next<Rq> {
@@ -84,7 +96,7 @@ pub(crate) enum Next<Rq> {
     Closed,
 }
 
-impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
+impl Queue {
     /// Creates the queue of a service. `service` returns the service's name.
     pub(crate) fn new(
         backlog: usize,
@@ -107,45 +119,68 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Queues a request for a worker that reads the queue itself. Returns the phase in which the
     /// call is then.
-    pub(crate) fn push(
+    pub(crate) fn push<Rq: Send + 'static, Rs, Er>(
         &self,
         request: Rq,
         terms: Terms,
-        now: impl FnOnce() -> Instant,
+        now: &dyn Fn() -> Instant,
         waker: Waker,
     ) -> Phase<Rq, Rs, Er> {
-        let entered = self.enter(request, BY_HAND, terms, Some(waker), now, |line, _| {
+        let mut request = Some(request);
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
+        let entered = self.enter::<_, Infallible>(
+            &METHOD_BY_HAND,
+            terms,
+            Some(waker),
+            now,
             // Also for a request that waits for capacity: if permits hold all of it, the worker
             // serves the request all the same.
-            Admission::<_, Infallible>::Append(line.worker.waker.take(), None)
-        });
+            &mut |line| Admission::Append(line.worker.waker.take(), None),
+            put,
+        );
         match entered {
-            Entered::Line(phase, worker) => {
+            Entered::Line(slot, worker) => {
                 panics::wake(worker);
-                phase
+                Phase::awaiting(slot)
             }
-            Entered::Refused(phase) => phase,
-            Entered::Own(_, never, _) => match never {},
+            Entered::Refused(reason) => {
+                self.refuse(request.take().expect("a refused request is not taken"), reason, terms)
+            }
+            Entered::Own(never, _) => match never {},
         }
     }
 
-    /// Queues the request, unless `join` decides that the caller runs it itself.
-    ///
-    /// Calls `join` under the lock, once every reason to refuse the request is ruled out. `now` is
-    /// the service's clock.
-    pub(in crate::mailbox) fn enter<T, C>(
+    /// Ends a call whose request is not accepted. Drops the request if the call does not want it
+    /// back.
+    pub(crate) fn refuse<Rq, Rs, Er>(
         &self,
         request: Rq,
-        method: &'static str,
+        reason: SendReason,
+        terms: Terms,
+    ) -> Phase<Rq, Rs, Er> {
+        let (phase, unwanted) = terms.refuse(request, reason);
+        self.drop_quietly(unwanted);
+        phase
+    }
+
+    /// Queues a request of this method, unless `join` decides that the caller runs it itself.
+    ///
+    /// Calls `join` under the lock, once every reason to refuse the request is ruled out. Then has
+    /// `put` put the request into its place, which it does with [`Line::put_request`]. `now` is the
+    /// service's clock.
+    pub(in crate::mailbox) fn enter<T, C>(
+        &self,
+        method: &'static Method,
         terms: Terms,
         waker: Option<Waker>,
-        now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&mut Line<Rq, Rs, Er>, &Rq) -> Admission<T, C>,
-    ) -> Entered<Rq, Rs, Er, T, C> {
+        now: &dyn Fn() -> Instant,
+        join: &mut dyn FnMut(&mut Line) -> Admission<T, C>,
+        put: &mut dyn FnMut(&mut Line, usize),
+    ) -> Entered<T, C> {
         let Terms { limit, cast, no_wait, return_on_failure, permit, .. } = terms;
         let mut deferred = Deferred::new();
         let span = current_span();
-        let observed = self.observe(method);
+        let observed = self.observe(method.name());
         let mut line = self.line.lock();
         let refused = if !line.accepts(permit) {
             line.count().refused += 1;
@@ -168,7 +203,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             Some(reason) => Err(reason),
             None => {
                 line.used(now);
-                match join(&mut line, &request) {
+                match join(&mut line) {
                     Admission::Append(found, edge) => Ok((found, edge)),
                     Admission::Refuse(cycle) => {
                         line.count().refused += 1;
@@ -184,7 +219,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                         drop(line);
                         panics::drop_quietly(waker);
                         self.finish(deferred);
-                        return Entered::Own(request, claim, observed);
+                        return Entered::Own(claim, observed);
                     }
                 }
             }
@@ -195,11 +230,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 drop(line);
                 panics::drop_quietly(waker);
                 self.finish(deferred);
-                self.tell_circle(method, &reason);
+                self.tell_circle(method.name(), &reason);
                 observed.refuse(&reason);
-                let (phase, unwanted) = terms.refuse(request, reason);
-                self.drop_quietly(unwanted);
-                return Entered::Refused(phase);
+                return Entered::Refused(reason);
             }
         };
         let accepted = permit.is_some() || line.has_room();
@@ -214,49 +247,42 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         // An accepted cast awaits nothing, so its slot must not keep the caller's waker.
         let (kept, unused) = if awaited == Awaited::Nothing { (None, waker) } else { (waker, None) };
         let deadline = terms.deadline();
-        let arrival = Arrival {
-            request: Some(request),
-            span,
-            observed,
-            deadline,
-            awaited,
-            return_on_failure,
-            accepted,
-            is_own: false,
-        };
+        let arrival =
+            Arrival { method, span, observed, deadline, awaited, return_on_failure, accepted, is_own: false };
         let slot = line.append(arrival, kept, edge);
+        put(&mut line, slot);
         drop(line);
         // Dropping the user's waker may panic, so it comes after the lock is released.
         panics::drop_quietly(unused);
-        let phase = if awaited == Awaited::Nothing { Phase::Accepted } else { Phase::Waiting(slot) };
-        Entered::Line(phase, found)
+        Entered::Line((awaited != Awaited::Nothing).then_some(slot), found)
     }
 
-    /// Appends a cast and calls `join` under the lock. Gives the request back if there is no
-    /// capacity, or if the service accepts no calls; [`enter`](Self::enter) tells which. Also if
-    /// the service is observed, which that is there for.
+    /// Appends a cast of this method: calls `join` under the lock, and has `put` put the request
+    /// into its place. Returns `None`, and does nothing, if there is no capacity, or if the service
+    /// accepts no calls; [`enter`](Self::enter) tells which. Also if the service is observed, which
+    /// that is there for.
     ///
     /// `now` is the service's clock.
-    #[inline]
-    pub(in crate::mailbox) fn cast<T>(
+    pub(in crate::mailbox) fn cast(
         &self,
-        request: Rq,
+        method: &'static Method,
         terms: Terms,
-        now: impl FnOnce() -> Instant,
-        join: impl FnOnce(&Rq) -> T,
-    ) -> Result<T, Rq> {
+        now: &dyn Fn() -> Instant,
+        join: &mut dyn FnMut() -> bool,
+        put: &mut dyn FnMut(&mut Line, usize),
+    ) -> Option<bool> {
         if self.status.observers().is_some() {
-            return Err(request);
+            return None;
         }
         let span = current_span();
         let mut line = self.line.lock();
         if line.closed.is_some() || !line.has_room() {
-            return Err(request);
+            return None;
         }
         line.used(now);
-        let joined = join(&request);
+        let joined = join();
         let arrival = Arrival {
-            request: Some(request),
+            method,
             span,
             observed: Observed::NOT,
             deadline: terms.deadline(),
@@ -265,37 +291,36 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             accepted: true,
             is_own: false,
         };
-        line.append(arrival, None, None);
-        drop(line);
-        Ok(joined)
+        let slot = line.append(arrival, None, None);
+        put(&mut line, slot);
+        Some(joined)
     }
 
-    /// Appends a request that the worker sends to itself, which takes no capacity, and calls `join`
-    /// under the lock. With `while_open` it is refused as soon as a stop has begun, and otherwise
-    /// once the queue is sealed: a task of the service that is registered keeps it from that.
+    /// Appends a request that the worker sends to itself, which takes no capacity: calls `join`
+    /// under the lock, and has `put` put the request into its place. With `while_open` it is
+    /// refused as soon as a stop has begun, and otherwise once the queue is sealed: a task of the
+    /// service that is registered keeps it from that.
     ///
-    /// # Errors
-    ///
-    /// Gives the request back if it is refused.
-    pub(in crate::mailbox) fn append_own<T>(
+    /// Returns `None`, and does nothing, if it is refused.
+    pub(in crate::mailbox) fn append_own(
         &self,
-        request: Rq,
-        method: &'static str,
+        method: &'static Method,
         deadline: Option<Instant>,
         while_open: bool,
-        join: impl FnOnce(&Rq) -> T,
-    ) -> Result<T, Rq> {
+        join: &mut dyn FnMut() -> bool,
+        put: &mut dyn FnMut(&mut Line, usize),
+    ) -> Option<bool> {
         let span = current_span();
-        let observed = Observed::arrive_from_itself(self.status.observers(), method);
+        let observed = Observed::arrive_from_itself(self.status.observers(), method.name());
         let mut line = self.line.lock();
         if line.is_sealed() || while_open && line.closed.is_some() {
             drop(line);
             observed.refuse(&SendReason::Stopped);
-            return Err(request);
+            return None;
         }
-        let joined = join(&request);
+        let joined = join();
         let arrival = Arrival {
-            request: Some(request),
+            method,
             span,
             observed,
             deadline,
@@ -304,9 +329,9 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             accepted: true,
             is_own: true,
         };
-        line.append(arrival, None, None);
-        drop(line);
-        Ok(joined)
+        let slot = line.append(arrival, None, None);
+        put(&mut line, slot);
+        Some(joined)
     }
 
     /// Registers a task that the worker starts, and that answers no call. Returns its number, or
@@ -315,24 +340,28 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         self.line.lock().begin_own_task(kind)
     }
 
-    /// Requests a permit.
-    pub(crate) fn reserve(&self, terms: Terms, waker: &Waker) -> Phase<Rq, Rs, Er> {
+    /// Requests a permit. Returns the slot to wait in, if it is not granted at once.
+    ///
+    /// # Errors
+    ///
+    /// Returns why there is none.
+    pub(crate) fn reserve(&self, terms: Terms, waker: &Waker) -> Result<Option<usize>, SendReason> {
         let waker = waker.clone();
         let mut line = self.line.lock();
-        let phase = if line.closed.is_some() {
-            Phase::Failed(TenoriteError::SendFailure(line.refusal()))
+        let reserved = if line.closed.is_some() {
+            Err(line.refusal())
         } else if terms.limit.is_expired() {
-            Phase::Failed(TenoriteError::SendFailure(SendReason::Expired))
+            Err(SendReason::Expired)
         } else if line.has_room() {
             line.reserve();
-            Phase::Accepted
+            Ok(None)
         } else if terms.no_wait {
-            Phase::Failed(TenoriteError::SendFailure(SendReason::Full))
+            Err(SendReason::Full)
         } else {
             let (span, awaited) = (Span::none(), Awaited::Permit);
             // The worker never starts it, so only the waiting call checks its deadline.
             let arrival = Arrival {
-                request: None,
+                method: &METHOD_BY_HAND,
                 span,
                 observed: Observed::NOT,
                 deadline: None,
@@ -341,11 +370,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 accepted: false,
                 is_own: false,
             };
-            return Phase::Waiting(line.append(arrival, Some(waker), None));
+            return Ok(Some(line.append(arrival, Some(waker), None)));
         };
         drop(line);
         panics::drop_quietly(waker);
-        phase
+        reserved
     }
 
     /// Turns a granted permit into an owned one.
@@ -368,8 +397,13 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Ends a request that was started, and has not run.
-    pub(in crate::mailbox) fn take_back_started(&self, taken: Dequeued<Rq>, reason: SendReason) {
-        let Dequeued { request, slot, return_on_failure, mut observed, .. } = taken;
+    pub(in crate::mailbox) fn take_back_started<Rq: Send + 'static>(
+        &self,
+        taken: Dequeued<Rq>,
+        reason: SendReason,
+    ) {
+        let Dequeued { request, started } = taken;
+        let Started { slot, return_on_failure, mut observed, .. } = started;
         let mut line = self.line.lock();
         let left = slot.and_then(|slot| line.slots.left_expired(slot));
         observed.will_end(|| {
@@ -387,10 +421,17 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             Some(false) => line.count().cancelled -= 1,
             None => line.count().expired += u64::from(reason == SendReason::Expired),
         }
-        let (waker, unwanted) = match slot {
-            Some(slot) => line.slots.take_back(slot, request, reason, return_on_failure),
-            None => (None, Some(request)),
+        let (waker, slot) = match slot {
+            Some(slot) => {
+                let (waker, is_wanted) = line.slots.take_back(slot, reason, return_on_failure);
+                (waker, is_wanted.then_some(slot))
+            }
+            None => (None, None),
         };
+        let mut unwanted = Some(request);
+        if let Some(slot) = slot {
+            line.put_request(slot, unwanted.take());
+        }
         drop(line);
         panics::wake(waker);
         self.drop_quietly(unwanted);
@@ -401,8 +442,19 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// # Errors
     ///
     /// Returns it if its call has gone, or if the queue is sealed.
-    pub(in crate::mailbox) fn put_back(&self, taken: Dequeued<Rq>) -> Result<(), Dequeued<Rq>> {
-        self.line.lock().put_back(taken)
+    pub(in crate::mailbox) fn put_back<Rq: Send + 'static>(
+        &self,
+        taken: Dequeued<Rq>,
+    ) -> Result<(), Dequeued<Rq>> {
+        let Dequeued { request, started } = taken;
+        let mut line = self.line.lock();
+        match line.put_back(started) {
+            Ok(slot) => {
+                line.put_request(slot, Some(request));
+                Ok(())
+            }
+            Err(started) => Err(Dequeued { request, started }),
+        }
     }
 
     /// Notes which reader the handler waits for whose call awaits this slot.
@@ -444,6 +496,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let tasks = line.cut_owed(ends_tasks, &mut deferred);
+        line.settle(&mut deferred);
         drop(line);
         self.finish(deferred);
         tasks.iter().for_each(AbortHandle::abort);
@@ -461,53 +514,83 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Takes a cast, or a call for a permit, out of the queue, with its request if there is one.
     /// Returns `None` if it does not wait for capacity any more. It is refused for this reason.
-    pub(crate) fn take_back(
+    pub(crate) fn take_back<Rq: Send + 'static>(
         &self,
         slot: usize,
         method: &'static str,
         reason: &SendReason,
     ) -> Option<Option<Rq>> {
+        let mut request = None;
+        let waited = self.withdraw(slot, method, reason, &mut |line| {
+            request = Some(line.slots.requests.take(slot));
+        });
+        waited.then_some(request)
+    }
+
+    /// Does what [`take_back`](Self::take_back) does for a request of any type, which is taken out
+    /// of its place by `take`. Returns whether it waited for capacity.
+    fn withdraw(
+        &self,
+        slot: usize,
+        method: &'static str,
+        reason: &SendReason,
+        take: &mut dyn FnMut(&mut Line),
+    ) -> bool {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         let waits = line.slots.waits_for_room(slot);
-        let left = waits.then(|| {
+        if waits {
             line.count().refused += 1;
-            line.leave(slot, || reason.into(), &mut deferred)
-        });
+            if line.leave(slot, reason.into(), &mut deferred) == Withdrawn::Request {
+                take(&mut line);
+            }
+        }
+        line.settle(&mut deferred);
         drop(line);
-        if left.is_some() {
+        if waits {
             self.tell_circle(method, reason);
         }
         self.finish(deferred);
-        match left {
-            Some(Withdrawn::BeforeStart(request)) => Some(request),
-            _ => None,
-        }
+        waits
     }
 
     /// Takes the outcome if the slot's call has ended, or registers `waker` to be woken when it
     /// does.
-    pub(crate) fn poll(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er> {
+    pub(crate) fn poll<Rq, Rs, Er>(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er>
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        let mut outcome = None;
+        self.poll_with(slot, waker, &mut |line| {
+            outcome = line.take_outcome(slot);
+            outcome.is_some()
+        });
+        outcome.unwrap_or(Phase::Waiting(slot))
+    }
+
+    /// Does what [`poll`](Self::poll) does. `take` takes the outcome, if there is one, and returns
+    /// whether there is.
+    fn poll_with(&self, slot: usize, waker: &Waker, take: &mut dyn FnMut(&mut Line) -> bool) {
         // A call that is polled again mostly has its outcome, so the waker is cloned only if not.
-        let outcome = self.line.lock().slots.take_outcome(slot);
-        if let Some(outcome) = outcome {
-            return outcome;
+        if take(&mut self.line.lock()) {
+            return;
         }
         let waker = waker.clone();
         let mut line = self.line.lock();
-        if let Some(outcome) = line.slots.take_outcome(slot) {
-            drop(line);
-            panics::drop_quietly(waker);
-            return outcome;
-        }
-        let previous = line.slots.register(slot, waker);
+        let unwanted = if take(&mut line) { Some(waker) } else { line.slots.register(slot, waker) };
         drop(line);
-        panics::drop_quietly(previous);
-        Phase::Waiting(slot)
+        panics::drop_quietly(unwanted);
     }
 
     /// Ends a call whose deadline has passed, if it waits in this queue.
-    pub(crate) fn expire_call(&self, state: &mut CallState<Rq, Rs, Er>) {
+    pub(crate) fn expire_call<Rq, Rs, Er>(&self, state: &mut CallState<Rq, Rs, Er>)
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
         if let Phase::Waiting(slot) = state.phase {
             state.phase = self.expire(slot, state.terms);
         }
@@ -515,9 +598,18 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Ends a call that was dropped before its outcome. `permit` is the kind of the call's permit,
     /// if it has one. Returns whether its request has certainly not run.
-    pub(crate) fn abandon_call(&self, state: &mut CallState<Rq, Rs, Er>, permit: PermitKind) -> bool {
+    pub(crate) fn abandon_call<Rq, Rs, Er>(
+        &self,
+        state: &mut CallState<Rq, Rs, Er>,
+        permit: PermitKind,
+    ) -> bool
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
         match state.take() {
-            Phase::Waiting(slot) => return self.abandon(slot),
+            Phase::Waiting(slot) => return self.abandon::<Rq, Rs, Er>(slot),
             Phase::Permitted(request) => {
                 self.unreserve(permit);
                 // The request was never sent, so a panic of its `Drop` is the sender's own.
@@ -530,27 +622,30 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Ends a call whose deadline has passed, unless it has ended already.
-    pub(crate) fn expire(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er> {
-        let mut deferred = Deferred::new();
-        let mut line = self.line.lock();
-        if let Some(outcome) = line.slots.take_outcome(slot) {
-            return outcome;
-        }
-        line.count().expired += 1;
-        let left = line.leave(slot, || Unstarted::Skipped(SkipReason::Expired), &mut deferred);
-        if matches!(left, Withdrawn::BeforeStart(Some(_))) {
-            line.count().skipped += 1;
-        }
-        drop(line);
-        self.finish(deferred);
-        match left {
-            Withdrawn::BeforeStart(Some(request)) => {
-                let (phase, unwanted) = terms.refuse(request, SendReason::Expired);
-                self.drop_quietly(unwanted);
-                phase
+    pub(crate) fn expire<Rq, Rs, Er>(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er>
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        let (mut outcome, mut request) = (None, None);
+        let left = self.leave(slot, SkipReason::Expired, &mut |line, left| match left {
+            None => {
+                outcome = line.take_outcome(slot);
+                outcome.is_some()
             }
-            Withdrawn::BeforeStart(None) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
-            Withdrawn::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
+            Some(_) => {
+                request = Some(line.slots.requests.take(slot));
+                true
+            }
+        });
+        match (outcome, request, left) {
+            (Some(outcome), ..) => outcome,
+            (_, Some(request), _) => self.refuse(request, SendReason::Expired, terms),
+            (.., Some(Withdrawn::Running)) => {
+                Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired))
+            }
+            _ => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
         }
     }
 
@@ -558,34 +653,68 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     ///
     /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
     /// Returns whether the request has certainly not run.
-    pub(crate) fn abandon(&self, slot: usize) -> bool {
-        let mut deferred = Deferred::new();
-        let mut line = self.line.lock();
-        if line.slots.is_granted(slot) {
-            line.unreserve(PermitKind::Borrowed, &mut deferred);
-        }
-        let unseen = line.slots.take_outcome(slot);
-        let abandoned = || Unstarted::Skipped(SkipReason::Abandoned);
-        let left = if unseen.is_none() { Some(line.leave(slot, abandoned, &mut deferred)) } else { None };
-        match &left {
-            Some(Withdrawn::BeforeStart(Some(_))) => line.count().skipped += 1,
-            Some(Withdrawn::Running) => line.count().cancelled += 1,
-            _ => {}
-        }
-        drop(line);
-        self.finish(deferred);
-        self.drop_quietly(unseen);
-        match left {
-            Some(Withdrawn::BeforeStart(request)) => {
-                self.drop_quietly(request);
+    pub(crate) fn abandon<Rq, Rs, Er>(&self, slot: usize) -> bool
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        let (mut unseen, mut request) = (None::<Phase<Rq, Rs, Er>>, None::<Rq>);
+        let left = self.leave(slot, SkipReason::Abandoned, &mut |line, left| match left {
+            None => {
+                unseen = line.take_outcome(slot);
+                unseen.is_some()
+            }
+            Some(_) => {
+                request = Some(line.slots.requests.take(slot));
                 true
             }
-            _ => false,
+        });
+        self.drop_quietly(unseen);
+        self.drop_quietly(request);
+        matches!(left, Some(Withdrawn::Request | Withdrawn::Permit))
+    }
+
+    /// Ends a call, by its deadline or because it was dropped, unless it has ended already.
+    ///
+    /// `take` is called under the lock: with `None` to take the outcome, if there is one, of which
+    /// it returns whether it is; and, if the request had not started, to take that. Returns how far
+    /// the request had come, if the call had not ended.
+    fn leave(
+        &self,
+        slot: usize,
+        reason: SkipReason,
+        take: &mut dyn FnMut(&mut Line, Option<Withdrawn>) -> bool,
+    ) -> Option<Withdrawn> {
+        let mut deferred = Deferred::new();
+        let mut line = self.line.lock();
+        let is_expired = reason == SkipReason::Expired;
+        if !is_expired && line.slots.is_granted(slot) {
+            line.unreserve(PermitKind::Borrowed, &mut deferred);
         }
+        let left = if take(&mut line, None) {
+            None
+        } else {
+            let left = line.leave(slot, Unstarted::Skipped(reason), &mut deferred);
+            line.count().expired += u64::from(is_expired);
+            match left {
+                Withdrawn::Request => {
+                    line.count().skipped += 1;
+                    take(&mut line, Some(left));
+                }
+                Withdrawn::Running => line.count().cancelled += u64::from(!is_expired),
+                Withdrawn::Permit => {}
+            }
+            Some(left)
+        };
+        line.settle(&mut deferred);
+        drop(line);
+        self.finish(deferred);
+        left
     }
 
     /// Drops and counts a request that expired before it had a slot.
-    pub(crate) fn skip(&self, request: Option<Rq>) {
+    pub(crate) fn skip<Rq>(&self, request: Option<Rq>) {
         let mut line = self.line.lock();
         line.count().skipped += 1;
         line.count().expired += 1;
@@ -599,6 +728,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         line.close(reason, &SendReason::Stopped, &mut deferred);
+        line.settle(&mut deferred);
         drop(line);
         self.status.draining();
         self.finish(deferred);
@@ -640,7 +770,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     #[cold]
     pub(crate) fn answer_late(&self, slot: usize) {
         let mut line = self.line.lock();
-        let answered = line.slots.answer(slot, Err(TenoriteError::FetchFailure(FetchReason::Expired)));
+        let answered = line.slots.answer(slot, Some(TenoriteError::FetchFailure(FetchReason::Expired)));
         // A call that has left was counted when it left.
         if answered.is_ok() {
             line.count().expired += 1;
@@ -713,7 +843,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Stops a service that has not been used for `limit`, or returns when to check again. `now` is
     /// read from the service's clock.
     pub(crate) fn close_if_idle(&self, limit: Duration, now: Instant) -> Option<Instant> {
-        self.close_if(limit, now, || true, || {})
+        self.close_if(limit, now, &|| true, &|| {})
     }
 
     /// Works like [`close_if_idle`](Self::close_if_idle), except that it also calls `is_idle`, as a
@@ -722,8 +852,8 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         &self,
         limit: Duration,
         now: Instant,
-        is_idle: impl FnOnce() -> bool,
-        close: impl FnOnce(),
+        is_idle: &dyn Fn() -> bool,
+        close: &dyn Fn(),
     ) -> Option<Instant> {
         let mut line = self.line.lock();
         let is_idle = is_idle() && line.is_unused();
@@ -735,6 +865,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             line.close(StopReason::Idle, &SendReason::Stopped, &mut left);
             close();
         }
+        line.settle(&mut left);
         drop(line);
         if closes {
             self.status.draining();
@@ -748,7 +879,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Takes the next request, or registers `waker` to be woken when there is one.
     ///
     /// `generation` identifies the worker that asks: a worker that is gone gets nothing.
-    pub(crate) fn take(&self, generation: u32, waker: Option<&Waker>) -> Next<Rq> {
+    pub(crate) fn take<Rq: Send + 'static>(&self, generation: u32, waker: Option<&Waker>) -> Next<Rq> {
         let waker = waker.cloned();
         let mut previous = None;
         let mut deferred = Deferred::new();
@@ -756,11 +887,11 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         // A worker that caught its own panic goes on: nothing else would answer these calls soon.
         let unwound = if std::thread::panicking() { Vec::new() } else { line.unwound.take() };
         let is_over = !line.worker.may_read(generation);
-        let taken = if is_over { Ok(None) } else { line.take_next(true, Instant::now, &mut deferred) };
+        let taken = if is_over { Ok(None) } else { line.take_next(true, &Instant::now, &mut deferred) };
         let next = match taken {
-            Ok(Some(taken)) => {
+            Ok(Some(started)) => {
                 line.worker.has_taken = true;
-                Next::Request(taken)
+                Next::Request(Dequeued { request: line.take_request(&started), started })
             }
             _ if line.closed.is_some() || is_over => {
                 if !is_over {
@@ -771,7 +902,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
             _ => {
                 if std::mem::take(&mut line.worker.has_taken) {
                     // The worker has finished what it took, which counts as use.
-                    line.used(Instant::now);
+                    line.used(&Instant::now);
                 }
                 if let Some(waker) = waker {
                     previous = line.worker.waker.replace(waker);
@@ -779,6 +910,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
                 Next::Empty
             }
         };
+        line.settle(&mut deferred);
         drop(line);
         self.finish(deferred);
         panics::drop_quietly(previous);
@@ -790,15 +922,16 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
 
     /// Answers the last request and decides about the next in one critical section: the step of a
     /// worker that keeps running.
-    pub(in crate::mailbox) fn step<T>(
+    pub(in crate::mailbox) fn step<Rs: Send + 'static, Er: Send + 'static, T>(
         &self,
         finished: Option<(usize, Ended<Rs, Er>)>,
-        decide: impl FnOnce(&mut Line<Rq, Rs, Er>, &mut Deferred<Rq>) -> T,
+        decide: impl FnOnce(&mut Line, &mut Deferred) -> T,
     ) -> T {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        let answered = finished.map(|(slot, reply)| line.slots.answer(slot, reply));
+        let answered = finished.map(|(slot, reply)| line.answer(slot, reply));
         let decided = decide(&mut line, &mut deferred);
+        line.settle(&mut deferred);
         drop(line);
         match answered {
             Some(Ok(waker)) => panics::wake(waker),
@@ -837,7 +970,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     }
 
     /// Records that the service has been used. `now` is the service's clock.
-    pub(crate) fn used(&self, now: impl FnOnce() -> Instant) {
+    pub(crate) fn used(&self, now: &dyn Fn() -> Instant) {
         self.line.lock().used(now);
     }
 
@@ -870,6 +1003,7 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
         line.seal();
         let worker = line.worker.waker.take();
         let tasks = line.take_own_tasks();
+        line.settle(&mut deferred);
         drop(line);
         self.status.draining();
         self.finish(deferred);
@@ -895,16 +1029,50 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     fn answer_unwound(&self, slot: usize, reason: Option<&FetchReason>) {
         let unknown = || FetchReason::Panicked(PanicMessage::from("its message is not known"));
         let failure = TenoriteError::FetchFailure(reason.cloned().unwrap_or_else(unknown));
-        // A caller that is gone needs no failure.
-        let _ = self.answer_slot(slot, Err(failure));
+        self.fail_slot(slot, failure);
+    }
+
+    /// Ends the call of a client that is dropped while its thread unwinds: see
+    /// [`Answer::unwound`].
+    pub(crate) fn unwound(&self, slot: usize, otherwise: &FetchReason) {
+        let mut line = self.line.lock();
+        if panics::defer_here(self) {
+            // The poll of the worker catches the panic, and knows its text.
+            line.unwound.push(slot);
+            return;
+        }
+        // Either the panic is in a task of the worker's own and is caught elsewhere, or the client
+        // is dropped with its service, while its thread unwinds for another reason.
+        let service_ended = line.aborted || *otherwise == FetchReason::Stopped;
+        line.count().panicked += u64::from(!service_ended);
+        drop(line);
+        if service_ended {
+            self.fail_slot(slot, TenoriteError::FetchFailure(otherwise.clone()));
+        } else {
+            self.answer_unwound(slot, None);
+        }
     }
 
     /// Answers the call of this slot. Gives the reply back if its caller is gone.
-    pub(crate) fn answer_slot(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
+    pub(crate) fn answer_slot<Rs: Send + 'static, Er: Send + 'static>(
+        &self,
+        slot: usize,
+        reply: Ended<Rs, Er>,
+    ) -> Result<(), Ended<Rs, Er>> {
         let mut line = self.line.lock();
-        let answered = line.slots.answer(slot, reply);
+        let answered = line.answer(slot, reply);
         drop(line);
         answered.map(panics::wake)
+    }
+
+    /// Ends the call of this slot in a failure. A caller that is gone needs none.
+    pub(crate) fn fail_slot(&self, slot: usize, failure: TenoriteError) {
+        let mut line = self.line.lock();
+        let answered = line.slots.answer(slot, Some(failure));
+        drop(line);
+        if let Ok(waker) = answered {
+            panics::wake(waker);
+        }
     }
 
     #[cfg(all(test, loom))]
@@ -917,28 +1085,44 @@ impl<Rq, Rs, Er> Queue<Rq, Rs, Er> {
     /// Drops a value that is no longer wanted, and counts it if its `Drop` panics.
     pub(crate) fn drop_quietly<T>(&self, unwanted: T) {
         if !panics::drop_quietly(unwanted) {
-            self.line.lock().count().panicked_drops += 1;
+            self.count_panicked_drop();
         }
+    }
+
+    #[cold]
+    fn count_panicked_drop(&self) {
+        self.line.lock().count().panicked_drops += 1;
     }
 
     /// Wakes, and drops only then: see Q2.
     #[inline]
-    fn finish(&self, deferred: Deferred<Rq>) {
+    fn finish(&self, deferred: Deferred) {
         if let Some(left) = deferred.take() {
             self.finish_left(*left);
         }
     }
 
     #[inline(never)]
-    fn finish_left(&self, left: Left<Rq>) {
-        let Left { to_wake, gone, to_drop } = left;
+    fn finish_left(&self, left: Left) {
+        let Left { to_wake, gone, requests, to_drop, .. } = left;
         for waker in to_wake {
             panics::wake(Some(waker));
         }
         panics::drop_quietly(to_drop);
-        for (request, span, observed) in gone {
+        for (span, observed) in gone {
             drop(observed);
-            self.drop_quietly((request, span));
+            self.drop_quietly(span);
+        }
+        let mut requests = requests;
+        while let Some(unwanted) = &mut requests {
+            match panics::catch(|| unwanted.drop_one()) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(payload) => {
+                    panics::discard(payload);
+                    self.count_panicked_drop();
+                }
+            }
         }
     }
 }
@@ -953,7 +1137,7 @@ fn current_span() -> Span {
     })
 }
 
-impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {
+impl Drop for Queue {
     /// Drops what forgotten calls have left behind.
     fn drop(&mut self) {
         let slots = self.line.lock().take_slots();
@@ -961,13 +1145,14 @@ impl<Rq, Rs, Er> Drop for Queue<Rq, Rs, Er> {
     }
 }
 
-impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
+/// Serves workers that are written by hand, and functions.
+impl<Rs: Send + 'static, Er: Send + 'static> Answer<Rs, Er> for Queue {
     fn answer(&self, slot: usize, reply: Ended<Rs, Er>) -> Result<(), Ended<Rs, Er>> {
         let mut line = self.line.lock();
         if reply.is_ok() {
             line.count().replied += 1;
         }
-        let answered = line.slots.answer(slot, reply);
+        let answered = line.answer(slot, reply);
         drop(line);
         answered.map(panics::wake)
     }
@@ -980,27 +1165,11 @@ impl<Rq: Send, Rs: Send, Er: Send> Answer<Rs, Er> for Queue<Rq, Rs, Er> {
     }
 
     fn unwound(&self, slot: usize, otherwise: &FetchReason) {
-        let mut line = self.line.lock();
-        if panics::defer_here(self) {
-            // The poll of the worker catches the panic, and knows its text.
-            line.unwound.push(slot);
-            return;
-        }
-        // Either the panic is in a task of the worker's own and is caught elsewhere, or the client
-        // is dropped with its service, while its thread unwinds for another reason.
-        let service_ended = line.aborted || *otherwise == FetchReason::Stopped;
-        line.count().panicked += u64::from(!service_ended);
-        drop(line);
-        if service_ended {
-            // A caller that is gone needs no failure.
-            let _ = self.answer(slot, Err(TenoriteError::FetchFailure(otherwise.clone())));
-        } else {
-            self.answer_unwound(slot, None);
-        }
+        Self::unwound(self, slot, otherwise);
     }
 
     fn is_abandoned(&self, slot: usize) -> bool {
-        self.line.lock().slots.is_detached(slot)
+        self.has_left(slot)
     }
 
     fn now(&self) -> Instant {
@@ -1031,18 +1200,16 @@ mod tests {
             ("stays", SendReason::Expired, (1, 0)),
             ("stays", SendReason::Stopped, (0, 0)),
         ] {
-            let queue = Queue::<u32, (), Infallible>::new(8, || "test", None);
+            let queue = Queue::new(8, || "test", None);
             let terms = CallState::<u32, (), Infallible>::new(Phase::New(7)).terms;
             let terms =
                 Terms { limit: Limit::Until(after(Instant::now(), Duration::from_secs(60))), ..terms };
-            let Phase::Waiting(slot) = queue.push(7, terms, Instant::now, Waker::noop().clone()) else {
-                panic!("it is queued")
-            };
-            let started = queue.step(None, |line, deferred| line.take_next(true, Instant::now, deferred));
-            let Ok(Some(started)) = started else { panic!("it is started") };
+            let pushed = queue.push::<u32, (), ()>(7, terms, &Instant::now, Waker::noop().clone());
+            let Phase::Waiting(slot) = pushed else { panic!("it is queued") };
+            let Next::Request(started) = queue.take::<u32>(0, None) else { panic!("it is started") };
             match leaves {
-                "late" => drop(queue.expire(slot, terms)),
-                "drops" => assert!(!queue.abandon(slot), "it may have run"),
+                "late" => drop(queue.expire::<u32, (), ()>(slot, terms)),
+                "drops" => assert!(!queue.abandon::<u32, (), ()>(slot), "it may have run"),
                 _ => {}
             }
             queue.take_back_started(started, reason.clone());

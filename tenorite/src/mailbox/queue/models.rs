@@ -18,7 +18,7 @@ use crate::phase::{Limit, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use tokio::time::Instant;
 
-type Model = Queue<u32, u32, ()>;
+type Model = Queue;
 
 const STOPPED: TenoriteError = TenoriteError::SendFailure(SendReason::Stopped);
 
@@ -31,8 +31,8 @@ fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
     let mut phase = None;
     block_on(poll_fn(|cx| {
         let next = match phase.take() {
-            None => queue.push(request, terms(false), Instant::now, cx.waker().clone()),
-            Some(slot) => queue.poll(slot, cx.waker()),
+            None => queue.push::<u32, u32, ()>(request, terms(false), &Instant::now, cx.waker().clone()),
+            Some(slot) => queue.poll::<u32, u32, ()>(slot, cx.waker()),
         };
         if let Phase::Waiting(slot) = next {
             phase = Some(slot);
@@ -53,12 +53,12 @@ fn ended(phase: Phase<u32, u32, ()>) -> Option<Ended<u32, ()>> {
 
 /// Waits for a request, answers it, and returns it. Returns `None` at the end.
 fn serve_one(queue: &Model) -> Option<u32> {
-    let taken = block_on(poll_fn(|cx| match queue.take(0, Some(cx.waker())) {
+    let taken = block_on(poll_fn(|cx| match queue.take::<u32>(0, Some(cx.waker())) {
         Next::Request(taken) => Poll::Ready(Some(taken)),
         Next::Closed => Poll::Ready(None),
         Next::Empty => Poll::Pending,
     }))?;
-    if let Some(slot) = taken.slot {
+    if let Some(slot) = taken.started.slot {
         let _ = queue.answer(slot, answered(taken.request));
     }
     Some(taken.request)
@@ -119,11 +119,12 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            let Phase::Waiting(slot) =
+                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
             else {
                 unreachable!("there is room");
             };
-            queue.abandon(slot);
+            queue.abandon::<u32, u32, ()>(slot);
             queue.close(StopReason::CallersGone);
             let ran = worker.join().unwrap();
             assert_eq!(ran.is_none(), queue.stats().skipped == 1, "it ran or it was skipped");
@@ -136,11 +137,12 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            let Phase::Waiting(first) =
+                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
             else {
                 unreachable!("there is room");
             };
-            let leaving = spawn(&queue, move |queue| queue.abandon(first));
+            let leaving = spawn(&queue, move |queue| queue.abandon::<u32, u32, ()>(first));
             let waiting = spawn(&queue, |queue| call(queue, 2));
             // The first request may be served before it leaves, so the second is served second or
             // first.
@@ -156,7 +158,8 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            let Phase::Waiting(accepted) =
+                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
             else {
                 unreachable!("there is room");
             };
@@ -169,7 +172,7 @@ fn a_stop_while_one_waits_for_room() {
                 Err(failure) => assert_eq!((failure, ran), (STOPPED, vec![1])),
             }
             // It was accepted before the stop.
-            assert_eq!(ended(queue.poll(accepted, Waker::noop())), Some(answered(1)));
+            assert_eq!(ended(queue.poll::<u32, u32, ()>(accepted, Waker::noop())), Some(answered(1)));
         },
         1,
     );
@@ -180,14 +183,14 @@ fn a_worker_that_dies_while_one_calls() {
     model(
         |queue| {
             let caller = spawn(&queue, |queue| call(queue, 1));
-            let taken = match queue.take(0, None) {
-                Next::Request(taken) => taken.slot,
+            let taken = match queue.take::<u32>(0, None) {
+                Next::Request(taken) => taken.started.slot,
                 _ => None,
             };
             queue.shut_down(StopReason::Aborted, &SendReason::Stopped);
             if let Some(slot) = taken {
                 let lost = TenoriteError::FetchFailure(FetchReason::Stopped);
-                let _ = queue.answer(slot, Err(lost));
+                queue.fail_slot(slot, lost);
             }
             match caller.join().unwrap() {
                 Err(TenoriteError::SendFailure(_)) => assert!(taken.is_none()),
@@ -215,7 +218,8 @@ fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) = queue.push(1, terms(false), Instant::now, Waker::noop().clone())
+            let Phase::Waiting(slot) =
+                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
             else {
                 unreachable!("there is room");
             };
@@ -237,19 +241,20 @@ fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
             assert!(matches!(
-                queue.push(1, terms(true), Instant::now, Waker::noop().clone()),
+                queue.push::<u32, u32, ()>(1, terms(true), &Instant::now, Waker::noop().clone()),
                 Phase::Accepted
             ));
-            let Phase::Waiting(waiting) = queue.push(2, terms(true), Instant::now, Waker::noop().clone())
+            let Phase::Waiting(waiting) =
+                queue.push::<u32, u32, ()>(2, terms(true), &Instant::now, Waker::noop().clone())
             else {
                 unreachable!("there is no room");
             };
             let leaving = spawn(&queue, move |queue| {
                 // The call sees that it was accepted, or it leaves without having seen it.
-                match queue.poll(waiting, Waker::noop()) {
+                match queue.poll::<u32, u32, ()>(waiting, Waker::noop()) {
                     Phase::Accepted => true,
                     _ => {
-                        queue.abandon(waiting);
+                        queue.abandon::<u32, u32, ()>(waiting);
                         false
                     }
                 }

@@ -3,7 +3,8 @@
 //! A slot belongs to one request, from when it is queued or starts until its call has taken the
 //! outcome. Its stages, and the party that frees it, are described in [`line`](super::line) (L4).
 //!
-//! Plain data under the [`queue`](super)'s lock, as the line is.
+//! Plain data under the [`queue`](super)'s lock, as the line is. The requests and the replies
+//! themselves are beside it, in [`values`](super::values).
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -11,11 +12,11 @@ use std::task::Waker;
 use slab::Slab;
 use tokio::time::Instant;
 
-use crate::error::{SendReason, TenoriteError};
+use super::values::Store;
+use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock::Edge;
+use crate::handler::method::Method;
 use crate::observe::Observed;
-use crate::phase::Phase;
-use crate::reply::Ended;
 use crate::trace::Span;
 
 /// A slab that has grown beyond this many slots in a burst gives its memory back.
@@ -38,8 +39,8 @@ impl Link {
     }
 }
 
-pub(in crate::mailbox) struct Slot<Rq, Rs, Er> {
-    pub(super) stage: Stage<Rq, Rs, Er>,
+pub(in crate::mailbox) struct Slot {
+    pub(super) stage: Stage,
     /// The waker of the call that waits for this slot to change.
     pub(super) waker: Option<Waker>,
     /// The edge of the handler that waits for this slot, if one does.
@@ -57,7 +58,7 @@ pub(super) enum Owed {
     Task,
 }
 
-impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
+impl Slot {
     pub(super) fn end_wait(&mut self) {
         if let Some(edge) = self.edge.take() {
             edge.end();
@@ -65,32 +66,49 @@ impl<Rq, Rs, Er> Slot<Rq, Rs, Er> {
     }
 }
 
-pub(super) enum Stage<Rq, Rs, Er> {
-    Queued(Entry<Rq>),
+pub(super) enum Stage {
+    /// The request is in its place, unless the entry waits for a permit.
+    Queued(Entry),
     Running,
     /// Running, and the caller is gone: it has left, or its deadline has passed.
     Detached {
         is_expired: bool,
     },
-    Done(Ended<Rs, Er>),
-    /// The call has ended, while its client still exists.
-    Cut(Ended<Rs, Er>),
-    /// The request did not run, and its caller wants it back.
-    Returned(Box<(TenoriteError, Rq)>),
+    /// The call has ended in the reply that is in its place.
+    Answered,
+    /// The call has ended without a reply.
+    Failed(TenoriteError),
+    /// The call has ended, in [`CUT`], while its client still exists.
+    Cut,
+    /// The request did not run, and its caller wants it back: it is in its place.
+    Returned(TenoriteError),
     /// A cast that waited for capacity was accepted, and left the queue before its caller saw that.
     Accepted,
     /// A permit was granted, and the call that waited for it has not seen it yet.
     Granted,
 }
 
-impl<Rq, Rs, Er> Stage<Rq, Rs, Er> {
+/// How a call ends whose reply is still owed when the worker is gone.
+pub(super) const CUT: TenoriteError = TenoriteError::FetchFailure(FetchReason::Stopped);
+
+/// How a call has ended, as it finds out.
+pub(super) enum CallEnd {
+    /// In the reply that is in its place.
+    Answered,
+    Failed(TenoriteError),
+    /// Without having run: the request is in its place.
+    Returned(TenoriteError),
+    /// The cast was accepted, or the permit was granted.
+    Accepted,
+}
+
+impl Stage {
     /// Running, and the caller has left.
     const ABANDONED: Self = Self::Detached { is_expired: false };
 }
 
-pub(super) struct Entry<Rq> {
-    /// `None` if the entry waits for a permit.
-    pub(super) request: Option<Rq>,
+pub(super) struct Entry {
+    pub(super) method: &'static Method,
     /// Where its call was made.
     pub(super) span: Span,
     pub(super) observed: Observed,
@@ -105,6 +123,13 @@ pub(super) struct Entry<Rq> {
     pub(super) next: Link,
 }
 
+impl Entry {
+    /// Returns whether this is a request, and not a call that waits for a permit.
+    pub(super) fn is_request(&self) -> bool {
+        self.awaited != Awaited::Permit
+    }
+}
+
 /// What the sender of the request waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::mailbox) enum Awaited {
@@ -116,34 +141,38 @@ pub(in crate::mailbox) enum Awaited {
 }
 
 /// The slots of a service.
-pub(in crate::mailbox) struct Slots<Rq, Rs, Er> {
-    slab: Slab<Slot<Rq, Rs, Er>>,
+pub(in crate::mailbox) struct Slots {
+    slab: Slab<Slot>,
+    pub(super) requests: Store,
+    pub(super) replies: Store,
     /// Slots freed since the slab was last trimmed.
     freed: u32,
     /// Trimming is not worth another look until no more slots than this are occupied.
     trim_below: u32,
 }
 
-impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
+impl Slots {
     pub(super) fn new() -> Self {
-        Self { slab: Slab::new(), freed: 0, trim_below: u32::MAX }
+        let (requests, replies) = (Store::default(), Store::default());
+        Self { slab: Slab::new(), requests, replies, freed: 0, trim_below: u32::MAX }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.slab.is_empty()
     }
 
-    pub(super) fn insert(&mut self, slot: Slot<Rq, Rs, Er>) -> usize {
+    pub(super) fn insert(&mut self, slot: Slot) -> usize {
         self.slab.insert(slot)
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot<Rq, Rs, Er>> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
         self.slab.iter_mut().map(|(_, slot)| slot)
     }
 
     /// Takes what is there. No slot's key is used after it.
-    pub(super) fn take(&mut self) -> impl Sized + use<Rq, Rs, Er> {
-        std::mem::take(&mut self.slab)
+    pub(super) fn take(&mut self) -> impl Sized + use<> {
+        let Self { slab, requests, replies, .. } = self;
+        (std::mem::take(slab), std::mem::take(requests), std::mem::take(replies))
     }
 
     /// Opens a slot for a request that runs at once, without being queued.
@@ -165,57 +194,53 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
         self.slab[slot].waker.replace(waker)
     }
 
-    /// Ends the call of a request that runs. Returns the waker of its call, or the reply if the
-    /// caller is gone.
-    pub(in crate::mailbox) fn answer(
+    /// Ends the call of a request that runs: in a reply, which is to be put into its place, or in a
+    /// failure. Returns the waker of its call.
+    ///
+    /// # Errors
+    ///
+    /// Gives the failure back if nothing more is to be told to the call: it has left, or has ended
+    /// without its reply.
+    pub(super) fn answer(
         &mut self,
         slot: usize,
-        reply: Ended<Rs, Er>,
-    ) -> Result<Option<Waker>, Ended<Rs, Er>> {
+        failure: Option<TenoriteError>,
+    ) -> Result<Option<Waker>, Option<TenoriteError>> {
         match self.slab[slot].stage {
             Stage::Detached { .. } => {
                 self.free(slot);
-                Err(reply)
+                Err(failure)
             }
             Stage::Running => {
-                self.slab[slot].stage = Stage::Done(reply);
+                self.slab[slot].stage = failure.map_or(Stage::Answered, Stage::Failed);
                 self.slab[slot].end_wait();
                 Ok(self.slab[slot].waker.take())
             }
-            Stage::Cut(_) => {
-                let Stage::Cut(ended) = std::mem::replace(&mut self.slab[slot].stage, Stage::ABANDONED)
-                else {
-                    unreachable!("it was cut a line ago")
-                };
-                self.slab[slot].stage = Stage::Done(ended);
-                Err(reply)
+            Stage::Cut => {
+                self.slab[slot].stage = Stage::Failed(CUT);
+                Err(failure)
             }
             _ => unreachable!("only a request that runs is answered, and only once"),
         }
     }
 
     /// Ends the call of a request that was started, and has not run. Returns the waker of its call,
-    /// and the request unless its call wants it back.
+    /// and whether the request is to be put back into its place, for its call.
     pub(in crate::mailbox) fn take_back(
         &mut self,
         slot: usize,
-        request: Rq,
         reason: SendReason,
         return_on_failure: bool,
-    ) -> (Option<Waker>, Option<Rq>) {
+    ) -> (Option<Waker>, bool) {
         if self.is_detached(slot) {
             self.free(slot);
-            return (None, Some(request));
+            return (None, false);
         }
         let failure = TenoriteError::SendFailure(reason);
-        let (stage, unwanted) = if return_on_failure {
-            (Stage::Returned(Box::new((failure, request))), None)
-        } else {
-            (Stage::Done(Err(failure)), Some(request))
-        };
-        self.slab[slot].stage = stage;
+        let end = if return_on_failure { Stage::Returned } else { Stage::Failed };
+        self.slab[slot].stage = end(failure);
         self.slab[slot].end_wait();
-        (self.slab[slot].waker.take(), unwanted)
+        (self.slab[slot].waker.take(), return_on_failure)
     }
 
     pub(in crate::mailbox) fn is_granted(&self, slot: usize) -> bool {
@@ -223,7 +248,7 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
     }
 
     pub(in crate::mailbox) fn is_detached(&self, slot: usize) -> bool {
-        matches!(self.slab[slot].stage, Stage::Detached { .. } | Stage::Cut(_))
+        matches!(self.slab[slot].stage, Stage::Detached { .. } | Stage::Cut)
     }
 
     /// Returns whether the deadline of this slot's call has passed, if the call is gone.
@@ -236,40 +261,37 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
 
     /// Returns whether the slot's call was ended without its reply, or has taken that end.
     pub(in crate::mailbox) fn is_cut(&self, slot: usize) -> bool {
-        matches!(self.slab[slot].stage, Stage::Cut(_))
+        matches!(self.slab[slot].stage, Stage::Cut)
     }
 
-    pub(super) fn entry(&mut self, slot: usize) -> &mut Entry<Rq> {
+    pub(super) fn entry(&mut self, slot: usize) -> &mut Entry {
         match &mut self.slab[slot].stage {
             Stage::Queued(entry) => entry,
             _ => unreachable!("only queued entries stand in the line"),
         }
     }
 
-    /// Takes the outcome and frees the slot, if the slot's call has ended.
-    pub(in crate::mailbox) fn take_outcome(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>> {
+    /// Returns how the slot's call has ended and frees the slot, if it has. What is in the slot's
+    /// place is to be taken at once.
+    pub(in crate::mailbox) fn take_end(&mut self, slot: usize) -> Option<CallEnd> {
         match &mut self.slab[slot].stage {
-            Stage::Done(_) => match self.free(slot) {
-                Stage::Done(reply) => Some(Phase::from(reply)),
-                _ => unreachable!("it was done a line ago"),
-            },
-            Stage::Cut(_) => match std::mem::replace(&mut self.slab[slot].stage, Stage::ABANDONED) {
-                Stage::Cut(reply) => Some(Phase::from(reply)),
-                _ => unreachable!("it was cut a line ago"),
-            },
-            Stage::Returned(_) => match self.free(slot) {
-                Stage::Returned(returned) => Some(Phase::Returned(returned)),
-                _ => unreachable!("it was there a line ago"),
-            },
-            Stage::Accepted | Stage::Granted => {
-                self.free(slot);
-                Some(Phase::Accepted)
+            Stage::Answered | Stage::Failed(_) | Stage::Returned(_) | Stage::Accepted | Stage::Granted => {
+                Some(match self.free(slot) {
+                    Stage::Answered => CallEnd::Answered,
+                    Stage::Failed(failure) => CallEnd::Failed(failure),
+                    Stage::Returned(failure) => CallEnd::Returned(failure),
+                    _ => CallEnd::Accepted,
+                })
+            }
+            Stage::Cut => {
+                self.slab[slot].stage = Stage::ABANDONED;
+                Some(CallEnd::Failed(CUT))
             }
             Stage::Queued(entry) if entry.accepted && entry.awaited == Awaited::Acceptance => {
                 // The request stays queued without a call, so the step that takes it out frees the
                 // slot.
                 entry.awaited = Awaited::Nothing;
-                Some(Phase::Accepted)
+                Some(CallEnd::Accepted)
             }
             _ => None,
         }
@@ -292,11 +314,13 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
             self.freed = 0;
             self.trim_below = share;
             self.slab.shrink_to_fit();
+            self.requests.trim(self.slab.capacity());
+            self.replies.trim(self.slab.capacity());
         }
     }
 
     /// Frees a slot whose waker has been taken.
-    pub(super) fn free(&mut self, slot: usize) -> Stage<Rq, Rs, Er> {
+    pub(super) fn free(&mut self, slot: usize) -> Stage {
         let mut slot = self.slab.remove(slot);
         slot.end_wait();
         debug_assert!(slot.waker.is_none(), "a waker would be dropped under the lock");
@@ -305,15 +329,15 @@ impl<Rq, Rs, Er> Slots<Rq, Rs, Er> {
     }
 }
 
-impl<Rq, Rs, Er> std::ops::Index<usize> for Slots<Rq, Rs, Er> {
-    type Output = Slot<Rq, Rs, Er>;
+impl std::ops::Index<usize> for Slots {
+    type Output = Slot;
 
     fn index(&self, slot: usize) -> &Self::Output {
         &self.slab[slot]
     }
 }
 
-impl<Rq, Rs, Er> std::ops::IndexMut<usize> for Slots<Rq, Rs, Er> {
+impl std::ops::IndexMut<usize> for Slots {
     fn index_mut(&mut self, slot: usize) -> &mut Self::Output {
         &mut self.slab[slot]
     }

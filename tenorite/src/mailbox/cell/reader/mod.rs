@@ -36,7 +36,6 @@ mod task;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::marker::PhantomPinned;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -110,8 +109,6 @@ impl<W: Dispatch> Place<W> {
         std::ptr::from_ref(self).addr()
     }
 }
-
-type LineOf<W> = Line<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
 /// How a request got the right to run at once.
 pub(super) enum Joined {
@@ -214,7 +211,7 @@ impl<W: Dispatch> Core<W> {
     /// this thread waits for it.
     pub(super) fn join_concurrent(
         &self,
-        line: &LineOf<W>,
+        line: &Line,
         method: &'static Method,
         may_run: bool,
         waits: bool,
@@ -244,18 +241,17 @@ impl<W: Dispatch> Core<W> {
 
     /// Returns what a reader needs that is queued, or a request that waits for room: that any
     /// reader leaves, unless something is before it that runs alone.
-    fn need_of_reader(&self, line: &LineOf<W>) -> Need {
+    fn need_of_reader(&self, line: &Line) -> Need {
         let is_tick_due = W::HAS_TICKS && line.closed.is_none() && self.state.has_tick();
-        let is_behind_readers_only = !is_tick_due
-            && !self.state.is_exclusive()
-            && !line.any_queued(|request| !shares::<W>(W::method(request)));
+        let is_behind_readers_only =
+            !is_tick_due && !self.state.is_exclusive() && !line.any_queued(&|method| !shares::<W>(method));
         if is_behind_readers_only { Need::AnyOf(self.concurrent().0.limit) } else { Need::All }
     }
 
     /// Returns what a request needs that waits for room in the backlog.
     pub(super) fn need_of_room(&self) -> Need {
         if W::IS_CONCURRENT {
-            return self.queue.step(None, |line, _| self.need_of_reader(line));
+            return self.step(|line, _| self.need_of_reader(line));
         }
         Need::All
     }
@@ -277,7 +273,7 @@ impl<W: Dispatch> Core<W> {
     fn leave(self: &Arc<Self>, share: Share) {
         if self.stops_idle {
             // The service was in use until now.
-            self.queue.used(|| now_in(self.runtime.handle()));
+            self.queue.used(&|| now_in(self.runtime.handle()));
         }
         match self.state.unshare(share) {
             Unshared::Nothing => {}

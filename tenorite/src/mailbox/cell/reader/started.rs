@@ -17,7 +17,7 @@ use super::super::owner::{Owner, Released, Timed, Turn};
 use super::super::state::{BlockedBy, Found, Share, TaskClaim};
 use super::super::{Core, ParkedCall};
 use super::task::{begin, park, spawn};
-use super::{LineOf, Ran, Reading, shares};
+use super::{Ran, Reading, shares};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::job::response_of;
@@ -26,7 +26,8 @@ use crate::handler::deadlock;
 use crate::handler::method::{CallInfo, Sharing};
 use crate::handler::runtime::{RuntimeContext, now_in};
 use crate::handler::stack;
-use crate::mailbox::queue::line::{Deferred, Dequeued};
+use crate::mailbox::queue::Dequeued;
+use crate::mailbox::queue::line::{Deferred, Line, Started};
 use crate::observe::Observed;
 use crate::phase::Phase;
 use crate::timer::Timer;
@@ -72,10 +73,11 @@ impl<W: Dispatch> Drop for Chunk<W> {
 
 /// Runs a reader that was queued.
 fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
-    let Dequeued { request, deadline, span, mut observed, slot, has_edge, .. } = request;
+    let Dequeued { request, started } = request;
+    let Started { method, deadline, span, mut observed, slot, has_edge, .. } = started;
     observed.start();
     let span = observed.span().unwrap_or(span);
-    let served = CallInfo { method: W::method(&request), deadline };
+    let served = CallInfo { method, deadline };
     if core.blocks(served.method) {
         observed.holds_no_thread();
     }
@@ -155,9 +157,9 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
     let limit = readers.limit;
     let now = || core.runtime.now(RuntimeContext::Native);
     let mut started = Vec::new();
-    let (next, alarm) = core.queue.step(None, |line, deferred| {
+    let (next, alarm) = core.step(|line, deferred| {
         let left = |is_left| if is_left { Next::Left } else { Next::Look };
-        let block = |by, line: &mut LineOf<W>, deferred: &mut Deferred<W::Request>| {
+        let block = |by, line: &mut Line, deferred: &mut Deferred| {
             if by == BlockedBy::All && deadlock::is_watching() {
                 // Those that wait for any reader to leave now wait for all.
                 line.need_all(deferred);
@@ -170,21 +172,24 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
             return (block(BlockedBy::All, line, deferred), None);
         }
         loop {
-            let front = match line.front(true, now, deferred) {
+            let front = match line.front(true, &now, deferred) {
                 Ok(Some(front)) => front,
                 // What ends the service runs alone.
                 _ if line.closed.is_some() => return (block(BlockedBy::All, line, deferred), None),
                 _ => {
-                    line.used(now);
+                    line.used(&now);
                     return (left(core.state.leave_shared()), None);
                 }
             };
-            let (request, deadline) = line.queued(front);
-            if !shares::<W>(W::method(request)) {
+            let (method, deadline) = line.queued(front);
+            if !shares::<W>(method) {
                 return (block(BlockedBy::All, line, deferred), deadline);
             }
             match core.state.start_reader(limit) {
-                Some(share) => started.push((line.start(front, deferred), share)),
+                Some(share) => {
+                    let taken = line.start(front, deferred);
+                    started.push((Dequeued { request: line.take_request(&taken), started: taken }, share));
+                }
                 None if core.state.has_failed() => {
                     return (block(BlockedBy::All, line, deferred), None);
                 }
@@ -233,7 +238,7 @@ fn run_started<W: Dispatch>(
 ) -> Option<Chunk<W>> {
     let chunk = |requests: Vec<_>| Chunk { core: Arc::clone(core), requests: requests.into_iter() };
     if W::BLOCKS {
-        let blocks = |(taken, _): &mut (Dequeued<W::Request>, Share)| core.blocks(W::method(&taken.request));
+        let blocks = |(taken, _): &mut (Dequeued<W::Request>, Share)| core.blocks(taken.started.method);
         let blocking: Vec<_> = started.extract_if(.., blocks).map(|one| chunk(vec![one])).collect();
         for mut one in blocking {
             // One for each thread: they may block for as long as they want.
@@ -244,7 +249,7 @@ fn run_started<W: Dispatch>(
     }
     if started.len() > 1 {
         let is_async = |(taken, _): &mut (Dequeued<W::Request>, Share)| {
-            W::sharing(W::method(&taken.request)) == Sharing::Async
+            W::sharing(taken.started.method) == Sharing::Async
         };
         // Each belongs to a task before anything else is done, so that none is lost.
         let waiting: Vec<_> = started.extract_if(.., is_async).collect();
@@ -254,8 +259,8 @@ fn run_started<W: Dispatch>(
             chunks.push(chunk(std::mem::replace(&mut started, rest)));
         }
         for (request, share) in waiting {
-            let served = CallInfo { method: W::method(&request.request), deadline: request.deadline };
-            let call = ParkedCall::new(request.slot, served, Span::none(), Observed::NOT);
+            let Started { method, deadline, slot, .. } = request.started;
+            let call = ParkedCall::new(slot, CallInfo { method, deadline }, Span::none(), Observed::NOT);
             spawn(core, share, core.concurrent().0.place(), Some(request), call);
         }
         let mut chunks = chunks.into_iter();

@@ -17,7 +17,8 @@ use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::deadlock;
 use crate::handler::runtime::RuntimeContext;
 use crate::handler::stack;
-use crate::mailbox::queue::line::Dequeued;
+use crate::mailbox::queue::Dequeued;
+use crate::mailbox::queue::line::Started;
 use crate::panics::{self, Payload};
 use crate::phase::Phase;
 
@@ -74,7 +75,8 @@ pub(in super::super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Pl
 
 impl<W: Dispatch> ReaderTask<W> {
     fn poll_reader(&mut self, waker: &Waker) -> Poll<Result<Option<W::Response>, Payload>> {
-        let begins = self.request.take().map(|Dequeued { request, has_edge, span, mut observed, .. }| {
+        let begins = self.request.take().map(|Dequeued { request, started }| {
+            let Started { has_edge, span, mut observed, .. } = started;
             observed.start();
             self.call.span = observed.span().unwrap_or(span);
             self.call.observed = observed;
@@ -266,9 +268,10 @@ pub(super) fn begin<W: Dispatch>(
     request: Dequeued<W::Request>,
     share: Share,
 ) -> Option<(Dequeued<W::Request>, Share)> {
-    let is_late =
-        || request.deadline.is_some_and(|deadline| deadline <= core.runtime.now(RuntimeContext::Native));
-    let has_left = || request.slot.is_some_and(|slot| core.queue.has_left(slot));
+    let is_late = || {
+        request.started.deadline.is_some_and(|deadline| deadline <= core.runtime.now(RuntimeContext::Native))
+    };
+    let has_left = || request.started.slot.is_some_and(|slot| core.queue.has_left(slot));
     let reason = match () {
         () if is_late() => SendReason::Expired,
         () if has_left() => SendReason::Stopped,
