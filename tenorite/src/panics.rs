@@ -80,7 +80,7 @@ pub(crate) fn drop_quietly<T>(value: T) -> bool {
 
 /// Runs this, and discards what it panics with. Returns whether it has not panicked. It is not
 /// generic: otherwise there would be a copy for each type of value that is dropped.
-fn ran_quietly(run: &mut dyn FnMut()) -> bool {
+pub(crate) fn ran_quietly(run: &mut dyn FnMut()) -> bool {
     match catch(run) {
         Ok(()) => true,
         Err(payload) => {
@@ -90,12 +90,20 @@ fn ran_quietly(run: &mut dyn FnMut()) -> bool {
     }
 }
 
+/// Drops a waker, if there is one. A panic of a hand-written one must not affect others.
+#[inline]
+pub(crate) fn drop_waker(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        drop_quietly(waker);
+    }
+}
+
 /// Wakes a task. A panic of a hand-written waker must not affect the task that wakes it.
+#[inline]
 pub(crate) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker
-        && let Err(payload) = catch(|| waker.wake())
-    {
-        discard(payload);
+    if let Some(waker) = waker {
+        let mut waker = Some(waker);
+        ran_quietly(&mut || waker.take().into_iter().for_each(Waker::wake));
     }
 }
 

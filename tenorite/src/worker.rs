@@ -19,7 +19,7 @@ use crate::dispatch::pool::Pool;
 use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
-use crate::mailbox::cell::{self, Driver, MakeConfig};
+use crate::mailbox::cell::{self, Driven, MakeConfig};
 use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::TaskMailbox;
@@ -202,7 +202,7 @@ impl Start {
     fn cell_as<W: Dispatch<Config: Send, Output: Send>, T>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-        spawn: impl FnOnce(&Handle, Driver<W>) -> JoinHandle<T>,
+        spawn: impl FnOnce(&Handle, Driven<W>) -> JoinHandle<T>,
     ) -> JoinHandle<T> {
         let Self { options, decider } = self;
         if W::HAS_TICKS {
@@ -214,7 +214,7 @@ impl Start {
         let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, make_config, idle, decider);
         let spawned = driver.to_be_spawned();
-        let task = spawn(&handle, driver.detached(is_detached));
+        let task = spawn(&handle, driver.detached(is_detached).into_task());
         spawned.as_task(|| task.abort_handle());
         task
     }

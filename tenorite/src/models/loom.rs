@@ -16,7 +16,7 @@ use super::{
 use crate::caller::{Caller as _, TenoriteCaller, WeakCaller};
 use crate::dispatch::Dispatch;
 use crate::error::StopReason;
-use crate::mailbox::cell::Driver;
+use crate::mailbox::cell::Driven;
 use crate::mailbox::inline::Inline;
 use crate::phase::Limit;
 
@@ -39,7 +39,7 @@ pub(super) fn bounded(preemptions: usize, permutations: Option<usize>) -> loom::
 
 /// Runs the service's task on its own thread. Yields `None` if it panicked.
 pub(super) fn drive<W: Dispatch<Config: Send, Output = W> + Send>(
-    driver: Driver<W>,
+    driver: Driven<W>,
 ) -> JoinHandle<Option<W>> {
     thread::spawn(move || end_of(|| block_on(driver)))
 }
@@ -592,7 +592,7 @@ fn a_call_and_a_stop_before_the_worker_is_there() {
         let other = call_there(&caller, Ask::Ready(1));
         let theirs = caller.clone();
         let stopping = thread::spawn(move || theirs.stop());
-        let mut driver = driver.with(worker, None, None, None);
+        let mut driver = driver.with(worker, None, None, None).into_task();
         let outcome = loop {
             if let std::task::Poll::Ready(worker) = poll_once(&mut driver) {
                 break worker;

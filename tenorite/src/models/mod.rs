@@ -34,7 +34,7 @@ use crate::dispatch::storage::InlineSpace;
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
-use crate::mailbox::cell::{self, Driver};
+use crate::mailbox::cell::{self, Driven, Driver};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::reply::Reply;
@@ -335,19 +335,19 @@ impl Dispatch for Worker {
 }
 
 /// A service whose task is polled by the model.
-pub(crate) struct Model {
+pub(crate) struct Model<D = Driven<Worker>> {
     pub(crate) caller: Caller,
-    pub(crate) driver: Driver<Worker>,
+    pub(crate) driver: D,
     pub(crate) seen: Arc<Seen>,
 }
 
 pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
-    let (model, worker) = start_without_worker(backlog, inline);
-    Model { driver: model.driver.with(worker, None, None, None), ..model }
+    let (Model { caller, driver, seen }, worker) = start_without_worker(backlog, inline);
+    Model { caller, driver: driver.with(worker, None, None, None).into_task(), seen }
 }
 
 /// Opens a service that accepts calls before it has a worker.
-pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model, Worker) {
+pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model<Driver<Worker>>, Worker) {
     let seen = Arc::new(Seen::default());
     let (door, driver) =
         cell::open(ServiceOptions { backlog, inline, ..ServiceOptions::default() }, ServiceRuntime, false);
@@ -371,7 +371,7 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
         cell::open(ServiceOptions { backlog, ..ServiceOptions::default() }, ServiceRuntime, true);
     let made = Arc::clone(&seen);
     let make = move || Worker::new(&made);
-    let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always)));
+    let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always))).into_task();
     Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }
 }
 

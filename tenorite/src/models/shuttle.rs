@@ -23,7 +23,7 @@ use crate::caller::Caller as _;
 use crate::caller::permit::OwnedPermit;
 use crate::dispatch::Dispatch;
 use crate::error::{SendReason, StopReason, TenoriteError};
-use crate::mailbox::cell::Driver;
+use crate::mailbox::cell::Driven;
 use crate::mailbox::inline::Inline;
 
 /// Runs a scenario under many schedules. Half of them switch anywhere. The other half switch at a
@@ -46,7 +46,7 @@ pub(super) fn explore(scenario: impl Fn() + Send + Sync + 'static) {
 /// Runs the service's task on its own thread until it ends or is aborted. Yields `None` if it did
 /// not hand its worker back.
 pub(super) fn drive<W: Dispatch<Config: Send, Output = W> + Send>(
-    driver: Driver<W>,
+    driver: Driven<W>,
     abort: &Arc<Event>,
 ) -> JoinHandle<Option<W>> {
     let abort = Arc::clone(abort);
@@ -363,7 +363,7 @@ fn callers_that_come_before_the_worker() {
             let caller = caller.clone();
             move || caller.stop()
         });
-        let task = drive(driver.with(worker, None, None, None), &Event::new());
+        let task = drive(driver.with(worker, None, None, None).into_task(), &Event::new());
         for (id, calling) in (0..).zip(callers) {
             seen.check(id, &calling.join().unwrap());
         }

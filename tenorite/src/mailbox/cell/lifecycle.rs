@@ -21,10 +21,8 @@
 //! that has panicked. Not so if the task was aborted: no task is left to wait for the hook.
 
 use std::future::Future;
-use std::marker::PhantomData;
 use std::mem;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -34,7 +32,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Core;
 use super::driver::{dead, serve};
 use super::owner::{Owner, Released};
-use crate::dispatch::{Dispatch, Opened, Period};
+use super::typed::AnyValue;
+use crate::dispatch::{Dispatch, Opened as _, Period};
 use crate::error::{Reason, SendReason, StopReason};
 use crate::handler::deadlock;
 use crate::handler::link::SelfLink;
@@ -46,41 +45,51 @@ use crate::restart::{Failure, RestartDecider, Succession, Successor, after};
 use crate::trace;
 
 /// What a service's task needs besides serving.
-pub(super) struct WorkerLifecycle<W: Dispatch> {
-    stage: Stage<W>,
-    make_config: Option<MakeConfig<W::Config>>,
+pub(super) struct WorkerLifecycle {
+    stage: Stage,
+    make_another: Option<MakeAnother>,
     decider: Option<Box<dyn RestartDecider>>,
     idle: Option<Idle>,
     /// The methods that the service calls by itself.
     ticks: Vec<Tick>,
     /// How the last worker ended, and the output of the service if no other follows.
-    fallen: Option<(Failure, Option<End<W>>)>,
+    fallen: Option<(Failure, Option<End>)>,
 }
 
 /// Makes the config of the next worker.
 pub type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
 
-enum Stage<W: Dispatch> {
-    Opening(Hook<Result<Opening<W>, W::Output>>),
+/// Makes the config of the next worker, and begins to open that.
+pub(super) type MakeAnother = Box<dyn FnMut() -> Opening + Send>;
+
+enum Stage {
+    Opening(Opening),
     Serving,
-    Closing(Hook<W>),
+    /// Yields what the service yields.
+    Closing(Hook<AnyValue>),
     Deciding(Succession),
     Over,
 }
 
+/// Makes a worker. On failure yields what the service yields, and the text of why.
+pub(super) type Opening = Hook<Result<Opened, (AnyValue, Reason)>>;
+
 /// A worker that has been made, and how often it wants which of its methods called.
-type Opening<W> = (W, Vec<Period>);
+pub(super) struct Opened {
+    worker: AnyValue,
+    periods: Vec<Period>,
+}
 
 /// A hook owns the worker, and catches its own panic. A worker that was dropped as its hook
 /// unwinds, and panicked as well, would abort the process.
 type Hook<T> = BoxFuture<Result<T, Payload>>;
 
 /// The output of the service, and the reason of its end unless that has been reported.
-pub(super) type Over<W> = (End<W>, Option<StopReason>);
+pub(super) type Over = (End, Option<StopReason>);
 
 /// What the `JoinHandle` is to yield.
-pub(super) enum End<W: Dispatch> {
-    Output(W::Output),
+pub(super) enum End {
+    Output(AnyValue),
     Panic(Payload),
 }
 
@@ -115,44 +124,28 @@ struct Idle {
     sleep: Pin<Box<Sleep>>,
 }
 
-/// The names of the hooks in the graph of waiting handlers.
-struct Names<W>(PhantomData<W>);
-
-impl<W: Dispatch> Names<W> {
-    const OPEN: &'static Method = &Method::hook(W::NAME, "init");
-    const CLOSE: &'static Method = &Method::hook(W::NAME, "on_stop");
-}
-
-impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
+impl WorkerLifecycle {
     pub(super) fn new(
-        config: Result<W, W::Config>,
-        make_config: Option<MakeConfig<W::Config>>,
+        first: Opening,
+        make_another: Option<MakeAnother>,
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
-        link: SelfLink<W::Request, W::Response>,
     ) -> Self {
         let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
-        Self {
-            stage: Stage::opening(config, link),
-            make_config,
-            decider,
-            idle,
-            ticks: Vec::new(),
-            fallen: None,
-        }
+        Self { stage: Stage::Opening(first), make_another, decider, idle, ticks: Vec::new(), fallen: None }
     }
 
-    pub(super) fn poll(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<Over<W>> {
+    pub(super) fn poll(&mut self, core: &Core, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             let over = match &mut self.stage {
-                Stage::Opening(open) => match ready!(poll_hook(core, Names::<W>::OPEN, open.as_mut(), cx)) {
-                    Ok(Ok((worker, periods))) => {
-                        self.open(core, worker, &periods);
+                Stage::Opening(open) => match ready!(poll_hook(core, &core.facts.opening, open.as_mut(), cx))
+                {
+                    Ok(Ok(opened)) => {
+                        self.open(core, opened);
                         None
                     }
-                    Ok(Err(output)) => {
-                        let failure = Failure::StartFailed(explain::<W>(&output));
-                        self.decide(core, failure, End::Output(output))
+                    Ok(Err((output, why))) => {
+                        self.decide(core, Failure::StartFailed(why), End::Output(output))
                     }
                     Err(payload) => {
                         let failure = Failure::StartPanicked(panics::message(&payload));
@@ -169,12 +162,12 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
                         None
                     }
                     // No hook and no other worker were to follow it.
-                    Released::HandedBack(worker) => Some(core.handed_back(worker)),
+                    Released::HandedBack(output) => Some(core.handed_back(output)),
                     // The thread that ended the service has reported the end.
                     Released::Dead => Some((dead(core), None)),
                 },
                 Stage::Closing(close) => {
-                    let closed = ready!(poll_hook(core, Names::<W>::CLOSE, close.as_mut(), cx));
+                    let closed = ready!(poll_hook(core, &core.facts.closing, close.as_mut(), cx));
                     self.closed(core, closed)
                 }
                 Stage::Deciding(succession) => {
@@ -193,8 +186,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    fn open(&mut self, core: &Arc<Core<W>>, worker: W, periods: &[Period]) {
-        if W::HAS_TICKS {
+    fn open(&mut self, core: &Core, opened: Opened) {
+        let Opened { worker, periods } = opened;
+        if core.facts.ticks > 0 {
             core.ticks.store(0, Relaxed);
             let now = Instant::now();
             self.ticks = periods.iter().map(|period| Tick::new(*period, now)).collect();
@@ -205,12 +199,13 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
             idle.sleep.as_mut().reset(after(now, idle.limit));
         }
         self.go(Stage::Serving);
-        core.place(worker);
+        // SAFETY: this is the service's task, and the word says `HELD`.
+        unsafe { core.cell().place(worker) };
         core.queue.status.running();
     }
 
     /// Takes out the worker that was left to the task, and closes it.
-    fn take_over(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
+    fn take_over(&mut self, core: &Core) -> Option<Over> {
         let (worker, payload) = Owner::new(core, core.state.claim_held()).take_held();
         let (reason, failure) = match payload {
             Some(payload) => {
@@ -227,53 +222,42 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         };
         core.queue.status.fallen();
         self.fallen = failure;
-        let mut worker = worker.expect("the worker is present until it is taken");
-        let close = async move {
-            match panics::caught(worker.close(reason)).await {
-                Ok(()) => Ok(worker),
-                Err(payload) => {
-                    panics::drop_quietly(worker);
-                    Err(payload)
-                }
-            }
-        };
-        self.go(Stage::Closing(Box::pin(close)));
+        let worker = worker.expect("the worker is present until it is taken");
+        self.go(Stage::Closing(core.cell().close(worker, reason)));
         None
     }
 
-    fn closed(&mut self, core: &Arc<Core<W>>, closed: Result<W, Payload>) -> Option<Over<W>> {
+    fn closed(&mut self, core: &Core, closed: Result<AnyValue, Payload>) -> Option<Over> {
         // The hook was the last chance to give owed replies. Their callers do not wait for a
         // restart.
         core.queue.cut_owed(false);
         if let Err(payload) = &closed {
-            trace::panicked(&core.queue.status, None, Some(Names::<W>::CLOSE.name()), payload);
+            trace::panicked(&core.queue.status, None, Some(core.facts.closing.name()), payload);
         }
         match (self.fallen.take(), closed) {
-            (None, Ok(worker)) => {
+            (None, Ok(output)) => {
                 let reason = core.queue.close_reason().unwrap_or(StopReason::Requested);
-                Some(self.end(core, reason, End::Output(W::Output::hand_back(worker))))
+                Some(self.end(core, reason, End::Output(output)))
             }
             (None, Err(payload)) => {
                 let reason = StopReason::Panicked(panics::message(&payload));
                 Some(self.end(core, reason, End::Panic(payload)))
             }
             (Some((failure, Some(end))), closed) => {
-                discard::<W>(match closed {
-                    Ok(worker) => End::Output(W::Output::hand_back(worker)),
+                discard(match closed {
+                    Ok(output) => End::Output(output),
                     Err(payload) => End::Panic(payload),
                 });
                 self.decide(core, failure, end)
             }
             // Kept until there is another worker: the service may end before, and yields it.
-            (Some((failure, None)), Ok(worker)) => {
-                self.decide(core, failure, End::Output(W::Output::hand_back(worker)))
-            }
+            (Some((failure, None)), Ok(output)) => self.decide(core, failure, End::Output(output)),
             (Some((failure, None)), Err(payload)) => self.decide(core, failure, End::Panic(payload)),
         }
     }
 
     /// Asks whether another worker follows.
-    fn decide(&mut self, core: &Arc<Core<W>>, failure: Failure, end: End<W>) -> Option<Over<W>> {
+    fn decide(&mut self, core: &Core, failure: Failure, end: End) -> Option<Over> {
         match &failure {
             Failure::StartFailed(why) => trace::start_failed(&core.queue.status, why),
             Failure::StartPanicked(message) => trace::start_failed(&core.queue.status, message),
@@ -290,16 +274,16 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         }
     }
 
-    fn make_another(&mut self, core: &Arc<Core<W>>) -> Option<Over<W>> {
+    fn make_another(&mut self, core: &Core) -> Option<Over> {
         if let Some((_, Some(end))) = self.fallen.take() {
             discard(end);
         }
         core.queue.status.restarted();
-        let make_config =
-            self.make_config.as_mut().expect("a service with a restart policy can make another config");
-        match panics::catch(make_config) {
-            Ok(config) => {
-                self.go(Stage::opening(W::ready(config), core.link()));
+        let make_another =
+            self.make_another.as_mut().expect("a service with a restart policy can make another config");
+        match panics::catch(make_another) {
+            Ok(opening) => {
+                self.go(Stage::Opening(opening));
                 None
             }
             Err(payload) => {
@@ -310,7 +294,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     }
 
     /// Ends the service without another worker.
-    fn give_up(&mut self, core: &Arc<Core<W>>, successor: Successor) -> Over<W> {
+    fn give_up(&mut self, core: &Core, successor: Successor) -> Over {
         let Some((failure, Some(end))) = self.fallen.take() else {
             unreachable!("a worker has fallen, in some way")
         };
@@ -324,7 +308,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
         self.end(core, reason, end)
     }
 
-    fn end(&mut self, core: &Arc<Core<W>>, reason: StopReason, end: End<W>) -> Over<W> {
+    fn end(&mut self, core: &Core, reason: StopReason, end: End) -> Over {
         self.go(Stage::Over);
         Owner::new(core, core.state.claim_held()).finish();
         (end, Some(reason))
@@ -332,7 +316,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
 
     /// Asks for the methods that are due which the service calls by itself. Returns `Ready` if
     /// there are any: the task then looks for work again.
-    fn poll_ticks(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_ticks(&mut self, core: &Core, cx: &mut Context<'_>) -> Poll<()> {
         let mut is_any_due = false;
         for (number, tick) in self.ticks.iter_mut().enumerate() {
             let bit = 1 << number;
@@ -354,7 +338,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     }
 
     /// Returns `Ready` once the service stops for being idle: the task then looks for work again.
-    fn poll_idle(&mut self, core: &Arc<Core<W>>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_idle(&mut self, core: &Core, cx: &mut Context<'_>) -> Poll<()> {
         let Some(idle) = &mut self.idle else { return Poll::Pending };
         loop {
             ready!(idle.sleep.as_mut().poll(cx));
@@ -373,14 +357,14 @@ impl<W: Dispatch<Config: Send, Output: Send>> WorkerLifecycle<W> {
     }
 }
 
-impl<W: Dispatch> WorkerLifecycle<W> {
-    fn go(&mut self, stage: Stage<W>) {
+impl WorkerLifecycle {
+    fn go(&mut self, stage: Stage) {
         // What a hook leaves behind belongs to the user, and may panic.
         panics::drop_quietly(mem::replace(&mut self.stage, stage));
     }
 }
 
-impl<W: Dispatch> Drop for WorkerLifecycle<W> {
+impl Drop for WorkerLifecycle {
     fn drop(&mut self) {
         // What is under way belongs to the user, and may panic. So may the payload of a panic.
         self.go(Stage::Over);
@@ -391,38 +375,42 @@ impl<W: Dispatch> Drop for WorkerLifecycle<W> {
 }
 
 /// Drops an output that no `JoinHandle` yields.
-pub(super) fn discard<W: Dispatch>(end: End<W>) {
+pub(super) fn discard(end: End) {
     match end {
         End::Output(output) => drop(panics::drop_quietly(output)),
         End::Panic(payload) => panics::discard(payload),
     }
 }
 
-impl<W: Dispatch<Config: Send, Output: Send>> Stage<W> {
-    /// Begins with a worker that is ready, or with the config that it is to be made of. The link is
-    /// to the worker itself.
-    fn opening(config: Result<W, W::Config>, link: SelfLink<W::Request, W::Response>) -> Self {
-        Self::Opening(Box::pin(async move {
-            let mut worker = match config {
+/// Begins with a worker that is ready, or with the config that it is to be made of. The link is to
+/// the worker itself.
+pub(super) fn opening<W: Dispatch<Config: Send, Output: Send>>(
+    config: Result<W, W::Config>,
+    link: SelfLink<W::Request, W::Response>,
+) -> Opening {
+    Box::pin(async move {
+        let mut worker = match config {
+            Ok(worker) => worker,
+            Err(config) => match panics::caught(W::open(config)).await? {
                 Ok(worker) => worker,
-                Err(config) => match panics::caught(W::open(config)).await? {
-                    Ok(worker) => worker,
-                    Err(output) => return Ok(Err(output)),
-                },
-            };
-            let begun = async {
-                worker.begin(link).await;
-                worker.periods()
-            };
-            match panics::caught(begun).await {
-                Ok(periods) => Ok(Ok((worker, periods))),
-                Err(payload) => {
-                    panics::drop_quietly(worker);
-                    Err(payload)
+                Err(output) => {
+                    let why = explain::<W>(&output);
+                    return Ok(Err((Box::new(output) as _, why)));
                 }
+            },
+        };
+        let begun = async {
+            worker.begin(link).await;
+            worker.periods()
+        };
+        match panics::caught(begun).await {
+            Ok(periods) => Ok(Ok(Opened { worker: Box::new(worker), periods })),
+            Err(payload) => {
+                panics::drop_quietly(worker);
+                Err(payload)
             }
-        }))
-    }
+        }
+    })
 }
 
 /// Returns the text of what `init` failed with. `W::explain` is the user's code, and may panic.
@@ -437,15 +425,15 @@ fn explain<W: Dispatch>(output: &W::Output) -> Reason {
 }
 
 /// Polls a hook. It serves no call, but waits for the calls that it makes, like a handler.
-fn poll_hook<W: Dispatch, T>(
-    core: &Arc<Core<W>>,
+fn poll_hook<T>(
+    core: &Core,
     method: &'static Method,
     hook: Pin<&mut (dyn Future<Output = Result<T, Payload>> + Send)>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Payload>> {
     let _barrier = stack::barrier();
     let poll = {
-        let _nested = stack::enter(&**core, CallInfo { method, deadline: None });
+        let _nested = stack::enter(core, CallInfo { method, deadline: None });
         hook.poll(cx)
     };
     if poll.is_ready() {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -13,11 +13,12 @@ use tokio::task::AbortHandle;
 use super::owner::{Owner, Run};
 use super::reader::{self, Joined, Reading, Unfinished};
 use super::state::JoinOutcome;
+use super::typed::{CellOf, Exchange};
 use super::{Core, OnWorkerExit, ParkedCall, answers_later, is_always_queued};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
-use crate::error::{Cycle, FetchReason, SendReason, StopReason, TenoriteError};
+use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge, Need};
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
@@ -25,7 +26,7 @@ use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::line::Line;
-use crate::mailbox::queue::{self, Entered};
+use crate::mailbox::queue::{Admission, Entered};
 use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
 use crate::observe::{Along, Observed, Outcome, Unmeasured};
 use crate::panics::{self, Payload};
@@ -37,26 +38,25 @@ type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response,
 
 /// The callers' side, dropped with the last caller; or what takes the request of an owned permit.
 pub(crate) struct CellMailbox<W: Dispatch> {
-    core: Arc<Core<W>>,
+    core: Arc<CellOf<W>>,
     permit: PermitKind,
 }
 
 impl<W: Dispatch> Drop for CellMailbox<W> {
     fn drop(&mut self) {
         if self.permit == PermitKind::Borrowed {
-            self.core.close(StopReason::CallersGone);
-            self.core.limit_drain();
+            self.core.last_caller_gone();
         }
     }
 }
 
 impl<W: Dispatch> CellMailbox<W> {
-    pub(super) fn new(core: Arc<Core<W>>) -> Self {
+    pub(super) fn new(core: Arc<CellOf<W>>) -> Self {
         Self { core, permit: PermitKind::Borrowed }
     }
 
     /// Creates a mailbox that is no caller's, and accepts nothing without an owned permit.
-    pub(super) fn door(core: Arc<Core<W>>) -> Self {
+    pub(super) fn door(core: Arc<CellOf<W>>) -> Self {
         Self { core, permit: PermitKind::Owned }
     }
 
@@ -70,7 +70,7 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(always)]
     fn run(
         &self,
-        owner: Owner<'_, W>,
+        owner: Owner<'_>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
@@ -88,7 +88,7 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(never)]
     fn run_measured(
         &self,
-        owner: Owner<'_, W>,
+        owner: Owner<'_>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
@@ -108,10 +108,27 @@ impl<W: Dispatch> CellMailbox<W> {
         observed
     }
 
+    // Inlined at both places, which a closure that is called twice would not be.
+    #[inline(always)]
+    fn start_as<A: Along>(
+        &self,
+        owner: &mut Owner<'_>,
+        exchange: &mut Exchange<W>,
+        served: CallInfo,
+        context: RuntimeContext,
+        span: Option<&Span>,
+    ) -> Run {
+        if A::IS_MEASURED {
+            owner.start_measured(&self.core, exchange, served, context, span)
+        } else {
+            owner.start(&self.core, exchange, served, context)
+        }
+    }
+
     #[inline(always)]
     fn run_as<A: Along>(
         &self,
-        mut owner: Owner<'_, W>,
+        mut owner: Owner<'_>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
@@ -119,20 +136,13 @@ impl<W: Dispatch> CellMailbox<W> {
         observed: A,
     ) -> Poll<()> {
         let span = observed.span();
-        let start = |owner: &mut Owner<'_, W>, exchange: &mut _| {
-            if A::IS_MEASURED {
-                owner.start_measured(exchange, served, context, span.as_ref())
-            } else {
-                owner.start(exchange, served, context)
-            }
-        };
         // A raced call does not wait for this handler, so the handler's own calls cannot form a
         // cycle through the caller.
         let ran = if state.allows_cycle {
             let _barrier = stack::barrier();
-            start(&mut owner, &mut state.phase)
+            self.start_as::<A>(&mut owner, &mut state.phase, served, context, span.as_ref())
         } else {
-            start(&mut owner, &mut state.phase)
+            self.start_as::<A>(&mut owner, &mut state.phase, served, context, span.as_ref())
         };
         match ran {
             Run::Replied => {
@@ -174,7 +184,7 @@ impl<W: Dispatch> CellMailbox<W> {
     fn finish_observing(&self, observed: Observed, is_late: bool, state: &StateOf<W>) {
         observed.finish(|| match &state.phase {
             _ if is_late => Outcome::Expired,
-            Phase::Answered(Ok(response)) => Core::<W>::outcome(response),
+            Phase::Answered(Ok(response)) => CellOf::<W>::outcome_of(response),
             _ => Outcome::Replied,
         });
     }
@@ -328,7 +338,7 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(never)]
     fn wait(
         &self,
-        owner: Owner<'_, W>,
+        owner: Owner<'_>,
         served: CallInfo,
         context: RuntimeContext,
         observed: Observed,
@@ -442,38 +452,9 @@ impl<W: Dispatch> CellMailbox<W> {
         let (request, terms) = state.take_request(self.permit);
         let method = W::method(&request);
         let waits = !(terms.cast || state.allows_cycle);
-        let now = || core.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
         let mut request = Some(request);
         let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
-        let entered = if W::IS_CONCURRENT {
-            let has_deadline = terms.deadline().is_some();
-            let join = &mut |line: &mut Line| {
-                core.join_concurrent(line, method, context.is_some(), waits, has_deadline)
-            };
-            core.queue.enter(method, terms, waker, &now, join, put)
-        } else {
-            match self.wait_for(method, waits) {
-                Ok(edge) => {
-                    let join = &mut |_: &mut Line| match core.state.join(context.is_some()) {
-                        JoinOutcome::Claimed(claim) => queue::Admission::Run(Joined::Alone(claim)),
-                        join => queue::Admission::Append(join == JoinOutcome::Wake, edge.clone()),
-                    };
-                    let entered = core.queue.enter(method, terms, waker, &now, join, put);
-                    if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
-                        edge.end();
-                    }
-                    entered
-                }
-                Err(cycle) => {
-                    if let Some(permit) = terms.permit {
-                        core.queue.unreserve(permit);
-                    }
-                    let reason = SendReason::WouldDeadlock(cycle);
-                    core.queue.refused_for(method.name(), &reason);
-                    Entered::Refused(reason)
-                }
-            }
-        };
+        let entered = core.enter(method, terms, waker, context, waits, put);
         match entered {
             Entered::Refused(reason) => {
                 let request = request.expect("a refused request is not taken");
@@ -512,7 +493,7 @@ impl<W: Dispatch> CellMailbox<W> {
     /// waits for a slot from the start.
     fn run_deferring(
         &self,
-        mut owner: Owner<'_, W>,
+        mut owner: Owner<'_>,
         request: W::Request,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
@@ -526,12 +507,13 @@ impl<W: Dispatch> CellMailbox<W> {
         state.phase = Phase::Waiting(slot);
         // A span may panic, as in `wait`.
         let (span, panic) = caught_or(|| observed.span().unwrap_or_else(Span::current), Span::none);
-        let mut exchange = Phase::New(request);
+        // SAFETY: this thread has claimed the worker.
+        unsafe { core.take_in_hand(request) };
         let ran = {
             // The answer may come from anywhere, so the handler below on the stack does not wait
             // for this one.
             let _barrier = stack::barrier();
-            owner.start_deferring(Some(slot), &span, &mut exchange, served, context, observed)
+            owner.start_deferring(Some(slot), &span, served, context, observed)
         };
         match ran {
             Run::Replied | Run::Deferred => {
@@ -558,49 +540,27 @@ impl<W: Dispatch> CellMailbox<W> {
         state.readiness()
     }
 
-    /// Adds the edge of a handler that makes this call, if it `waits` for it. See [`deadlock`].
-    fn wait_for(&self, method: &'static Method, waits: bool) -> Result<Option<Arc<Edge>>, Cycle> {
-        if waits { deadlock::wait(self.core.node(), Need::All, method) } else { Ok(None) }
-    }
-
     /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
-        match deadlock::wait(self.core.node(), self.core.need_of_room(), method) {
-            Ok(Some(edge)) => self.core.queue.wait_for_room(slot, edge),
-            Ok(None) => {}
-            Err(cycle) => {
-                let reason = SendReason::WouldDeadlock(cycle);
-                match self.core.queue.take_back(slot, method.name(), &reason) {
-                    Some(Some(request)) => {
-                        state.phase = self.core.queue.refuse(request, reason, state.terms);
-                    }
-                    Some(None) => {
-                        state.phase = Phase::Failed(TenoriteError::SendFailure(reason));
-                    }
-                    None => {}
-                }
-                self.core.look_again();
+        let Some(reason) = self.core.wait_for_room(slot, method) else { return };
+        match self.core.queue.take_back(slot, method.name(), &reason) {
+            Some(Some(request)) => {
+                state.phase = self.core.queue.refuse(request, reason, state.terms);
             }
+            Some(None) => state.phase = Phase::Failed(TenoriteError::SendFailure(reason)),
+            None => {}
         }
+        self.core.look_again();
     }
 
     /// Waits briefly for a handler on another thread, and claims the worker if it is idle then, or
     /// joins its readers.
     fn spin(&self, method: &'static Method) -> Option<Joined> {
-        const LOOKS: u32 = 10;
-        const PAUSES: u32 = 10;
         if cfg!(any(loom, shuttle)) {
             // To the models this is only a call that comes at another time.
             return None;
         }
-        for _ in 0..LOOKS {
-            if !self.core.state.is_only_running() {
-                break;
-            }
-            for _ in 0..PAUSES {
-                std::hint::spin_loop();
-            }
-        }
+        self.core.spin();
         if W::IS_CONCURRENT && reader::shares::<W>(method) {
             return self.core.share().map(Joined::Shared);
         }
@@ -608,7 +568,7 @@ impl<W: Dispatch> CellMailbox<W> {
     }
 }
 
-impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W> {
+impl<W: Dispatch<Output: Send>> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W> {
     fn poll(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
@@ -660,9 +620,9 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
         public: Weak<dyn Mailbox<W::Request, W::Response, Infallible>>,
         timeout: Option<Duration>,
     ) {
-        if let Some(link) = &self.core.link {
+        if W::TAKES_SELF {
             let to_itself = Arc::downgrade(&self.core);
-            link.set_with(|| SelfLink::of(Some(Arc::new(Links { public, timeout, to_itself }))));
+            self.core.set_link(|| SelfLink::of(Some(Arc::new(Links { public, timeout, to_itself }))));
         }
     }
 
@@ -672,18 +632,13 @@ impl<W: Dispatch> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W
     }
 }
 
-impl<W: Dispatch> Control for CellMailbox<W> {
+impl<W: Dispatch<Output: Send>> Control for CellMailbox<W> {
     fn abort(&self) -> bool {
-        let task = self.core.spawned.get();
-        task.map(AbortHandle::abort).is_some()
+        self.core.abort()
     }
 
     fn restart(&self) -> bool {
-        let can = self.core.on_worker_exit == OnWorkerExit::Restart && !self.is_closed();
-        if can {
-            self.core.ask_for_restart();
-        }
-        can
+        !self.is_closed() && self.core.restart()
     }
 
     fn stop(&self) {
@@ -710,22 +665,115 @@ impl<W: Dispatch> Control for CellMailbox<W> {
     }
 
     fn stats(&self) -> Stats {
-        Stats {
-            replied: self.core.replied.load(Relaxed) + self.core.shared_replies(),
-            longest: Duration::from_nanos(self.core.longest.load(Relaxed)),
-            ..self.core.queue.stats()
-        }
+        let stats = self.core.stats();
+        Stats { replied: stats.replied + self.core.shared_replies(), ..stats }
     }
 }
 
-impl<W: Dispatch> Core<W> {
+/// What callers do that does not depend on the worker's type.
+impl Core {
+    /// T6. Queues a request of this method, which `put` puts into its place. Claims the worker
+    /// instead if it is found idle under the lock, and this thread may run the request, in this
+    /// `context`. `waits` says whether a handler on this thread waits for the request.
+    fn enter(
+        &self,
+        method: &'static Method,
+        terms: Terms,
+        waker: Option<Waker>,
+        context: Option<RuntimeContext>,
+        waits: bool,
+        put: &mut dyn FnMut(&mut Line, usize),
+    ) -> Entered<bool, Joined> {
+        let now = || self.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
+        let may_run = context.is_some();
+        if self.facts.is_concurrent {
+            let has_deadline = terms.deadline().is_some();
+            let join =
+                &mut |line: &mut Line| self.join_concurrent(line, method, may_run, waits, has_deadline);
+            return self.queue.enter(method, terms, waker, &now, join, put);
+        }
+        // The edge of a handler that makes this call: see `deadlock`.
+        let edge = if waits { deadlock::wait(self.node(), Need::All, method) } else { Ok(None) };
+        let edge = match edge {
+            Ok(edge) => edge,
+            Err(cycle) => {
+                if let Some(permit) = terms.permit {
+                    self.queue.unreserve(permit);
+                }
+                let reason = SendReason::WouldDeadlock(cycle);
+                self.queue.refused_for(method.name(), &reason);
+                return Entered::Refused(reason);
+            }
+        };
+        let join = &mut |_: &mut Line| match self.state.join(may_run) {
+            JoinOutcome::Claimed(claim) => Admission::Run(Joined::Alone(claim)),
+            join => Admission::Append(join == JoinOutcome::Wake, edge.clone()),
+        };
+        let entered = self.queue.enter(method, terms, waker, &now, join, put);
+        if let (Some(edge), Entered::Refused(_) | Entered::Own(..)) = (&edge, &entered) {
+            edge.end();
+        }
+        entered
+    }
+
+    /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
+    /// Returns why it must not wait.
+    fn wait_for_room(&self, slot: usize, method: &'static Method) -> Option<SendReason> {
+        match deadlock::wait(self.node(), self.need_of_room(), method) {
+            Ok(Some(edge)) => self.queue.wait_for_room(slot, edge),
+            Ok(None) => {}
+            Err(cycle) => return Some(SendReason::WouldDeadlock(cycle)),
+        }
+        None
+    }
+
+    /// Waits briefly for a handler on another thread.
+    fn spin(&self) {
+        const LOOKS: u32 = 10;
+        const PAUSES: u32 = 10;
+        for _ in 0..LOOKS {
+            if !self.state.is_only_running() {
+                break;
+            }
+            for _ in 0..PAUSES {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    fn abort(&self) -> bool {
+        self.spawned.get().map(AbortHandle::abort).is_some()
+    }
+
+    /// Asks for another worker, if one can follow. The service accepts calls.
+    fn restart(&self) -> bool {
+        let can = self.on_worker_exit == OnWorkerExit::Restart;
+        if can {
+            self.ask_for_restart();
+        }
+        can
+    }
+
+    /// Returns the statistics, without the readers that have completed.
+    fn stats(&self) -> Stats {
+        Stats {
+            replied: self.replied.load(Relaxed),
+            longest: Duration::from_nanos(self.longest.load(Relaxed)),
+            ..self.queue.stats()
+        }
+    }
+
+    fn last_caller_gone(&self) {
+        self.close(StopReason::CallersGone);
+        self.limit_drain();
+    }
+
     /// Limits how long a stop may take that was not requested, if there is such a limit.
-    pub(super) fn limit_drain(self: &Arc<Self>) {
+    pub(super) fn limit_drain(&self) {
         let Some(limit) = self.drain_limit else { return };
         if matches!(self.queue.close_reason(), Some(StopReason::CallersGone | StopReason::Idle)) {
             // Not a caller: dropping it stops nothing.
-            let door = CellMailbox::door(Arc::clone(self));
-            abort_after(Arc::new(door), limit, self.runtime.handle().cloned());
+            abort_after(self.cell().control(), limit, self.runtime.handle().cloned());
         }
     }
 }

@@ -27,6 +27,9 @@
 //! as well: each of its requests leaves the queue in the same step, and has a client that answers
 //! its slot.
 //!
+//! - [`typed`]: the worker, its handler's future and the request in hand. It is all that is
+//!   compiled for each service, besides the way of a call that runs at once. The rest is in
+//!   [`Core`], which does not know the worker's type, and reaches these through [`AnyCell`].
 //! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
 //! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
 //! - [`reader`]: handlers that share the worker of a concurrent service, and may overlap.
@@ -70,9 +73,9 @@ mod owner;
 mod reader;
 mod waker;
 mod state;
+mod typed;
 
 use std::cell::UnsafeCell;
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, Relaxed};
@@ -82,29 +85,24 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-pub(crate) use self::driver::Driver;
+pub(crate) use self::driver::{Driven, Driver};
 pub use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
-use self::reader::Readers;
 use self::state::{JoinOutcome, State};
+use self::typed::{AnyCell, CellOf, Facts};
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;
 use super::queue::Queue;
-use super::queue::line::{Deferred, Line, TaskKind};
-use super::{Mailbox, ToItself};
+use super::queue::line::{Deferred, Line};
 use crate::dispatch::Dispatch;
-use crate::dispatch::storage::WorkerStorage;
 use crate::error::{FetchReason, SendReason, StopReason};
-use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
-use crate::handler::stack::{self, Node, Serving};
+use crate::handler::stack::{Node, Serving};
 use crate::observe::{Observed, Observers, Outcome};
 use crate::panics::{self, Payload};
-use crate::phase::{BoxFuture, Limit, Phase};
-use crate::reply::{Answer, Ended, Tasks};
+use crate::phase::Limit;
 use crate::restart::after;
-use crate::status::StatusWatch;
 use crate::sync::{Once, Witness};
 use crate::trace::{self, Span, Watch};
 
@@ -119,14 +117,15 @@ enum OnWorkerExit {
     Restart,
 }
 
-type LinkOf<W> = SelfLink<<W as Dispatch>::Request, <W as Dispatch>::Response>;
-type Answered<W> = Ended<<W as Dispatch>::Response, Infallible>;
-type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
-
-/// What callers, the task and wakers share.
-pub(crate) struct Core<W: Dispatch> {
+/// What callers, the task and wakers share, apart from what depends on the worker's type.
+///
+/// It is part of a [`CellOf`], and never alone.
+pub(crate) struct Core {
+    /// The cell that this is part of, as its `Arc` knows it.
+    this: *const dyn AnyCell,
+    facts: &'static Facts,
     state: State,
-    owned: UnsafeCell<Owned<W>>,
+    owned: UnsafeCell<Owned>,
     witness: Witness,
     queue: Queue,
     /// The task's waker, set at its first poll. Before that it needs no wake: its first poll is to
@@ -147,10 +146,6 @@ pub(crate) struct Core<W: Dispatch> {
     /// Whether the service stops when it is idle.
     stops_idle: bool,
     drain_limit: Option<Duration>,
-    /// What a concurrent service has besides.
-    readers: Option<Box<Readers<W>>>,
-    /// The worker's link to itself, if any method takes that.
-    link: Option<Box<Once<LinkOf<W>>>>,
     /// The methods that are due or under way which the service calls by itself, one bit for each.
     ticks: AtomicU64,
     /// Whether a parked handler awaits the end of its own service. A stop then has it polled again.
@@ -162,9 +157,8 @@ pub(crate) struct Core<W: Dispatch> {
     longest: AtomicU64,
 }
 
-/// What only the owner may touch.
-struct Owned<W: Dispatch> {
-    storage: WorkerStorage<W>,
+/// What only the owner may touch, besides what depends on the worker's type.
+struct Owned {
     /// The call that a parked handler serves.
     parked: Option<ParkedCall>,
     /// The payload that the task is to panic with.
@@ -195,14 +189,16 @@ impl ParkedCall {
     }
 }
 
-// SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
-// `RUN` makes it and acquires, the transition away ends it and releases (I1). Besides, the task, or
-// the thread that creates it, reaches it where no other thread can claim the worker: while the word
-// says `HELD` (`place`) or `DEAD` (`dead`). So its parts move between threads like a message. All
-// of them are `Send`: `W` by `Dispatch`, futures by `Job::run`, replies, and payloads. Only the
-// worker is shared, by readers, and only while the word counts them (I5); only a worker that is
-// `Sync` has any, by `Concurrent::new`.
-unsafe impl<W: Dispatch> Sync for Core<W> {}
+// SAFETY: `this` is a shared reference in all but its lifetime, which is that of the cell, and
+// cells are `Sync` (see `CellOf`). `owned` is reached through an `Owner`, of which there is one at
+// a time: a transition to `RUN` makes it and acquires, the transition away ends it and releases
+// (I1).
+// Besides, the task reaches it where no other thread can claim the worker: while the word says
+// `DEAD` (`dead`). So its parts move between threads like a message, and all of them are `Send`.
+unsafe impl Send for Core {}
+
+// SAFETY: as above.
+unsafe impl Sync for Core {}
 
 /// Creates a cell without a worker. Calls that are made already wait in the queue.
 ///
@@ -212,43 +208,11 @@ pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
     runtime: ServiceRuntime,
     restarts: bool,
 ) -> (CellMailbox<W>, Driver<W>) {
-    let stops_idle = options.idle.is_some();
-    let on_worker_exit = match restarts {
-        true => OnWorkerExit::Restart,
-        false if W::CLOSES || stops_idle || W::HAS_TICKS => OnWorkerExit::Hook,
-        false => OnWorkerExit::End,
-    };
-    // On a thread of its own it holds up no other task.
-    let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
-    let wanted = options.wanted(warn_after);
-    let observers = Observers::of(&wanted, W::NAME, options.name.clone());
-    let is_measured = options.is_timed || observers.is_some();
-    let core = Arc::new(Core {
-        // Idleness is judged under the lock, so every claim has to take the lock as well.
-        state: State::new(options.inline != Inline::Auto || stops_idle),
-        owned: UnsafeCell::new(Owned { storage: WorkerStorage::new(), parked: None, panic: None }),
-        witness: Witness::new(),
-        queue: Queue::new(options.backlog, || W::NAME, observers),
-        task: Once::new(),
-        spawned: Once::new(),
-        runtime,
-        inline: InlinePolicy::new(options.inline),
-        watch: Watch::new(warn_after),
-        on_worker_exit,
-        is_timed: options.is_timed,
-        is_measured,
-        has_own_thread: options.own_thread,
-        stops_idle,
-        drain_limit: options.drain_limit,
-        readers: if W::IS_CONCURRENT { Some(Readers::of_service(options.concurrency)) } else { None },
-        link: if W::TAKES_SELF { Some(Box::new(Once::new())) } else { None },
-        ticks: AtomicU64::new(0),
-        awaits_own_end: AtomicBool::new(false),
-        replied: AtomicU64::new(0),
-        longest: AtomicU64::new(0),
-    });
-    core.queue.status.set_name(options.name, core.node());
-    (CellMailbox::new(Arc::clone(&core)), Driver::new(core))
+    let concurrency = options.concurrency;
+    let name = options.name.clone();
+    let cell = CellOf::new(concurrency, |this| Core::new(this, Facts::of::<W>(), options, runtime, restarts));
+    cell.queue.status.set_name(name, cell.node());
+    (CellMailbox::new(Arc::clone(&cell)), Driver::new(cell))
 }
 
 /// Returns whether the method of this request may answer after it returns. Always `false` if no
@@ -265,15 +229,70 @@ fn is_always_queued<W: Dispatch>(request: &W::Request) -> bool {
     W::BLOCKS && W::method(request).blocks() || W::BATCHES && W::method(request).batch().is_some()
 }
 
-impl<W: Dispatch> Core<W> {
-    /// Returns where the worker is, or would be.
-    fn worker(&self) -> *const W {
-        // SAFETY: this forms a shared reference to the storage, whose parts are all in cells. No
-        // other code forms a mutable one: an owner uses it through a pointer as well.
-        unsafe { (*self.owned.get()).storage.worker() }
+impl Core {
+    fn new(
+        this: *const dyn AnyCell,
+        facts: &'static Facts,
+        options: ServiceOptions,
+        runtime: ServiceRuntime,
+        restarts: bool,
+    ) -> Self {
+        let stops_idle = options.idle.is_some();
+        let on_worker_exit = match restarts {
+            true => OnWorkerExit::Restart,
+            false if facts.closes || stops_idle || facts.ticks > 0 => OnWorkerExit::Hook,
+            false => OnWorkerExit::End,
+        };
+        // On a thread of its own it holds up no other task.
+        let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
+        let wanted = options.wanted(warn_after);
+        let observers = Observers::of(&wanted, facts.name, options.name.clone());
+        let is_measured = options.is_timed || observers.is_some();
+        Self {
+            this,
+            facts,
+            // Idleness is judged under the lock, so every claim has to take the lock as well.
+            state: State::new(options.inline != Inline::Auto || stops_idle),
+            owned: UnsafeCell::new(Owned { parked: None, panic: None }),
+            witness: Witness::new(),
+            queue: Queue::new(options.backlog, facts.service, observers),
+            task: Once::new(),
+            spawned: Once::new(),
+            runtime,
+            inline: InlinePolicy::new(options.inline),
+            watch: Watch::new(warn_after),
+            on_worker_exit,
+            is_timed: options.is_timed,
+            is_measured,
+            has_own_thread: options.own_thread,
+            stops_idle,
+            drain_limit: options.drain_limit,
+            ticks: AtomicU64::new(0),
+            awaits_own_end: AtomicBool::new(false),
+            replied: AtomicU64::new(0),
+            longest: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the cell that this is part of.
+    fn cell(&self) -> &dyn AnyCell {
+        // SAFETY: `this` is the cell that this is a part of, so it lives as long. It came from the
+        // cell's `Arc`, and no mutable reference to a cell is ever formed while it has one.
+        unsafe { &*self.this }
+    }
+
+    /// Returns the cell that this is part of, and keeps it.
+    fn to_arc(&self) -> Arc<dyn AnyCell> {
+        // SAFETY: `this` came from the cell's `Arc`, which lives as long as the cell. The reference
+        // that is counted first is the one that is returned.
+        unsafe {
+            Arc::increment_strong_count(self.this);
+            Arc::from_raw(self.this)
+        }
     }
 
     /// Returns the service's node in the graph of waiting handlers.
+    #[inline]
     fn node(&self) -> Node {
         std::ptr::from_ref(self).addr()
     }
@@ -291,25 +310,17 @@ impl<W: Dispatch> Core<W> {
         }
     }
 
-    /// Warns if what is polled until this is dropped holds its thread for too long, unless the
-    /// method has a thread to block.
+    /// Warns if what is polled until this is dropped holds its thread for too long, if it is to be
+    /// watched: a method that has a thread to block is not.
     #[inline(always)]
-    fn watch(&self, served: CallInfo) -> Option<impl Sized + '_> {
-        let is_watched = !self.blocks(served.method);
+    fn watch(&self, served: CallInfo, is_watched: bool) -> Option<impl Sized + '_> {
         is_watched.then(|| self.watch.begin(&self.queue.status, move || served.method.name()))
-    }
-
-    /// Returns the worker's link to itself.
-    #[cold]
-    fn link(&self) -> SelfLink<W::Request, W::Response> {
-        let link = self.link.as_ref().and_then(|link| link.get());
-        link.map_or_else(SelfLink::detached, Clone::clone)
     }
 
     /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task
     /// is to be woken.
     fn append(&self, method: &'static Method, has_deadline: bool) -> bool {
-        if W::IS_CONCURRENT {
+        if self.facts.is_concurrent {
             return self.append_concurrent(method, has_deadline);
         }
         self.state.join(false) == JoinOutcome::Wake
@@ -317,7 +328,7 @@ impl<W: Dispatch> Core<W> {
 
     /// Decides something under the lock.
     fn step<T>(&self, decide: impl FnOnce(&mut Line, &mut Deferred) -> T) -> T {
-        self.queue.step::<W::Response, Infallible, _>(None, decide)
+        self.queue.decide(decide)
     }
 
     /// Wakes the task, which has something to do.
@@ -351,12 +362,10 @@ impl<W: Dispatch> Core<W> {
         if wake {
             self.wake_task();
         }
-        if W::IS_CONCURRENT
-            && let Some(readers) = &self.readers
-        {
+        if self.facts.is_concurrent {
             // Closing fails those that wait for capacity. One of them may have stood in front.
             self.look_again();
-            readers.stopping();
+            self.cell().stop_readers();
         }
         // The flag is read after `CLOSING` was set. Setting it and parking are both
         // read-modify-writes of the state word, so at least one of the two threads sees the other.
@@ -398,16 +407,14 @@ impl<W: Dispatch> Core<W> {
     /// Returns whether handlers of this method are to run on a thread that they may block. On a
     /// thread of its own a service blocks nothing else.
     fn blocks(&self, method: &'static Method) -> bool {
-        W::BLOCKS && !self.has_own_thread && method.blocks()
+        method.blocks() && !self.has_own_thread
     }
 
     /// Notes that a method which the service calls by itself has returned.
     fn tick_ended(&self, served: CallInfo) {
-        if W::HAS_TICKS {
-            let tick = (0..W::TICKS).find(|tick| W::tick_method(*tick) == served.method);
-            if let Some(tick) = tick {
-                self.ticks.fetch_and(!(1 << tick), Relaxed);
-            }
+        let tick = (0..self.facts.ticks).find(|tick| (self.facts.tick_method)(*tick) == served.method);
+        if let Some(tick) = tick {
+            self.ticks.fetch_and(!(1 << tick), Relaxed);
         }
     }
 
@@ -418,132 +425,38 @@ impl<W: Dispatch> Core<W> {
         self.longest.fetch_max(time, Relaxed);
     }
 
-    /// Returns the reply of a completed handler with the slot that it belongs to. Returns `None` if
-    /// no call waits for it, or if the call's deadline has passed. Tells observers which.
-    #[inline]
-    fn finished(
+    /// Returns the slot that a reply belongs to which is there now. Returns `None` if no call waits
+    /// for it, or if the call's deadline has passed. Tells observers which. `outcome` is that of
+    /// the reply.
+    fn deliverable(
         &self,
         slot: Option<usize>,
         served: CallInfo,
-        response: W::Response,
         observed: Observed,
-    ) -> Option<(usize, Answered<W>)> {
+        outcome: &dyn Fn() -> Outcome,
+    ) -> Option<usize> {
         match slot {
-            Some(slot) if !self.is_late(served, RuntimeContext::Native) => {
-                observed.finish(|| Self::outcome(&response));
-                Some((slot, Ok(Ok(response))))
-            }
-            late => {
-                match late {
-                    Some(slot) => {
-                        observed.finish(|| Outcome::Expired);
-                        self.queue.answer_late(slot);
-                    }
-                    None => observed.finish(|| Self::outcome(&response)),
-                }
-                self.queue.drop_quietly(response);
+            Some(slot) if self.is_late(served, RuntimeContext::Native) => {
+                observed.finish(|| Outcome::Expired);
+                self.queue.answer_late(slot);
                 None
             }
+            slot => {
+                observed.finish(outcome);
+                slot
+            }
         }
     }
 
-    /// Returns the outcome of a handler that has returned this.
-    fn outcome(response: &W::Response) -> Outcome {
-        if W::is_error(response) { Outcome::Failed } else { Outcome::Replied }
-    }
-
-    /// Returns whether a reply given now is too late. Reads the clock only if there is a deadline.
-    #[inline]
-    fn is_late(&self, served: CallInfo, context: RuntimeContext) -> bool {
-        served.deadline.is_some_and(|deadline| deadline <= self.runtime.now(context))
-    }
-
-    /// Delivers the reply, or drops it if the caller is gone.
-    fn answer(&self, slot: Option<usize>, reply: Answered<W>) {
-        let undelivered = match slot {
-            Some(slot) => self.queue.answer_slot(slot, reply).err(),
-            None => Some(reply),
-        };
-        self.queue.drop_quietly(undelivered);
-    }
-}
-
-/// Serves methods that answer after they have returned.
-impl<W: Dispatch> Answer<W::Response, Infallible> for Core<W> {
-    fn answer(&self, slot: usize, reply: Answered<W>) -> Result<(), Answered<W>> {
-        self.queue.used(&|| now_in(self.runtime.handle()));
-        self.queue.answer_slot(slot, reply)
-    }
-
-    fn discard(&self, reply: Answered<W>) {
-        self.queue.drop_quietly(reply);
-    }
-
-    fn unwound(&self, slot: usize, otherwise: &FetchReason) {
-        self.queue.unwound(slot, otherwise);
-    }
-
-    fn is_abandoned(&self, slot: usize) -> bool {
-        self.queue.has_left(slot)
-    }
-
-    fn now(&self) -> tokio::time::Instant {
-        now_in(self.runtime.handle())
-    }
-
-    fn answer_late(&self, slot: usize) {
-        self.queue.used(&|| now_in(self.runtime.handle()));
-        self.queue.answer_late(slot);
-    }
-
-    fn is_cut(&self, slot: usize) -> bool {
-        self.queue.is_cut(slot)
-    }
-
-    fn is_error(&self, response: &W::Response) -> bool {
-        W::is_error(response)
-    }
-
-    fn begin_task(self: Arc<Self>, slot: Option<usize>) -> Option<(Arc<dyn Tasks>, u64)> {
-        let number = self.queue.begin_task(slot);
-        Some((self, number))
-    }
-}
-
-impl<W: Dispatch> Tasks for Core<W> {
-    fn spawned(&self, number: u64, task: AbortHandle) {
-        self.queue.task_spawned(number, task);
-    }
-
-    fn panicked(&self, method: Option<&'static str>, span: &Span, payload: &Payload) {
-        self.queue.panicked();
-        trace::panicked(&self.queue.status, Some(span), method, payload);
-    }
-
-    fn ended(&self, number: u64) {
-        let now = || now_in(self.runtime.handle());
-        // Uses the transition of T7: the service's task may wait for nothing else.
-        let wake = self.step(|line, _| line.task_ended(number, &now) && self.state.close());
-        if wake {
-            self.wake_task();
-        }
-    }
-}
-
-impl<W: Dispatch> ToItself<W::Request, W::Response, Infallible> for Core<W> {
-    fn is_stopping(&self) -> bool {
-        self.queue.is_closed()
-    }
-
-    fn watch(&self) -> StatusWatch {
-        self.queue.status.watch()
-    }
-
-    fn is_polled_here(&self) -> bool {
-        stack::is_top(self.node())
-    }
-
-    fn send_to_itself(&self, request: W::Request, limit: Limit, while_open: bool) -> Result<(), W::Request> {
+    /// Does what the worker sends to itself: see [`ToItself`](super::ToItself). `put` puts the
+    /// request into its place. Returns whether it was accepted.
+    fn send_to_itself(
+        &self,
+        method: &'static Method,
+        limit: Limit,
+        while_open: bool,
+        put: &mut dyn FnMut(&mut Line, usize),
+    ) -> bool {
         let now = || now_in(self.runtime.handle());
         let deadline = match limit {
             Limit::None => None,
@@ -551,35 +464,32 @@ impl<W: Dispatch> ToItself<W::Request, W::Response, Infallible> for Core<W> {
             Limit::Until(deadline) => Some(deadline),
             Limit::Expired => Some(now()),
         };
-        let method = W::method(&request);
         let join = &mut || self.append(method, deadline.is_some());
-        let mut request = Some(request);
-        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
-        match self.queue.append_own(method, deadline, while_open, join, put) {
-            Some(wake) => {
-                if wake {
-                    self.wake_task();
-                }
-                Ok(())
-            }
-            None => Err(request.expect("a refused request is not taken")),
+        let Some(wake) = self.queue.append_own(method, deadline, while_open, join, put) else { return false };
+        if wake {
+            self.wake_task();
+        }
+        true
+    }
+
+    /// Unregisters a task that the service waits for.
+    fn task_ended(&self, number: u64) {
+        let now = || now_in(self.runtime.handle());
+        // Uses the transition of T7: the service's task may wait for nothing else.
+        let wake = self.step(|line, _| line.task_ended(number, &now) && self.state.close());
+        if wake {
+            self.wake_task();
         }
     }
 
-    fn begin_own_task(&self, kind: TaskKind) -> Option<u64> {
-        self.queue.begin_own_task(kind)
-    }
-
-    fn spawn(&self, task: BoxFuture<()>) -> Option<AbortHandle> {
-        self.runtime.spawn(task)
-    }
-
-    fn door(self: Arc<Self>) -> Arc<dyn Mailbox<W::Request, W::Response, Infallible>> {
-        Arc::new(CellMailbox::door(self))
+    /// Returns whether a reply given now is too late. Reads the clock only if there is a deadline.
+    #[inline]
+    fn is_late(&self, served: CallInfo, context: RuntimeContext) -> bool {
+        served.deadline.is_some_and(|deadline| deadline <= self.runtime.now(context))
     }
 }
 
-impl<W: Dispatch> Serving for Core<W> {
+impl Serving for Core {
     fn is_stopping(&self) -> bool {
         self.queue.is_closed()
     }
@@ -589,7 +499,7 @@ impl<W: Dispatch> Serving for Core<W> {
     }
 }
 
-impl<W: Dispatch> Drop for Core<W> {
+impl Drop for Core {
     fn drop(&mut self) {
         // I7: a worker dropped in here may hold the last caller of another service. It would drop
         // that service's worker from in here, and that one the next.
@@ -602,7 +512,7 @@ impl<W: Dispatch> Drop for Core<W> {
     }
 }
 
-impl<W: Dispatch> fmt::Debug for Core<W> {
+impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Reading `owned`, even whether a worker is there, takes a claim.
         f.debug_struct("Core").field("word", &self.state.describe()).finish_non_exhaustive()

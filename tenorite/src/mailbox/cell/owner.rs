@@ -5,32 +5,30 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use super::reader;
 use super::state::{Claim, Leave, Park, Release};
+use super::typed::{AnyBatch, AnyCell, AnyValue, CellOf, Exchange};
 use super::waker;
-use super::{Answered, Core, Exchange, OnWorkerExit, Owned, ParkedCall};
+use super::{Core, OnWorkerExit, Owned, ParkedCall};
 use crate::budget;
 use crate::dispatch::Dispatch;
-use crate::dispatch::job::{Progress, response_of};
+use crate::dispatch::job::Progress;
 use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock;
 use crate::handler::method::CallInfo;
+use crate::handler::method::Method;
 use crate::handler::runtime::RuntimeContext;
 use crate::handler::stack;
-use crate::mailbox::queue::Dequeued;
-use crate::mailbox::queue::line::{Deferred, Line, Started, TurnOver};
+use crate::mailbox::queue::line::{Started, TurnOver};
 use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
-use crate::phase::Phase;
-use crate::reply::Client;
 use crate::trace::Span;
 
 /// The right to touch what is owned. There is one at a time: a claim makes it, a release ends it.
 ///
 /// If it is dropped otherwise, a panic unwinds that should have been caught. The service then ends
 /// rather than hang.
-pub(super) struct Owner<'a, W: Dispatch> {
-    core: &'a Arc<Core<W>>,
+pub(super) struct Owner<'a> {
+    core: &'a Core,
     /// The slot of the call in flight: taken out of the queue, and not answered yet.
     in_flight: Option<usize>,
     /// `None` once the word has left `RUN`, or another thread has the claim: this grants no access
@@ -40,7 +38,7 @@ pub(super) struct Owner<'a, W: Dispatch> {
 
 /// The outcome of running a handler.
 pub(super) enum Run {
-    /// The reply is where the request was.
+    /// The reply is where the request was: in hand, or in the call that runs at once.
     Replied,
     /// The handler has completed, and gives its answer elsewhere.
     Deferred,
@@ -49,12 +47,24 @@ pub(super) enum Run {
     Panicked(Payload),
 }
 
+impl Run {
+    #[inline(always)]
+    fn of(ran: Result<Progress, Payload>) -> Self {
+        match ran {
+            Ok(Progress::Replied) => Self::Replied,
+            Ok(Progress::Deferred) => Self::Deferred,
+            Ok(Progress::Waits) => Self::Waits,
+            Err(payload) => Self::Panicked(payload),
+        }
+    }
+}
+
 /// What has become of the worker after its owner let go.
-pub(super) enum Released<W> {
+pub(super) enum Released {
     /// It is idle, parked, or left to the task.
     Alive,
-    /// No new calls are accepted and all work is done: this is the worker.
-    HandedBack(W),
+    /// No new calls are accepted and all work is done: this is what the service yields.
+    HandedBack(AnyValue),
     /// T11: it is left to the task, to be taken out.
     Held,
     /// The request at the front may share it: the word says `READY`, and the task starts that.
@@ -75,20 +85,19 @@ pub(super) struct Turn {
 
 impl Turn {
     /// Nothing.
-    pub(super) const fn new<W: Dispatch>() -> Self {
-        Self { is_used: !W::HAS_TICKS, may_tick: true }
+    pub(super) const fn new(core: &Core) -> Self {
+        Self { is_used: core.facts.ticks == 0, may_tick: true }
     }
 }
 
 /// What the task does next, as the worker's owner.
-enum Next<Rq> {
-    Serve(Dequeued<Rq>),
+enum Next {
+    /// The request is in hand.
+    Serve(Started),
     /// Several requests of one method, which is given all of them.
-    ServeBatch(Vec<Dequeued<Rq>>),
+    ServeBatch(&'static Method, AnyBatch),
     /// The word has left `RUN`: the task owns nothing any more.
-    Left {
-        wake: bool,
-    },
+    Left { wake: bool },
     /// The service accepts no more calls, and the queue is empty.
     End,
     /// Another worker is to take over.
@@ -99,16 +108,21 @@ enum Next<Rq> {
     Tick,
 }
 
-impl<'a, W: Dispatch> Owner<'a, W> {
+impl<'a> Owner<'a> {
     /// Uses up the claim, which must come from a transition of this core's state word.
     #[inline]
-    pub(super) fn new(core: &'a Arc<Core<W>>, claim: Claim) -> Self {
+    pub(super) fn new(core: &'a Core, claim: Claim) -> Self {
         Self { core, in_flight: None, claim: Some(claim) }
     }
 
-    fn owned(&mut self) -> *mut Owned<W> {
+    fn owned(&mut self) -> *mut Owned {
         self.core.witness.touch();
         self.core.owned.get()
+    }
+
+    fn cell(&mut self) -> &'a dyn AnyCell {
+        self.core.witness.touch();
+        self.core.cell()
     }
 
     /// Ends the ownership without further effect: the word has left `RUN`.
@@ -122,103 +136,131 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         self.claim.take().expect("an owner has its claim until it is disarmed")
     }
 
-    /// Runs the handler that the request in `exchange` asks for, until it first has to wait.
+    /// Runs the handler that the request in `exchange` asks for, on the thread of its caller, until
+    /// it first has to wait.
     #[inline(always)]
-    pub(super) fn start(
+    pub(super) fn start<W: Dispatch>(
         &mut self,
+        cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
     ) -> Run {
-        self.lend_link(served);
         match context {
-            RuntimeContext::Native => self.start_within(exchange, served, |_| ()),
-            context => self.start_slow(exchange, served, context, None),
+            RuntimeContext::Native => self.start_within(cell, exchange, served, |_| ()),
+            context => self.start_slow(cell, exchange, served, context, None),
         }
     }
 
     /// Works like [`start`](Self::start), where handlers are timed or observed.
-    pub(super) fn start_measured(
+    pub(super) fn start_measured<W: Dispatch>(
         &mut self,
+        cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
         span: Option<&Span>,
     ) -> Run {
-        self.lend_link(served);
-        self.start_slow(exchange, served, context, span)
+        self.start_slow(cell, exchange, served, context, span)
     }
 
     /// Lends the worker's link to itself to the method that is about to start, if it takes that.
-    #[inline(always)]
     fn lend_link(&mut self, served: CallInfo) {
-        if W::TAKES_SELF && served.method.takes_self() {
-            let link = self.core.link();
+        if served.method.takes_self() {
             // SAFETY: exclusive by I1, as in `start_within`. No future is live.
-            unsafe { (*self.owned()).storage.lend_to_itself(link) };
+            unsafe { self.cell().lend_link() };
         }
     }
 
     /// Works like [`start`](Self::start), in a foreign context, or where handlers are measured.
     #[cold]
     #[inline(never)]
-    fn start_slow(
+    fn start_slow<W: Dispatch>(
         &mut self,
+        cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
         span: Option<&Span>,
     ) -> Run {
-        self.start_within(exchange, served, |core| {
+        self.start_within(cell, exchange, served, |core| {
             (core.runtime.enter(context), span.map(Span::enter), Timed::of(core))
         })
     }
 
     #[inline(always)]
-    fn start_within<G>(
+    fn start_within<W: Dispatch, G>(
         &mut self,
+        cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
         served: CallInfo,
-        surroundings: impl FnOnce(&'a Core<W>) -> G,
+        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Run {
+        if W::TAKES_SELF {
+            self.lend_link(served);
+        }
         let core = self.core;
         let waker = waker::borrowed(core);
-        let owned = self.owned();
+        core.witness.touch();
         let ran = panics::catch(|| {
             let _surroundings = surroundings(core);
-            let _nested = stack::enter(&**core, served);
-            let _watched = core.watch(served);
+            let _nested = stack::enter(core, served);
+            // A method with a thread to block is never run on that of its caller.
+            let _watched = core.watch(served, true);
             // SAFETY: this owner has exclusive use (I1): the claim's transition to `RUN` acquired
-            // what the previous owner released, and the word has not left `RUN` since. The `Arc` in
-            // `core` keeps the cell alive and in place. A worker is there: only `State::open` leads
-            // from `HELD` to a word that handlers are started from, and it follows `place`. No
-            // future is live: the word was `IDLE` or `READY` when it was claimed, or the previous
-            // handler has completed. A future that stays is dropped before the worker, in `end` or
-            // `worker_failed` (S2).
-            unsafe { (*owned).storage.start(exchange, &waker) }
+            // what the previous owner released, and the word has not left `RUN` since. The cell
+            // stays in its `Arc`, which lives as long as the owner. A worker is there: only
+            // `State::open` leads from `HELD` to a word that handlers are started from, and it
+            // follows `place`. No future is live: the word was `IDLE` or `READY` when it was
+            // claimed, or the previous handler has completed. A future that stays is dropped before
+            // the worker, in `end` or `worker_failed` (S2).
+            unsafe { cell.storage().start(exchange, &waker) }
         });
-        match ran {
-            Ok(Progress::Replied) => Run::Replied,
-            Ok(Progress::Deferred) => Run::Deferred,
-            Ok(Progress::Waits) => Run::Waits,
-            Err(payload) => Run::Panicked(payload),
-        }
+        Run::of(ran)
     }
 
-    /// Works like [`start`](Self::start), in the span that the call was made in. The call awaits
-    /// this slot.
+    /// Runs the handler that the request in hand asks for, until it first has to wait, in the span
+    /// that the call was made in. The call awaits this slot.
     fn start_in(
         &mut self,
         slot: Option<usize>,
         span: &Span,
-        exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
     ) -> Run {
         self.lend_link(served);
-        self.start_within(exchange, served, |core| {
-            (core.runtime.enter(context), span.enter(), Timed::of(core), stack::next_call(slot))
-        })
+        let core = self.core;
+        let waker = waker::borrowed(core);
+        let cell = self.cell();
+        let ran = panics::catch(|| {
+            let _surroundings =
+                (core.runtime.enter(context), span.enter(), Timed::of(core), stack::next_call(slot));
+            let _nested = stack::enter(core, served);
+            let _watched = core.watch(served, !core.blocks(served.method));
+            // SAFETY: as in `start_within`.
+            unsafe { cell.start(&waker) }
+        });
+        Run::of(ran)
+    }
+
+    /// Drops what is in hand, and counts it if its `Drop` panics.
+    fn empty_hand(&mut self) {
+        let cell = self.cell();
+        // SAFETY: exclusive by I1, as in `start_within`.
+        let was_quiet = panics::ran_quietly(&mut || unsafe { cell.empty_hand() });
+        self.core.queue.count_drop(was_quiet);
+    }
+
+    /// Returns the slot that the reply in hand belongs to. Drops the reply, and returns `None`, if
+    /// no call waits for it, or if the call's deadline has passed. Tells observers which.
+    fn finished(&mut self, slot: Option<usize>, served: CallInfo, observed: Observed) -> Option<usize> {
+        let cell = self.cell();
+        // SAFETY: exclusive by I1, as in `start_within`.
+        let slot = self.core.deliverable(slot, served, observed, &|| unsafe { cell.outcome() });
+        if slot.is_none() {
+            self.empty_hand();
+        }
+        slot
     }
 
     /// Works like [`start_in`](Self::start_in), for a method that may answer later: a client
@@ -228,7 +270,6 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         &mut self,
         slot: Option<usize>,
         span: &Span,
-        exchange: &mut Exchange<W>,
         served: CallInfo,
         context: RuntimeContext,
         observed: Observed,
@@ -238,21 +279,19 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             // From here on the answer may come from anywhere: what it waits for is unknown.
             core.queue.owe(slot);
         }
-        let client = Client::new(Arc::clone(core) as _, slot, served.deadline).observed(observed);
-        let owned = self.owned();
+        let cell = self.cell();
         // SAFETY: exclusive by I1, as in `start_within`.
-        unsafe { (*owned).storage.lend(client) };
+        unsafe { cell.lend_client(slot, served.deadline, observed) };
         let (ran, unwound) =
             // Its slot may be answered and free at any time, so the handler does not know it.
-            panics::polled_here(&core.queue, || self.start_in(None, span, exchange, served, context));
+            panics::polled_here(&core.queue, || self.start_in(None, span, served, context));
         let reason = match &ran {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
-        // SAFETY: exclusive by I1, as in `start_within`. A future that was left behind does not
-        // borrow the client.
-        if let (Some(reason), Some(client)) = (&reason, unsafe { (*owned).storage.take_back() }) {
-            client.fail(reason.clone());
+        if let Some(reason) = &reason {
+            // SAFETY: exclusive by I1, as in `start_within`.
+            unsafe { cell.fail_client(reason.clone()) };
         }
         // Also for a panic that the method has caught itself.
         if unwound {
@@ -261,33 +300,27 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         ran
     }
 
-    /// Polls the handler that waits.
-    fn resume(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
+    /// Polls the handler that waits. It has left its reply in hand if this yields `true`, and gives
+    /// its answer elsewhere otherwise.
+    fn resume(&mut self, served: CallInfo, span: &Span) -> Poll<Result<bool, Payload>> {
         let waker = waker::borrowed(self.core);
         self.resume_with(&waker, served, span)
     }
 
-    fn resume_with(
-        &mut self,
-        waker: &Waker,
-        served: CallInfo,
-        span: &Span,
-    ) -> Poll<Result<Option<W::Response>, Payload>> {
+    fn resume_with(&mut self, waker: &Waker, served: CallInfo, span: &Span) -> Poll<Result<bool, Payload>> {
         let core = self.core;
-        let owned = self.owned();
+        let cell = self.cell();
         let slot = self.in_flight;
         let resume = || {
             let _call = stack::next_call(slot);
-            let _nested = stack::enter(&**core, served);
+            let _nested = stack::enter(core, served);
             let _in_span = span.enter();
-            let _watched = core.watch(served);
+            let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: exclusive by I1, as in `start_within`. The claim acquired what `park`
             // released.
-            unsafe { (*owned).storage.resume(&mut Context::from_waker(waker)) }
+            unsafe { cell.resume(&mut Context::from_waker(waker)) }
         };
-        let resumed = if W::ANSWERS_LATER && served.method.answers_later()
-            || W::BATCHES && served.method.batch().is_some()
-        {
+        let resumed = if served.method.answers_later() || served.method.batch().is_some() {
             catch_answering(core, resume)
         } else {
             panics::catch(resume)
@@ -305,8 +338,8 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// The handler is polled with a waker that counts its clones. A future that has to wait for
     /// anything leaves one; the wait for the service's own end leaves none.
     #[cold]
-    fn await_own_end(&mut self, served: CallInfo, span: &Span) -> Poll<Result<Option<W::Response>, Payload>> {
-        let counted = Arc::new(Counted { core: Arc::clone(self.core), has_fired: AtomicBool::new(false) });
+    fn await_own_end(&mut self, served: CallInfo, span: &Span) -> Poll<Result<bool, Payload>> {
+        let counted = Arc::new(Counted { cell: self.core.to_arc(), has_fired: AtomicBool::new(false) });
         let waker = Waker::from(Arc::clone(&counted));
         let poll = self.resume_with(&waker, served, span);
         deadlock::take_own_end(self.core.node());
@@ -337,11 +370,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Span,
         observed: Observed,
         context: RuntimeContext,
-    ) -> Released<W> {
+    ) -> Released {
         self.park_call(ParkedCall::new(slot, served, span, observed), context)
     }
 
-    pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released<W> {
+    pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released {
         let core = self.core;
         let awaits_own_end = deadlock::take_own_end(core.node());
         if awaits_own_end {
@@ -374,7 +407,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         span: Option<&Span>,
         payload: Payload,
         observed: Observed,
-    ) -> Released<W> {
+    ) -> Released {
         let reason = self.core.why_panicked(&payload);
         self.core.tell_panic(served, span, &reason, &payload);
         observed.finish(|| Outcome::of_failure(&reason));
@@ -383,18 +416,17 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// T10. Answers the call of a handler that panicked with `reason`; its reply belongs to `slot`.
     #[cold]
-    pub(super) fn panicked(
-        mut self,
-        slot: Option<usize>,
-        reason: FetchReason,
-        payload: Payload,
-    ) -> Released<W> {
+    pub(super) fn panicked(mut self, slot: Option<usize>, reason: FetchReason, payload: Payload) -> Released {
         self.in_flight = None;
         let message = match &reason {
             FetchReason::Panicked(message) => Some(message.clone()),
             _ => None,
         };
-        self.core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
+        // What a handler has not taken of its request.
+        self.empty_hand();
+        if let Some(slot) = slot {
+            self.core.queue.fail_slot(slot, TenoriteError::FetchFailure(reason));
+        }
         let Some(message) = message else {
             panics::discard(payload);
             return self.end(StopReason::Aborted, None);
@@ -404,7 +436,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T10. Ends a worker that must not be used again, and decides what follows.
-    pub(super) fn worker_panicked(self, message: PanicMessage, payload: Payload) -> Released<W> {
+    pub(super) fn worker_panicked(self, message: PanicMessage, payload: Payload) -> Released {
         match self.core.on_worker_exit {
             OnWorkerExit::End => self.end(StopReason::Panicked(message), Some(payload)),
             _ => self.worker_failed(message, payload),
@@ -412,7 +444,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T11. Leaves a worker that must not be used again to the task, which decides what follows.
-    fn worker_failed(mut self, message: PanicMessage, payload: Payload) -> Released<W> {
+    fn worker_failed(mut self, message: PanicMessage, payload: Payload) -> Released {
         let core = self.core;
         if core.on_worker_exit != OnWorkerExit::Restart {
             core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
@@ -425,7 +457,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// T11. Leaves the worker to the task.
-    fn hand_to_task(mut self) -> Released<W> {
+    fn hand_to_task(mut self) -> Released {
         let core = self.core;
         if !core.state.hold() {
             return self.end(StopReason::Aborted, None);
@@ -436,11 +468,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Takes the worker that was left to the task, and the payload if it panicked.
-    pub(super) fn take_held(mut self) -> (Option<W>, Option<Payload>) {
-        let owned = self.owned();
+    pub(super) fn take_held(mut self) -> (Option<AnyValue>, Option<Payload>) {
+        let (owned, cell) = (self.owned(), self.cell());
         // SAFETY: exclusive by I1: `claim_held` acquired what the previous owner released in
         // `State::hold`. No future is live: that owner dropped it, or had no handler under way.
-        let taken = unsafe { ((*owned).storage.take(), (*owned).panic.take()) };
+        let taken = unsafe { (cell.take_worker(), (*owned).panic.take()) };
         self.core.state.hold();
         self.disarm();
         taken
@@ -455,11 +487,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Drops the future of a handler that is under way, if there is one.
     fn drop_future(&mut self) {
         let core = self.core;
-        let owned = self.owned();
+        let cell = self.cell();
         deadlock::handler_suspended();
         deadlock::clear(core.node());
         // SAFETY: exclusive by I1, as in `start_within`.
-        let drop_future = || unsafe { (*owned).storage.drop_future() };
+        let drop_future = || unsafe { cell.drop_future() };
         if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
             panics::discard(payload);
         }
@@ -487,21 +519,25 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Serves the queue from the front, on the task. Releases the worker when the queue is empty,
-    /// when a handler has to wait, or when the task's turn is over. `finished` is the last
-    /// request's slot and its reply.
-    pub(super) fn drain(mut self, mut finished: Option<(usize, Answered<W>)>, turn: Turn) -> Released<W> {
+    /// when a handler has to wait, or when the task's turn is over. `finished` is the slot of the
+    /// last request, whose reply is in hand.
+    pub(super) fn drain(mut self, mut finished: Option<usize>, turn: Turn) -> Released {
         let core = self.core;
+        let facts = core.facts;
         let mut is_over = false;
         let Turn { mut is_used, mut may_tick } = turn;
         loop {
             self.in_flight = None;
+            let cell = self.cell();
             let claim = &mut self.claim;
             let now = || core.runtime.now(RuntimeContext::Native);
-            let next = core.queue.step(finished.take(), |line, deferred| {
+            // SAFETY: exclusive by I1, as in `start_within`.
+            let put = |line: &mut _, slot| unsafe { cell.put_reply(line, slot) };
+            let next = core.queue.step(finished.take(), put, |line, deferred| {
                 if core.state.wants_restart() && line.closed.is_none() {
                     return Next::Restart;
                 }
-                if W::HAS_TICKS
+                if facts.ticks > 0
                     && line.closed.is_none()
                     && (may_tick || line.len == 0)
                     && !is_over
@@ -509,24 +545,27 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 {
                     return Next::Tick;
                 }
-                if W::IS_CONCURRENT
+                if facts.is_concurrent
                     && let Ok(Some(front)) = line.front(!is_over, &now, deferred)
-                    && reader::shares::<W>(line.queued(front).0)
+                    && (facts.shares)(line.queued(front).0)
                 {
                     return Next::Share;
                 }
                 let leave = match line.take_next(!is_over, &now, deferred) {
-                    Ok(Some(first)) if W::BATCHES && first.method.batch().is_some() => {
-                        return Next::ServeBatch(take_batch(line, first, &now, deferred));
+                    Ok(Some(first)) if facts.batches && first.method.batch().is_some() => {
+                        let method = first.method;
+                        return Next::ServeBatch(method, cell.take_batch(line, first, &now, deferred));
                     }
                     Ok(Some(started)) => {
-                        return Next::Serve(Dequeued { request: line.take_request(&started), started });
+                        // SAFETY: as above. A reply that was in hand has been put into its place.
+                        unsafe { cell.take_up(line, &started) };
+                        return Next::Serve(started);
                     }
                     Ok(None) if line.closed.is_none() => {
                         if is_used {
                             line.used(&now);
                         }
-                        if W::HAS_TICKS && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
+                        if facts.ticks > 0 && core.state.has_tick() { Leave::Ready } else { Leave::Idle }
                     }
                     // Tasks that answer calls are accepted work. The last to end wakes this task.
                     Ok(None) if line.has_tasks() => Leave::Idle,
@@ -540,8 +579,13 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 *claim = None;
                 Next::Left { wake: leave == Leave::Ready }
             });
+            let Some(next) = next else {
+                // The caller has gone that waited for the reply.
+                self.empty_hand();
+                continue;
+            };
             match next {
-                Next::Tick if W::HAS_TICKS => {
+                Next::Tick => {
                     may_tick = false;
                     let began = budget::begin();
                     match self.start_tick() {
@@ -550,45 +594,41 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(taken) if W::BLOCKS && core.blocks(taken.started.method) => {
-                    return self.serve_elsewhere(vec![taken]);
+                Next::Serve(started) if core.blocks(started.method) => {
+                    return self.serve_elsewhere(Work::One(started));
                 }
-                Next::ServeBatch(batch)
-                    if W::BATCHES && W::BLOCKS && core.blocks(batch[0].started.method) =>
-                {
-                    return self.serve_elsewhere(batch);
+                Next::ServeBatch(method, batch) if core.blocks(method) => {
+                    return self.serve_elsewhere(Work::Batch(batch));
                 }
-                Next::ServeBatch(batch) if W::BATCHES => {
+                Next::ServeBatch(_, batch) => {
                     (is_used, may_tick) = (true, true);
                     let began = budget::begin();
-                    match self.serve_batch(batch) {
+                    match cell.serve_batch(self, batch) {
                         Ok(owner) => self = owner,
                         Err(released) => return released,
                     }
                     is_over = budget::is_turn_over(began);
                 }
-                Next::Serve(Dequeued { request, started }) => {
-                    let Started { method, deadline, span, mut observed, slot, .. } = started;
+                Next::Serve(Started { method, deadline, span, mut observed, slot, .. }) => {
                     (is_used, may_tick) = (true, true);
                     observed.start();
                     let span = observed.span().unwrap_or(span);
                     let served = CallInfo { method, deadline };
-                    let mut exchange = Phase::New(request);
                     let began = budget::begin();
-                    let (slot, ran) = if W::ANSWERS_LATER && served.method.answers_later() {
+                    let (slot, ran) = if method.answers_later() {
                         // Its client answers for it.
                         let observed = std::mem::take(&mut observed);
                         let context = RuntimeContext::Native;
-                        (None, self.start_deferring(slot, &span, &mut exchange, served, context, observed))
+                        (None, self.start_deferring(slot, &span, served, context, observed))
                     } else {
                         self.in_flight = slot;
-                        (slot, self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native))
+                        (slot, self.start_in(slot, &span, served, RuntimeContext::Native))
                     };
                     match ran {
                         Run::Replied => {
                             deadlock::handler_finished(core.node());
                             core.count_reply();
-                            finished = core.finished(slot, served, response_of(&mut exchange), observed);
+                            finished = self.finished(slot, served, observed);
                         }
                         Run::Deferred => {
                             deadlock::handler_finished(core.node());
@@ -611,7 +651,6 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 }
                 Next::End if core.on_worker_exit == OnWorkerExit::End => return self.hand_back(),
                 Next::End | Next::Restart => return self.hand_to_task(),
-                Next::Tick | Next::ServeBatch(_) => unreachable!("the worker has no such method"),
                 Next::Share => {
                     core.state.downgrade();
                     self.disarm();
@@ -621,40 +660,24 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
-    /// Runs a method that is given several requests until it first has to wait. Returns what has
-    /// become of the worker unless the method has returned.
-    ///
-    /// Each request has a client, which answers its call. The slots are not owed: the handler alone
-    /// answers them, so a call that waits for one waits for this worker.
+    /// Runs a method that is given so many requests, with `start`, until it first has to wait.
+    /// Returns what has become of the worker unless the method has returned.
     #[cold]
-    fn serve_batch(mut self, batch: Vec<Dequeued<W::Request>>) -> Result<Self, Released<W>> {
+    pub(super) fn run_batch(
+        mut self,
+        served: CallInfo,
+        span: Span,
+        count: usize,
+        start: impl FnOnce(&Waker) -> Progress,
+    ) -> Result<Self, Released> {
         let core = self.core;
-        let count = batch.len();
-        // The handler has as long as the most patient of its callers waits.
-        let deadlines = batch.iter().map(|taken| taken.started.deadline);
-        let latest = deadlines.reduce(|one, other| Some(one?.max(other?))).flatten();
-        let served = CallInfo { method: batch[0].started.method, deadline: latest };
-        let mut span = None;
-        let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for Dequeued { request, started } in batch {
-            let Started { deadline, slot, span: made_in, mut observed, .. } = started;
-            observed.start();
-            let made_in = observed.span().unwrap_or(made_in);
-            let client = Client::new(Arc::clone(core) as _, slot, deadline).observed(observed).of_batch();
-            span.get_or_insert(made_in);
-            requests.push(request);
-            clients.push(client);
-        }
-        let span = span.expect("a batch is of one request at least");
         self.lend_link(served);
         let waker = waker::borrowed(core);
-        let owned = self.owned();
         let start = || {
             let (_in_span, _timed) = (span.enter(), Timed::of(core));
-            let _nested = stack::enter(&**core, served);
-            let _watched = core.watch(served);
-            // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
-            unsafe { (*owned).storage.start_batch(requests, clients, &waker) }
+            let _nested = stack::enter(core, served);
+            let _watched = core.watch(served, !core.blocks(served.method));
+            start(&waker)
         };
         match catch_answering(core, start) {
             Ok(Progress::Waits) => {
@@ -674,41 +697,38 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     /// Leaves a request whose method blocks its thread, or several of one method, to a thread that
     /// is there for that. It has the claim until the method has returned.
     #[cold]
-    fn serve_elsewhere(self, requests: Vec<Dequeued<W::Request>>) -> Released<W> {
+    fn serve_elsewhere(self, work: Work) -> Released {
         let core = self.core;
-        let blocking = Blocking { core: Arc::clone(core), claim: Some(self.into_claim()), requests };
+        let blocking = Blocking { cell: core.to_arc(), claim: Some(self.into_claim()), work: Some(work) };
         core.runtime.spawn_blocking(move || blocking.run());
         Released::Alive
     }
 
     /// Serves a request whose method blocks this thread, or several of one method, and releases the
     /// worker.
-    fn serve_here(mut self, mut requests: Vec<Dequeued<W::Request>>) {
+    fn serve_here(mut self, work: Work) {
         let core = self.core;
-        if W::BATCHES && requests[0].started.method.batch().is_some() {
-            if let Ok(owner) = self.serve_batch(requests) {
-                owner.release(RuntimeContext::Native);
+        let Started { method, deadline, span, mut observed, slot, .. } = match work {
+            Work::One(started) => started,
+            Work::Batch(batch) => {
+                if let Ok(owner) = core.cell().serve_batch(self, batch) {
+                    owner.release(RuntimeContext::Native);
+                }
+                return;
             }
-            return;
-        }
-        let taken = requests.pop().expect("there is one request");
-        debug_assert!(requests.is_empty());
-        let Dequeued { request, started } = taken;
-        let Started { method, deadline, span, mut observed, slot, .. } = started;
+        };
         let served = CallInfo { method, deadline };
-        let mut exchange = Phase::New(request);
         self.in_flight = slot;
         observed.start();
         observed.holds_no_thread();
         let span = observed.span().unwrap_or(span);
-        match self.start_in(slot, &span, &mut exchange, served, RuntimeContext::Native) {
+        match self.start_in(slot, &span, served, RuntimeContext::Native) {
             Run::Replied => {
                 deadlock::handler_finished(core.node());
                 core.count_reply();
                 self.in_flight = None;
-                let response = response_of(&mut exchange);
-                if let Some((slot, answer)) = core.finished(slot, served, response, observed) {
-                    core.answer(Some(slot), answer);
+                if let Some(slot) = self.finished(slot, served, observed) {
+                    self.deliver(slot);
                 }
                 self.release(RuntimeContext::Native);
             }
@@ -719,10 +739,20 @@ impl<'a, W: Dispatch> Owner<'a, W> {
         }
     }
 
+    /// Delivers the reply in hand, or drops it if the caller is gone.
+    fn deliver(&mut self, slot: usize) {
+        let cell = self.cell();
+        // SAFETY: exclusive by I1, as in `start_within`.
+        let put = |line: &mut _, slot| unsafe { cell.put_reply(line, slot) };
+        if self.core.queue.step(Some(slot), put, |_, _| ()).is_none() {
+            self.empty_hand();
+        }
+    }
+
     /// Runs a method that the service calls by itself until it first has to wait. Returns what has
     /// become of the worker unless it has returned.
     #[cold]
-    fn start_tick(mut self) -> Result<Self, Released<W>> {
+    fn start_tick(mut self) -> Result<Self, Released> {
         let core = self.core;
         let due = core.ticks.load(Ordering::Relaxed);
         if due == 0 {
@@ -733,15 +763,15 @@ impl<'a, W: Dispatch> Owner<'a, W> {
             // Another is due as well, and has its turn after this one.
             core.state.ask_for_tick();
         }
-        let served = CallInfo { method: W::tick_method(tick), deadline: None };
+        let served = CallInfo { method: (core.facts.tick_method)(tick), deadline: None };
         self.lend_link(served);
         let waker = waker::borrowed(core);
-        let owned = self.owned();
+        let cell = self.cell();
         let ran = panics::catch(|| {
-            let _nested = stack::enter(&**core, served);
-            let _watched = core.watch(served);
+            let _nested = stack::enter(core, served);
+            let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
-            unsafe { (*owned).storage.start_tick(tick, &waker) }
+            unsafe { cell.start_tick(tick, &waker) }
         });
         match ran {
             Ok(Progress::Waits) => {
@@ -757,7 +787,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 
     /// Polls the handler that waits, on the task, then serves the queue.
-    pub(super) fn resume_parked(mut self) -> Released<W> {
+    pub(super) fn resume_parked(mut self) -> Released {
         // SAFETY: exclusive by I1: the claim acquired what `State::park` released.
         let parked = unsafe { (*self.owned()).parked.take() };
         let parked = parked.expect("a parked handler serves a call");
@@ -783,12 +813,11 @@ impl<'a, W: Dispatch> Owner<'a, W> {
                 self.core.tick_ended(served);
                 self.drain(None, Turn { is_used: false, may_tick: false })
             }
-            Poll::Ready(Ok(response)) => {
+            Poll::Ready(Ok(has_replied)) => {
                 self.core.count_replies(requests);
                 self.core.took(since.elapsed());
                 let ParkedCall { observed, span, .. } = parked;
-                let finished =
-                    response.and_then(|response| self.core.finished(slot, served, response, observed));
+                let finished = if has_replied { self.finished(slot, served, observed) } else { None };
                 // What follows is not this call's.
                 panics::drop_quietly(span);
                 self.drain(finished, Turn { is_used: true, may_tick: true })
@@ -798,45 +827,39 @@ impl<'a, W: Dispatch> Owner<'a, W> {
 
     /// T8. Takes the worker out to hand it back. The service accepts no more calls, and the queue
     /// is sealed. The task reports that the service has ended.
-    fn hand_back(mut self) -> Released<W> {
+    fn hand_back(mut self) -> Released {
         let core = self.core;
         core.queue.cut_owed(false);
         // SAFETY: exclusive by I1, as in `start_within`. All handlers have completed.
-        let worker = unsafe { (*self.owned()).storage.take() };
+        let output = unsafe { self.cell().hand_back() };
         core.state.die();
         self.disarm();
-        worker.map_or(Released::Dead, Released::HandedBack)
+        output.map_or(Released::Dead, Released::HandedBack)
     }
 
     /// T9, T10. Drops the worker and its handler, and answers all calls.
     #[cold]
-    pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Released<W> {
+    pub(super) fn end(mut self, reason: StopReason, payload: Option<Payload>) -> Released {
         let core = self.core;
         // Closes first: what is dropped below must not call this service and wait.
         core.queue.close(reason.clone());
         // Before the replies that a parked handler holds are dropped unsent.
         core.queue.cut_owed(reason == StopReason::Aborted);
         self.drop_future();
-        let owned = self.owned();
+        self.empty_hand();
+        let (owned, cell) = (self.owned(), self.cell());
         // SAFETY: exclusive by I1, as in `start_within`; here and below, until `die`. There is a
         // parked call if the worker was parked. A call whose handler panicked has been answered.
         let parked = unsafe { (*owned).parked.take() }.and_then(|parked| parked.slot);
         if let Some(slot) = parked.or(self.in_flight.take()) {
-            core.answer(Some(slot), Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
+            core.queue.fail_slot(slot, TenoriteError::FetchFailure(FetchReason::Stopped));
         }
         // SAFETY: as above. No future is live: `drop_future` took it, even if its `Drop` panicked.
-        let worker = unsafe { (*owned).storage.take() };
-        if let Err(payload) = panics::catch(|| core.runtime.within(|| panics::drop_quietly(worker))) {
-            panics::discard(payload);
-        }
+        panics::ran_quietly(&mut || core.runtime.within(|| unsafe { cell.drop_worker() }));
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
         // SAFETY: as above. Written before `State::die` releases it, for `dead`, on the task.
         let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
-        let of_readers = if W::IS_CONCURRENT {
-            core.readers.as_ref().and_then(|readers| readers.take_panic())
-        } else {
-            None
-        };
+        let of_readers = cell.take_panic_of_reader();
         for unwanted in earlier.into_iter().chain(of_readers.map(|(_, payload)| payload)) {
             panics::discard(unwanted);
         }
@@ -848,7 +871,7 @@ impl<'a, W: Dispatch> Owner<'a, W> {
     }
 }
 
-impl<W: Dispatch> Owner<'_, W> {
+impl Owner<'_> {
     #[cold]
     fn abort_on_unwind(&mut self) {
         let owner = Owner { core: self.core, in_flight: self.in_flight.take(), claim: self.claim.take() };
@@ -857,7 +880,7 @@ impl<W: Dispatch> Owner<'_, W> {
     }
 }
 
-impl<W: Dispatch> Drop for Owner<'_, W> {
+impl Drop for Owner<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.claim.is_some() {
@@ -868,7 +891,7 @@ impl<W: Dispatch> Drop for Owner<'_, W> {
 
 /// Runs a handler that answers through clients. If it panics, it drops some as it unwinds, and
 /// their calls end with its text.
-fn catch_answering<W: Dispatch, T>(core: &Core<W>, run: impl FnOnce() -> T) -> Result<T, Payload> {
+fn catch_answering<T>(core: &Core, run: impl FnOnce() -> T) -> Result<T, Payload> {
     let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(run));
     if unwound {
         core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
@@ -876,90 +899,79 @@ fn catch_answering<W: Dispatch, T>(core: &Core<W>, run: impl FnOnce() -> T) -> R
     ran
 }
 
-/// Takes the requests behind `first`, which was just started, that belong to the same method and
-/// follow it directly: as many as it is given at most, and no more than the backlog.
-fn take_batch<Rq: Send + 'static>(
-    line: &mut Line,
-    first: Started,
-    now: &dyn Fn() -> tokio::time::Instant,
-    deferred: &mut Deferred,
-) -> Vec<Dequeued<Rq>> {
-    let method = first.method;
-    let most = method.batch().unwrap_or(1).min(line.backlog);
-    let mut batch = Vec::new();
-    let mut next = Some(first);
-    while let Some(started) = next {
-        batch.push(Dequeued { request: line.take_request(&started), started });
-        let may_take = batch.len() < most;
-        next = if may_take { line.take_next_of(method, now, deferred) } else { None };
-    }
-    batch
+/// What a thread is to do that a method may block.
+enum Work {
+    /// The request is in hand.
+    One(Started),
+    Batch(AnyBatch),
 }
 
 /// Requests of a method that blocks its thread, on the way to a thread that is there for that, with
 /// the claim of the worker.
-struct Blocking<W: Dispatch> {
-    core: Arc<Core<W>>,
+struct Blocking {
+    cell: Arc<dyn AnyCell>,
     claim: Option<Claim>,
-    requests: Vec<Dequeued<W::Request>>,
+    work: Option<Work>,
 }
 
-impl<W: Dispatch> Blocking<W> {
+impl Blocking {
     fn run(mut self) {
-        if let Some(claim) = self.claim.take() {
-            let requests = std::mem::take(&mut self.requests);
+        if let (Some(claim), Some(work)) = (self.claim.take(), self.work.take()) {
             // What the task has below it on its stack does not wait for this, and has no thread.
             let _barrier = stack::barrier();
-            Owner::new(&self.core, claim).serve_here(requests);
+            Owner::new(self.cell.core(), claim).serve_here(work);
         }
     }
 }
 
-impl<W: Dispatch> Drop for Blocking<W> {
+impl Drop for Blocking {
     /// Ends what was not run, because the runtime shuts down or the system has no thread left.
     fn drop(&mut self) {
-        let Some(claim) = self.claim.take() else { return };
-        for request in self.requests.drain(..) {
-            self.core.queue.take_back_started(request, SendReason::Stopped);
+        let (Some(claim), Some(work)) = (self.claim.take(), self.work.take()) else { return };
+        let mut owner = Owner::new(self.cell.core(), claim);
+        match work {
+            // SAFETY: exclusive by I1, as in `start_within`.
+            Work::One(started) => unsafe { owner.cell().take_back(started, SendReason::Stopped) },
+            Work::Batch(batch) => owner.cell().take_back_batch(batch, SendReason::Stopped),
         }
-        Owner::new(&self.core, claim).release(RuntimeContext::Native);
+        owner.release(RuntimeContext::Native);
     }
 }
 
 /// A waker for a handler whose clones are counted.
-struct Counted<W: Dispatch> {
-    core: Arc<Core<W>>,
+struct Counted {
+    cell: Arc<dyn AnyCell>,
     has_fired: AtomicBool,
 }
 
-impl<W: Dispatch> Wake for Counted<W> {
+impl Wake for Counted {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.has_fired.store(true, Ordering::Relaxed);
-        self.core.notify();
+        self.cell.core().notify();
     }
 }
 
-impl<W: Dispatch> Drop for Counted<W> {
+impl Drop for Counted {
     /// Treats the drop of the last clone as a wake, which may have been lost: see [`waker`].
     fn drop(&mut self) {
-        self.core.notify_if_parked();
+        self.cell.core().notify_if_parked();
     }
 }
 
 /// Records how long a handler took that did not have to wait, or its first poll if it did.
-pub(super) struct Timed<'a, W: Dispatch>(&'a Core<W>, Instant);
+pub(super) struct Timed<'a>(&'a Core, Instant);
 
-impl<'a, W: Dispatch> Timed<'a, W> {
-    pub(super) fn of(core: &'a Core<W>) -> Option<Self> {
+impl<'a> Timed<'a> {
+    pub(super) fn of(core: &'a Core) -> Option<Self> {
         core.is_timed.then(|| Self(core, Instant::now()))
     }
 }
 
-impl<W: Dispatch> Drop for Timed<'_, W> {
+impl Drop for Timed<'_> {
     fn drop(&mut self) {
         self.0.took(self.1.elapsed());
     }

@@ -14,15 +14,22 @@ use std::sync::Arc;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use super::Core;
+use super::typed::CellOf;
 use crate::dispatch::Dispatch;
 
 /// Returns a waker that borrows the cell.
 #[inline]
-pub(super) fn borrowed<W: Dispatch>(core: &Arc<Core<W>>) -> ManuallyDrop<Waker> {
+pub(super) fn borrowed(core: &Core) -> ManuallyDrop<Waker> {
     // SAFETY: the table keeps to the contract of `RawWaker`: its functions take the pointer for
-    // that of `Arc::into_raw`, each clone owns a reference, and `Core` is `Send` and `Sync`. This
-    // waker owns none and is never dropped; its user borrows the `Arc` meanwhile.
-    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(Arc::as_ptr(core).cast(), Of::<W>::TABLE)) })
+    // that of `Arc::into_raw`, each clone owns a reference, and a cell is `Send` and `Sync`. It is
+    // the table of the type of this cell, and the pointer came from the cell's `Arc`. This waker
+    // owns no reference and is never dropped; its user borrows the cell meanwhile.
+    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(core.this.cast(), core.facts.waker)) })
+}
+
+/// Returns the functions of the wakers of a cell of this type.
+pub(super) const fn table<W: Dispatch>() -> &'static RawWakerVTable {
+    Of::<W>::TABLE
 }
 
 /// A constant of a generic type, so that each type of worker has its own table.
@@ -37,25 +44,25 @@ impl<W: Dispatch> Of<W> {
 ///
 /// # Safety
 ///
-/// For this and the functions below: `core` is the pointer of a waker to a `Core<W>`. `wake` and
+/// For this and the functions below: `cell` is the pointer of a waker to a `CellOf<W>`. `wake` and
 /// `drop_clone` take over the reference that the waker owns.
-unsafe fn clone<W: Dispatch>(core: *const ()) -> RawWaker {
-    // SAFETY: `core` came from an `Arc`, which lives as long as the waker that is cloned.
-    unsafe { Arc::increment_strong_count(core.cast::<Core<W>>()) };
-    RawWaker::new(core, Of::<W>::TABLE)
+unsafe fn clone<W: Dispatch>(cell: *const ()) -> RawWaker {
+    // SAFETY: `cell` came from an `Arc`, which lives as long as the waker that is cloned.
+    unsafe { Arc::increment_strong_count(cell.cast::<CellOf<W>>()) };
+    RawWaker::new(cell, Of::<W>::TABLE)
 }
 
-unsafe fn wake<W: Dispatch>(core: *const ()) {
-    // SAFETY: `core` came from an `Arc`; the waker owned the reference, and is consumed.
-    unsafe { Arc::from_raw(core.cast::<Core<W>>()) }.notify();
+unsafe fn wake<W: Dispatch>(cell: *const ()) {
+    // SAFETY: `cell` came from an `Arc`; the waker owned the reference, and is consumed.
+    unsafe { Arc::from_raw(cell.cast::<CellOf<W>>()) }.notify();
 }
 
-unsafe fn wake_by_ref<W: Dispatch>(core: *const ()) {
-    // SAFETY: the `Arc` behind `core` lives as long as the waker, which is borrowed here.
-    unsafe { &*core.cast::<Core<W>>() }.notify();
+unsafe fn wake_by_ref<W: Dispatch>(cell: *const ()) {
+    // SAFETY: the `Arc` behind `cell` lives as long as the waker, which is borrowed here.
+    unsafe { &*cell.cast::<CellOf<W>>() }.notify();
 }
 
-unsafe fn drop_clone<W: Dispatch>(core: *const ()) {
-    // SAFETY: `core` came from an `Arc`; the waker owned the reference, and is consumed.
-    unsafe { Arc::from_raw(core.cast::<Core<W>>()) }.notify_if_parked();
+unsafe fn drop_clone<W: Dispatch>(cell: *const ()) {
+    // SAFETY: `cell` came from an `Arc`; the waker owned the reference, and is consumed.
+    unsafe { Arc::from_raw(cell.cast::<CellOf<W>>()) }.notify_if_parked();
 }

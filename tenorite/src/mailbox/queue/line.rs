@@ -281,6 +281,7 @@ impl Line {
 
     /// Returns whether one more may be accepted without overtaking an entry that waits for
     /// capacity.
+    #[inline]
     pub(in crate::mailbox) fn has_room(&self) -> bool {
         self.first_waiting == Link::NONE && self.accepted + self.reserved < self.backlog
     }
@@ -289,6 +290,7 @@ impl Line {
         self.cold.as_ref().map_or_else(Counts::default, |cold| cold.counts)
     }
 
+    #[inline]
     pub(in crate::mailbox) fn count(&mut self) -> &mut Counts {
         &mut self.cold.get_or_insert_default().counts
     }
@@ -299,6 +301,7 @@ impl Line {
     }
 
     /// Records that the service has been used. `now` is the service's clock.
+    #[inline]
     pub(in crate::mailbox) fn used(&mut self, now: &dyn Fn() -> Instant) {
         if let Some(used) = self.cold.as_mut().and_then(|cold| cold.used.as_mut()) {
             *used = now();
@@ -332,6 +335,7 @@ impl Line {
     }
 
     /// Returns whether a request may still come, with a permit or without.
+    #[inline]
     pub(in crate::mailbox) fn accepts(&self, permit: Option<PermitKind>) -> bool {
         if permit.is_some() { !self.is_sealed } else { self.closed.is_none() }
     }
@@ -455,6 +459,7 @@ impl Line {
     }
 
     /// Returns the next request in the queue.
+    #[inline]
     pub(in crate::mailbox) fn first(&self) -> Option<usize> {
         if self.len == 0 {
             return None;
@@ -831,13 +836,25 @@ impl Line {
     }
 
     /// Puts the request that has been appended in this slot into its place. It must be there.
+    #[inline]
     pub(in crate::mailbox) fn put_request<Rq: Send + 'static>(&mut self, slot: usize, request: Option<Rq>) {
         self.slots.requests.put(slot, request.expect("a request is put into its place once"));
     }
 
     /// Takes a request out of its place, which has been started in this critical section.
+    #[inline]
     pub(in crate::mailbox) fn take_request<Rq: Send + 'static>(&mut self, started: &Started) -> Rq {
         self.slots.requests.take(started.place)
+    }
+
+    /// Puts the reply to the call of this slot, which has been answered, into its place.
+    #[inline]
+    pub(in crate::mailbox) fn put_reply<Rs: Send + 'static, Er: Send + 'static>(
+        &mut self,
+        slot: usize,
+        reply: Result<Rs, Er>,
+    ) {
+        self.slots.replies.put(slot, reply);
     }
 
     /// Ends the call of a request that runs. Returns the waker of its call.
@@ -845,6 +862,7 @@ impl Line {
     /// # Errors
     ///
     /// Gives the reply or the failure back if nothing more is to be told to the call.
+    #[inline]
     pub(in crate::mailbox) fn answer<Rs: Send + 'static, Er: Send + 'static>(
         &mut self,
         slot: usize,
@@ -856,7 +874,7 @@ impl Line {
         };
         match (self.slots.answer(slot, failure), reply) {
             (Ok(waker), Some(reply)) => {
-                self.slots.replies.put(slot, reply);
+                self.put_reply(slot, reply);
                 Ok(waker)
             }
             (Ok(waker), None) => Ok(waker),
@@ -866,6 +884,7 @@ impl Line {
     }
 
     /// Takes the outcome of the slot's call and frees the slot, if the call has ended.
+    #[inline]
     pub(in crate::mailbox) fn take_outcome<Rq, Rs, Er>(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>>
     where
         Rq: Send + 'static,
@@ -882,8 +901,8 @@ impl Line {
         })
     }
 
-    /// Takes the requests that no call wants back out of their places. It ends each critical section
-    /// that may leave any, before their slots can be used again (V2).
+    /// Takes the requests that no call wants back out of their places. It ends each critical
+    /// section that may leave any, before their slots can be used again (V2).
     #[inline]
     pub(super) fn settle(&mut self, deferred: &mut Deferred) {
         if let Some(left) = &mut deferred.0 {

@@ -217,7 +217,7 @@ impl Queue {
                             line.unreserve(permit, &mut deferred);
                         }
                         drop(line);
-                        panics::drop_quietly(waker);
+                        panics::drop_waker(waker);
                         self.finish(deferred);
                         return Entered::Own(claim, observed);
                     }
@@ -228,7 +228,7 @@ impl Queue {
             Ok(found) => found,
             Err(reason) => {
                 drop(line);
-                panics::drop_quietly(waker);
+                panics::drop_waker(waker);
                 self.finish(deferred);
                 self.tell_circle(method.name(), &reason);
                 observed.refuse(&reason);
@@ -253,7 +253,7 @@ impl Queue {
         put(&mut line, slot);
         drop(line);
         // Dropping the user's waker may panic, so it comes after the lock is released.
-        panics::drop_quietly(unused);
+        panics::drop_waker(unused);
         Entered::Line((awaited != Awaited::Nothing).then_some(slot), found)
     }
 
@@ -581,7 +581,7 @@ impl Queue {
         let mut line = self.line.lock();
         let unwanted = if take(&mut line) { Some(waker) } else { line.slots.register(slot, waker) };
         drop(line);
-        panics::drop_quietly(unwanted);
+        panics::drop_waker(unwanted);
     }
 
     /// Ends a call whose deadline has passed, if it waits in this queue.
@@ -913,7 +913,7 @@ impl Queue {
         line.settle(&mut deferred);
         drop(line);
         self.finish(deferred);
-        panics::drop_quietly(previous);
+        panics::drop_waker(previous);
         for slot in unwound {
             self.answer_unwound(slot, None);
         }
@@ -921,23 +921,41 @@ impl Queue {
     }
 
     /// Answers the last request and decides about the next in one critical section: the step of a
-    /// worker that keeps running.
-    pub(in crate::mailbox) fn step<Rs: Send + 'static, Er: Send + 'static, T>(
+    /// worker that keeps running. `finished` is the slot of the last request, whose reply is put
+    /// into its place by `put`.
+    ///
+    /// Returns `None`, and decides nothing, if no call waits for that reply any more.
+    pub(in crate::mailbox) fn step<T>(
         &self,
-        finished: Option<(usize, Ended<Rs, Er>)>,
+        finished: Option<usize>,
+        put: impl FnOnce(&mut Line, usize),
         decide: impl FnOnce(&mut Line, &mut Deferred) -> T,
-    ) -> T {
+    ) -> Option<T> {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
-        let answered = finished.map(|(slot, reply)| line.answer(slot, reply));
+        let waker = match finished {
+            Some(slot) => {
+                let waker = line.slots.answer(slot, None).ok()?;
+                put(&mut line, slot);
+                waker
+            }
+            None => None,
+        };
         let decided = decide(&mut line, &mut deferred);
         line.settle(&mut deferred);
         drop(line);
-        match answered {
-            Some(Ok(waker)) => panics::wake(waker),
-            Some(Err(undelivered)) => self.drop_quietly(undelivered),
-            None => {}
-        }
+        panics::wake(waker);
+        self.finish(deferred);
+        Some(decided)
+    }
+
+    /// Decides something under the lock.
+    pub(in crate::mailbox) fn decide<T>(&self, decide: impl FnOnce(&mut Line, &mut Deferred) -> T) -> T {
+        let mut deferred = Deferred::new();
+        let mut line = self.line.lock();
+        let decided = decide(&mut line, &mut deferred);
+        line.settle(&mut deferred);
+        drop(line);
         self.finish(deferred);
         decided
     }
@@ -982,7 +1000,7 @@ impl Queue {
         let is_done = line.seal_if_done();
         let previous = line.worker.waker.replace(waker);
         drop(line);
-        panics::drop_quietly(previous);
+        panics::drop_waker(previous);
         is_done
     }
 
@@ -1007,7 +1025,7 @@ impl Queue {
         drop(line);
         self.status.draining();
         self.finish(deferred);
-        panics::drop_quietly(worker);
+        panics::drop_waker(worker);
         tasks.iter().for_each(AbortHandle::abort);
     }
 
@@ -1084,7 +1102,12 @@ impl Queue {
 
     /// Drops a value that is no longer wanted, and counts it if its `Drop` panics.
     pub(crate) fn drop_quietly<T>(&self, unwanted: T) {
-        if !panics::drop_quietly(unwanted) {
+        self.count_drop(panics::drop_quietly(unwanted));
+    }
+
+    /// Counts a drop that was not quiet.
+    pub(crate) fn count_drop(&self, was_quiet: bool) {
+        if !was_quiet {
             self.count_panicked_drop();
         }
     }

@@ -201,6 +201,7 @@ impl Slots {
     ///
     /// Gives the failure back if nothing more is to be told to the call: it has left, or has ended
     /// without its reply.
+    #[inline]
     pub(super) fn answer(
         &mut self,
         slot: usize,
@@ -264,6 +265,7 @@ impl Slots {
         matches!(self.slab[slot].stage, Stage::Cut)
     }
 
+    #[inline]
     pub(super) fn entry(&mut self, slot: usize) -> &mut Entry {
         match &mut self.slab[slot].stage {
             Stage::Queued(entry) => entry,
@@ -273,6 +275,7 @@ impl Slots {
 
     /// Returns how the slot's call has ended and frees the slot, if it has. What is in the slot's
     /// place is to be taken at once.
+    #[inline]
     pub(in crate::mailbox) fn take_end(&mut self, slot: usize) -> Option<CallEnd> {
         match &mut self.slab[slot].stage {
             Stage::Answered | Stage::Failed(_) | Stage::Returned(_) | Stage::Accepted | Stage::Granted => {
@@ -320,6 +323,7 @@ impl Slots {
     }
 
     /// Frees a slot whose waker has been taken.
+    #[inline]
     pub(super) fn free(&mut self, slot: usize) -> Stage {
         let mut slot = self.slab.remove(slot);
         slot.end_wait();

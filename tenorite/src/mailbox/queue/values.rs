@@ -25,8 +25,6 @@ pub(in crate::mailbox) trait Unwanted: Send {
 
 /// What is done with values whose type is not known.
 trait AnyPlaces: Any + Send {
-    fn typed(&mut self) -> &mut dyn Any;
-
     /// Takes the values of these places.
     fn take_all(&mut self, places: &[usize]) -> Box<dyn Unwanted>;
 
@@ -42,17 +40,23 @@ struct Places<T> {
 }
 
 impl Store {
+    #[inline]
     fn typed<T: Send + 'static>(&mut self) -> &mut Places<T> {
-        let places = self.0.get_or_insert_with(|| Box::new(Places::<T> { places: Vec::new(), kept: 0 }));
-        places.typed().downcast_mut().expect("the values of a store are of one type")
+        let places = match &mut self.0 {
+            Some(places) => places,
+            none => none.insert(Box::new(Places::<T> { places: Vec::new(), kept: 0 })),
+        };
+        let places: &mut dyn Any = &mut **places;
+        places.downcast_mut().expect("the values of a store are of one type")
     }
 
     /// Puts a value into its place.
     pub(super) fn put<T: Send + 'static>(&mut self, place: usize, value: T) {
         let Places { places, kept } = self.typed();
-        if places.len() <= place {
-            places.resize_with(place + 1, || None);
-            *kept = (*kept).max(place + 1);
+        // Places are taken one after the other, so that there is one to be added at most, mostly.
+        while places.len() <= place {
+            places.push(None);
+            *kept = (*kept).max(places.len());
         }
         debug_assert!(places[place].is_none(), "the place of a new slot is empty");
         places[place] = Some(value);
@@ -82,14 +86,14 @@ impl Store {
 }
 
 impl<T: Send + 'static> AnyPlaces for Places<T> {
-    fn typed(&mut self) -> &mut dyn Any {
-        self
-    }
-
     fn take_all(&mut self, places: &[usize]) -> Box<dyn Unwanted> {
-        let mut taken = Vec::with_capacity(places.len());
-        // From the end, because that is where they are dropped from.
-        taken.extend(places.iter().rev().filter_map(|place| self.places.get_mut(*place)?.take()));
+        let mut taken = Vec::new();
+        // The last comes first, because they are dropped from the end.
+        for place in places.iter().rev() {
+            if let Some(value) = self.places[*place].take() {
+                taken.push(value);
+            }
+        }
         self.give_memory_back();
         Box::new(taken)
     }

@@ -10,7 +10,7 @@ use super::super::loom::{bounded, call, call_there, drive, hand_back};
 use super::super::{Event, is_panic, lost, poll_once, stopped};
 use super::{Ask, Caller, Seen, Worker};
 use crate::error::StopReason;
-use crate::mailbox::cell::Driver;
+use crate::mailbox::cell::Driven;
 
 /// Tries every interleaving with at most this many preemptions, or the first 20,000 of them: a
 /// model with a reader that waits has four threads.
@@ -18,7 +18,7 @@ fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     bounded(preemptions, Some(20_000)).check(check);
 }
 
-fn start(limit: usize) -> (Caller, Driver<Worker>, Arc<Seen>) {
+fn start(limit: usize) -> (Caller, Driven<Worker>, Arc<Seen>) {
     super::start(limit, 4)
 }
 

@@ -16,7 +16,7 @@ use crate::dispatch::{Concurrent, Dispatch};
 use crate::error::TenoriteError;
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
-use crate::mailbox::cell::{self, Driver};
+use crate::mailbox::cell::{self, Driven};
 use crate::mailbox::options::ServiceOptions;
 
 type Caller = TenoriteCaller<Ask, u32>;
@@ -150,12 +150,12 @@ impl Dispatch for Worker {
     }
 }
 
-fn start(limit: usize, backlog: usize) -> (Caller, Driver<Worker>, Arc<Seen>) {
+fn start(limit: usize, backlog: usize) -> (Caller, Driven<Worker>, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let worker = Worker { seen: Arc::clone(&seen) };
     let options = ServiceOptions { backlog, concurrency: Some(limit), ..ServiceOptions::default() };
     let (mailbox, driver) = cell::open(options, ServiceRuntime, false);
-    let driver = driver.with(worker, None, None, None);
+    let driver = driver.with(worker, None, None, None).into_task();
     (TenoriteCaller::new(Arc::new(mailbox), None), driver, seen)
 }
 

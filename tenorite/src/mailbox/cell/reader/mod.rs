@@ -48,7 +48,8 @@ pub(super) use self::started::serve;
 pub(super) use self::task::park;
 use super::owner::{Owner, Timed};
 use super::state::{Claim, Share, Unshared};
-use super::{Core, Exchange, OnWorkerExit};
+use super::typed::{CellOf, Exchange};
+use super::{Core, OnWorkerExit};
 use crate::dispatch::job::Progress;
 use crate::dispatch::storage::FutureStorage;
 use crate::dispatch::{Concurrent, Dispatch};
@@ -129,7 +130,7 @@ enum Ran<W: Dispatch> {
 /// If it is dropped otherwise than by [`end`](Self::end), a panic unwinds that should have been
 /// caught. The worker has failed then, and the service does not hang.
 pub(super) struct Reading<'a, W: Dispatch> {
-    core: &'a Arc<Core<W>>,
+    core: &'a CellOf<W>,
     share: Option<Share>,
     /// The slot of the call in flight, if it was queued and is not answered yet.
     in_flight: Option<usize>,
@@ -189,14 +190,14 @@ impl<W: Dispatch> Readers<W> {
     }
 }
 
-impl<W: Dispatch> Core<W> {
+impl<W: Dispatch> CellOf<W> {
     /// Returns how the service runs readers.
     ///
     /// # Panics
     ///
     /// Panics if the service is not concurrent.
     #[inline(always)]
-    fn concurrent(&self) -> (&Readers<W>, Concurrent<W>) {
+    pub(super) fn concurrent(&self) -> (&Readers<W>, Concurrent<W>) {
         let readers = self.readers.as_deref().expect("the service is concurrent");
         (readers, W::CONCURRENT.expect("the service is concurrent"))
     }
@@ -207,6 +208,18 @@ impl<W: Dispatch> Core<W> {
         self.state.share(self.concurrent().0.limit)
     }
 
+    /// Counts a completed reader, which others may overlap.
+    fn count_shared_reply(&self) {
+        self.concurrent().0.replied.add_one();
+    }
+
+    /// Returns how many readers have completed.
+    pub(super) fn shared_replies(&self) -> u64 {
+        if W::IS_CONCURRENT { self.concurrent().0.replied.sum() } else { 0 }
+    }
+}
+
+impl Core {
     /// T6, of a request to a concurrent service, under the lock. `waits` says whether a handler on
     /// this thread waits for it.
     pub(super) fn join_concurrent(
@@ -217,8 +230,8 @@ impl<W: Dispatch> Core<W> {
         waits: bool,
         has_deadline: bool,
     ) -> Admission<bool, Joined> {
-        let limit = self.concurrent().0.limit;
-        let shares = shares::<W>(method);
+        let limit = self.cell().limit_of_readers();
+        let shares = (self.facts.shares)(method);
         let joined = match (may_run, shares) {
             (false, _) => None,
             (true, true) => self.state.share_locked(limit).map(Joined::Shared),
@@ -242,35 +255,33 @@ impl<W: Dispatch> Core<W> {
     /// Returns what a reader needs that is queued, or a request that waits for room: that any
     /// reader leaves, unless something is before it that runs alone.
     fn need_of_reader(&self, line: &Line) -> Need {
-        let is_tick_due = W::HAS_TICKS && line.closed.is_none() && self.state.has_tick();
-        let is_behind_readers_only =
-            !is_tick_due && !self.state.is_exclusive() && !line.any_queued(&|method| !shares::<W>(method));
-        if is_behind_readers_only { Need::AnyOf(self.concurrent().0.limit) } else { Need::All }
+        let is_tick_due = self.facts.ticks > 0 && line.closed.is_none() && self.state.has_tick();
+        let is_behind_readers_only = !is_tick_due
+            && !self.state.is_exclusive()
+            && !line.any_queued(&|method| !(self.facts.shares)(method));
+        if is_behind_readers_only { Need::AnyOf(self.cell().limit_of_readers()) } else { Need::All }
     }
 
     /// Returns what a request needs that waits for room in the backlog.
     pub(super) fn need_of_room(&self) -> Need {
-        if W::IS_CONCURRENT {
-            return self.step(|line, _| self.need_of_reader(line));
-        }
-        Need::All
+        if self.facts.is_concurrent { self.step(|line, _| self.need_of_reader(line)) } else { Need::All }
     }
 
     /// T6, of a request that is queued. Returns whether the task is to be woken.
     pub(super) fn append_concurrent(&self, method: &'static Method, has_deadline: bool) -> bool {
         // The task has to set its alarm for the deadline, so it is woken.
-        self.state.append(!shares::<W>(method), has_deadline)
+        self.state.append(!(self.facts.shares)(method), has_deadline)
     }
 
     /// Has the task look at the queue again, after a request has left it without being started.
     pub(super) fn look_again(&self) {
-        if W::IS_CONCURRENT && self.state.look_again() {
+        if self.facts.is_concurrent && self.state.look_again() {
             self.wake_task();
         }
     }
 
     /// T13. Leaves the readers.
-    fn leave(self: &Arc<Self>, share: Share) {
+    fn leave(&self, share: Share) {
         if self.stops_idle {
             // The service was in use until now.
             self.queue.used(&|| now_in(self.runtime.handle()));
@@ -283,16 +294,6 @@ impl<W: Dispatch> Core<W> {
             }
         }
     }
-
-    /// Counts a completed reader, which others may overlap.
-    fn count_shared_reply(&self) {
-        self.concurrent().0.replied.add_one();
-    }
-
-    /// Returns how many readers have completed.
-    pub(super) fn shared_replies(&self) -> u64 {
-        if W::IS_CONCURRENT { self.concurrent().0.replied.sum() } else { 0 }
-    }
 }
 
 /// Returns whether a method's handlers may overlap.
@@ -302,7 +303,7 @@ pub(super) fn shares<W: Dispatch>(method: &Method) -> bool {
 }
 
 impl<'a, W: Dispatch> Reading<'a, W> {
-    pub(super) fn new(core: &'a Arc<Core<W>>, share: Share) -> Self {
+    pub(super) fn new(core: &'a CellOf<W>, share: Share) -> Self {
         Self { core, share: Some(share), in_flight: None, has_edge: false }
     }
 
@@ -327,7 +328,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         waker: &Waker,
-        surroundings: impl FnOnce(&'a Core<W>) -> G,
+        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Ran<W> {
         match W::sharing(served.method) {
             Sharing::Async => self.start_async(exchange, served, waker, surroundings),
@@ -342,7 +343,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         waker: &Waker,
-        surroundings: impl FnOnce(&'a Core<W>) -> G,
+        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Ran<W> {
         let place = Place::new();
         let started = self.start_in(&place, exchange, served, waker, surroundings);
@@ -374,7 +375,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         waker: &Waker,
-        surroundings: impl FnOnce(&'a Core<W>) -> G,
+        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Ran<W> {
         let (readers, _) = self.core.concurrent();
         let place = readers.place();
@@ -404,12 +405,12 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         exchange: &mut Exchange<W>,
         served: CallInfo,
         waker: &Waker,
-        surroundings: impl FnOnce(&'a Core<W>) -> G,
+        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Result<Progress, Payload> {
         let core = self.core;
         let (_, concurrent) = core.concurrent();
         core.witness.touch_shared();
-        let worker = core.worker();
+        let worker = core.storage().worker();
         // SAFETY: this reader is counted, as below.
         let seat = unsafe { &*worker }.take_seat();
         place.seat.set(Some(seat));
@@ -425,7 +426,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         panics::catch(|| {
             let _surroundings = surroundings(core);
             let _nested = stack::enter_reader(&**core, place.id(), served);
-            let _watched = core.watch(served);
+            let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: this reader is counted (I5), so nothing uses the worker mutably until it has
             // left, which acquired what the last owner released. A worker is there: only
             // `State::open` leads from `HELD` to a word that readers join, and it follows `place`.
@@ -488,14 +489,14 @@ impl<'a, W: Dispatch> Reading<'a, W> {
 }
 
 /// Gives back what a reader has for itself, whose future is gone. The reader is still counted.
-fn leave_seat<W: Dispatch>(core: &Core<W>, place: &Place<W>) {
+fn leave_seat<W: Dispatch>(core: &CellOf<W>, place: &Place<W>) {
     if let Some(seat) = place.seat.take() {
         // SAFETY: the reader is counted, so the worker is there, and used by readers only (I5).
-        unsafe { &*core.worker() }.give_seat_back(seat);
+        unsafe { &*core.storage().worker() }.give_seat_back(seat);
     }
 }
 
-impl<W: Dispatch> Core<W> {
+impl<W: Dispatch> CellOf<W> {
     /// Marks the worker: nothing starts on it any more. The reader is still counted.
     fn reader_failed(&self, message: PanicMessage, payload: Payload) {
         let (readers, _) = self.concurrent();
@@ -542,7 +543,7 @@ pub(super) enum Unfinished<'a, W: Dispatch> {
 }
 
 /// Drops the future of a reader that is over. Its place is then to be given back.
-fn drop_future<W: Dispatch>(core: &Core<W>, place: &Place<W>) {
+fn drop_future<W: Dispatch>(core: &CellOf<W>, place: &Place<W>) {
     core.witness.touch_shared();
     // SAFETY: the place belongs to this reader alone, which is not polled any more.
     let drop_future = || unsafe { place.storage.drop_future() };

@@ -13,9 +13,10 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant as Deadline;
 
+use super::super::ParkedCall;
 use super::super::owner::{Owner, Released, Timed, Turn};
 use super::super::state::{BlockedBy, Found, Share, TaskClaim};
-use super::super::{Core, ParkedCall};
+use super::super::typed::CellOf;
 use super::task::{begin, park, spawn};
 use super::{Ran, Reading, shares};
 use crate::budget;
@@ -39,7 +40,7 @@ const CHUNK: usize = 8;
 
 /// Runs sync readers one after the other, on a task.
 struct Chunk<W: Dispatch> {
-    core: Arc<Core<W>>,
+    core: Arc<CellOf<W>>,
     requests: std::vec::IntoIter<(Dequeued<W::Request>, Share)>,
 }
 
@@ -72,7 +73,7 @@ impl<W: Dispatch> Drop for Chunk<W> {
 }
 
 /// Runs a reader that was queued.
-fn run_queued<W: Dispatch>(core: &Arc<Core<W>>, request: Dequeued<W::Request>, share: Share) {
+fn run_queued<W: Dispatch>(core: &CellOf<W>, request: Dequeued<W::Request>, share: Share) {
     let Dequeued { request, started } = request;
     let Started { method, deadline, span, mut observed, slot, has_edge, .. } = started;
     observed.start();
@@ -114,7 +115,7 @@ enum Next {
 }
 
 /// Claims the worker if there is work, and does it, or starts the readers that are at the front.
-pub(in super::super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
+pub(in super::super) fn serve<W: Dispatch>(core: &CellOf<W>) -> Released {
     loop {
         let began = budget::begin();
         match core.state.claim_for_task::<true>() {
@@ -131,7 +132,7 @@ pub(in super::super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
                     let (message, payload) = core.concurrent().0.take_panic().expect("a reader has panicked");
                     owner.worker_panicked(message, payload)
                 } else {
-                    owner.drain(None, Turn::new::<W>())
+                    owner.drain(None, Turn::new(core))
                 };
                 match released {
                     Released::Shared => {}
@@ -152,7 +153,7 @@ pub(in super::super) fn serve<W: Dispatch>(core: &Arc<Core<W>>) -> Released<W> {
 }
 
 /// T14. Starts all readers at the front of the queue, and leaves the worker to them.
-fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
+fn start_readers<W: Dispatch>(core: &CellOf<W>) -> Next {
     let (readers, _) = core.concurrent();
     let limit = readers.limit;
     let now = || core.runtime.now(RuntimeContext::Native);
@@ -209,7 +210,7 @@ fn start_readers<W: Dispatch>(core: &Arc<Core<W>>) -> Next {
 
 /// Has the task look again when the deadline of the request at the front has passed: its call may
 /// never be polled again, and what stands behind it may be able to start.
-fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
+fn set_alarm<W: Dispatch>(core: &CellOf<W>, deadline: Deadline) {
     let (readers, _) = core.concurrent();
     let mut shared = readers.shared.lock();
     if shared.alarms.first().is_some_and(|alarm| *alarm <= deadline) {
@@ -218,7 +219,7 @@ fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
     shared.alarms.insert(deadline);
     drop(shared);
     let left = deadline.saturating_duration_since(now_in(core.runtime.handle()));
-    let core = Arc::downgrade(core);
+    let core = Arc::downgrade(&core.to_arc());
     let Some(runtime) = core.upgrade().and_then(|core| core.runtime.handle().cloned()) else { return };
     let mut timer = Timer::new(left, Some(&runtime));
     drop(runtime.spawn(async move {
@@ -233,10 +234,10 @@ fn set_alarm<W: Dispatch>(core: &Arc<Core<W>>, deadline: Deadline) {
 /// Has the readers run that were started together: the first few by the chunk that this returns,
 /// the others in tasks, so that all threads share in them.
 fn run_started<W: Dispatch>(
-    core: &Arc<Core<W>>,
+    core: &CellOf<W>,
     mut started: Vec<(Dequeued<W::Request>, Share)>,
 ) -> Option<Chunk<W>> {
-    let chunk = |requests: Vec<_>| Chunk { core: Arc::clone(core), requests: requests.into_iter() };
+    let chunk = |requests: Vec<_>| Chunk { core: core.to_arc(), requests: requests.into_iter() };
     if W::BLOCKS {
         let blocks = |(taken, _): &mut (Dequeued<W::Request>, Share)| core.blocks(taken.started.method);
         let blocking: Vec<_> = started.extract_if(.., blocks).map(|one| chunk(vec![one])).collect();

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
+use super::super::ParkedCall;
 use super::super::owner::Timed;
 use super::super::state::Share;
-use super::super::{Core, ParkedCall};
+use super::super::typed::CellOf;
 use super::{Place, Reading, drop_future};
 use crate::dispatch::Dispatch;
 use crate::dispatch::job::{Progress, response_of};
@@ -24,7 +25,7 @@ use crate::phase::Phase;
 
 /// Drives a reader that waits, or that is still to be started, on a task of its own.
 struct ReaderTask<W: Dispatch> {
-    core: Arc<Core<W>>,
+    core: Arc<CellOf<W>>,
     number: u64,
     share: Option<Share>,
     place: Option<Box<Place<W>>>,
@@ -39,7 +40,7 @@ impl<W: Dispatch> Unpin for ReaderTask<W> {}
 
 /// Leaves a reader to a task of its own.
 pub(super) fn spawn<W: Dispatch>(
-    core: &Arc<Core<W>>,
+    core: &CellOf<W>,
     share: Share,
     place: Box<Place<W>>,
     request: Option<Dequeued<W::Request>>,
@@ -52,7 +53,7 @@ pub(super) fn spawn<W: Dispatch>(
     shared.tasks.insert(number, None);
     drop(shared);
     let (place, share) = (Some(place), Some(share));
-    let core = Arc::clone(core);
+    let core = core.to_arc();
     let task = ReaderTask { core: Arc::clone(&core), number, share, place, request, call, counts: None };
     let Some(handle) = core.runtime.spawn(task) else { return };
     let mut shared = core.concurrent().0.shared.lock();
@@ -101,9 +102,9 @@ impl<W: Dispatch> ReaderTask<W> {
         core.witness.touch_shared();
         let polled = panics::catch(|| {
             let _call = stack::next_call(self.call.slot);
-            let _nested = stack::enter_reader(&**core, place.id(), served);
+            let _nested = stack::enter_reader(&***core, place.id(), served);
             let _in_span = self.call.span.enter();
-            let _watched = core.watch(served);
+            let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: the place belongs to this reader alone. It is counted, so the worker that its
             // future borrows is used by readers only (I5).
             unsafe { place.storage.resume(&mut Context::from_waker(waker)) }
@@ -264,7 +265,7 @@ impl<W: Dispatch> Drop for ReaderTask<W> {
 /// Lets a reader begin that was started earlier, unless it must not any more. Then its request is
 /// put back for the next worker, or ended.
 pub(super) fn begin<W: Dispatch>(
-    core: &Arc<Core<W>>,
+    core: &CellOf<W>,
     request: Dequeued<W::Request>,
     share: Share,
 ) -> Option<(Dequeued<W::Request>, Share)> {
