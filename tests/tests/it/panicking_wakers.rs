@@ -134,6 +134,24 @@ async fn a_bad_waker_of_a_cast_does_not_keep_the_worker_asleep() {
     }
 }
 
+struct Circle(WeakCaller<CircleCaller>);
+
+#[tenorite::service]
+impl Circle {
+    /// Returns how its call to itself ends, which is polled with a bad waker.
+    pub async fn ask(&mut self) -> Option<TenoriteError> {
+        let me = self.0.upgrade().expect("it has a caller");
+        ready(poll_with(&mut me.ask(), &bad_drop())).err()
+    }
+}
+
+#[tokio::test]
+async fn a_bad_waker_of_a_call_that_is_refused_for_a_circle_is_dropped_quietly() {
+    let (_task, circle) = CircleService.start_with_self(4, Circle);
+    let refused = circle.ask().await.unwrap();
+    assert!(matches!(refused, Some(TenoriteError::SendFailure(SendReason::WouldDeadlock(_)))), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_waker_that_cannot_be_cloned_does_not_make_a_call_be_forgotten() {
     for kind in QUEUED {

@@ -702,6 +702,8 @@ impl Core {
                 }
                 let reason = SendReason::WouldDeadlock(cycle);
                 self.queue.refused_for(method.name(), &reason);
+                // A hand-written waker may panic, and the request is not back in its call yet.
+                panics::drop_waker(waker);
                 return Entered::Refused(reason);
             }
         };

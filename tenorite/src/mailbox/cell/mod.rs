@@ -121,8 +121,7 @@ enum OnWorkerExit {
 ///
 /// It is part of a [`CellOf`], and never alone.
 pub(crate) struct Core {
-    /// The cell that this is part of, as its `Arc` knows it.
-    this: *const dyn AnyCell,
+    this: This,
     facts: &'static Facts,
     state: State,
     owned: UnsafeCell<Owned>,
@@ -157,6 +156,16 @@ pub(crate) struct Core {
     longest: AtomicU64,
 }
 
+/// The cell that this is part of, as its `Arc` knows it.
+struct This(*const dyn AnyCell);
+
+// SAFETY: it is a shared reference in all but its lifetime, which is that of the cell, and cells
+// are `Sync` (see `CellOf`).
+unsafe impl Send for This {}
+
+// SAFETY: as above.
+unsafe impl Sync for This {}
+
 /// What only the owner may touch, besides what depends on the worker's type.
 struct Owned {
     /// The call that a parked handler serves.
@@ -189,15 +198,10 @@ impl ParkedCall {
     }
 }
 
-// SAFETY: `this` is a shared reference in all but its lifetime, which is that of the cell, and
-// cells are `Sync` (see `CellOf`). `owned` is reached through an `Owner`, of which there is one at
-// a time: a transition to `RUN` makes it and acquires, the transition away ends it and releases
-// (I1).
-// Besides, the task reaches it where no other thread can claim the worker: while the word says
-// `DEAD` (`dead`). So its parts move between threads like a message, and all of them are `Send`.
-unsafe impl Send for Core {}
-
-// SAFETY: as above.
+// SAFETY: `owned` is reached through an `Owner`, of which there is one at a time: a transition to
+// `RUN` makes it and acquires, the transition away ends it and releases (I1). Besides, the task
+// reaches it where no other thread can claim the worker: while the word says `DEAD` (`dead`). So
+// its parts move between threads like a message, and all of them are `Send`.
 unsafe impl Sync for Core {}
 
 /// Creates a cell without a worker. Calls that are made already wait in the queue.
@@ -231,7 +235,7 @@ fn is_always_queued<W: Dispatch>(request: &W::Request) -> bool {
 
 impl Core {
     fn new(
-        this: *const dyn AnyCell,
+        this: This,
         facts: &'static Facts,
         options: ServiceOptions,
         runtime: ServiceRuntime,
@@ -278,7 +282,7 @@ impl Core {
     fn cell(&self) -> &dyn AnyCell {
         // SAFETY: `this` is the cell that this is a part of, so it lives as long. It came from the
         // cell's `Arc`, and no mutable reference to a cell is ever formed while it has one.
-        unsafe { &*self.this }
+        unsafe { &*self.this.0 }
     }
 
     /// Returns the cell that this is part of, and keeps it.
@@ -286,8 +290,8 @@ impl Core {
         // SAFETY: `this` came from the cell's `Arc`, which lives as long as the cell. The reference
         // that is counted first is the one that is returned.
         unsafe {
-            Arc::increment_strong_count(self.this);
-            Arc::from_raw(self.this)
+            Arc::increment_strong_count(self.this.0);
+            Arc::from_raw(self.this.0)
         }
     }
 

@@ -289,10 +289,8 @@ impl<'a> Owner<'a> {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
-        if let Some(reason) = &reason {
-            // SAFETY: exclusive by I1, as in `start_within`.
-            unsafe { cell.fail_client(reason.clone()) };
-        }
+        // SAFETY: exclusive by I1, as in `start_within`.
+        unsafe { cell.take_client_back(reason.clone()) };
         // Also for a panic that the method has caught itself.
         if unwound {
             core.queue.settle_unwound(reason.as_ref());
@@ -422,8 +420,6 @@ impl<'a> Owner<'a> {
             FetchReason::Panicked(message) => Some(message.clone()),
             _ => None,
         };
-        // What a handler has not taken of its request.
-        self.empty_hand();
         if let Some(slot) = slot {
             self.core.queue.fail_slot(slot, TenoriteError::FetchFailure(reason));
         }
@@ -450,6 +446,8 @@ impl<'a> Owner<'a> {
             core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
         }
         self.drop_future();
+        // What a handler has not taken of its request.
+        self.empty_hand();
         // SAFETY: exclusive by I1, as in `start_within`. Written before `State::hold` releases it,
         // because the task reads it in `take_held`.
         unsafe { (*self.owned()).panic = Some(payload) };
@@ -580,7 +578,8 @@ impl<'a> Owner<'a> {
                 Next::Left { wake: leave == Leave::Ready }
             });
             let Some(next) = next else {
-                // The caller has gone that waited for the reply.
+                // The caller has gone that waited for the reply. It is dropped before the worker
+                // is released, like one that is late: the next request is taken in the same hand.
                 self.empty_hand();
                 continue;
             };

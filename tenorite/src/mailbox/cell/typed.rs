@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::owner::{Owner, Released};
 use super::reader::{self, Readers};
-use super::{CellMailbox, Core, waker};
+use super::{CellMailbox, Core, This, waker};
 use crate::dispatch::job::{Progress, response_of};
 use crate::dispatch::storage::WorkerStorage;
 use crate::dispatch::{Dispatch, Opened};
@@ -175,8 +175,9 @@ pub(super) trait AnyCell: Send + Sync {
     /// Lends a client that answers the slot to the method that starts next.
     unsafe fn lend_client(&self, slot: Option<usize>, deadline: Option<Instant>, observed: Observed);
 
-    /// Fails the client that was lent, if the method has not taken it.
-    unsafe fn fail_client(&self, reason: FetchReason);
+    /// Takes back the client that was lent, if the method has not taken it, and fails it with
+    /// `reason`. Without one, the method has answered nothing.
+    unsafe fn take_client_back(&self, reason: Option<FetchReason>);
 
     /// Works like [`start`](Self::start), for a method that the service calls by itself.
     unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress;
@@ -230,13 +231,9 @@ pub(crate) struct CellOf<W: Dispatch> {
 
 // SAFETY: the storage and the hand are reached by the owner alone (I1), which acquired what the
 // previous one released; or by the task, or the thread that is yet to spawn it, while the word says
-// `HELD` (`place`). So their parts move between threads like a message. All of them are `Send`: `W`
-// by `Dispatch`, futures by `Job::run`, requests and replies. Only the worker is shared, by
-// readers, and only while the word counts them (I5); only a worker that is `Sync` has any, by
-// `Concurrent::new`.
-unsafe impl<W: Dispatch> Send for CellOf<W> {}
-
-// SAFETY: as above.
+// `HELD` (`place`). So their parts move between threads like a message, and all of them are `Send`.
+// Only the worker is shared, by readers, and only while the word counts them (I5); only a worker
+// that is `Sync` has any, by `Concurrent::new`.
 unsafe impl<W: Dispatch> Sync for CellOf<W> {}
 
 impl<W: Dispatch> Deref for CellOf<W> {
@@ -249,12 +246,9 @@ impl<W: Dispatch> Deref for CellOf<W> {
 
 impl<W: Dispatch<Output: Send>> CellOf<W> {
     /// Creates a cell without a worker. `concurrency`: how many readers may overlap, if it is said.
-    pub(super) fn new(
-        concurrency: Option<usize>,
-        core: impl FnOnce(*const dyn AnyCell) -> Core,
-    ) -> Arc<Self> {
+    pub(super) fn new(concurrency: Option<usize>, core: impl FnOnce(This) -> Core) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| Self {
-            core: core(this.as_ptr()),
+            core: core(This(this.as_ptr())),
             storage: WorkerStorage::new(),
             hand: UnsafeCell::new(Phase::Spent),
             readers: if W::IS_CONCURRENT { Some(Readers::of_service(concurrency)) } else { None },
@@ -266,7 +260,7 @@ impl<W: Dispatch<Output: Send>> CellOf<W> {
 impl<W: Dispatch> CellOf<W> {
     /// Returns this cell, and keeps it.
     pub(super) fn to_arc(&self) -> Arc<Self> {
-        let this = self.core.this.cast::<Self>();
+        let this = self.core.this.0.cast::<Self>();
         // SAFETY: as in `Core::to_arc`: `this` is this cell, and came from its `Arc`.
         unsafe {
             Arc::increment_strong_count(this);
@@ -457,12 +451,13 @@ impl<W: Dispatch<Output: Send>> AnyCell for CellOf<W> {
         }
     }
 
-    unsafe fn fail_client(&self, reason: FetchReason) {
+    unsafe fn take_client_back(&self, reason: Option<FetchReason>) {
         if W::ANSWERS_LATER {
             // SAFETY: the caller is the owner. A future that was left behind does not borrow the
             // client.
-            if let Some(client) = unsafe { self.storage.take_back() } {
-                client.fail(reason);
+            match (unsafe { self.storage.take_back() }, reason) {
+                (Some(client), Some(reason)) => client.fail(reason),
+                (unused, _) => drop(unused),
             }
         }
     }

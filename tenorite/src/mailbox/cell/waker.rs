@@ -24,7 +24,7 @@ pub(super) fn borrowed(core: &Core) -> ManuallyDrop<Waker> {
     // that of `Arc::into_raw`, each clone owns a reference, and a cell is `Send` and `Sync`. It is
     // the table of the type of this cell, and the pointer came from the cell's `Arc`. This waker
     // owns no reference and is never dropped; its user borrows the cell meanwhile.
-    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(core.this.cast(), core.facts.waker)) })
+    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(core.this.0.cast(), core.facts.waker)) })
 }
 
 /// Returns the functions of the wakers of a cell of this type.

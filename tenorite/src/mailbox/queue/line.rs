@@ -906,7 +906,7 @@ impl Line {
     #[inline]
     pub(super) fn settle(&mut self, deferred: &mut Deferred) {
         if let Some(left) = &mut deferred.0 {
-            left.requests = self.slots.requests.take_all(&left.unwanted);
+            left.requests = self.slots.requests.take_all(&std::mem::take(&mut left.unwanted));
         }
     }
 

@@ -94,7 +94,9 @@ impl<T: Send + 'static> AnyPlaces for Places<T> {
                 taken.push(value);
             }
         }
-        self.give_memory_back();
+        if self.places.len() > self.kept {
+            self.give_memory_back();
+        }
         Box::new(taken)
     }
 
