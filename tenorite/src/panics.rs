@@ -100,10 +100,13 @@ pub(crate) fn drop_waker(waker: Option<Waker>) {
 
 /// Wakes a task. A panic of a hand-written waker must not affect the task that wakes it.
 #[inline]
-pub(crate) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        let mut waker = Some(waker);
-        ran_quietly(&mut || waker.take().into_iter().for_each(Waker::wake));
+pub(crate) fn wake(mut waker: Option<Waker>) {
+    if waker.is_some() {
+        ran_quietly(&mut || {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        });
     }
 }
 

@@ -125,7 +125,7 @@ fn a_stop_answers_what_was_accepted() {
     }
 }
 
-/// Sends a request on a connection of its own. Returns the status, or `None` if there was no answer:
+/// Sends a request on a connection of its own. Returns the status, or `None` without an answer:
 /// the connection was not accepted any more.
 fn ask_in_passing(address: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;

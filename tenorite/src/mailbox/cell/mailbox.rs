@@ -119,7 +119,7 @@ impl<W: Dispatch> CellMailbox<W> {
         span: Option<&Span>,
     ) -> Run {
         if A::IS_MEASURED {
-            owner.start_measured(&self.core, exchange, served, context, span)
+            owner.start_slow(&self.core, exchange, served, context, span)
         } else {
             owner.start(&self.core, exchange, served, context)
         }

@@ -250,7 +250,7 @@ impl Core {
         // On a thread of its own it holds up no other task.
         let warn_after = if options.own_thread { Duration::MAX } else { options.warn_after };
         let wanted = options.wanted(warn_after);
-        let observers = Observers::of(&wanted, facts.name, options.name.clone());
+        let observers = Observers::of(&wanted, (facts.service)(), options.name.clone());
         let is_measured = options.is_timed || observers.is_some();
         Self {
             this,

@@ -152,18 +152,6 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Works like [`start`](Self::start), where handlers are timed or observed.
-    pub(super) fn start_measured<W: Dispatch>(
-        &mut self,
-        cell: &CellOf<W>,
-        exchange: &mut Exchange<W>,
-        served: CallInfo,
-        context: RuntimeContext,
-        span: Option<&Span>,
-    ) -> Run {
-        self.start_slow(cell, exchange, served, context, span)
-    }
-
     /// Lends the worker's link to itself to the method that is about to start, if it takes that.
     fn lend_link(&mut self, served: CallInfo) {
         if served.method.takes_self() {
@@ -175,7 +163,7 @@ impl<'a> Owner<'a> {
     /// Works like [`start`](Self::start), in a foreign context, or where handlers are measured.
     #[cold]
     #[inline(never)]
-    fn start_slow<W: Dispatch>(
+    pub(super) fn start_slow<W: Dispatch>(
         &mut self,
         cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
@@ -550,7 +538,7 @@ impl<'a> Owner<'a> {
                     return Next::Share;
                 }
                 let leave = match line.take_next(!is_over, &now, deferred) {
-                    Ok(Some(first)) if facts.batches && first.method.batch().is_some() => {
+                    Ok(Some(first)) if first.method.batch().is_some() => {
                         let method = first.method;
                         return Next::ServeBatch(method, cell.take_batch(line, first, &now, deferred));
                     }
@@ -698,7 +686,7 @@ impl<'a> Owner<'a> {
     #[cold]
     fn serve_elsewhere(self, work: Work) -> Released {
         let core = self.core;
-        let blocking = Blocking { cell: core.to_arc(), claim: Some(self.into_claim()), work: Some(work) };
+        let blocking = Blocking { cell: core.to_arc(), work: Some((self.into_claim(), work)) };
         core.runtime.spawn_blocking(move || blocking.run());
         Released::Alive
     }
@@ -909,13 +897,13 @@ enum Work {
 /// the claim of the worker.
 struct Blocking {
     cell: Arc<dyn AnyCell>,
-    claim: Option<Claim>,
-    work: Option<Work>,
+    /// `None` once it has begun.
+    work: Option<(Claim, Work)>,
 }
 
 impl Blocking {
     fn run(mut self) {
-        if let (Some(claim), Some(work)) = (self.claim.take(), self.work.take()) {
+        if let Some((claim, work)) = self.work.take() {
             // What the task has below it on its stack does not wait for this, and has no thread.
             let _barrier = stack::barrier();
             Owner::new(self.cell.core(), claim).serve_here(work);
@@ -926,7 +914,7 @@ impl Blocking {
 impl Drop for Blocking {
     /// Ends what was not run, because the runtime shuts down or the system has no thread left.
     fn drop(&mut self) {
-        let (Some(claim), Some(work)) = (self.claim.take(), self.work.take()) else { return };
+        let Some((claim, work)) = self.work.take() else { return };
         let mut owner = Owner::new(self.cell.core(), claim);
         match work {
             // SAFETY: exclusive by I1, as in `start_within`.

@@ -62,10 +62,8 @@ pub(super) type AnyBatch = Box<dyn Any + Send>;
 
 /// The constants of a worker's type.
 pub(super) struct Facts {
-    pub(super) name: &'static str,
     pub(super) service: fn() -> &'static str,
     pub(super) is_concurrent: bool,
-    pub(super) batches: bool,
     pub(super) closes: bool,
     /// How many methods the service calls by itself, and which.
     pub(super) ticks: usize,
@@ -82,10 +80,8 @@ impl Facts {
     pub(super) const fn of<W: Dispatch>() -> &'static Self {
         const {
             &Self {
-                name: W::NAME,
                 service: || W::NAME,
                 is_concurrent: W::IS_CONCURRENT,
-                batches: W::BATCHES,
                 closes: W::CLOSES,
                 ticks: W::TICKS,
                 tick_method: W::tick_method,
@@ -105,6 +101,7 @@ impl Facts {
 /// The caller of the unsafe functions is the owner of the worker (I1). That of `place` is the task
 /// while the word says `HELD`. So the caller has exclusive use of the storage and of the hand.
 pub(super) trait AnyCell: Send + Sync {
+    /// Returns the part of the cell that does not depend on the worker's type.
     fn core(&self) -> &Core;
 
     /// Takes a request out of its place, which was started in this critical section, into the hand.

@@ -78,6 +78,17 @@ pub(crate) enum Entered<T, C> {
     Own(C, Observed),
 }
 
+/// What a call leaves that ends early.
+enum Departed<Rq, Rs, Er> {
+    /// It had ended already.
+    Ended(Phase<Rq, Rs, Er>),
+    /// Its request had not started.
+    Request(Rq),
+    /// It waited for a permit.
+    Permit,
+    Running,
+}
+
 /// A request that has left the queue for the worker.
 pub(crate) struct Dequeued<Rq> {
     pub(crate) request: Rq,
@@ -628,24 +639,11 @@ impl Queue {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        let (mut outcome, mut request) = (None, None);
-        let left = self.leave(slot, SkipReason::Expired, &mut |line, left| match left {
-            None => {
-                outcome = line.take_outcome(slot);
-                outcome.is_some()
-            }
-            Some(_) => {
-                request = Some(line.slots.requests.take(slot));
-                true
-            }
-        });
-        match (outcome, request, left) {
-            (Some(outcome), ..) => outcome,
-            (_, Some(request), _) => self.refuse(request, SendReason::Expired, terms),
-            (.., Some(Withdrawn::Running)) => {
-                Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired))
-            }
-            _ => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+        match self.depart(slot, SkipReason::Expired) {
+            Departed::Ended(outcome) => outcome,
+            Departed::Request(request) => self.refuse(request, SendReason::Expired, terms),
+            Departed::Permit => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+            Departed::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
         }
     }
 
@@ -659,23 +657,43 @@ impl Queue {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        let (mut unseen, mut request) = (None::<Phase<Rq, Rs, Er>>, None::<Rq>);
-        let left = self.leave(slot, SkipReason::Abandoned, &mut |line, left| match left {
-            None => {
-                unseen = line.take_outcome(slot);
-                unseen.is_some()
+        match self.depart::<Rq, Rs, Er>(slot, SkipReason::Abandoned) {
+            Departed::Ended(unseen) => {
+                self.drop_quietly(unseen);
+                false
             }
-            Some(_) => {
-                request = Some(line.slots.requests.take(slot));
+            Departed::Request(request) => {
+                self.drop_quietly(request);
                 true
             }
-        });
-        self.drop_quietly(unseen);
-        self.drop_quietly(request);
-        matches!(left, Some(Withdrawn::Request | Withdrawn::Permit))
+            Departed::Permit => true,
+            Departed::Running => false,
+        }
     }
 
-    /// Ends a call, by its deadline or because it was dropped, unless it has ended already.
+    /// Ends a call, by its deadline or because it was dropped, unless it has ended already. Takes
+    /// what it leaves in its places.
+    fn depart<Rq, Rs, Er>(&self, slot: usize, reason: SkipReason) -> Departed<Rq, Rs, Er>
+    where
+        Rq: Send + 'static,
+        Rs: Send + 'static,
+        Er: Send + 'static,
+    {
+        let mut departed = Departed::Running;
+        let left = self.leave(slot, reason, &mut |line, left| {
+            departed = match left {
+                None => match line.take_outcome(slot) {
+                    Some(outcome) => Departed::Ended(outcome),
+                    None => return false,
+                },
+                Some(_) => Departed::Request(line.slots.requests.take(slot)),
+            };
+            true
+        });
+        if left == Some(Withdrawn::Permit) { Departed::Permit } else { departed }
+    }
+
+    /// Does what [`depart`](Self::depart) does for a call of any type.
     ///
     /// `take` is called under the lock: with `None` to take the outcome, if there is one, of which
     /// it returns whether it is; and, if the request had not started, to take that. Returns how far
@@ -951,13 +969,7 @@ impl Queue {
 
     /// Decides something under the lock.
     pub(in crate::mailbox) fn decide<T>(&self, decide: impl FnOnce(&mut Line, &mut Deferred) -> T) -> T {
-        let mut deferred = Deferred::new();
-        let mut line = self.line.lock();
-        let decided = decide(&mut line, &mut deferred);
-        line.settle(&mut deferred);
-        drop(line);
-        self.finish(deferred);
-        decided
+        self.step(None, |_, _| (), decide).expect("there was no reply to deliver")
     }
 
     /// Registers a worker that reads the queue. Returns its generation.
@@ -1108,13 +1120,8 @@ impl Queue {
     /// Counts a drop that was not quiet.
     pub(crate) fn count_drop(&self, was_quiet: bool) {
         if !was_quiet {
-            self.count_panicked_drop();
+            self.line.lock().count().panicked_drops += 1;
         }
-    }
-
-    #[cold]
-    fn count_panicked_drop(&self) {
-        self.line.lock().count().panicked_drops += 1;
     }
 
     /// Wakes, and drops only then: see Q2.
@@ -1127,7 +1134,7 @@ impl Queue {
 
     #[inline(never)]
     fn finish_left(&self, left: Left) {
-        let Left { to_wake, gone, requests, to_drop, .. } = left;
+        let Left { to_wake, gone, mut requests, to_drop, .. } = left;
         for waker in to_wake {
             panics::wake(Some(waker));
         }
@@ -1136,16 +1143,11 @@ impl Queue {
             drop(observed);
             self.drop_quietly(span);
         }
-        let mut requests = requests;
-        while let Some(unwanted) = &mut requests {
-            match panics::catch(|| unwanted.drop_one()) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(payload) => {
-                    panics::discard(payload);
-                    self.count_panicked_drop();
-                }
-            }
+        let mut is_left = true;
+        while let (true, Some(unwanted)) = (is_left, &mut requests) {
+            // What panics is out of the way: there may be more behind it.
+            let was_quiet = panics::ran_quietly(&mut || is_left = unwanted.drop_one());
+            self.count_drop(was_quiet);
         }
     }
 }
