@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What many services cost to build: forty services of three methods, and one of two hundred.
 
-Generates the same program with tenorite and by hand (mpsc, oneshot, an enum, a caller), each also
-with one service, and compares: lines of LLVM IR before optimization, the size of a stripped release
+Generates the same program with tenorite, by hand (mpsc, oneshot, an enum, a caller), with kameo and
+with ractor, and compares: lines of LLVM IR before optimization, the size of a stripped release
 binary, a cold debug build of the program (its dependencies are built), and a debug build after an
-edit in one handler.
+edit in one handler. The versions are those of benches/Cargo.lock.
 
     benches/dozens/run.py [--services 40] [--rounds 3]
 """
@@ -88,10 +88,89 @@ def by_hand(number: int, count: int) -> str:
     return "\n".join(lines + ["}"])
 
 
-KINDS = {"tenorite": with_tenorite, "by hand": by_hand}
+def with_kameo(number: int, count: int) -> str:
+    """A message type and a handler for each method, behind a caller like the others'."""
+    name = f"Store{number}"
+    lines = ["#[derive(Actor)]", f"pub struct {name} {{ map: HashMap<String, String> }}"]
+    for method, me, args, reply, body, names, is_async in methods(count):
+        keyword = "async fn" if is_async else "fn"
+        lines += [
+            f"pub struct {name}{variant(method)} {{ {args.replace('&str', 'String')} }}",
+            f"impl Message<{name}{variant(method)}> for {name} {{",
+            f"    type Reply = {reply};",
+            f"    async fn handle(&mut self, message: {name}{variant(method)}, _: &mut Context<Self, Self::Reply>) -> Self::Reply {{",
+            f"        self.{method}({', '.join(('&' if f'{field}: &str' in args else '') + 'message.' + field for field in names)}){'.await' if is_async else ''}",
+            "    }",
+            "}",
+            f"impl {name} {{ {keyword} {method}({me}, {args}) -> {reply} {{ {body} }} }}",
+        ]
+    lines += ["#[derive(Clone)]", f"pub struct {name}Caller(ActorRef<{name}>);", f"impl {name}Caller {{"]
+    for method, _, args, reply, _, names, _ in methods(count):
+        taken = re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", args)
+        fields = ", ".join(f"{field}: {field}.into()" for field in names)
+        value, error = re.fullmatch(r"Result<(.*), (.*)>", reply).groups() if reply.startswith("Result") else (reply, "kameo::error::Infallible")
+        lines.append(
+            f"    pub async fn {method}(&self, {taken}) -> Result<{value}, SendError<{name}{variant(method)}, {error}>> {{\n"
+            f"        self.0.ask({name}{variant(method)} {{ {fields} }}).await\n    }}"
+        )
+    lines += ["}", f"pub async fn use{number}() {{"]
+    lines.append(f"    let store = {name}Caller({name}::spawn_with_mailbox({name} {{ map: HashMap::new() }}, mailbox::bounded(32)));")
+    for method, _, _, _, _, names, _ in methods(count):
+        values = ", ".join('"x"' for _ in names)
+        lines.append(f'    println!("{{:?}}", store.{method}({values}).await.ok());')
+    return "\n".join(lines + ["}"])
+
+
+def with_ractor(number: int, count: int) -> str:
+    """An enum with a port for each reply, and a caller like the others'; its mailbox has no bound."""
+    name = f"Store{number}"
+    lines = [f"pub struct {name} {{ map: HashMap<String, String> }}", f"pub enum {name}Message {{"]
+    for method, _, args, reply, _, _, _ in methods(count):
+        lines.append(f"    {variant(method)} {{ {args.replace('&str', 'String')}, reply: RpcReplyPort<{reply}> }},")
+    lines += ["}", f"impl {name} {{"]
+    for method, me, args, reply, body, _, is_async in methods(count):
+        lines.append(f"    {'async fn' if is_async else 'fn'} {method}({me}, {args}) -> {reply} {{ {body} }}")
+    lines += [
+        "}",
+        f"pub struct {name}Actor;",
+        f"impl Actor for {name}Actor {{",
+        f"    type Msg = {name}Message;",
+        f"    type State = {name};",
+        f"    type Arguments = {name};",
+        f"    async fn pre_start(&self, _: ActorRef<{name}Message>, store: {name}) -> Result<{name}, ActorProcessingErr> {{ Ok(store) }}",
+        f"    async fn handle(&self, _: ActorRef<{name}Message>, message: {name}Message, store: &mut {name}) -> Result<(), ActorProcessingErr> {{",
+        "        match message {",
+    ]
+    for method, _, args, _, _, names, is_async in methods(count):
+        passed = ", ".join("&" + field if f"{field}: &str" in args else field for field in names)
+        awaited = ".await" if is_async else ""
+        lines.append(
+            f"            {name}Message::{variant(method)} {{ {', '.join(names)}, reply }} => {{ let _ = reply.send(store.{method}({passed}){awaited}); }}"
+        )
+    lines += ["        }", "        Ok(())", "    }", "}", "#[derive(Clone)]", f"pub struct {name}Caller(ActorRef<{name}Message>);", f"impl {name}Caller {{"]
+    for method, _, args, reply, _, names, _ in methods(count):
+        taken = re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", args)
+        fields = "; ".join(f"let {field} = {field}.into()" for field in names)
+        lines.append(
+            f"    pub async fn {method}(&self, {taken}) -> Result<{reply}, Gone> {{\n"
+            f"        {fields};\n"
+            f"        match call!(self.0, |reply| {name}Message::{variant(method)} {{ {', '.join(names)}, reply }}) {{ Ok(reply) => Ok(reply), Err(_) => Err(Gone) }}\n    }}"
+        )
+    lines += ["}", f"pub async fn use{number}() {{"]
+    lines.append(f"    let store = {name}Caller(Actor::spawn(None, {name}Actor, {name} {{ map: HashMap::new() }}).await.unwrap().0);")
+    for method, _, _, _, _, names, _ in methods(count):
+        values = ", ".join('"x"' for _ in names)
+        lines.append(f'    println!("{{:?}}", store.{method}({values}).await);')
+    return "\n".join(lines + ["}"])
+
+
+KINDS = {"tenorite": with_tenorite, "by hand": by_hand, "kameo": with_kameo, "ractor": with_ractor}
 HEADS = {
     "tenorite": "use std::collections::HashMap;\nuse tenorite::prelude::*;",
     "by hand": "use std::collections::HashMap;\nuse tokio::sync::{mpsc, oneshot};\n#[derive(Debug)]\npub struct Gone;",
+    "kameo": "use std::collections::HashMap;\nuse kameo::Actor;\nuse kameo::actor::{ActorRef, Spawn};\nuse kameo::error::SendError;\n"
+    "use kameo::mailbox;\nuse kameo::message::{Context, Message};",
+    "ractor": "use std::collections::HashMap;\nuse ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};\n#[derive(Debug)]\npub struct Gone;",
 }
 
 
@@ -102,10 +181,11 @@ def generate(kind: str, services: int, count: int) -> Path:
     (folder / "Cargo.toml").write_text(
         '[package]\nname = "dozens"\nversion = "0.0.0"\nedition = "2024"\n\n[workspace]\n\n[dependencies]\n'
         f'tenorite = {{ path = "{ROOT / "tenorite"}" }}\n'
+        'kameo = { version = "0.22", default-features = false, features = ["macros"] }\nractor = "0.16"\n'
         'tokio = { version = "1", features = ["macros", "rt-multi-thread", "sync", "time"] }\n\n'
         "[profile.release]\nstrip = true\n"
     )
-    shutil.copy(ROOT / "Cargo.lock", folder / "Cargo.lock")
+    shutil.copy(ROOT / "benches/Cargo.lock", folder / "Cargo.lock")
     body = "\n".join(KINDS[kind](number, count) for number in range(services))
     uses = "\n".join(f"    use{number}().await;" for number in range(services))
     (folder / "src/main.rs").write_text(f"#![allow(dead_code)]\n{HEADS[kind]}\n{body}\n#[tokio::main]\nasync fn main() {{\n{uses}\n}}\n")
@@ -158,12 +238,14 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print("| program | | tenorite | by hand | ratio |\n|---|---|---:|---:|---:|")
+    print("Each figure with its ratio to by hand.\n")
+    print("| program | | " + " | ".join(KINDS) + " |\n|---|---|" + "---:|" * len(KINDS))
     for services, count in [(options.services, 3), (1, 200)]:
-        ours, theirs = (measure(kind, services, count, options.rounds) for kind in KINDS)
-        for name, value in ours.items():
-            program = f"{services} services of {count} methods" if services > 1 else f"{count} methods in one"
-            print(f"| {program} | {name} | {value:,.1f} | {theirs[name]:,.1f} | {value / theirs[name]:.2f} |", flush=True)
+        program = f"{services} services of {count} methods" if services > 1 else f"{count} methods in one"
+        figures = {kind: measure(kind, services, count, options.rounds) for kind in KINDS}
+        for name, hand in figures["by hand"].items():
+            cells = (f"{of[name]:,.1f} ({of[name] / hand:.2f})" for of in figures.values())
+            print(f"| {program} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
