@@ -198,7 +198,7 @@ where
                 let configs = move || {
                     let first = make(shard);
                     let again = move || make(shard);
-                    Configs { first, make_config: can_restart.then(|| Box::new(again) as Box<_>) }
+                    if can_restart { Configs::again(first, again) } else { Configs::once(first) }
                 };
                 let router: Weak<dyn Mailbox<_, _, _>> = Weak::<ShardsMailbox<_, _, _>>::clone(router);
                 let builder = builder.of_shard::<TenoriteCaller<_, _, _>>(shard);

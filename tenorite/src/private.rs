@@ -23,18 +23,8 @@ pub use crate::handler::link::SelfLink;
 pub use crate::handler::method::Method;
 pub use crate::mailbox::cell::MakeConfig;
 pub use crate::sharded::shard_of;
-pub use crate::worker::{Configs, Start, start_pool};
+pub use crate::worker::{Configs, Start, start, start_detached, start_pool};
 pub use tokio::task::JoinHandle;
-
-/// Starts a derived worker in a cell.
-#[track_caller]
-pub fn start<W, M>(start: Start, make: M) -> JoinHandle<W::Output>
-where
-    W: Dispatch<Config: Send, Output: Send>,
-    M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-{
-    start.cell::<W>(make)
-}
 
 /// The same for workers that stay on their thread, by the same names.
 pub mod local {

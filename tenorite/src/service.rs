@@ -581,7 +581,7 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch_detached(backlog, None, |_| Configs { first: config, make_config: None })
+        self.launch_detached(backlog, None, |_| Configs::once(config))
     }
 
     /// Starts the worker: see [`TenoriteService::start_task`].
@@ -596,7 +596,7 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch(backlog, None, |_| Configs { first: config, make_config: None })
+        self.launch(backlog, None, |_| Configs::once(config))
     }
 
     /// Starts a worker that needs its own caller: see [`TenoriteService::start_with_self`].
@@ -615,10 +615,7 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch(backlog, None, |caller| Configs {
-            first: make(WeakCaller::own_of(caller)),
-            make_config: None,
-        })
+        self.launch(backlog, None, |caller| Configs::once(make(WeakCaller::own_of(caller))))
     }
 
     /// Starts a [local](LocalWorker) worker, which is made by a closure on a thread of its own: see
@@ -701,8 +698,10 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        let options = ServiceOptions { is_detached: true, ..self.options };
-        Self { options, ..self }.launch(backlog, decider, make).1
+        let start = |start, register: &mut dyn FnMut(_) -> C| {
+            W::__start_detached(start, |caller| make(&register(caller)));
+        };
+        self.launch_as(backlog, decider, None, start).1
     }
 }
 
@@ -865,13 +864,13 @@ where
 }
 
 /// Makes the config of the first worker, and keeps the closure that makes those of later workers.
-fn make_config<C: Caller, Config>(
+fn make_config<C: Caller, Config: Send + 'static>(
     mut make: impl FnMut(WeakCaller<C>) -> Config + Send + 'static,
 ) -> impl FnOnce(&C) -> Configs<Config> {
     |caller| {
         let me = WeakCaller::own_of(caller);
         let first = make(me.clone());
-        Configs { first, make_config: Some(Box::new(move || make(me.clone()))) }
+        Configs::again(first, move || make(me.clone()))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::dispatch::pool::Pool;
 use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
-use crate::mailbox::cell::{self, Driven, MakeConfig};
+use crate::mailbox::cell::{self, AnyValue, MakeConfig, ServiceTask};
 use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;
 use crate::mailbox::task::TaskMailbox;
@@ -114,6 +114,21 @@ pub trait TenoriteWorker: 'static {
         start.task::<Self>(make)
     }
 
+    /// Works like `__start`, and drops the output. A function of its own, because tokio's code is
+    /// compiled once for each type that a task yields: a program that wants no outputs has none of
+    /// it. Not part of the public interface.
+    #[doc(hidden)]
+    #[track_caller]
+    fn __start_detached<M>(start: Start, make: M)
+    where
+        Self: Sized,
+        Self::Config: Send,
+        Self::Output: Send,
+        M: FnOnce(TenoriteCaller<Self::Request, Self::Response, Self::Error>) -> Configs<Self::Config>,
+    {
+        drop(Self::__start(start.detached(), make));
+    }
+
     /// Starts many derived workers as one. Not part of the public interface.
     #[doc(hidden)]
     #[track_caller]
@@ -137,7 +152,20 @@ pub struct Start {
 /// Holds the config of a service's first worker, and makes the configs of later ones.
 pub struct Configs<Config> {
     pub(crate) first: Config,
-    pub(crate) make_config: Option<MakeConfig<Config>>,
+    /// Its type is erased: most services never need it, and it would be compiled for each.
+    pub(crate) make_config: Option<MakeConfig<AnyValue>>,
+}
+
+impl<Config: Send + 'static> Configs<Config> {
+    /// Only the first worker is made.
+    pub(crate) fn once(first: Config) -> Self {
+        Self { first, make_config: None }
+    }
+
+    /// `make` makes the configs of later workers.
+    pub(crate) fn again(first: Config, mut make: impl FnMut() -> Config + Send + 'static) -> Self {
+        Self { first, make_config: Some(Box::new(move || Box::new(make()))) }
+    }
 }
 
 impl fmt::Debug for Start {
@@ -188,21 +216,12 @@ impl Start {
         task
     }
 
-    /// Starts a derived worker in a cell.
+    /// Starts a derived worker in a cell. `spawn` spawns the service's task.
     #[track_caller]
-    pub(crate) fn cell<W: Dispatch<Config: Send, Output: Send>>(
+    fn cell<W: Dispatch<Config: Send, Output: Send>, T>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-    ) -> JoinHandle<W::Output> {
-        self.cell_as::<W, _>(make, |runtime, driver| runtime.spawn(driver))
-    }
-
-    /// Works like [`cell`](Self::cell), for a task that is not just the service's driver.
-    #[track_caller]
-    fn cell_as<W: Dispatch<Config: Send, Output: Send>, T>(
-        self,
-        make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-        spawn: impl FnOnce(&Handle, Driven<W>) -> JoinHandle<T>,
+        spawn: fn(&Handle, ServiceTask) -> JoinHandle<T>,
     ) -> JoinHandle<T> {
         let Self { options, decider } = self;
         if W::HAS_TICKS {
@@ -214,10 +233,41 @@ impl Start {
         let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
         let driver = driver.with(first, make_config, idle, decider);
         let spawned = driver.to_be_spawned();
-        let task = spawn(&handle, driver.detached(is_detached).into_task());
+        let task = spawn(&handle, driver.into_task().detached(is_detached));
         spawned.as_task(|| task.abort_handle());
         task
     }
+
+    /// Drops what the service would hand back.
+    fn detached(mut self) -> Self {
+        self.options.is_detached = true;
+        self
+    }
+}
+
+/// Spawns the task of a service whose output is dropped. It is compiled once.
+fn spawn_any(runtime: &Handle, task: ServiceTask) -> JoinHandle<()> {
+    runtime.spawn(task)
+}
+
+/// Starts a derived worker in a cell.
+#[track_caller]
+pub fn start<W, M>(start: Start, make: M) -> JoinHandle<W::Output>
+where
+    W: Dispatch<Config: Send, Output: Send>,
+    M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
+{
+    start.cell::<W, _>(make, |runtime, task| runtime.spawn(task.yielding()))
+}
+
+/// Works like [`start`], and drops what the service would hand back.
+#[track_caller]
+pub fn start_detached<W, M>(start: Start, make: M)
+where
+    W: Dispatch<Config: Send, Output: Send>,
+    M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
+{
+    drop(start.detached().cell::<W, _>(make, spawn_any));
 }
 
 /// Starts a derived worker that stays on its thread, which is the current runtime's.
@@ -227,7 +277,7 @@ where
     W: LocalDispatch,
     M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<LocalConfig<W::Config>>,
 {
-    start.cell_as::<Local<W>, _>(make, |runtime, driver| runtime.spawn(async move { drop(driver.await) }))
+    start.cell::<Local<W>, _>(make, spawn_any)
 }
 
 /// A worker that stays on the thread which its service has to itself: it need not be `Send`, and
@@ -256,12 +306,13 @@ pub fn start_pool<W: Dispatch<Config: Send, Output: Send>>(
     let options = ServiceOptions { concurrency: Some(workers), ..options };
     let runtime = Handle::current();
     let restarts = decider.is_some();
-    let task = Start { options, decider }.cell::<Pool<W>>(|caller| {
+    let make = |caller| {
         let mut make = make(caller);
         let mut make_all = move || (0..workers).map(|_| make()).collect::<Vec<_>>();
         let first = make_all();
-        Configs { first, make_config: restarts.then(|| Box::new(make_all) as _) }
-    });
+        if restarts { Configs::again(first, make_all) } else { Configs::once(first) }
+    };
+    let task = self::start::<Pool<W>, _>(Start { options, decider }, make);
     let abort = AbortOnDrop(task.abort_handle());
     let this = Arc::new(OnceLock::new());
     let known = Arc::clone(&this);
@@ -380,9 +431,8 @@ async fn run_workers<W: TenoriteWorker<Config: Send, Output: Send>>(
             Err(payload) => panics::discard(payload),
         }
         queue.status.restarted();
-        next = panics::catch(
-            make_config.as_mut().expect("a service with a restart policy can make another config"),
-        );
+        let make = make_config.as_mut().expect("a service with a restart policy can make another config");
+        next = panics::catch(|| *make().downcast().expect("it is a config of this service"));
     }
 }
 

@@ -106,6 +106,18 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             }
         }
     });
+    let start_detached = (!service.local).then(|| {
+        quote! {
+            fn __start_detached<#make>(start: #private::Start, make: #make)
+            where
+                #make: ::core::ops::FnOnce(
+                    #krate::TenoriteCaller<#request, #response>,
+                ) -> #private::Configs<#started_with>,
+            {
+                #private::start_detached::<Self, #make>(start, make)
+            }
+        }
+    });
     let derived_worker = if service.local {
         quote! {
             #[automatically_derived]
@@ -132,6 +144,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let blocks = flag("BLOCKS", any_method(|method| method.blocking));
     let batches = batches(service, &request, &response, &job);
     let is_error = is_error(service, &response);
+    let opens = flag("OPENS", open.is_some());
     let begins = flag("BEGINS", begin.is_some());
     let closes = flag("CLOSES", close.is_some());
 
@@ -160,6 +173,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
                 #private::start::<Self, #make>(start, make)
             }
 
+            #start_detached
             #start_pool
         }
 
@@ -178,6 +192,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             #answers_later
             #takes_self
             #blocks
+            #opens
             #begins
             #closes
             #concurrent

@@ -134,6 +134,7 @@ pub trait LocalDispatch: Sized + 'static {
     const ANSWERS_LATER: bool = false;
     const TAKES_SELF: bool = false;
     const BATCHES: bool = false;
+    const OPENS: bool = false;
     const BEGINS: bool = false;
     const CLOSES: bool = false;
     const TICKS: usize = 0;
@@ -322,6 +323,7 @@ impl<W: LocalDispatch> Dispatch for Local<W> {
     const ANSWERS_LATER: bool = W::ANSWERS_LATER;
     const TAKES_SELF: bool = W::TAKES_SELF;
     const BATCHES: bool = W::BATCHES;
+    const OPENS: bool = true;
     const BEGINS: bool = W::BEGINS;
     const CLOSES: bool = W::CLOSES;
     const TICKS: usize = W::TICKS;

@@ -86,6 +86,8 @@ pub trait Dispatch: Send + Sized + 'static {
     const BLOCKS: bool = false;
     /// Whether any method is given several requests at once.
     const BATCHES: bool = false;
+    /// Whether a worker has to be [opened](Self::open).
+    const OPENS: bool = false;
     /// Whether [`begin`](Self::begin) does anything.
     const BEGINS: bool = false;
     /// Whether [`close`](Self::close) does anything.
@@ -101,6 +103,8 @@ pub trait Dispatch: Send + Sized + 'static {
     const IS_CONCURRENT: bool = Self::CONCURRENT.is_some();
     /// Whether the service calls any method by itself.
     const HAS_TICKS: bool = Self::TICKS > 0;
+    /// Whether the config is the worker, and nothing runs before its first request.
+    const IS_MADE_AT_ONCE: bool = !Self::OPENS && !Self::BEGINS && !Self::HAS_TICKS;
 
     /// Returns the method that a request asks for.
     fn method(request: &Self::Request) -> &'static Method;

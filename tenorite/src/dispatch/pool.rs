@@ -123,6 +123,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
     const TAKES_SELF: bool = W::TAKES_SELF;
     const BLOCKS: bool = W::BLOCKS;
     const BATCHES: bool = W::BATCHES;
+    const OPENS: bool = W::OPENS;
     const BEGINS: bool = W::BEGINS;
     const CLOSES: bool = W::CLOSES;
     const TICKS: usize = W::TICKS;

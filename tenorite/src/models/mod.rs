@@ -343,7 +343,7 @@ pub(crate) struct Model<D = Driven<Worker>> {
 
 pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
     let (Model { caller, driver, seen }, worker) = start_without_worker(backlog, inline);
-    Model { caller, driver: driver.with(worker, None, None, None).into_task(), seen }
+    Model { caller, driver: driver.with(worker, None, None, None).into_task().yielding(), seen }
 }
 
 /// Opens a service that accepts calls before it has a worker.
@@ -371,7 +371,10 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
         cell::open(ServiceOptions { backlog, ..ServiceOptions::default() }, ServiceRuntime, true);
     let made = Arc::clone(&seen);
     let make = move || Worker::new(&made);
-    let driver = driver.with(make(), Some(Box::new(make)), None, Some(Box::new(Always))).into_task();
+    let driver = driver
+        .with(make(), Some(Box::new(move || Box::new(make()))), None, Some(Box::new(Always)))
+        .into_task()
+        .yielding();
     Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }
 }
 

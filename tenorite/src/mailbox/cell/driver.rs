@@ -1,11 +1,12 @@
 //! Implements the service's task, which goes on with what callers leave and ends the service.
 
+use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
@@ -13,7 +14,7 @@ use tokio::task::AbortHandle;
 use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
 use super::owner::{Owner, Released, Turn};
 use super::state::{Abort, Found, TaskClaim};
-use super::typed::{AnyCell, AnyValue, CellOf};
+use super::typed::{AnyCell, AnyValue, CellOf, ready};
 use super::{Core, OnWorkerExit};
 use crate::dispatch::Dispatch;
 use crate::error::StopReason;
@@ -29,8 +30,9 @@ pub(crate) struct Driver<W: Dispatch> {
     task: ServiceTask,
 }
 
-/// The service's task, which does not know the worker's type.
-struct ServiceTask {
+/// The service's task, which does not know the worker's type. As a future it drops what the service
+/// yields.
+pub struct ServiceTask {
     /// `None` once the service has ended.
     cell: Option<Arc<dyn AnyCell>>,
     /// Makes, closes and replaces workers, if that takes more than serving.
@@ -51,10 +53,10 @@ impl Spawned {
     }
 }
 
-/// The future of the service's task.
-pub(crate) struct Driven<W> {
+/// The future of the service's task, which yields what the service does.
+pub(crate) struct Driven<T> {
     task: ServiceTask,
-    _worker: PhantomData<fn() -> W>,
+    _output: PhantomData<fn() -> T>,
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
@@ -70,33 +72,23 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(crate) fn with(
         mut self,
         config: W::Config,
-        make_config: Option<MakeConfig<W::Config>>,
+        make_config: Option<MakeConfig<AnyValue>>,
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
     ) -> Self {
         let cell = &self.cell;
-        let config = match W::ready(config) {
-            Ok(worker) if cell.on_worker_exit == OnWorkerExit::End && !W::BEGINS && !W::HAS_TICKS => {
+        let first = if W::IS_MADE_AT_ONCE {
+            let worker = ready(config);
+            if cell.on_worker_exit == OnWorkerExit::End {
                 cell.place_worker(worker);
                 cell.queue.status.running();
                 return self;
             }
-            Ok(worker) => Ok(worker),
-            Err(config) => Err(config),
+            lifecycle::opened(Box::new(worker))
+        } else {
+            cell.open(Box::new(config))
         };
-        let first = lifecycle::opening::<W>(config, cell.link());
-        let make_another = make_config.map(|mut make_config| {
-            let cell = Arc::clone(cell);
-            Box::new(move || lifecycle::opening::<W>(W::ready(make_config()), cell.link())) as _
-        });
-        self.task.lifecycle = Some(Box::new(WorkerLifecycle::new(first, make_another, idle, decider)));
-        self
-    }
-
-    /// Drops the service's output before its end is reported. The task is cancelled, without
-    /// output.
-    pub(crate) fn detached(mut self, is_detached: bool) -> Self {
-        self.task.is_detached = is_detached;
+        self.task.lifecycle = Some(Box::new(WorkerLifecycle::new(first, make_config, idle, decider)));
         self
     }
 
@@ -104,9 +96,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         Spawned(Arc::clone(&self.cell) as _)
     }
 
-    /// Returns the future that is the service's task.
-    pub(crate) fn into_task(self) -> Driven<W> {
-        Driven { task: self.task, _worker: PhantomData }
+    /// Returns the service's task.
+    pub(crate) fn into_task(self) -> ServiceTask {
+        self.task
     }
 }
 
@@ -146,6 +138,18 @@ pub(super) fn dead(core: &Core) -> End {
 }
 
 impl ServiceTask {
+    /// Drops the service's output before its end is reported. The task is cancelled, without
+    /// output.
+    pub(crate) fn detached(mut self, is_detached: bool) -> Self {
+        self.is_detached = is_detached;
+        self
+    }
+
+    /// Has the task yield what the service yields, which is of this type.
+    pub(crate) fn yielding<T>(self) -> Driven<T> {
+        Driven { task: self, _output: PhantomData }
+    }
+
     /// Returns the output of the service, and the reason of its end unless the thread that ended it
     /// has reported that already.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(Arc<dyn AnyCell>, Over)> {
@@ -163,16 +167,23 @@ impl ServiceTask {
                 Released::Dead => Poll::Ready((dead(core), None)),
             },
         };
-        let over = ready!(poll);
+        let over = task::ready!(poll);
         let cell = self.cell.take().expect("the cell is present until the driver has ended");
         Poll::Ready((cell, over))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<AnyValue> {
+        match task::ready!(self.poll_over(cx)) {
+            End::Output(output) => Poll::Ready(output),
+            End::Panic(payload) => resume_unwind(payload),
+        }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if let Some(over) = &self.over {
             return abort::end_task(over.core().spawned.get(), cx);
         }
-        let (cell, (end, reason)) = ready!(self.poll_end(cx));
+        let (cell, (end, reason)) = task::ready!(self.poll_end(cx));
         if self.is_detached {
             lifecycle::discard(end);
             // Reports the end only after the worker is gone.
@@ -190,14 +201,26 @@ fn tell_end(core: &Core, reason: Option<StopReason>) {
     }
 }
 
-impl<W: Dispatch<Config: Send, Output: Send>> Future for Driven<W> {
-    type Output = W::Output;
+impl Future for ServiceTask {
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Output> {
-        match ready!(self.task.poll(cx)) {
-            End::Output(output) => Poll::Ready(*output.downcast().expect("it is this service's output")),
-            End::Panic(payload) => resume_unwind(payload),
-        }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_output(cx).map(drop)
+    }
+}
+
+impl<T: 'static> Future for Driven<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let output = task::ready!(self.task.poll_output(cx));
+        Poll::Ready(*output.downcast().expect("it is this service's output"))
+    }
+}
+
+impl fmt::Debug for ServiceTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceTask").finish_non_exhaustive()
     }
 }
 

@@ -47,7 +47,7 @@ use crate::trace;
 /// What a service's task needs besides serving.
 pub(super) struct WorkerLifecycle {
     stage: Stage,
-    make_another: Option<MakeAnother>,
+    make_config: Option<MakeConfig<AnyValue>>,
     decider: Option<Box<dyn RestartDecider>>,
     idle: Option<Idle>,
     /// The methods that the service calls by itself.
@@ -58,9 +58,6 @@ pub(super) struct WorkerLifecycle {
 
 /// Makes the config of the next worker.
 pub type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
-
-/// Makes the config of the next worker, and begins to open that.
-pub(super) type MakeAnother = Box<dyn FnMut() -> Opening + Send>;
 
 enum Stage {
     Opening(Opening),
@@ -127,12 +124,12 @@ struct Idle {
 impl WorkerLifecycle {
     pub(super) fn new(
         first: Opening,
-        make_another: Option<MakeAnother>,
+        make_config: Option<MakeConfig<AnyValue>>,
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
     ) -> Self {
         let idle = idle.map(|limit| Idle { limit, sleep: Box::pin(sleep_until(Instant::now())) });
-        Self { stage: Stage::Opening(first), make_another, decider, idle, ticks: Vec::new(), fallen: None }
+        Self { stage: Stage::Opening(first), make_config, decider, idle, ticks: Vec::new(), fallen: None }
     }
 
     pub(super) fn poll(&mut self, core: &Core, cx: &mut Context<'_>) -> Poll<Over> {
@@ -279,9 +276,9 @@ impl WorkerLifecycle {
             discard(end);
         }
         core.queue.status.restarted();
-        let make_another =
-            self.make_another.as_mut().expect("a service with a restart policy can make another config");
-        match panics::catch(make_another) {
+        let make_config =
+            self.make_config.as_mut().expect("a service with a restart policy can make another config");
+        match panics::catch(|| core.cell().open(make_config())) {
             Ok(opening) => {
                 self.go(Stage::Opening(opening));
                 None
@@ -382,12 +379,17 @@ pub(super) fn discard(end: End) {
     }
 }
 
-/// Begins with a worker that is ready, or with the config that it is to be made of. The link is to
-/// the worker itself.
+/// Begins with a worker that has been made, and needs nothing more.
+pub(super) fn opened(worker: AnyValue) -> Opening {
+    Box::pin(std::future::ready(Ok(Ok(Opened { worker, periods: Vec::new() }))))
+}
+
+/// Begins with the config that a worker is to be made of. The link is to the worker itself.
 pub(super) fn opening<W: Dispatch<Config: Send, Output: Send>>(
-    config: Result<W, W::Config>,
+    config: W::Config,
     link: SelfLink<W::Request, W::Response>,
 ) -> Opening {
+    let config = W::ready(config);
     Box::pin(async move {
         let mut worker = match config {
             Ok(worker) => worker,

@@ -568,7 +568,9 @@ impl<W: Dispatch> CellMailbox<W> {
     }
 }
 
-impl<W: Dispatch<Output: Send>> Mailbox<W::Request, W::Response, Infallible> for CellMailbox<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> Mailbox<W::Request, W::Response, Infallible>
+    for CellMailbox<W>
+{
     fn poll(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
         // T1
         if let Phase::New(request) = &state.phase
@@ -632,7 +634,7 @@ impl<W: Dispatch<Output: Send>> Mailbox<W::Request, W::Response, Infallible> for
     }
 }
 
-impl<W: Dispatch<Output: Send>> Control for CellMailbox<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> Control for CellMailbox<W> {
     fn abort(&self) -> bool {
         self.core.abort()
     }

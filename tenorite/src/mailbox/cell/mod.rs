@@ -85,10 +85,14 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-pub(crate) use self::driver::{Driven, Driver};
+#[cfg(all(test, any(loom, shuttle)))]
+pub(crate) use self::driver::Driven;
+pub(crate) use self::driver::Driver;
+pub use self::driver::ServiceTask;
 pub use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
 use self::state::{JoinOutcome, State};
+pub(crate) use self::typed::AnyValue;
 use self::typed::{AnyCell, CellOf, Facts};
 use super::inline::{Inline, InlinePolicy};
 use super::options::ServiceOptions;

@@ -28,6 +28,7 @@ use std::task::{Context, Poll, RawWakerVTable, Waker};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::lifecycle::{self, Opening};
 use super::owner::{Owner, Released};
 use super::reader::{self, Readers};
 use super::{CellMailbox, Core, This, waker};
@@ -55,7 +56,7 @@ pub(super) type Answered<W> = Ended<<W as Dispatch>::Response, Infallible>;
 pub(super) type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
 /// A value of the worker's, whose type is not known: the worker, or what the service yields.
-pub(super) type AnyValue = Box<dyn Any + Send>;
+pub(crate) type AnyValue = Box<dyn Any + Send>;
 
 /// Requests of a method that is given several at once.
 pub(super) type AnyBatch = Box<dyn Any + Send>;
@@ -138,6 +139,9 @@ pub(super) trait AnyCell: Send + Sync {
 
     /// Drops the future that is live, if one is. Its `Drop` may panic.
     unsafe fn drop_future(&self);
+
+    /// Begins to make a worker from this config, which is one of this service.
+    fn open(&self, config: AnyValue) -> Opening;
 
     /// Takes the worker out, if it is there.
     ///
@@ -241,7 +245,7 @@ impl<W: Dispatch> Deref for CellOf<W> {
     }
 }
 
-impl<W: Dispatch<Output: Send>> CellOf<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> CellOf<W> {
     /// Creates a cell without a worker. `concurrency`: how many readers may overlap, if it is said.
     pub(super) fn new(concurrency: Option<usize>, core: impl FnOnce(This) -> Core) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| Self {
@@ -335,7 +339,7 @@ impl<W: Dispatch> CellOf<W> {
     }
 }
 
-impl<W: Dispatch<Output: Send>> AnyCell for CellOf<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
     fn core(&self) -> &Core {
         &self.core
     }
@@ -396,6 +400,14 @@ impl<W: Dispatch<Output: Send>> AnyCell for CellOf<W> {
     unsafe fn drop_future(&self) {
         // SAFETY: the caller is the owner.
         unsafe { self.storage.drop_future() };
+    }
+
+    fn open(&self, config: AnyValue) -> Opening {
+        let config = *config.downcast().expect("it is a config of this service");
+        if W::IS_MADE_AT_ONCE {
+            return lifecycle::opened(Box::new(ready::<W>(config)));
+        }
+        lifecycle::opening::<W>(config, self.link())
     }
 
     unsafe fn take_worker(&self) -> Option<AnyValue> {
@@ -527,6 +539,14 @@ impl<W: Dispatch<Output: Send>> AnyCell for CellOf<W> {
     }
 }
 
+/// Returns the worker that is its own config.
+pub(super) fn ready<W: Dispatch>(config: W::Config) -> W {
+    match W::ready(config) {
+        Ok(worker) => worker,
+        Err(_) => unreachable!("a worker without an `init` is its own config"),
+    }
+}
+
 fn batch_of<W: Dispatch>(batch: AnyBatch) -> Vec<Dequeued<W::Request>> {
     *batch.downcast().expect("it is a batch of this service")
 }
@@ -642,7 +662,7 @@ impl<W: Dispatch> Tasks for CellOf<W> {
     }
 }
 
-impl<W: Dispatch<Output: Send>> ToItself<W::Request, W::Response, Infallible> for CellOf<W> {
+impl<W: Dispatch<Config: Send, Output: Send>> ToItself<W::Request, W::Response, Infallible> for CellOf<W> {
     fn is_stopping(&self) -> bool {
         self.queue.is_closed()
     }

@@ -155,7 +155,7 @@ fn start(limit: usize, backlog: usize) -> (Caller, Driven<Worker>, Arc<Seen>) {
     let worker = Worker { seen: Arc::clone(&seen) };
     let options = ServiceOptions { backlog, concurrency: Some(limit), ..ServiceOptions::default() };
     let (mailbox, driver) = cell::open(options, ServiceRuntime, false);
-    let driver = driver.with(worker, None, None, None).into_task();
+    let driver = driver.with(worker, None, None, None).into_task().yielding();
     (TenoriteCaller::new(Arc::new(mailbox), None), driver, seen)
 }
 
