@@ -19,6 +19,7 @@ use std::future::{Future, poll_fn};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
@@ -31,7 +32,7 @@ use crate::mailbox::Mailbox;
 use crate::mailbox::shards::{Routes, ShardsMailbox, worst};
 use crate::names;
 use crate::restart::{Restart, RestartDecider, Restarts};
-use crate::service::Builder;
+use crate::service::{Builder, MailboxOf, publish_itself};
 use crate::sharded::{Sharded, Spread};
 use crate::status::{Status, StatusCell, StatusWatch};
 use crate::worker::{Configs, TenoriteWorker};
@@ -202,13 +203,15 @@ where
                 };
                 let router: Weak<dyn Mailbox<_, _, _>> = Weak::<ShardsMailbox<_, _, _>>::clone(router);
                 let builder = builder.of_shard::<TenoriteCaller<_, _, _>>(shard);
-                let (task, caller) =
-                    builder.launch_as(backlog, decider, Some((router, timeout)), |start, register| {
-                        W::__start(start, |caller| {
-                            register(caller);
-                            configs()
-                        })
-                    });
+                let publish = |mailbox: &MailboxOf<W>, _: Option<Duration>| {
+                    Arc::clone(mailbox).set_public(Some(Weak::clone(&router)), timeout);
+                };
+                let (task, caller) = builder.launch_as(backlog, decider, publish, |start, register| {
+                    W::__start(start, |caller| {
+                        register(caller);
+                        configs()
+                    })
+                });
                 let watch = caller.watch();
                 let mailbox = caller.into_mailbox();
                 let weak = Arc::downgrade(&mailbox);
@@ -366,7 +369,7 @@ where
             "a pool does not run on a thread of its own: for a thread each, use `shards` with `any_shard`"
         );
         let decider = policy.map(|policy| Box::new(Restarts::new(policy)) as Box<dyn RestartDecider>);
-        builder.launch_as(backlog, decider, None, |start, register| {
+        builder.launch_as(backlog, decider, publish_itself::<W>, |start, register| {
             W::__start_pool(start, workers, |caller| {
                 register(caller);
                 Box::new(make)

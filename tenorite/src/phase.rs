@@ -262,33 +262,23 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
         self.phase.take()
     }
 
-    /// Takes the request of a new call, and its terms. `permit` is the kind of the call's permit,
+    /// Returns the request of a new call, and its terms. `permit` is the kind of the call's permit,
     /// if it has one.
-    pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
-        match self.take() {
+    pub(crate) fn unsent(&self, permit: PermitKind) -> (&Rq, Terms) {
+        match &self.phase {
             Phase::New(request) => (request, self.terms),
             Phase::Permitted(request) => (request, Terms { permit: Some(permit), ..self.terms }),
             _ => unreachable!("it has not been sent"),
         }
     }
 
-    /// Refuses everything but the request of an owned permit, for the mailbox that such a permit
-    /// has made. Returns `None` if nothing was refused, or else the request to drop, if there is
-    /// one.
-    pub(crate) fn refuse_without_permit(&mut self) -> Option<Option<Rq>> {
-        match self.phase {
-            Phase::New(_) => {
-                let (request, terms) = self.take_request(PermitKind::Owned);
-                let (refused, unwanted) = terms.refuse(request, SendReason::Stopped);
-                self.phase = refused;
-                Some(unwanted)
-            }
-            Phase::Permit => {
-                self.phase = Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped));
-                Some(None)
-            }
-            _ => None,
-        }
+    /// Takes the request of a new call, and its terms.
+    pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
+        let (_, terms) = self.unsent(permit);
+        let (Phase::New(request) | Phase::Permitted(request)) = self.take() else {
+            unreachable!("it has not been sent")
+        };
+        (request, terms)
     }
 
     /// Returns the result of a poll that leaves this state.
@@ -318,7 +308,10 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
     /// Returns the phase of a call that awaits this slot, or, without one, of a cast that was
     /// accepted, or of a permit that was granted.
     pub(crate) fn awaiting(slot: Option<usize>) -> Self {
-        slot.map_or(Self::Accepted, Self::Waiting)
+        match slot {
+            Some(slot) => Self::Waiting(slot),
+            None => Self::Accepted,
+        }
     }
 
     /// Returns the phase of a call that has asked for a permit, by what came of that.
@@ -350,20 +343,5 @@ impl Terms {
     /// Returns when the request is too late to be started.
     pub(crate) fn deadline(self) -> Option<Instant> {
         if self.bounds_start() { self.limit.deadline() } else { None }
-    }
-
-    /// Returns how the call of a refused request ends, and the request, if the call does not want
-    /// it back.
-    pub(crate) fn refuse<Rq, Rs, Er>(
-        self,
-        request: Rq,
-        reason: SendReason,
-    ) -> (Phase<Rq, Rs, Er>, Option<Rq>) {
-        let failure = TenoriteError::SendFailure(reason);
-        if self.return_on_failure {
-            (Phase::Returned(Box::new((failure, request))), None)
-        } else {
-            (Phase::Failed(failure), Some(request))
-        }
     }
 }

@@ -167,7 +167,7 @@ impl<Rs, Er> Client<Rs, Er> {
     #[inline(always)]
     fn finished(&mut self, outcome: impl FnOnce(&dyn Answer<Rs, Er>) -> Outcome) {
         if self.observed.is_some() {
-            std::mem::take(&mut self.observed).finish(|| outcome(&*self.answers));
+            std::mem::take(&mut self.observed).finish(outcome(&*self.answers));
         }
     }
 
@@ -182,7 +182,7 @@ impl<Rs, Er> Client<Rs, Er> {
             Outcome::Stopped if self.is_of_batch && std::thread::panicking() => Outcome::Panicked,
             outcome => outcome,
         };
-        std::mem::take(&mut self.observed).finish(|| outcome);
+        std::mem::take(&mut self.observed).finish(outcome);
     }
 
     /// Leaves it to the caller to decide whether an answer is late.

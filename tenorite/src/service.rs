@@ -16,7 +16,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -648,21 +648,21 @@ where
         W::Config: Send,
         W::Output: Send,
     {
-        self.launch_as(backlog, decider, None, |start, register| {
+        self.launch_as(backlog, decider, publish_itself::<W>, |start, register| {
             W::__start(start, |caller| make(&register(caller)))
         })
     }
 
     /// Starts what `run` starts. That passes the caller to the function which it is given.
     ///
-    /// `public` is what the worker's own caller calls, and with which default limit, if that is not
-    /// this service alone.
+    /// `publish` tells the mailbox what the worker's own caller calls, and with which default
+    /// limit.
     #[track_caller]
     pub(crate) fn launch_as<T>(
         self,
         backlog: usize,
         decider: Option<Box<dyn RestartDecider>>,
-        public: Option<Public<W>>,
+        publish: impl Fn(&MailboxOf<W>, Option<Duration>),
         run: impl FnOnce(Start, &mut dyn FnMut(TenoriteCaller<W::Request, W::Response, W::Error>) -> C) -> T,
     ) -> (T, C) {
         let Self { timeout, mut options, .. } = self;
@@ -672,9 +672,7 @@ where
         let mut started = None;
         let start = Start { options, decider };
         let task = run(start, &mut |caller| {
-            let (public, timeout_of_public) =
-                public.clone().unwrap_or_else(|| (Arc::downgrade(caller.mailbox()), timeout));
-            caller.mailbox().set_public(public, timeout_of_public);
+            publish(caller.mailbox(), timeout);
             let caller = C::from(caller.with_default_timeout(timeout));
             started = Some(caller.clone());
             caller
@@ -701,7 +699,7 @@ where
         let start = |start, register: &mut dyn FnMut(_) -> C| {
             W::__start_detached(start, |caller| make(&register(caller)));
         };
-        self.launch_as(backlog, decider, None, start).1
+        self.launch_as(backlog, decider, publish_itself::<W>, start).1
     }
 }
 
@@ -741,17 +739,14 @@ fn assert_can_start(options: &ServiceOptions, can_restart: bool) {
     drop(Handle::current());
 }
 
-/// The mailbox of a service that has many workers, and the default limit of its calls.
-pub(crate) type Public<W> = (
-    Weak<
-        dyn Mailbox<
-                <W as TenoriteWorker>::Request,
-                <W as TenoriteWorker>::Response,
-                <W as TenoriteWorker>::Error,
-            >,
-    >,
-    Option<Duration>,
-);
+pub(crate) type MailboxOf<W> = Arc<
+    dyn Mailbox<<W as TenoriteWorker>::Request, <W as TenoriteWorker>::Response, <W as TenoriteWorker>::Error>,
+>;
+
+/// Tells a mailbox that the worker's own caller calls it.
+pub(crate) fn publish_itself<W: TenoriteWorker>(mailbox: &MailboxOf<W>, timeout: Option<Duration>) {
+    Arc::clone(mailbox).set_public(None, timeout);
+}
 
 /// Starts a service that replaces its worker when that has failed: see [`Builder::restart`].
 #[must_use = "a builder starts nothing until one of its `start_…` methods is called"]

@@ -221,21 +221,16 @@ impl Start {
     fn cell<W: Dispatch<Config: Send, Output: Send>, T>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-        spawn: fn(&Handle, ServiceTask) -> JoinHandle<T>,
+        spawn: fn(ServiceTask) -> JoinHandle<T>,
     ) -> JoinHandle<T> {
-        let Self { options, decider } = self;
         if W::HAS_TICKS {
             timer::assert_enabled("a service with a method that is called `every` so often");
         }
-        let (idle, is_detached) = (options.idle, options.is_detached);
-        let handle = Handle::current();
-        let (door, driver) = cell::open::<W>(options, ServiceRuntime::of(&handle), decider.is_some());
+        let Self { options, decider } = self;
+        let (door, driver) = cell::open::<W>(&options, ServiceRuntime::current(), decider.is_some());
         let Configs { first, make_config } = make(TenoriteCaller::new(Arc::new(door), None));
-        let driver = driver.with(first, make_config, idle, decider);
-        let spawned = driver.to_be_spawned();
-        let task = spawn(&handle, driver.into_task().detached(is_detached));
-        spawned.as_task(|| task.abort_handle());
-        task
+        let task = driver.with(first, make_config, options.idle, decider);
+        task.detached(options.is_detached).spawn(spawn)
     }
 
     /// Drops what the service would hand back.
@@ -246,8 +241,9 @@ impl Start {
 }
 
 /// Spawns the task of a service whose output is dropped. It is compiled once.
-fn spawn_any(runtime: &Handle, task: ServiceTask) -> JoinHandle<()> {
-    runtime.spawn(task)
+#[track_caller]
+fn spawn_any(task: ServiceTask) -> JoinHandle<()> {
+    tokio::spawn(task)
 }
 
 /// Starts a derived worker in a cell.
@@ -257,7 +253,7 @@ where
     W: Dispatch<Config: Send, Output: Send>,
     M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
 {
-    start.cell::<W, _>(make, |runtime, task| runtime.spawn(task.yielding()))
+    start.cell::<W, _>(make, |task| tokio::spawn(task.yielding()))
 }
 
 /// Works like [`start`], and drops what the service would hand back.

@@ -428,14 +428,6 @@ impl<C: Caller, F: Send + Sync> Control for LayerMailbox<C, F> {
         self.behind.current_status()
     }
 
-    fn stats_of_each(&self) -> Vec<Stats> {
-        self.behind.stats_of_each()
-    }
-
-    fn status_of_each(&self) -> Vec<Status> {
-        self.behind.status_of_each()
-    }
-
     fn runtime(&self) -> Option<&Handle> {
         self.behind.runtime()
     }

@@ -19,7 +19,7 @@ use crate::error::{StopReason, TenoriteError};
 use crate::handler::stack::Node;
 use crate::mailbox::abort;
 use crate::mailbox::function::{FnMailbox, OutgoingRequest};
-use crate::mailbox::{Control, Mailbox, Stats, ToItself};
+use crate::mailbox::{Control, Mailbox, Stats, ToItself, of_each};
 use crate::status::{Status, StatusWatch};
 
 /// A cloneable handle to a service that takes `Rq` and answers with `Rs` or an error `Er`.
@@ -301,13 +301,13 @@ impl<Rq, Rs, Er> TenoriteCaller<Rq, Rs, Er> {
     /// those of shard 0 first. Another service has one worker.
     #[must_use]
     pub fn stats_of_each(&self) -> Vec<Stats> {
-        self.mailbox.stats_of_each()
+        of_each(&*self.mailbox, |worker| worker.stats())
     }
 
     /// Returns the status of each worker, in the order of [`stats_of_each`](Self::stats_of_each).
     #[must_use]
     pub fn status_of_each(&self) -> Vec<Status> {
-        self.mailbox.status_of_each()
+        of_each(&*self.mailbox, |worker| worker.current_status())
     }
 
     /// Returns the service's node in the graph of waiting handlers.

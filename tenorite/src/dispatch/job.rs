@@ -114,7 +114,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     /// does not say that it may answer later.
     pub fn reply_later<T: 'static>(&mut self, wrap: fn(T) -> Rs, unwrap: fn(Rs) -> Option<T>) -> Reply<T> {
         // SAFETY: `slot` is live, and this job has exclusive use of it (the contract of `new`).
-        let lent = unsafe { (*self.slot).lent.as_mut() };
+        let lent = unsafe { (*self.slot).lent() };
         let client = lent.and_then(|lent| lent.client.take());
         Reply::new(client.expect("the method is one that answers later"), wrap, unwrap)
     }
@@ -122,7 +122,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
     /// Returns the worker's link to itself. Without a service it is detached.
     pub fn to_itself(&mut self) -> SelfLink<Rq, Rs> {
         // SAFETY: as in `reply_later`.
-        let lent = unsafe { (*self.slot).lent.as_mut() };
+        let lent = unsafe { (*self.slot).lent() };
         SelfLink::of(lent.and_then(|lent| lent.to_itself.take()))
     }
 
@@ -134,7 +134,7 @@ impl<'w, 'j, Rq, Rs: 'static> Job<'w, 'j, Rq, Rs> {
         part: impl FnMut(Rq) -> Option<T>,
     ) -> (Vec<T>, BatchReplies<Rs>) {
         // SAFETY: as in `reply_later`.
-        let lent = unsafe { (*self.slot).lent.as_mut() };
+        let lent = unsafe { (*self.slot).lent() };
         let clients = lent.map_or_else(Vec::new, |lent| std::mem::take(&mut lent.batch));
         let parts: Vec<_> = requests.into_iter().filter_map(part).collect();
         debug_assert_eq!(parts.len(), clients.len(), "all requests are the same method's");
@@ -280,7 +280,7 @@ impl<Rq, Rs, Er> Phase<Rq, Rs, Er> {
     /// Takes the request, if it has not been sent.
     #[inline]
     pub(crate) fn take_new(&mut self) -> Option<Rq> {
-        let Self::New(request) = self else { return None };
+        let (Self::New(request) | Self::Permitted(request)) = self else { return None };
         // SAFETY: `request` is a field of `self`, so it can be read. The write then overwrites it
         // without a drop, and nothing in between can panic: it is not duplicated.
         unsafe {

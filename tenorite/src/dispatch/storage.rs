@@ -51,8 +51,9 @@ pub(crate) struct FutureStorage<Rs: 'static, S> {
 /// What is known of the future.
 pub(super) struct FutureSlot<Rs: 'static> {
     pub(super) live: Option<ErasedFuture<Rs>>,
-    /// What is lent to the method that is started next. Boxed, because few methods take any.
-    pub(super) lent: Option<Box<Lent<Rs>>>,
+    /// What is lent to the method that is started next, a [`Lent`]. Boxed, because few methods take
+    /// any; and without its type, because then it is compiled only for services that lend.
+    lent: Option<Box<dyn Any + Send>>,
     /// Memory for futures that are too large for the space. It has the alignment of its elements.
     buffer: Vec<Block>,
 }
@@ -168,6 +169,19 @@ impl<Rs: 'static> FutureSlot<Rs> {
         let offset = start.align_offset(align);
         assert!(offset <= slack, "a block is aligned to its size");
         start.wrapping_add(offset).cast()
+    }
+
+    /// Returns what is lent to the method that is started next.
+    pub(super) fn lent(&mut self) -> Option<&mut Lent<Rs>> {
+        self.lent.as_mut()?.downcast_mut()
+    }
+
+    fn lend(&mut self) -> &mut Lent<Rs>
+    where
+        Rs: Send,
+    {
+        let lent = self.lent.get_or_insert_with(|| Box::new(Lent::<Rs>::default()));
+        lent.downcast_mut().expect("all that is lent is of this type")
     }
 
     pub(super) fn give_memory_back(&mut self) {
@@ -370,9 +384,12 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(super) unsafe fn lend(&self, client: Client<Rs>) {
+    pub(super) unsafe fn lend(&self, client: Client<Rs>)
+    where
+        Rs: Send,
+    {
         // SAFETY: the caller has exclusive use; no future borrows what is lent.
-        unsafe { (*self.slot.get()).lent.get_or_insert_default().client = Some(client) };
+        unsafe { (*self.slot.get()).lend().client = Some(client) };
     }
 
     /// Lends the clients to the method that is started next, which is given their requests at once.
@@ -380,9 +397,12 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(super) unsafe fn lend_batch(&self, clients: Vec<Client<Rs>>) {
+    pub(super) unsafe fn lend_batch(&self, clients: Vec<Client<Rs>>)
+    where
+        Rs: Send,
+    {
         // SAFETY: as in `lend`.
-        unsafe { (*self.slot.get()).lent.get_or_insert_default().batch = clients };
+        unsafe { (*self.slot.get()).lend().batch = clients };
     }
 
     /// Lends the worker's link to itself to the method that is started next. What the method does
@@ -391,9 +411,12 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// # Safety
     ///
     /// The caller has exclusive use of the storage.
-    pub(crate) unsafe fn lend_to_itself<Rq>(&self, link: SelfLink<Rq, Rs>) {
+    pub(crate) unsafe fn lend_to_itself<Rq>(&self, link: SelfLink<Rq, Rs>)
+    where
+        Rs: Send,
+    {
         // SAFETY: as in `lend`.
-        unsafe { (*self.slot.get()).lent.get_or_insert_default().to_itself = link.into_links() };
+        unsafe { (*self.slot.get()).lend().to_itself = link.into_links() };
     }
 
     /// Takes the client back, if the method has not taken it.
@@ -403,7 +426,7 @@ impl<Rs: 'static, S: Space> FutureStorage<Rs, S> {
     /// The caller has exclusive use of the storage.
     pub(super) unsafe fn take_back(&self) -> Option<Client<Rs>> {
         // SAFETY: as in `lend`.
-        unsafe { (*self.slot.get()).lent.as_mut()?.client.take() }
+        unsafe { (*self.slot.get()).lent()?.client.take() }
     }
 
     /// Drops the live future, if there is one. Does not catch a panic of its `Drop`.

@@ -68,8 +68,16 @@ mod real {
     pub(crate) struct Entered<'a>(#[expect(dead_code, reason = "it is a guard")] EnterGuard<'a>);
 
     impl ServiceRuntime {
-        pub(crate) fn of(runtime: &Handle) -> Self {
-            Self { id: runtime.id(), handle: runtime.clone() }
+        /// # Panics
+        ///
+        /// Panics outside of a tokio runtime.
+        #[track_caller]
+        pub(crate) fn current() -> Self {
+            Self::of(Handle::current())
+        }
+
+        fn of(handle: Handle) -> Self {
+            Self { id: handle.id(), handle }
         }
 
         pub(crate) fn handle(&self) -> Option<&Handle> {
@@ -175,7 +183,7 @@ mod real {
         }
 
         fn service_runtime(runtime: &Runtime) -> ServiceRuntime {
-            ServiceRuntime::of(runtime.handle())
+            ServiceRuntime::of(runtime.handle().clone())
         }
 
         /// Polls once, in a task of this runtime.
@@ -332,7 +340,7 @@ mod modelled {
     pub(crate) struct ServiceRuntime;
 
     impl ServiceRuntime {
-        pub(crate) fn of(_runtime: &Handle) -> Self {
+        pub(crate) fn current() -> Self {
             Self
         }
 

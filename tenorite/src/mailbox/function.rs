@@ -215,15 +215,12 @@ where
             Some(_) => self.shared.enter().map(Some),
         };
         let (Some(flight), Some(function)) = (entered, function) else {
-            let (refused, unwanted) = state.terms.refuse(request, SendReason::Stopped);
             slots.refused();
-            slots.drop_quietly(unwanted);
-            return refused;
+            return slots.refuse(request, SendReason::Stopped, state.terms);
         };
         if state.terms.limit.is_expired() && state.terms.bounds_start() {
-            let (refused, unwanted) = state.terms.refuse(request, SendReason::Expired);
-            slots.skip(unwanted);
-            return refused;
+            slots.skipped();
+            return slots.refuse(request, SendReason::Expired, state.terms);
         }
 
         let outgoing = OutgoingRequest::new(request, state.terms);
@@ -351,14 +348,15 @@ where
 {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
         if let Held::Permit(_) = self.function
-            && let Some(unwanted) = state.refuse_without_permit()
+            && self.shared.slots.refuse_without_permit(state)
         {
-            self.shared.slots.refused();
-            self.shared.slots.drop_quietly(unwanted);
             return Poll::Ready(());
         }
         let next = match &mut state.phase {
-            Phase::Waiting(slot) => self.shared.slots.poll(*slot, cx.waker()),
+            Phase::Waiting(_) => {
+                self.shared.slots.poll_call(state, cx.waker());
+                return state.readiness();
+            }
             Phase::New(_) | Phase::Permitted(_) => {
                 let (request, _) = state.take_request(PermitKind::Borrowed);
                 self.start(request, state, cx)
@@ -384,8 +382,8 @@ where
     }
 
     fn expire(&self, state: &mut CallState<Rq, Rs, Er>) {
+        self.shared.slots.expire_call(state);
         match state.take() {
-            Phase::Waiting(slot) => state.phase = self.shared.slots.expire(slot, state.terms),
             Phase::Driven(mut future) => {
                 // What sends may know that the request has not left yet.
                 if self.sends
@@ -406,19 +404,21 @@ where
 
     fn abandon(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
         match state.take() {
-            Phase::Waiting(slot) => return self.shared.slots.abandon::<Rq, Rs, Er>(slot),
             Phase::Driven(future) => {
                 self.leave(future);
                 self.shared.slots.cancelled();
+                false
             }
             // The request was never sent, so a panic of its `Drop` is the sender's own.
             Phase::Permitted(request) => {
                 drop(request);
-                return true;
+                true
             }
-            other => self.shared.slots.drop_quietly(other),
+            other => {
+                state.phase = other;
+                self.shared.slots.abandon_call(state, PermitKind::Borrowed)
+            }
         }
-        false
     }
 
     fn unreserve(&self) {}

@@ -91,22 +91,18 @@ pub(crate) trait Control: Send + Sync {
         self.status().get()
     }
 
-    /// Returns the statistics of each worker.
-    fn stats_of_each(&self) -> Vec<Stats> {
-        vec![self.stats()]
-    }
-
-    /// Returns the status of each worker.
-    fn status_of_each(&self) -> Vec<Status> {
-        vec![self.status().get()]
-    }
-
     /// Returns the runtime that the service lives on. Deadlines are measured by its clock, and it
     /// serves callers that have none.
     fn runtime(&self) -> Option<&Handle>;
 
     /// Returns the service's statistics.
     fn stats(&self) -> Stats;
+}
+
+/// Returns something of each worker, or of the only one.
+pub(crate) fn of_each<T>(service: &dyn Control, of: fn(&dyn Control) -> T) -> Vec<T> {
+    let parts = service.parts();
+    if parts.is_empty() { vec![of(service)] } else { parts.iter().map(|part| of(&**part)).collect() }
 }
 
 /// Takes a caller's requests.
@@ -136,9 +132,14 @@ pub(crate) trait Mailbox<Rq, Rs, Er>: Control {
     /// and nothing else, and does not count as a caller.
     fn own_permit(&self) -> Arc<dyn Mailbox<Rq, Rs, Er>>;
 
-    /// Tells the service which mailbox its callers have: its own, or that of the service of many
-    /// workers which it is one of. Called before the service has a worker.
-    fn set_public(&self, _public: Weak<dyn Mailbox<Rq, Rs, Er>>, _timeout: Option<Duration>) {}
+    /// Tells the service which mailbox its callers have: that of the service of many workers which
+    /// it is one of, or its own. Called before the service has a worker.
+    fn set_public(
+        self: Arc<Self>,
+        _public: Option<Weak<dyn Mailbox<Rq, Rs, Er>>>,
+        _timeout: Option<Duration>,
+    ) {
+    }
 
     /// Returns the way for requests of the worker to itself, if the service has one.
     fn to_itself(&self) -> Option<Weak<dyn ToItself<Rq, Rs, Er>>> {

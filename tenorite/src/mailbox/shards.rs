@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 
-use super::{Control, Mailbox, Stats};
+use super::{Control, Mailbox, Stats, of_each};
 use crate::error::{FetchReason, SendReason, TenoriteError, failure_of_many};
 use crate::names::Named;
 use crate::observe::figures::MethodStats;
@@ -378,7 +378,11 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Sha
     }
 
     fn current_status(&self) -> Status {
-        if self.status.has_ended() { Status::Stopped } else { worst(self.status_of_each()) }
+        if self.status.has_ended() {
+            Status::Stopped
+        } else {
+            worst(of_each(self, |worker| worker.current_status()))
+        }
     }
 
     fn abort(&self) -> bool {
@@ -429,14 +433,6 @@ impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Control for Sha
         }
         sum.name = self.status.name();
         sum
-    }
-
-    fn stats_of_each(&self) -> Vec<Stats> {
-        self.shards.iter().map(|shard| shard.stats()).collect()
-    }
-
-    fn status_of_each(&self) -> Vec<Status> {
-        self.shards.iter().map(|shard| shard.status().get()).collect()
     }
 }
 

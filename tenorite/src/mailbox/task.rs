@@ -72,27 +72,18 @@ impl Drop for TaskMailbox {
 
 impl<Rq: Send + 'static, Rs: Send + 'static, Er: Send + 'static> Mailbox<Rq, Rs, Er> for TaskMailbox {
     fn poll(&self, state: &mut CallState<Rq, Rs, Er>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.permit == PermitKind::Owned
-            && let Some(unwanted) = state.refuse_without_permit()
-        {
-            self.queue.refused();
-            self.queue.drop_quietly(unwanted);
+        if self.permit == PermitKind::Owned && self.queue.refuse_without_permit(state) {
             return Poll::Ready(());
         }
-        // The phase of a waiting call is not taken: cloning its waker may panic, and then it still
-        // waits.
-        let next = match state.phase {
-            Phase::Waiting(slot) => self.queue.poll(slot, cx.waker()),
+        match state.phase {
+            Phase::Waiting(_) => self.queue.poll_call(state, cx.waker()),
+            // The clone comes before anything is taken, because it may panic.
             Phase::New(_) | Phase::Permitted(_) => {
-                // The clone comes before anything is taken, because it may panic.
-                let waker = cx.waker().clone();
-                let (request, terms) = state.take_request(self.permit);
-                self.queue.push(request, terms, &|| self.now(), waker)
+                self.queue.push(state, self.permit, &|| self.now(), cx.waker().clone());
             }
-            Phase::Permit => Phase::reserved(self.queue.reserve(state.terms, cx.waker())),
+            Phase::Permit => state.phase = Phase::reserved(self.queue.reserve(state.terms, cx.waker())),
             _ => return Poll::Ready(()),
-        };
-        state.phase = next;
+        }
         state.readiness()
     }
 

@@ -592,7 +592,7 @@ fn a_call_and_a_stop_before_the_worker_is_there() {
         let other = call_there(&caller, Ask::Ready(1));
         let theirs = caller.clone();
         let stopping = thread::spawn(move || theirs.stop());
-        let mut driver = driver.with(worker, None, None, None).into_task().yielding();
+        let mut driver = driver.with(worker, None, None, None).yielding::<super::Worker>();
         let outcome = loop {
             if let std::task::Poll::Ready(worker) = poll_once(&mut driver) {
                 break worker;

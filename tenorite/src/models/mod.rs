@@ -343,14 +343,14 @@ pub(crate) struct Model<D = Driven<Worker>> {
 
 pub(crate) fn start_with(backlog: usize, inline: Inline) -> Model {
     let (Model { caller, driver, seen }, worker) = start_without_worker(backlog, inline);
-    Model { caller, driver: driver.with(worker, None, None, None).into_task().yielding(), seen }
+    Model { caller, driver: driver.with(worker, None, None, None).yielding(), seen }
 }
 
 /// Opens a service that accepts calls before it has a worker.
 pub(crate) fn start_without_worker(backlog: usize, inline: Inline) -> (Model<Driver<Worker>>, Worker) {
     let seen = Arc::new(Seen::default());
     let (door, driver) =
-        cell::open(ServiceOptions { backlog, inline, ..ServiceOptions::default() }, ServiceRuntime, false);
+        cell::open(&ServiceOptions { backlog, inline, ..ServiceOptions::default() }, ServiceRuntime, false);
     let worker = Worker::new(&seen);
     (Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }, worker)
 }
@@ -368,12 +368,11 @@ pub(crate) fn start_restarting(backlog: usize) -> Model {
 
     let seen = Arc::new(Seen::default());
     let (door, driver) =
-        cell::open(ServiceOptions { backlog, ..ServiceOptions::default() }, ServiceRuntime, true);
+        cell::open::<Worker>(&ServiceOptions { backlog, ..ServiceOptions::default() }, ServiceRuntime, true);
     let made = Arc::clone(&seen);
     let make = move || Worker::new(&made);
     let driver = driver
         .with(make(), Some(Box::new(move || Box::new(make()))), None, Some(Box::new(Always)))
-        .into_task()
         .yielding();
     Model { caller: TenoriteCaller::new(Arc::new(door), None), driver, seen }
 }

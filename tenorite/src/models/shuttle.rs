@@ -363,7 +363,7 @@ fn callers_that_come_before_the_worker() {
             let caller = caller.clone();
             move || caller.stop()
         });
-        let task = drive(driver.with(worker, None, None, None).into_task().yielding(), &Event::new());
+        let task = drive(driver.with(worker, None, None, None).yielding::<super::Worker>(), &Event::new());
         for (id, calling) in (0..).zip(callers) {
             seen.check(id, &calling.join().unwrap());
         }

@@ -479,16 +479,10 @@ impl Observed {
         }
     }
 
-    /// Notes how the handler has ended.
-    #[inline]
-    pub(crate) fn finish(self, outcome: impl FnOnce() -> Outcome) {
-        if self.is_some() {
-            self.finish_with(outcome());
-        }
-    }
-
+    /// Notes how the handler has ended. It is worth asking whether this [is one](Self::is_some)
+    /// before the outcome is made.
     #[cold]
-    fn finish_with(mut self, outcome: Outcome) {
+    pub(crate) fn finish(mut self, outcome: Outcome) {
         if let Some(record) = self.0.take() {
             record.finish(outcome);
         }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::task::{self, Context, Poll};
 use std::time::Duration;
 
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
-use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
+use super::lifecycle::{self, End, MakeConfig, Opening, Over, WorkerLifecycle};
 use super::owner::{Owner, Released, Turn};
 use super::state::{Abort, Found, TaskClaim};
 use super::typed::{AnyCell, AnyValue, CellOf, ready};
@@ -43,16 +43,6 @@ pub struct ServiceTask {
     over: Option<Arc<dyn AnyCell>>,
 }
 
-/// Gives a cell the handle that aborts its task.
-pub(crate) struct Spawned(Arc<dyn AnyCell>);
-
-impl Spawned {
-    /// Stores the handle where a caller that aborts the service finds it.
-    pub(crate) fn as_task(&self, task: impl FnOnce() -> AbortHandle) {
-        self.0.core().spawned.set_with(task);
-    }
-}
-
 /// The future of the service's task, which yields what the service does.
 pub(crate) struct Driven<T> {
     task: ServiceTask,
@@ -61,48 +51,43 @@ pub(crate) struct Driven<T> {
 
 impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
     pub(super) fn new(cell: Arc<CellOf<W>>) -> Self {
-        let any: Arc<dyn AnyCell> = Arc::clone(&cell) as _;
-        Self { cell, task: ServiceTask { cell: Some(any), lifecycle: None, is_detached: false, over: None } }
+        Self { task: ServiceTask::new(Arc::clone(&cell) as _), cell }
     }
 
-    /// Takes the worker, or what it is to be made of. Spawn the driver after this.
+    /// Takes the worker, or what it is to be made of, and returns the service's task, to be
+    /// spawned.
     ///
     /// `idle` is how long the service may be idle. `decider` decides whether another worker
     /// follows, whose config `make_config` makes.
     pub(crate) fn with(
-        mut self,
+        self,
         config: W::Config,
         make_config: Option<MakeConfig<AnyValue>>,
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
-    ) -> Self {
-        let cell = &self.cell;
+    ) -> ServiceTask {
+        let Self { cell, task } = self;
         let first = if W::IS_MADE_AT_ONCE {
-            let worker = ready(config);
+            let worker = ready::<W>(config);
             if cell.on_worker_exit == OnWorkerExit::End {
                 cell.place_worker(worker);
-                cell.queue.status.running();
-                return self;
+                None
+            } else {
+                Some(lifecycle::opened(Box::new(worker)))
             }
-            lifecycle::opened(Box::new(worker))
         } else {
-            cell.open(Box::new(config))
+            Some(cell.open(Box::new(config)))
         };
-        self.task.lifecycle = Some(Box::new(WorkerLifecycle::new(first, make_config, idle, decider)));
-        self
-    }
-
-    pub(crate) fn to_be_spawned(&self) -> Spawned {
-        Spawned(Arc::clone(&self.cell) as _)
-    }
-
-    /// Returns the service's task.
-    pub(crate) fn into_task(self) -> ServiceTask {
-        self.task
+        task.with(first, make_config, idle, decider)
     }
 }
 
 impl Core {
+    /// Stores the handle of the service's task where a caller that aborts the service finds it.
+    fn spawned_as(&self, task: AbortHandle) {
+        self.spawned.set_with(|| task);
+    }
+
     /// Returns the output of a service that has handed its worker back, and the reason of its end.
     pub(super) fn handed_back(&self, output: AnyValue) -> Over {
         let reason = self.queue.close_reason().unwrap_or(StopReason::Aborted);
@@ -138,6 +123,40 @@ pub(super) fn dead(core: &Core) -> End {
 }
 
 impl ServiceTask {
+    fn new(cell: Arc<dyn AnyCell>) -> Self {
+        Self { cell: Some(cell), lifecycle: None, is_detached: false, over: None }
+    }
+
+    /// Works like [`Driver::with`]. `first` begins to make the first worker, if it is not placed.
+    fn with(
+        mut self,
+        first: Option<Opening>,
+        make_config: Option<MakeConfig<AnyValue>>,
+        idle: Option<Duration>,
+        decider: Option<Box<dyn RestartDecider>>,
+    ) -> Self {
+        match (first, &self.cell) {
+            (Some(first), _) => {
+                let lifecycle = WorkerLifecycle::new(first, make_config, idle, decider);
+                self.lifecycle = Some(Box::new(lifecycle));
+            }
+            (None, Some(cell)) => cell.core().queue.status.running(),
+            (None, None) => unreachable!("the task is not over before it is spawned"),
+        }
+        self
+    }
+
+    /// Spawns this task in the current runtime as `spawn` does, and gives callers that abort the
+    /// service the task's handle.
+    pub(crate) fn spawn<T>(self, spawn: fn(Self) -> JoinHandle<T>) -> JoinHandle<T> {
+        let cell = self.cell.clone();
+        let task = spawn(self);
+        if let Some(cell) = cell {
+            cell.core().spawned_as(task.abort_handle());
+        }
+        task
+    }
+
     /// Drops the service's output before its end is reported. The task is cancelled, without
     /// output.
     pub(crate) fn detached(mut self, is_detached: bool) -> Self {

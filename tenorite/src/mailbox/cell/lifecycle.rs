@@ -79,7 +79,7 @@ pub(super) struct Opened {
 
 /// A hook owns the worker, and catches its own panic. A worker that was dropped as its hook
 /// unwinds, and panicked as well, would abort the process.
-type Hook<T> = BoxFuture<Result<T, Payload>>;
+pub(super) type Hook<T> = BoxFuture<Result<T, Payload>>;
 
 /// The output of the service, and the reason of its end unless that has been reported.
 pub(super) type Over = (End, Option<StopReason>);
@@ -382,6 +382,11 @@ pub(super) fn discard(end: End) {
 /// Begins with a worker that has been made, and needs nothing more.
 pub(super) fn opened(worker: AnyValue) -> Opening {
     Box::pin(std::future::ready(Ok(Ok(Opened { worker, periods: Vec::new() }))))
+}
+
+/// Closes a worker that needs nothing for it. `output` is what the service yields.
+pub(super) fn closed(output: AnyValue) -> Hook<AnyValue> {
+    Box::pin(std::future::ready(Ok(output)))
 }
 
 /// Begins with the config that a worker is to be made of. The link is to the worker itself.

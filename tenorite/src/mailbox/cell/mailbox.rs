@@ -13,14 +13,13 @@ use tokio::task::AbortHandle;
 use super::owner::{Owner, Run};
 use super::reader::{self, Joined, Reading, Unfinished};
 use super::state::JoinOutcome;
-use super::typed::{CellOf, Exchange};
+use super::typed::CellOf;
 use super::{Core, OnWorkerExit, ParkedCall, answers_later, is_always_queued};
 use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
 use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge, Need};
-use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{self, RuntimeContext};
 use crate::handler::stack::{self, Node};
@@ -76,117 +75,99 @@ impl<W: Dispatch> CellMailbox<W> {
         cx: &mut Context<'_>,
         context: RuntimeContext,
     ) -> Poll<()> {
-        if self.core.is_measured {
-            return self.run_measured(owner, served, state, cx, context, Observed::NOT);
+        if self.core.is_measured || context != RuntimeContext::Native {
+            return self.run_in_hand(owner, served, state, cx, context, Observed::NOT);
         }
-        self.run_as(owner, served, state, cx, context, Unmeasured)
+        self.run_at_once(owner, served, state, cx)
     }
 
-    /// Works like [`run`](Self::run), where handlers are timed or observed. `observed` is there if
-    /// the request has arrived already. (`run` does not take it: that would cost each call.)
-    #[cold]
-    #[inline(never)]
-    fn run_measured(
+    #[inline(always)]
+    fn run_at_once(
         &self,
-        owner: Owner<'_>,
+        mut owner: Owner<'_>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
-        context: RuntimeContext,
-        observed: Observed,
     ) -> Poll<()> {
-        let observed = self.start_observing(observed, served);
-        self.run_as(owner, served, state, cx, context, observed)
-    }
-
-    /// Tells observers that a handler begins, and that its request arrives if it has not.
-    fn start_observing(&self, mut observed: Observed, served: CallInfo) -> Observed {
-        if !observed.is_some() {
-            observed = self.core.queue.observe(served.method.name());
-        }
-        observed.start_at_once();
-        observed
-    }
-
-    // Inlined at both places, which a closure that is called twice would not be.
-    #[inline(always)]
-    fn start_as<A: Along>(
-        &self,
-        owner: &mut Owner<'_>,
-        exchange: &mut Exchange<W>,
-        served: CallInfo,
-        context: RuntimeContext,
-        span: Option<&Span>,
-    ) -> Run {
-        if A::IS_MEASURED {
-            owner.start_slow(&self.core, exchange, served, context, span)
+        let exchange = &mut state.phase;
+        // A raced call does not wait for this handler, so the handler's own calls cannot form a
+        // cycle through the caller.
+        let ran = if state.allows_cycle {
+            let _barrier = stack::barrier();
+            owner.start(&self.core, exchange, served)
         } else {
-            owner.start(&self.core, exchange, served, context)
+            owner.start(&self.core, exchange, served)
+        };
+        let context = RuntimeContext::Native;
+        match ran {
+            Run::Replied => {
+                if owner.replied(served, context, <W::Space as Space>::HAS_FUTURES) {
+                    self.expire_at_once(state);
+                }
+                Poll::Ready(())
+            }
+            Run::Deferred => unreachable!("a method that answers later is run with a slot of its own"),
+            Run::Waits => self.wait(owner, served, context, Observed::NOT, state, cx),
+            Run::Panicked(payload) => self.panicked(owner, served, Observed::NOT, payload, state),
         }
     }
 
-    #[inline(always)]
-    fn run_as<A: Along>(
+    /// Works like [`run`](Self::run), where handlers are timed or observed, and in a foreign
+    /// context. The request and the reply pass through the hand: what depends on the worker's type
+    /// is all behind that, so that next to nothing of this is compiled for each worker.
+    ///
+    /// `observed` is there if the request has arrived already. (`run` does not take it: that would
+    /// cost each call.)
+    #[cold]
+    #[inline(never)]
+    fn run_in_hand(
         &self,
         mut owner: Owner<'_>,
         served: CallInfo,
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
         context: RuntimeContext,
-        observed: A,
+        observed: Observed,
     ) -> Poll<()> {
-        let span = observed.span();
-        // A raced call does not wait for this handler, so the handler's own calls cannot form a
-        // cycle through the caller.
-        let ran = if state.allows_cycle {
-            let _barrier = stack::barrier();
-            self.start_as::<A>(&mut owner, &mut state.phase, served, context, span.as_ref())
-        } else {
-            self.start_as::<A>(&mut owner, &mut state.phase, served, context, span.as_ref())
-        };
-        match ran {
+        let observed = self.core.begin(observed, served);
+        let request = state.phase.take_new().expect("the request has not been sent");
+        // SAFETY: this thread has claimed the worker, and its hand is empty (H1).
+        unsafe { self.core.take_in_hand(request) };
+        match owner.start_at_once(served, state.allows_cycle, context, &observed) {
             Run::Replied => {
-                deadlock::handler_finished(self.core.node());
-                self.core.count_reply();
-                if <W::Space as Space>::HAS_FUTURES {
-                    budget::note_spending();
-                }
-                let is_late = self.core.is_late(served, context);
-                if A::IS_MEASURED {
-                    self.finish_observing(observed.into_observed(), is_late, state);
-                }
-                if self.core.state.release_idle() {
-                    owner.disarm();
-                } else {
-                    owner.release(context);
-                }
-                if is_late {
+                // SAFETY: as above. The handler has left its reply there.
+                let response = unsafe { self.core.reply_in_hand() };
+                let outcome = CellOf::<W>::outcome_of(&response);
+                state.phase.put(Phase::Answered(Ok(response)));
+                self.core.tell_reply(observed, served, context, outcome);
+                if owner.replied(served, context, <W::Space as Space>::HAS_FUTURES) {
                     self.expire_at_once(state);
                 }
                 Poll::Ready(())
             }
             Run::Deferred => unreachable!("a method that answers later is run with a slot of its own"),
-            Run::Waits => self.wait(owner, served, context, observed.into_observed(), state, cx),
-            Run::Panicked(payload) => {
-                let reason = self.core.why_panicked(&payload);
-                self.core.tell_panic(served, None, &reason, &payload);
-                observed.into_observed().finish(|| Outcome::of_failure(&reason));
-                let left_over = state.take();
-                state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason.clone())));
-                self.core.queue.drop_quietly(left_over);
-                owner.panicked(None, reason, payload);
-                Poll::Ready(())
-            }
+            Run::Waits => self.wait(owner, served, context, observed, state, cx),
+            Run::Panicked(payload) => self.panicked(owner, served, observed, payload, state),
         }
     }
 
-    /// Tells observers that a handler has replied.
-    fn finish_observing(&self, observed: Observed, is_late: bool, state: &StateOf<W>) {
-        observed.finish(|| match &state.phase {
-            _ if is_late => Outcome::Expired,
-            Phase::Answered(Ok(response)) => CellOf::<W>::outcome_of(response),
-            _ => Outcome::Replied,
-        });
+    /// Ends a call whose handler has panicked.
+    #[cold]
+    fn panicked(
+        &self,
+        mut owner: Owner<'_>,
+        served: CallInfo,
+        observed: Observed,
+        payload: Payload,
+        state: &mut StateOf<W>,
+    ) -> Poll<()> {
+        let reason = self.core.tell_end(served, observed, &payload);
+        let left_over = state.take();
+        state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason.clone())));
+        self.core.queue.drop_quietly(left_over);
+        owner.empty_hand();
+        owner.panicked(None, reason, payload);
+        Poll::Ready(())
     }
 
     /// Ends a call whose handler ran at once, and past the call's deadline.
@@ -209,11 +190,11 @@ impl<W: Dispatch> CellMailbox<W> {
         context: RuntimeContext,
         observed: Observed,
     ) -> Poll<()> {
-        let Phase::New(request) = &state.phase else { unreachable!("the request has not been sent") };
+        let (request, _) = state.unsent(self.permit);
         let served = Self::served(request, state.terms);
         match joined {
             Joined::Alone(claim) if self.core.is_measured => {
-                self.run_measured(Owner::new(&self.core, claim), served, state, cx, context, observed)
+                self.run_in_hand(Owner::new(&self.core, claim), served, state, cx, context, observed)
             }
             Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
             Joined::Shared(share) if W::IS_CONCURRENT && self.core.is_measured => {
@@ -243,7 +224,7 @@ impl<W: Dispatch> CellMailbox<W> {
         self.run_shared_as(reading, served, state, cx, context, Unmeasured)
     }
 
-    /// Works like [`run_measured`](Self::run_measured), for a request that shares the worker.
+    /// Works like [`run_shared`](Self::run_shared), where handlers are timed or observed.
     #[cold]
     #[inline(never)]
     fn run_shared_measured(
@@ -255,7 +236,7 @@ impl<W: Dispatch> CellMailbox<W> {
         context: RuntimeContext,
         observed: Observed,
     ) -> Poll<()> {
-        let observed = self.start_observing(observed, served);
+        let observed = self.core.begin(observed, served);
         self.run_shared_as(reading, served, state, cx, context, observed)
     }
 
@@ -281,10 +262,13 @@ impl<W: Dispatch> CellMailbox<W> {
                 if <W::Space as Space>::HAS_FUTURES {
                     budget::note_spending();
                 }
-                let is_late = self.core.is_late(served, context);
-                if A::IS_MEASURED {
-                    self.finish_observing(observed.into_observed(), is_late, state);
+                if A::IS_MEASURED
+                    && let Phase::Answered(Ok(response)) = &state.phase
+                {
+                    let outcome = CellOf::<W>::outcome_of(response);
+                    self.core.tell_reply(observed.into_observed(), served, context, outcome);
                 }
+                let is_late = self.core.is_late(served, context);
                 reading.end();
                 if is_late {
                     self.expire_at_once(state);
@@ -292,9 +276,10 @@ impl<W: Dispatch> CellMailbox<W> {
                 Poll::Ready(())
             }
             Err(Unfinished::Waits(reading, place)) => {
-                let edge =
-                    |allowed: bool| if allowed { None } else { reader::edge_to(&place, served.method) };
-                let (parked, panic) = self.wait_in_slot(edge, served, observed.into_observed(), state, cx);
+                let edge = if state.allows_cycle { None } else { reader::edge_to(&place, served.method) };
+                let (slot, parked, panic) =
+                    self.core.wait_in_slot(edge, served, observed.into_observed(), cx);
+                state.phase.put(Phase::Waiting(slot));
                 reader::park(reading, place, parked);
                 if let Some(payload) = panic {
                     resume_unwind(payload);
@@ -312,28 +297,6 @@ impl<W: Dispatch> CellMailbox<W> {
         }
     }
 
-    /// Has the call wait for the reply of a handler that waits. `edge` makes the edge of the
-    /// handler that makes the call; it is told whether the call may wait for itself.
-    ///
-    /// The caller's waker or span may panic. The handler goes on; the panic is to be resumed.
-    fn wait_in_slot(
-        &self,
-        edge: impl FnOnce(bool) -> Option<Arc<Edge>>,
-        served: CallInfo,
-        observed: Observed,
-        state: &mut StateOf<W>,
-        cx: &mut Context<'_>,
-    ) -> (ParkedCall, Option<Payload>) {
-        let current = || observed.span().unwrap_or_else(Span::current);
-        let (span, spans_panic) = caught_or(current, Span::none);
-        let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
-        let slot = self.core.queue.occupy(waker, edge(state.allows_cycle));
-        state.phase.put(Phase::Waiting(slot));
-        // A handler that yields again and again is not timed by this; one that waits long is.
-        let parked = ParkedCall::new(Some(slot), served, span, observed);
-        (parked, wakers_panic.or(spans_panic))
-    }
-
     /// Parks the handler, and leaves the call to wait for its reply.
     #[inline(never)]
     fn wait(
@@ -345,16 +308,8 @@ impl<W: Dispatch> CellMailbox<W> {
         state: &mut StateOf<W>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        // The edge must be there before the task can resume the handler.
-        let node = self.core.node();
-        let edge = |allowed| {
-            if allowed {
-                return None;
-            }
-            deadlock::take_implied().or_else(|| deadlock::wait(node, Need::All, served.method).ok().flatten())
-        };
-        let (parked, panic) = self.wait_in_slot(edge, served, observed, state, cx);
-        owner.park_call(parked, context);
+        let (slot, panic) = owner.park_for_caller(served, state.allows_cycle, context, observed, cx);
+        state.phase.put(Phase::Waiting(slot));
         if let Some(payload) = panic {
             resume_unwind(payload);
         }
@@ -366,18 +321,14 @@ impl<W: Dispatch> CellMailbox<W> {
     #[inline(never)]
     fn poll_slowly(&self, state: &mut StateOf<W>, cx: &mut Context<'_>) -> Poll<()> {
         let core = &self.core;
-        if self.permit == PermitKind::Owned
-            && let Some(unwanted) = state.refuse_without_permit()
-        {
-            core.queue.refused();
-            core.queue.drop_quietly(unwanted);
+        if self.permit == PermitKind::Owned && core.queue.refuse_without_permit(state) {
             return Poll::Ready(());
         }
         if state.terms.cast && self.cast(state) {
             return Poll::Ready(());
         }
         let next = match state.phase {
-            Phase::Waiting(slot) => core.queue.poll(slot, cx.waker()),
+            Phase::Waiting(_) => return self.look(state, cx),
             Phase::New(_) | Phase::Permitted(_) => {
                 let context = if self.may_run(state) { core.runtime.can_run_here() } else { None };
                 if let (Some(context), Phase::New(request)) = (context, &state.phase)
@@ -449,32 +400,28 @@ impl<W: Dispatch> CellMailbox<W> {
         // Before anything is taken: cloning the waker may panic. A cast mostly needs none, and one
         // that has to wait for capacity registers it below.
         let waker = if state.terms.cast { None } else { Some(cx.waker().clone()) };
-        let (request, terms) = state.take_request(self.permit);
-        let method = W::method(&request);
+        let (request, terms) = state.unsent(self.permit);
+        let method = W::method(request);
         let waits = !(terms.cast || state.allows_cycle);
-        let mut request = Some(request);
-        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
+        let phase = &mut state.phase;
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, phase.take_new());
         let entered = core.enter(method, terms, waker, context, waits, put);
         match entered {
-            Entered::Refused(reason) => {
-                let request = request.expect("a refused request is not taken");
-                state.phase = core.queue.refuse(request, reason, state.terms);
-            }
+            Entered::Refused(reason) => core.queue.refuse_call(state, reason),
             Entered::Own(joined, observed) => {
-                let request = request.expect("a request that runs at once is not taken");
                 let context = context.expect("the worker is claimed only by a thread that may run");
                 if W::ANSWERS_LATER && method.answers_later() {
                     let Joined::Alone(claim) = joined else {
                         unreachable!("a method that answers later runs alone")
                     };
                     let owner = Owner::new(core, claim);
+                    let request = state.phase.take_new().expect("a request that runs at once is not taken");
                     return self.run_deferring(owner, request, state, cx, context, observed);
                 }
-                state.phase = Phase::New(request);
                 return self.run_later(joined, state, cx, context, observed);
             }
             Entered::Line(slot, wake) => {
-                state.phase = Phase::awaiting(slot);
+                state.phase.put(Phase::awaiting(slot));
                 if wake {
                     core.wake_task();
                 }
@@ -506,7 +453,7 @@ impl<W: Dispatch> CellMailbox<W> {
         let slot = core.queue.occupy(None, None);
         state.phase = Phase::Waiting(slot);
         // A span may panic, as in `wait`.
-        let (span, panic) = caught_or(|| observed.span().unwrap_or_else(Span::current), Span::none);
+        let (span, panic) = span_of(&observed);
         // SAFETY: this thread has claimed the worker.
         unsafe { core.take_in_hand(request) };
         let ran = {
@@ -534,23 +481,16 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Takes the outcome of a call that has left no waker yet, or leaves one.
     fn look(&self, state: &mut StateOf<W>, cx: &Context<'_>) -> Poll<()> {
-        if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.core.queue.poll(slot, cx.waker());
-        }
+        self.core.queue.poll_call(state, cx.waker());
         state.readiness()
     }
 
     /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     fn wait_for_room(&self, slot: usize, method: &'static Method, state: &mut StateOf<W>) {
-        let Some(reason) = self.core.wait_for_room(slot, method) else { return };
-        match self.core.queue.take_back(slot, method.name(), &reason) {
-            Some(Some(request)) => {
-                state.phase = self.core.queue.refuse(request, reason, state.terms);
-            }
-            Some(None) => state.phase = Phase::Failed(TenoriteError::SendFailure(reason)),
-            None => {}
+        if let Some(reason) = self.core.wait_for_room(slot, method) {
+            self.core.queue.take_back(slot, method.name(), reason, state);
+            self.core.look_again();
         }
-        self.core.look_again();
     }
 
     /// Waits briefly for a handler on another thread, and claims the worker if it is idle then, or
@@ -618,13 +558,16 @@ impl<W: Dispatch<Config: Send, Output: Send>> Mailbox<W::Request, W::Response, I
     }
 
     fn set_public(
-        &self,
-        public: Weak<dyn Mailbox<W::Request, W::Response, Infallible>>,
+        self: Arc<Self>,
+        public: Option<Weak<dyn Mailbox<W::Request, W::Response, Infallible>>>,
         timeout: Option<Duration>,
     ) {
-        if W::TAKES_SELF {
+        if W::TAKES_SELF
+            && let Some(link) = &self.core.link
+        {
+            let public = public.unwrap_or_else(|| Arc::downgrade(&self) as _);
             let to_itself = Arc::downgrade(&self.core);
-            self.core.set_link(|| SelfLink::of(Some(Arc::new(Links { public, timeout, to_itself }))));
+            link.set_with(|| Arc::new(Links { public, timeout, to_itself }));
         }
     }
 
@@ -667,8 +610,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Control for CellMailbox<W> {
     }
 
     fn stats(&self) -> Stats {
-        let stats = self.core.stats();
-        Stats { replied: stats.replied + self.core.shared_replies(), ..stats }
+        self.core.stats(self.core.shared_replies())
     }
 }
 
@@ -720,6 +662,58 @@ impl Core {
         entered
     }
 
+    /// Tells observers that a handler begins, and that its request arrives if it has not.
+    fn begin(&self, mut observed: Observed, served: CallInfo) -> Observed {
+        if !observed.is_some() {
+            observed = self.queue.observe(served.method.name());
+        }
+        observed.start_at_once();
+        observed
+    }
+
+    /// Tells observers that a handler has replied which ran on its caller's thread.
+    fn tell_reply(&self, observed: Observed, served: CallInfo, context: RuntimeContext, outcome: Outcome) {
+        if observed.is_some() {
+            observed.finish(if self.is_late(served, context) { Outcome::Expired } else { outcome });
+        }
+    }
+
+    /// Tells observers and the log that a handler has panicked which ran on its caller's thread.
+    /// Returns why its call has no reply.
+    fn tell_end(&self, served: CallInfo, observed: Observed, payload: &Payload) -> FetchReason {
+        let reason = self.why_panicked(payload);
+        self.tell_panic(served, None, &reason, payload);
+        if observed.is_some() {
+            observed.finish(Outcome::of_failure(&reason));
+        }
+        reason
+    }
+
+    /// Occupies a slot for the reply of a handler that waits. `edge` is that of the handler that
+    /// makes the call.
+    ///
+    /// The caller's waker or span may panic. The handler goes on; the panic is to be resumed.
+    pub(super) fn wait_in_slot(
+        &self,
+        edge: Option<Arc<Edge>>,
+        served: CallInfo,
+        observed: Observed,
+        cx: &mut Context<'_>,
+    ) -> (usize, ParkedCall, Option<Payload>) {
+        let (span, spans_panic) = span_of(&observed);
+        let (waker, wakers_panic) = caught_or(|| Some(cx.waker().clone()), || None);
+        let slot = self.queue.occupy(waker, edge);
+        // A handler that yields again and again is not timed by this; one that waits long is.
+        let parked = ParkedCall::new(Some(slot), served, span, observed);
+        (slot, parked, wakers_panic.or(spans_panic))
+    }
+
+    /// Returns the edge of the handler that makes a call whose handler is about to be parked.
+    pub(super) fn edge_to_parked(&self, served: CallInfo) -> Option<Arc<Edge>> {
+        let wait = || deadlock::wait(self.node(), Need::All, served.method).ok().flatten();
+        deadlock::take_implied().or_else(wait)
+    }
+
     /// Adds the edge of a handler whose cast waits for capacity, or that waits for a permit.
     /// Returns why it must not wait.
     fn wait_for_room(&self, slot: usize, method: &'static Method) -> Option<SendReason> {
@@ -758,10 +752,10 @@ impl Core {
         can
     }
 
-    /// Returns the statistics, without the readers that have completed.
-    fn stats(&self) -> Stats {
+    /// Returns the statistics, with so many readers that have completed.
+    fn stats(&self, shared_replies: u64) -> Stats {
         Stats {
-            replied: self.replied.load(Relaxed),
+            replied: self.replied.load(Relaxed) + shared_replies,
             longest: Duration::from_nanos(self.longest.load(Relaxed)),
             ..self.queue.stats()
         }
@@ -780,6 +774,11 @@ impl Core {
             abort_after(self.cell().control(), limit, self.runtime.handle().cloned());
         }
     }
+}
+
+/// Returns the span that a handler runs in, or the panic of the user's subscriber.
+fn span_of(observed: &Observed) -> (Span, Option<Payload>) {
+    caught_or(|| observed.span().unwrap_or_else(Span::current), Span::none)
 }
 
 /// Returns what the user's code returns, or `otherwise` with the payload if it panics.

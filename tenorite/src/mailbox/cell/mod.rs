@@ -75,8 +75,10 @@ mod waker;
 mod state;
 mod typed;
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -158,10 +160,22 @@ pub(crate) struct Core {
     /// need no ordering.
     replied: AtomicU64,
     longest: AtomicU64,
+    /// The worker's link to itself, if any method takes that.
+    link: Option<Box<Once<AnyLinks>>>,
 }
+
+/// The links of a worker to itself, without the types of its requests and replies.
+type AnyLinks = Arc<dyn Any + Send + Sync>;
 
 /// The cell that this is part of, as its `Arc` knows it.
 struct This(*const dyn AnyCell);
+
+impl This {
+    /// Stands for a cell that is not in its `Arc` yet.
+    const fn nothing<W: Dispatch<Config: Send, Output: Send>>() -> Self {
+        Self(ptr::null::<CellOf<W>>())
+    }
+}
 
 // SAFETY: it is a shared reference in all but its lifetime, which is that of the cell, and cells
 // are `Sync` (see `CellOf`).
@@ -212,14 +226,12 @@ unsafe impl Sync for Core {}
 ///
 /// `restarts`: another worker may follow one that has failed.
 pub(crate) fn open<W: Dispatch<Config: Send, Output: Send>>(
-    options: ServiceOptions,
+    options: &ServiceOptions,
     runtime: ServiceRuntime,
     restarts: bool,
 ) -> (CellMailbox<W>, Driver<W>) {
-    let concurrency = options.concurrency;
-    let name = options.name.clone();
-    let cell = CellOf::new(concurrency, |this| Core::new(this, Facts::of::<W>(), options, runtime, restarts));
-    cell.queue.status.set_name(name, cell.node());
+    let core = Core::new(const { This::nothing::<W>() }, Facts::of::<W>(), options, runtime, restarts);
+    let cell = CellOf::new(core, options);
     (CellMailbox::new(Arc::clone(&cell)), Driver::new(cell))
 }
 
@@ -241,7 +253,7 @@ impl Core {
     fn new(
         this: This,
         facts: &'static Facts,
-        options: ServiceOptions,
+        options: &ServiceOptions,
         runtime: ServiceRuntime,
         restarts: bool,
     ) -> Self {
@@ -279,7 +291,19 @@ impl Core {
             awaits_own_end: AtomicBool::new(false),
             replied: AtomicU64::new(0),
             longest: AtomicU64::new(0),
+            link: facts.takes_self.then(|| Box::new(Once::new())),
         }
+    }
+
+    /// Takes what is known only of a cell that is in its `Arc`.
+    fn name(&self, options: &ServiceOptions) {
+        self.queue.status.set_name(options.name.clone(), self.node());
+    }
+
+    /// Returns the worker's link to itself.
+    #[cold]
+    fn links(&self) -> Option<AnyLinks> {
+        self.link.as_ref()?.get().cloned()
     }
 
     /// Returns the cell that this is part of.
@@ -287,6 +311,16 @@ impl Core {
         // SAFETY: `this` is the cell that this is a part of, so it lives as long. It came from the
         // cell's `Arc`, and no mutable reference to a cell is ever formed while it has one.
         unsafe { &*self.this.0 }
+    }
+
+    /// Returns the cell of a waker's pointer, with the reference that the waker owns.
+    ///
+    /// # Safety
+    ///
+    /// The waker is consumed: its reference is used once.
+    unsafe fn of_waker(core: *const Self) -> Arc<dyn AnyCell> {
+        // SAFETY: the reference that the waker owns keeps the cell, and `this` came from its `Arc`.
+        unsafe { Arc::from_raw((*core).this.0) }
     }
 
     /// Returns the cell that this is part of, and keeps it.
@@ -302,7 +336,7 @@ impl Core {
     /// Returns the service's node in the graph of waiting handlers.
     #[inline]
     fn node(&self) -> Node {
-        std::ptr::from_ref(self).addr()
+        ptr::from_ref(self).addr()
     }
 
     /// Returns why a call whose handler panicked has no reply.
@@ -445,12 +479,14 @@ impl Core {
     ) -> Option<usize> {
         match slot {
             Some(slot) if self.is_late(served, RuntimeContext::Native) => {
-                observed.finish(|| Outcome::Expired);
+                observed.finish(Outcome::Expired);
                 self.queue.answer_late(slot);
                 None
             }
             slot => {
-                observed.finish(outcome);
+                if observed.is_some() {
+                    observed.finish(outcome());
+                }
                 slot
             }
         }

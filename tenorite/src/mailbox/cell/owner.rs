@@ -144,45 +144,6 @@ impl<'a> Owner<'a> {
         cell: &CellOf<W>,
         exchange: &mut Exchange<W>,
         served: CallInfo,
-        context: RuntimeContext,
-    ) -> Run {
-        match context {
-            RuntimeContext::Native => self.start_within(cell, exchange, served, |_| ()),
-            context => self.start_slow(cell, exchange, served, context, None),
-        }
-    }
-
-    /// Lends the worker's link to itself to the method that is about to start, if it takes that.
-    fn lend_link(&mut self, served: CallInfo) {
-        if served.method.takes_self() {
-            // SAFETY: exclusive by I1, as in `start_within`. No future is live.
-            unsafe { self.cell().lend_link() };
-        }
-    }
-
-    /// Works like [`start`](Self::start), in a foreign context, or where handlers are measured.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn start_slow<W: Dispatch>(
-        &mut self,
-        cell: &CellOf<W>,
-        exchange: &mut Exchange<W>,
-        served: CallInfo,
-        context: RuntimeContext,
-        span: Option<&Span>,
-    ) -> Run {
-        self.start_within(cell, exchange, served, |core| {
-            (core.runtime.enter(context), span.map(Span::enter), Timed::of(core))
-        })
-    }
-
-    #[inline(always)]
-    fn start_within<W: Dispatch, G>(
-        &mut self,
-        cell: &CellOf<W>,
-        exchange: &mut Exchange<W>,
-        served: CallInfo,
-        surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Run {
         if W::TAKES_SELF {
             self.lend_link(served);
@@ -191,7 +152,6 @@ impl<'a> Owner<'a> {
         let waker = waker::borrowed(core);
         core.witness.touch();
         let ran = panics::catch(|| {
-            let _surroundings = surroundings(core);
             let _nested = stack::enter(core, served);
             // A method with a thread to block is never run on that of its caller.
             let _watched = core.watch(served, true);
@@ -205,6 +165,48 @@ impl<'a> Owner<'a> {
             unsafe { cell.storage().start(exchange, &waker) }
         });
         Run::of(ran)
+    }
+
+    /// Lends the worker's link to itself to the method that is about to start, if it takes that.
+    fn lend_link(&mut self, served: CallInfo) {
+        if served.method.takes_self() {
+            // SAFETY: exclusive by I1, as in `start`. No future is live.
+            unsafe { self.cell().lend_link() };
+        }
+    }
+
+    /// Works like [`start`](Self::start), for a request in hand.
+    pub(super) fn start_at_once(
+        &mut self,
+        served: CallInfo,
+        allows_cycle: bool,
+        context: RuntimeContext,
+        observed: &Observed,
+    ) -> Run {
+        let _barrier = allows_cycle.then(stack::barrier);
+        let span = observed.span().unwrap_or_else(Span::none);
+        self.start_in(None, &span, served, context)
+    }
+
+    /// Lets go of the worker after a handler that has replied on its caller's thread. Returns
+    /// whether the reply is late.
+    ///
+    /// `may_spend`: the handler may have spent from tokio's budget.
+    #[inline(always)]
+    pub(super) fn replied(self, served: CallInfo, context: RuntimeContext, may_spend: bool) -> bool {
+        let core = self.core;
+        deadlock::handler_finished(core.node());
+        core.count_reply();
+        if may_spend {
+            budget::note_spending();
+        }
+        let is_late = core.is_late(served, context);
+        if core.state.release_idle() {
+            self.disarm();
+        } else {
+            self.release(context);
+        }
+        is_late
     }
 
     /// Runs the handler that the request in hand asks for, until it first has to wait, in the span
@@ -225,16 +227,16 @@ impl<'a> Owner<'a> {
                 (core.runtime.enter(context), span.enter(), Timed::of(core), stack::next_call(slot));
             let _nested = stack::enter(core, served);
             let _watched = core.watch(served, !core.blocks(served.method));
-            // SAFETY: as in `start_within`.
+            // SAFETY: as in `start`.
             unsafe { cell.start(&waker) }
         });
         Run::of(ran)
     }
 
     /// Drops what is in hand, and counts it if its `Drop` panics.
-    fn empty_hand(&mut self) {
+    pub(super) fn empty_hand(&mut self) {
         let cell = self.cell();
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         let was_quiet = panics::ran_quietly(&mut || unsafe { cell.empty_hand() });
         self.core.queue.count_drop(was_quiet);
     }
@@ -243,7 +245,7 @@ impl<'a> Owner<'a> {
     /// no call waits for it, or if the call's deadline has passed. Tells observers which.
     fn finished(&mut self, slot: Option<usize>, served: CallInfo, observed: Observed) -> Option<usize> {
         let cell = self.cell();
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         let slot = self.core.deliverable(slot, served, observed, &|| unsafe { cell.outcome() });
         if slot.is_none() {
             self.empty_hand();
@@ -268,7 +270,7 @@ impl<'a> Owner<'a> {
             core.queue.owe(slot);
         }
         let cell = self.cell();
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         unsafe { cell.lend_client(slot, served.deadline, observed) };
         let (ran, unwound) =
             // Its slot may be answered and free at any time, so the handler does not know it.
@@ -277,7 +279,7 @@ impl<'a> Owner<'a> {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
         };
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         unsafe { cell.take_client_back(reason.clone()) };
         // Also for a panic that the method has caught itself.
         if unwound {
@@ -302,7 +304,7 @@ impl<'a> Owner<'a> {
             let _nested = stack::enter(core, served);
             let _in_span = span.enter();
             let _watched = core.watch(served, !core.blocks(served.method));
-            // SAFETY: exclusive by I1, as in `start_within`. The claim acquired what `park`
+            // SAFETY: exclusive by I1, as in `start`. The claim acquired what `park`
             // released.
             unsafe { cell.resume(&mut Context::from_waker(waker)) }
         };
@@ -360,13 +362,31 @@ impl<'a> Owner<'a> {
         self.park_call(ParkedCall::new(slot, served, span, observed), context)
     }
 
+    /// Works like [`park`](Self::park), for a call whose handler was started on its own thread.
+    /// Returns the slot that the call waits in. The panic is that of the caller's waker or span,
+    /// and to be resumed.
+    pub(super) fn park_for_caller(
+        self,
+        served: CallInfo,
+        allows_cycle: bool,
+        context: RuntimeContext,
+        observed: Observed,
+        cx: &mut Context<'_>,
+    ) -> (usize, Option<Payload>) {
+        // The edge must be there before the task can resume the handler.
+        let edge = if allows_cycle { None } else { self.core.edge_to_parked(served) };
+        let (slot, parked, panic) = self.core.wait_in_slot(edge, served, observed, cx);
+        self.park_call(parked, context);
+        (slot, panic)
+    }
+
     pub(super) fn park_call(mut self, parked: ParkedCall, context: RuntimeContext) -> Released {
         let core = self.core;
         let awaits_own_end = deadlock::take_own_end(core.node());
         if awaits_own_end {
             core.awaits_own_end.store(true, Ordering::Release);
         }
-        // SAFETY: exclusive by I1, as in `start_within`. Written before `State::park` releases it,
+        // SAFETY: exclusive by I1, as in `start`. Written before `State::park` releases it,
         // because the next owner reads it.
         unsafe { (*self.owned()).parked = Some(parked) };
         match core.state.park() {
@@ -396,7 +416,7 @@ impl<'a> Owner<'a> {
     ) -> Released {
         let reason = self.core.why_panicked(&payload);
         self.core.tell_panic(served, span, &reason, &payload);
-        observed.finish(|| Outcome::of_failure(&reason));
+        observed.finish(Outcome::of_failure(&reason));
         self.panicked(slot, reason, payload)
     }
 
@@ -436,7 +456,7 @@ impl<'a> Owner<'a> {
         self.drop_future();
         // What a handler has not taken of its request.
         self.empty_hand();
-        // SAFETY: exclusive by I1, as in `start_within`. Written before `State::hold` releases it,
+        // SAFETY: exclusive by I1, as in `start`. Written before `State::hold` releases it,
         // because the task reads it in `take_held`.
         unsafe { (*self.owned()).panic = Some(payload) };
         self.hand_to_task()
@@ -476,7 +496,7 @@ impl<'a> Owner<'a> {
         let cell = self.cell();
         deadlock::handler_suspended();
         deadlock::clear(core.node());
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         let drop_future = || unsafe { cell.drop_future() };
         if let Err(payload) = panics::catch(|| core.runtime.within(drop_future)) {
             panics::discard(payload);
@@ -517,7 +537,7 @@ impl<'a> Owner<'a> {
             let cell = self.cell();
             let claim = &mut self.claim;
             let now = || core.runtime.now(RuntimeContext::Native);
-            // SAFETY: exclusive by I1, as in `start_within`.
+            // SAFETY: exclusive by I1, as in `start`.
             let put = |line: &mut _, slot| unsafe { cell.put_reply(line, slot) };
             let next = core.queue.step(finished.take(), put, |line, deferred| {
                 if core.state.wants_restart() && line.closed.is_none() {
@@ -729,7 +749,7 @@ impl<'a> Owner<'a> {
     /// Delivers the reply in hand, or drops it if the caller is gone.
     fn deliver(&mut self, slot: usize) {
         let cell = self.cell();
-        // SAFETY: exclusive by I1, as in `start_within`.
+        // SAFETY: exclusive by I1, as in `start`.
         let put = |line: &mut _, slot| unsafe { cell.put_reply(line, slot) };
         if self.core.queue.step(Some(slot), put, |_, _| ()).is_none() {
             self.empty_hand();
@@ -757,7 +777,7 @@ impl<'a> Owner<'a> {
         let ran = panics::catch(|| {
             let _nested = stack::enter(core, served);
             let _watched = core.watch(served, !core.blocks(served.method));
-            // SAFETY: as in `start_within`. A future that stays is dropped before the worker.
+            // SAFETY: as in `start`. A future that stays is dropped before the worker.
             unsafe { cell.start_tick(tick, &waker) }
         });
         match ran {
@@ -817,7 +837,7 @@ impl<'a> Owner<'a> {
     fn hand_back(mut self) -> Released {
         let core = self.core;
         core.queue.cut_owed(false);
-        // SAFETY: exclusive by I1, as in `start_within`. All handlers have completed.
+        // SAFETY: exclusive by I1, as in `start`. All handlers have completed.
         let output = unsafe { self.cell().hand_back() };
         core.state.die();
         self.disarm();
@@ -835,7 +855,7 @@ impl<'a> Owner<'a> {
         self.drop_future();
         self.empty_hand();
         let (owned, cell) = (self.owned(), self.cell());
-        // SAFETY: exclusive by I1, as in `start_within`; here and below, until `die`. There is a
+        // SAFETY: exclusive by I1, as in `start`; here and below, until `die`. There is a
         // parked call if the worker was parked. A call whose handler panicked has been answered.
         let parked = unsafe { (*owned).parked.take() }.and_then(|parked| parked.slot);
         if let Some(slot) = parked.or(self.in_flight.take()) {
@@ -917,7 +937,7 @@ impl Drop for Blocking {
         let Some((claim, work)) = self.work.take() else { return };
         let mut owner = Owner::new(self.cell.core(), claim);
         match work {
-            // SAFETY: exclusive by I1, as in `start_within`.
+            // SAFETY: exclusive by I1, as in `start`.
             Work::One(started) => unsafe { owner.cell().take_back(started, SendReason::Stopped) },
             Work::Batch(batch) => owner.cell().take_back_batch(batch, SendReason::Stopped),
         }

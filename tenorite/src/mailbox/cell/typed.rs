@@ -21,9 +21,10 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, RawWakerVTable, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 use super::lifecycle::{self, Opening};
 use super::owner::{Owner, Released};
 use super::reader::{self, Readers};
-use super::{CellMailbox, Core, This, waker};
+use super::{CellMailbox, Core, This};
 use crate::dispatch::job::{Progress, response_of};
 use crate::dispatch::storage::WorkerStorage;
 use crate::dispatch::{Dispatch, Opened};
@@ -40,6 +41,7 @@ use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method, Sharing};
 use crate::handler::runtime::now_in;
 use crate::handler::stack;
+use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Dequeued;
 use crate::mailbox::queue::line::{Deferred, Line, Started, TaskKind};
 use crate::mailbox::{Control, Mailbox, ToItself};
@@ -48,7 +50,6 @@ use crate::panics::{self, Payload};
 use crate::phase::{BoxFuture, Limit, Phase};
 use crate::reply::{Answer, Client, Ended, Tasks};
 use crate::status::StatusWatch;
-use crate::sync::Once;
 use crate::trace::{self, Span};
 
 type LinkOf<W> = SelfLink<<W as Dispatch>::Request, <W as Dispatch>::Response>;
@@ -66,6 +67,7 @@ pub(super) struct Facts {
     pub(super) service: fn() -> &'static str,
     pub(super) is_concurrent: bool,
     pub(super) closes: bool,
+    pub(super) takes_self: bool,
     /// How many methods the service calls by itself, and which.
     pub(super) ticks: usize,
     pub(super) tick_method: fn(usize) -> &'static Method,
@@ -74,7 +76,6 @@ pub(super) struct Facts {
     /// The names of the hooks in the graph of waiting handlers.
     pub(super) opening: Method,
     pub(super) closing: Method,
-    pub(super) waker: &'static RawWakerVTable,
 }
 
 impl Facts {
@@ -84,12 +85,12 @@ impl Facts {
                 service: || W::NAME,
                 is_concurrent: W::IS_CONCURRENT,
                 closes: W::CLOSES,
+                takes_self: W::TAKES_SELF,
                 ticks: W::TICKS,
                 tick_method: W::tick_method,
                 shares: |method| W::sharing(method) != Sharing::No,
                 opening: Method::hook(W::NAME, "init"),
                 closing: Method::hook(W::NAME, "on_stop"),
-                waker: waker::table::<W>(),
             }
         }
     }
@@ -225,9 +226,32 @@ pub(crate) struct CellOf<W: Dispatch> {
     /// See H1.
     hand: UnsafeCell<Exchange<W>>,
     /// What a concurrent service has besides.
-    pub(super) readers: Option<Box<Readers<W>>>,
-    /// The worker's link to itself, if any method takes that.
-    link: Option<Box<Once<LinkOf<W>>>>,
+    pub(super) readers: OfReaders<W>,
+}
+
+/// What only a concurrent service has. Its drop is by hand, so that other services have no code for
+/// it.
+pub(super) struct OfReaders<W: Dispatch>(ManuallyDrop<Option<Box<Readers<W>>>>);
+
+impl<W: Dispatch> OfReaders<W> {
+    /// `limit`: how many readers may overlap, if it was said at the start.
+    fn new(limit: Option<usize>) -> Self {
+        let readers = if W::IS_CONCURRENT { Some(Readers::of_service(limit)) } else { None };
+        Self(ManuallyDrop::new(readers))
+    }
+
+    pub(super) fn get(&self) -> Option<&Readers<W>> {
+        self.0.as_deref()
+    }
+}
+
+impl<W: Dispatch> Drop for OfReaders<W> {
+    fn drop(&mut self) {
+        if W::IS_CONCURRENT {
+            // SAFETY: this is dropped once, and not used after it.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
 }
 
 // SAFETY: the storage and the hand are reached by the owner alone (I1), which acquired what the
@@ -246,15 +270,20 @@ impl<W: Dispatch> Deref for CellOf<W> {
 }
 
 impl<W: Dispatch<Config: Send, Output: Send>> CellOf<W> {
-    /// Creates a cell without a worker. `concurrency`: how many readers may overlap, if it is said.
-    pub(super) fn new(concurrency: Option<usize>, core: impl FnOnce(This) -> Core) -> Arc<Self> {
-        Arc::new_cyclic(|this: &Weak<Self>| Self {
-            core: core(This(this.as_ptr())),
+    /// Creates a cell without a worker.
+    pub(super) fn new(core: Core, options: &ServiceOptions) -> Arc<Self> {
+        let mut cell = Arc::new(Self {
+            core,
             storage: WorkerStorage::new(),
             hand: UnsafeCell::new(Phase::Spent),
-            readers: if W::IS_CONCURRENT { Some(Readers::of_service(concurrency)) } else { None },
-            link: if W::TAKES_SELF { Some(Box::new(Once::new())) } else { None },
-        })
+            readers: OfReaders::new(options.concurrency),
+        });
+        // Not through the reference that is formed next: this pointer may be used for all of the
+        // `Arc`, and for as long as that lives.
+        let this = Arc::as_ptr(&cell);
+        Arc::get_mut(&mut cell).expect("nothing else knows of the cell yet").core.this = This(this);
+        cell.core.name(options);
+        cell
     }
 }
 
@@ -274,17 +303,8 @@ impl<W: Dispatch> CellOf<W> {
     }
 
     /// Returns the worker's link to itself.
-    #[cold]
     pub(super) fn link(&self) -> LinkOf<W> {
-        let link = self.link.as_ref().and_then(|link| link.get());
-        link.map_or_else(SelfLink::detached, Clone::clone)
-    }
-
-    /// Sets the worker's link to itself, if any method takes that.
-    pub(super) fn set_link(&self, link: impl FnOnce() -> LinkOf<W>) {
-        if let Some(place) = &self.link {
-            place.set_with(link);
-        }
+        SelfLink::of(self.core.links())
     }
 
     /// Places a worker. Only for the task, or before it is spawned, while the word says `HELD`.
@@ -305,6 +325,16 @@ impl<W: Dispatch> CellOf<W> {
     pub(super) unsafe fn take_in_hand(&self, request: W::Request) {
         // SAFETY: the caller is the owner, and the hand is empty (H1).
         unsafe { (*self.hand.get()).put(Phase::New(request)) };
+    }
+
+    /// Takes the reply out of the hand that a handler has left there.
+    ///
+    /// # Safety
+    ///
+    /// See [`AnyCell`].
+    pub(super) unsafe fn reply_in_hand(&self) -> W::Response {
+        // SAFETY: the caller is the owner.
+        response_of(unsafe { &mut *self.hand.get() })
     }
 
     /// Returns the outcome of a handler that has returned this.
@@ -371,7 +401,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
 
     unsafe fn put_reply(&self, line: &mut Line, slot: usize) {
         // SAFETY: the caller is the owner.
-        let response = response_of(unsafe { &mut *self.hand.get() });
+        let response = unsafe { self.reply_in_hand() };
         line.put_reply::<W::Response, Infallible>(slot, Ok(response));
     }
 
@@ -442,7 +472,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
                 }
             });
         }
-        Box::pin(std::future::ready(Ok(Box::new(W::Output::hand_back(*worker)) as _)))
+        lifecycle::closed(Box::new(W::Output::hand_back(*worker)))
     }
 
     unsafe fn lend_link(&self) {

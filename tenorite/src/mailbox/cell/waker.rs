@@ -8,61 +8,47 @@
 //! scheduler may be a caller's. So such a drop counts as a wake, at the cost of a useless poll if
 //! it was none.
 
-use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::mem::{self, ManuallyDrop};
+use std::ptr;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use super::Core;
-use super::typed::CellOf;
-use crate::dispatch::Dispatch;
 
 /// Returns a waker that borrows the cell.
 #[inline]
 pub(super) fn borrowed(core: &Core) -> ManuallyDrop<Waker> {
     // SAFETY: the table keeps to the contract of `RawWaker`: its functions take the pointer for
-    // that of `Arc::into_raw`, each clone owns a reference, and a cell is `Send` and `Sync`. It is
-    // the table of the type of this cell, and the pointer came from the cell's `Arc`. This waker
-    // owns no reference and is never dropped; its user borrows the cell meanwhile.
-    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(core.this.0.cast(), core.facts.waker)) })
+    // that of the core of a cell, each clone owns a reference to the cell's `Arc`, and a cell is
+    // `Send` and `Sync`. This waker owns no reference and is never dropped; its user borrows the
+    // cell meanwhile.
+    ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(ptr::from_ref(core).cast(), &TABLE)) })
 }
 
-/// Returns the functions of the wakers of a cell of this type.
-pub(super) const fn table<W: Dispatch>() -> &'static RawWakerVTable {
-    Of::<W>::TABLE
-}
-
-/// A constant of a generic type, so that each type of worker has its own table.
-struct Of<W>(PhantomData<W>);
-
-impl<W: Dispatch> Of<W> {
-    const TABLE: &'static RawWakerVTable =
-        &RawWakerVTable::new(clone::<W>, wake::<W>, wake_by_ref::<W>, drop_clone::<W>);
-}
+static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop_clone);
 
 /// Clones the waker.
 ///
 /// # Safety
 ///
-/// For this and the functions below: `cell` is the pointer of a waker to a `CellOf<W>`. `wake` and
-/// `drop_clone` take over the reference that the waker owns.
-unsafe fn clone<W: Dispatch>(cell: *const ()) -> RawWaker {
-    // SAFETY: `cell` came from an `Arc`, which lives as long as the waker that is cloned.
-    unsafe { Arc::increment_strong_count(cell.cast::<CellOf<W>>()) };
-    RawWaker::new(cell, Of::<W>::TABLE)
+/// For this and the functions below: `core` is the pointer of a waker to a cell, and that lives as
+/// long as the waker. `wake` and `drop_clone` take over the reference that the waker owns.
+unsafe fn clone(core: *const ()) -> RawWaker {
+    // SAFETY: the cell lives as long as the waker, which is borrowed here.
+    mem::forget(unsafe { &*core.cast::<Core>() }.to_arc());
+    RawWaker::new(core, &TABLE)
 }
 
-unsafe fn wake<W: Dispatch>(cell: *const ()) {
-    // SAFETY: `cell` came from an `Arc`; the waker owned the reference, and is consumed.
-    unsafe { Arc::from_raw(cell.cast::<CellOf<W>>()) }.notify();
+unsafe fn wake(core: *const ()) {
+    // SAFETY: the waker owned the reference, and is consumed.
+    unsafe { Core::of_waker(core.cast()) }.core().notify();
 }
 
-unsafe fn wake_by_ref<W: Dispatch>(cell: *const ()) {
-    // SAFETY: the `Arc` behind `cell` lives as long as the waker, which is borrowed here.
-    unsafe { &*cell.cast::<CellOf<W>>() }.notify();
+unsafe fn wake_by_ref(core: *const ()) {
+    // SAFETY: the cell lives as long as the waker, which is borrowed here.
+    unsafe { &*core.cast::<Core>() }.notify();
 }
 
-unsafe fn drop_clone<W: Dispatch>(cell: *const ()) {
-    // SAFETY: `cell` came from an `Arc`; the waker owned the reference, and is consumed.
-    unsafe { Arc::from_raw(cell.cast::<CellOf<W>>()) }.notify_if_parked();
+unsafe fn drop_clone(core: *const ()) {
+    // SAFETY: the waker owned the reference, and is consumed.
+    unsafe { Core::of_waker(core.cast()) }.core().notify_if_parked();
 }

@@ -883,22 +883,29 @@ impl Line {
         }
     }
 
-    /// Takes the outcome of the slot's call and frees the slot, if the call has ended.
+    /// Takes the outcome of the slot's call into its phase and frees the slot, if the call has
+    /// ended. Returns whether it has.
     #[inline]
-    pub(in crate::mailbox) fn take_outcome<Rq, Rs, Er>(&mut self, slot: usize) -> Option<Phase<Rq, Rs, Er>>
+    pub(in crate::mailbox) fn take_outcome<Rq, Rs, Er>(
+        &mut self,
+        slot: usize,
+        phase: &mut Phase<Rq, Rs, Er>,
+    ) -> bool
     where
         Rq: Send + 'static,
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        Some(match self.slots.take_end(slot)? {
+        let Some(end) = self.slots.take_end(slot) else { return false };
+        *phase = match end {
             CallEnd::Answered => Phase::Answered(self.slots.replies.take(slot)),
             CallEnd::Failed(failure) => Phase::Failed(failure),
             CallEnd::Returned(failure) => {
                 Phase::Returned(Box::new((failure, self.slots.requests.take(slot))))
             }
             CallEnd::Accepted => Phase::Accepted,
-        })
+        };
+        true
     }
 
     /// Takes the requests that no call wants back out of their places. It ends each critical
@@ -1092,10 +1099,12 @@ mod tests {
                 }
             }
             for slot in over {
-                match line.take_outcome::<u32, &str, ()>(slot) {
-                    Some(Phase::Answered(Ok(reply))) => assert_eq!(reply, "reply"),
-                    Some(Phase::Failed(_)) => {}
-                    _ => panic!("its call has ended"),
+                let mut phase = Phase::<u32, &str, ()>::Waiting(slot);
+                assert!(line.take_outcome(slot, &mut phase), "its call has ended");
+                match phase {
+                    Phase::Answered(Ok(reply)) => assert_eq!(reply, "reply"),
+                    Phase::Failed(_) => {}
+                    _ => panic!("its call has an answer"),
                 }
             }
             assert!(line.slots.is_empty(), "seed {seed}: a slot was left over");

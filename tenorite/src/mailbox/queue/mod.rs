@@ -78,17 +78,6 @@ pub(crate) enum Entered<T, C> {
     Own(C, Observed),
 }
 
-/// What a call leaves that ends early.
-enum Departed<Rq, Rs, Er> {
-    /// It had ended already.
-    Ended(Phase<Rq, Rs, Er>),
-    /// Its request had not started.
-    Request(Rq),
-    /// It waited for a permit.
-    Permit,
-    Running,
-}
-
 /// A request that has left the queue for the worker.
 pub(crate) struct Dequeued<Rq> {
     pub(crate) request: Rq,
@@ -128,17 +117,18 @@ impl Queue {
 
     // The callers' side.
 
-    /// Queues a request for a worker that reads the queue itself. Returns the phase in which the
-    /// call is then.
+    /// Queues the request of a new call for a worker that reads the queue itself. `permit` is the
+    /// kind of the call's permit, if it has one.
     pub(crate) fn push<Rq: Send + 'static, Rs, Er>(
         &self,
-        request: Rq,
-        terms: Terms,
+        state: &mut CallState<Rq, Rs, Er>,
+        permit: PermitKind,
         now: &dyn Fn() -> Instant,
         waker: Waker,
-    ) -> Phase<Rq, Rs, Er> {
-        let mut request = Some(request);
-        let put = &mut |line: &mut Line, slot| line.put_request(slot, request.take());
+    ) {
+        let (_, terms) = state.unsent(permit);
+        let phase = &mut state.phase;
+        let put = &mut |line: &mut Line, slot| line.put_request(slot, phase.take_new());
         let entered = self.enter::<_, Infallible>(
             &METHOD_BY_HAND,
             terms,
@@ -152,26 +142,46 @@ impl Queue {
         match entered {
             Entered::Line(slot, worker) => {
                 panics::wake(worker);
-                Phase::awaiting(slot)
+                state.phase.put(Phase::awaiting(slot));
             }
-            Entered::Refused(reason) => {
-                self.refuse(request.take().expect("a refused request is not taken"), reason, terms)
-            }
+            Entered::Refused(reason) => self.refuse_call(state, reason),
             Entered::Own(never, _) => match never {},
         }
     }
 
-    /// Ends a call whose request is not accepted. Drops the request if the call does not want it
-    /// back.
+    /// Ends a call whose request is not accepted, and still with the call.
+    pub(crate) fn refuse_call<Rq, Rs, Er>(&self, state: &mut CallState<Rq, Rs, Er>, reason: SendReason) {
+        let request = state.phase.take_new().expect("a refused request is not taken");
+        state.phase.put(self.refuse(request, reason, state.terms));
+    }
+
+    /// Refuses everything but the request of an owned permit, for the mailbox that such a permit
+    /// has made. Returns whether it has.
+    pub(crate) fn refuse_without_permit<Rq, Rs, Er>(&self, state: &mut CallState<Rq, Rs, Er>) -> bool {
+        match state.phase {
+            Phase::New(_) => self.refuse_call(state, SendReason::Stopped),
+            Phase::Permit => state.phase = Phase::Failed(TenoriteError::SendFailure(SendReason::Stopped)),
+            _ => return false,
+        }
+        self.refused();
+        true
+    }
+
+    /// Returns how a call ends whose request is not accepted. Drops the request if the call does
+    /// not want it back.
     pub(crate) fn refuse<Rq, Rs, Er>(
         &self,
         request: Rq,
         reason: SendReason,
         terms: Terms,
     ) -> Phase<Rq, Rs, Er> {
-        let (phase, unwanted) = terms.refuse(request, reason);
-        self.drop_quietly(unwanted);
-        phase
+        let failure = TenoriteError::SendFailure(reason);
+        if terms.return_on_failure {
+            return Phase::Returned(Box::new((failure, request)));
+        }
+        // As a phase, so that the code that drops one is used again.
+        self.drop_quietly(Phase::<Rq, Rs, Er>::New(request));
+        Phase::Failed(failure)
     }
 
     /// Queues a request of this method, unless `join` decides that the caller runs it itself.
@@ -523,19 +533,23 @@ impl Queue {
         }
     }
 
-    /// Takes a cast, or a call for a permit, out of the queue, with its request if there is one.
-    /// Returns `None` if it does not wait for capacity any more. It is refused for this reason.
-    pub(crate) fn take_back<Rq: Send + 'static>(
+    /// Refuses a cast, or a call for a permit, for this reason, if it still waits for capacity.
+    pub(crate) fn take_back<Rq: Send + 'static, Rs, Er>(
         &self,
         slot: usize,
         method: &'static str,
-        reason: &SendReason,
-    ) -> Option<Option<Rq>> {
-        let mut request = None;
-        let waited = self.withdraw(slot, method, reason, &mut |line| {
-            request = Some(line.slots.requests.take(slot));
+        reason: SendReason,
+        state: &mut CallState<Rq, Rs, Er>,
+    ) {
+        let phase = &mut state.phase;
+        let waited = self.withdraw(slot, method, &reason, &mut |line| {
+            *phase = Phase::New(line.slots.requests.take(slot));
         });
-        waited.then_some(request)
+        match &state.phase {
+            Phase::New(_) => self.refuse_call(state, reason),
+            _ if waited => state.phase = Phase::Failed(TenoriteError::SendFailure(reason)),
+            _ => {}
+        }
     }
 
     /// Does what [`take_back`](Self::take_back) does for a request of any type, which is taken out
@@ -565,24 +579,21 @@ impl Queue {
         waits
     }
 
-    /// Takes the outcome if the slot's call has ended, or registers `waker` to be woken when it
-    /// does.
-    pub(crate) fn poll<Rq, Rs, Er>(&self, slot: usize, waker: &Waker) -> Phase<Rq, Rs, Er>
+    /// Takes the outcome if the call has ended, which waits in this queue, or registers `waker` to
+    /// be woken when it does.
+    pub(crate) fn poll_call<Rq, Rs, Er>(&self, state: &mut CallState<Rq, Rs, Er>, waker: &Waker)
     where
         Rq: Send + 'static,
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        let mut outcome = None;
-        self.poll_with(slot, waker, &mut |line| {
-            outcome = line.take_outcome(slot);
-            outcome.is_some()
-        });
-        outcome.unwrap_or(Phase::Waiting(slot))
+        if let Phase::Waiting(slot) = state.phase {
+            self.poll_with(slot, waker, &mut |line| line.take_outcome(slot, &mut state.phase));
+        }
     }
 
-    /// Does what [`poll`](Self::poll) does. `take` takes the outcome, if there is one, and returns
-    /// whether there is.
+    /// Does what [`poll_call`](Self::poll_call) does. `take` takes the outcome, if there is one,
+    /// and returns whether there is.
     fn poll_with(&self, slot: usize, waker: &Waker, take: &mut dyn FnMut(&mut Line) -> bool) {
         // A call that is polled again mostly has its outcome, so the waker is cloned only if not.
         if take(&mut self.line.lock()) {
@@ -602,13 +613,20 @@ impl Queue {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        if let Phase::Waiting(slot) = state.phase {
-            state.phase = self.expire(slot, state.terms);
-        }
+        let Phase::Waiting(slot) = state.phase else { return };
+        state.phase = match self.depart(slot, SkipReason::Expired, &mut state.phase) {
+            None => return,
+            Some(Withdrawn::Request) => return self.refuse_call(state, SendReason::Expired),
+            Some(Withdrawn::Permit) => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
+            Some(Withdrawn::Running) => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
+        };
     }
 
-    /// Ends a call that was dropped before its outcome. `permit` is the kind of the call's permit,
-    /// if it has one. Returns whether its request has certainly not run.
+    /// Ends a call that was dropped before its outcome: takes its request out of the queue, or
+    /// gives up its reply. `permit` is the kind of the call's permit, if it has one.
+    ///
+    /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
+    /// Returns whether the request has certainly not run.
     pub(crate) fn abandon_call<Rq, Rs, Er>(
         &self,
         state: &mut CallState<Rq, Rs, Er>,
@@ -619,78 +637,41 @@ impl Queue {
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        match state.take() {
-            Phase::Waiting(slot) => return self.abandon::<Rq, Rs, Er>(slot),
-            Phase::Permitted(request) => {
+        let mut phase = state.take();
+        let left = match phase {
+            Phase::Waiting(slot) => self.depart(slot, SkipReason::Abandoned, &mut phase),
+            Phase::Permitted(_) => {
                 self.unreserve(permit);
                 // The request was never sent, so a panic of its `Drop` is the sender's own.
-                drop(request);
                 return true;
             }
-            other => self.drop_quietly(other),
-        }
-        false
-    }
-
-    /// Ends a call whose deadline has passed, unless it has ended already.
-    pub(crate) fn expire<Rq, Rs, Er>(&self, slot: usize, terms: Terms) -> Phase<Rq, Rs, Er>
-    where
-        Rq: Send + 'static,
-        Rs: Send + 'static,
-        Er: Send + 'static,
-    {
-        match self.depart(slot, SkipReason::Expired) {
-            Departed::Ended(outcome) => outcome,
-            Departed::Request(request) => self.refuse(request, SendReason::Expired, terms),
-            Departed::Permit => Phase::Failed(TenoriteError::SendFailure(SendReason::Expired)),
-            Departed::Running => Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)),
-        }
-    }
-
-    /// Ends a call that was dropped: takes its request out of the queue, or gives up its reply.
-    ///
-    /// An accepted cast stays: acceptance is all that it wanted. A granted permit is given back.
-    /// Returns whether the request has certainly not run.
-    pub(crate) fn abandon<Rq, Rs, Er>(&self, slot: usize) -> bool
-    where
-        Rq: Send + 'static,
-        Rs: Send + 'static,
-        Er: Send + 'static,
-    {
-        match self.depart::<Rq, Rs, Er>(slot, SkipReason::Abandoned) {
-            Departed::Ended(unseen) => {
-                self.drop_quietly(unseen);
-                false
-            }
-            Departed::Request(request) => {
-                self.drop_quietly(request);
-                true
-            }
-            Departed::Permit => true,
-            Departed::Running => false,
-        }
+            _ => None,
+        };
+        self.drop_quietly(phase);
+        matches!(left, Some(Withdrawn::Request | Withdrawn::Permit))
     }
 
     /// Ends a call, by its deadline or because it was dropped, unless it has ended already. Takes
-    /// what it leaves in its places.
-    fn depart<Rq, Rs, Er>(&self, slot: usize, reason: SkipReason) -> Departed<Rq, Rs, Er>
+    /// what it leaves in its places into its phase: the outcome, or the request. Returns how far
+    /// the request had come, if the call had not ended.
+    fn depart<Rq, Rs, Er>(
+        &self,
+        slot: usize,
+        reason: SkipReason,
+        phase: &mut Phase<Rq, Rs, Er>,
+    ) -> Option<Withdrawn>
     where
         Rq: Send + 'static,
         Rs: Send + 'static,
         Er: Send + 'static,
     {
-        let mut departed = Departed::Running;
-        let left = self.leave(slot, reason, &mut |line, left| {
-            departed = match left {
-                None => match line.take_outcome(slot) {
-                    Some(outcome) => Departed::Ended(outcome),
-                    None => return false,
-                },
-                Some(_) => Departed::Request(line.slots.requests.take(slot)),
-            };
-            true
-        });
-        if left == Some(Withdrawn::Permit) { Departed::Permit } else { departed }
+        self.leave(slot, reason, &mut |line, left| match left {
+            None => line.take_outcome(slot, phase),
+            Some(_) => {
+                *phase = Phase::New(line.slots.requests.take(slot));
+                true
+            }
+        })
     }
 
     /// Does what [`depart`](Self::depart) does for a call of any type.
@@ -731,13 +712,11 @@ impl Queue {
         left
     }
 
-    /// Drops and counts a request that expired before it had a slot.
-    pub(crate) fn skip<Rq>(&self, request: Option<Rq>) {
+    /// Counts a request that expired before it had a slot.
+    pub(crate) fn skipped(&self) {
         let mut line = self.line.lock();
         line.count().skipped += 1;
         line.count().expired += 1;
-        drop(line);
-        self.drop_quietly(request);
     }
 
     /// Stops accepting new calls, and keeps the first reason given. Calls that wait for capacity
@@ -1229,12 +1208,12 @@ mod tests {
             let terms = CallState::<u32, (), Infallible>::new(Phase::New(7)).terms;
             let terms =
                 Terms { limit: Limit::Until(after(Instant::now(), Duration::from_secs(60))), ..terms };
-            let pushed = queue.push::<u32, (), ()>(7, terms, &Instant::now, Waker::noop().clone());
-            let Phase::Waiting(slot) = pushed else { panic!("it is queued") };
+            let mut call = CallState::<u32, (), ()> { terms, ..CallState::new(Phase::New(7)) };
+            queue.push(&mut call, PermitKind::Borrowed, &Instant::now, Waker::noop().clone());
             let Next::Request(started) = queue.take::<u32>(0, None) else { panic!("it is started") };
             match leaves {
-                "late" => drop(queue.expire::<u32, (), ()>(slot, terms)),
-                "drops" => assert!(!queue.abandon::<u32, (), ()>(slot), "it may have run"),
+                "late" => queue.expire_call(&mut call),
+                "drops" => assert!(!queue.abandon_call(&mut call, PermitKind::Borrowed), "it may have run"),
                 _ => {}
             }
             queue.take_back_started(started, reason.clone());

@@ -14,7 +14,7 @@ use loom::thread;
 
 use super::{Next, Queue};
 use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
-use crate::phase::{Limit, Phase, Terms};
+use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::reply::{Answer, Ended};
 use tokio::time::Instant;
 
@@ -26,18 +26,41 @@ fn answered(value: u32) -> Ended<u32, ()> {
     Ok(Ok(value))
 }
 
+type State = CallState<u32, u32, ()>;
+
+/// Returns a call that has not been sent.
+fn new(request: u32, cast: bool) -> State {
+    let state = State::new(Phase::New(request));
+    State { terms: Terms { cast, ..state.terms }, ..state }
+}
+
+fn push(queue: &Model, state: &mut State, waker: &Waker) {
+    queue.push(state, PermitKind::Borrowed, &Instant::now, waker.clone());
+}
+
+/// Queues a request whose call nothing wakes.
+fn sent(queue: &Model, request: u32, cast: bool) -> State {
+    let mut state = new(request, cast);
+    push(queue, &mut state, Waker::noop());
+    state
+}
+
+fn abandon(queue: &Model, mut state: State) -> bool {
+    queue.abandon_call(&mut state, PermitKind::Borrowed)
+}
+
 /// Queues a request and waits for the outcome.
 fn call(queue: &Model, request: u32) -> Ended<u32, ()> {
-    let mut phase = None;
+    let mut state = new(request, false);
     block_on(poll_fn(|cx| {
-        let next = match phase.take() {
-            None => queue.push::<u32, u32, ()>(request, terms(false), &Instant::now, cx.waker().clone()),
-            Some(slot) => queue.poll::<u32, u32, ()>(slot, cx.waker()),
-        };
-        if let Phase::Waiting(slot) = next {
-            phase = Some(slot);
+        match state.phase {
+            Phase::New(_) => push(queue, &mut state, cx.waker()),
+            _ => queue.poll_call(&mut state, cx.waker()),
         }
-        ended(next).map_or(Poll::Pending, Poll::Ready)
+        match state.phase {
+            Phase::Waiting(_) => Poll::Pending,
+            _ => Poll::Ready(ended(state.take()).expect("it does not wait")),
+        }
     }))
 }
 
@@ -119,12 +142,8 @@ fn a_call_that_leaves_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) =
-                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
-            else {
-                unreachable!("there is room");
-            };
-            queue.abandon::<u32, u32, ()>(slot);
+            let leaving = sent(&queue, 1, false);
+            abandon(&queue, leaving);
             queue.close(StopReason::CallersGone);
             let ran = worker.join().unwrap();
             assert_eq!(ran.is_none(), queue.stats().skipped == 1, "it ran or it was skipped");
@@ -137,12 +156,8 @@ fn a_call_that_leaves_while_its_turn_comes() {
 fn one_who_leaves_makes_room_for_one_who_waits() {
     model(
         |queue| {
-            let Phase::Waiting(first) =
-                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
-            else {
-                unreachable!("there is room");
-            };
-            let leaving = spawn(&queue, move |queue| queue.abandon::<u32, u32, ()>(first));
+            let first = sent(&queue, 1, false);
+            let leaving = spawn(&queue, move |queue| abandon(queue, first));
             let waiting = spawn(&queue, |queue| call(queue, 2));
             // The first request may be served before it leaves, so the second is served second or
             // first.
@@ -158,11 +173,7 @@ fn one_who_leaves_makes_room_for_one_who_waits() {
 fn a_stop_while_one_waits_for_room() {
     model(
         |queue| {
-            let Phase::Waiting(accepted) =
-                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
-            else {
-                unreachable!("there is room");
-            };
+            let mut accepted = sent(&queue, 1, false);
             let waiting = spawn(&queue, |queue| call(queue, 2));
             let stop = spawn(&queue, |queue| queue.close(StopReason::Requested));
             let ran = serve_all(&queue);
@@ -172,7 +183,8 @@ fn a_stop_while_one_waits_for_room() {
                 Err(failure) => assert_eq!((failure, ran), (STOPPED, vec![1])),
             }
             // It was accepted before the stop.
-            assert_eq!(ended(queue.poll::<u32, u32, ()>(accepted, Waker::noop())), Some(answered(1)));
+            queue.poll_call(&mut accepted, Waker::noop());
+            assert_eq!(ended(accepted.take()), Some(answered(1)));
         },
         1,
     );
@@ -202,29 +214,14 @@ fn a_worker_that_dies_while_one_calls() {
     );
 }
 
-fn terms(cast: bool) -> Terms {
-    Terms {
-        limit: Limit::None,
-        cast,
-        no_wait: false,
-        return_on_failure: false,
-        permit: None,
-        has_default_limit: false,
-    }
-}
-
 #[test]
 fn an_expiry_while_its_turn_comes() {
     model(
         |queue| {
             let worker = spawn(&queue, serve_one);
-            let Phase::Waiting(slot) =
-                queue.push::<u32, u32, ()>(1, terms(false), &Instant::now, Waker::noop().clone())
-            else {
-                unreachable!("there is room");
-            };
-            let outcome =
-                ended(queue.expire(slot, terms(false))).expect("it has ended, one way or the other");
+            let mut late = sent(&queue, 1, false);
+            queue.expire_call(&mut late);
+            let outcome = ended(late.take()).expect("it has ended, one way or the other");
             queue.close(StopReason::CallersGone);
             match (worker.join().unwrap(), outcome) {
                 (None, Err(TenoriteError::SendFailure(SendReason::Expired))) => {}
@@ -240,21 +237,15 @@ fn an_expiry_while_its_turn_comes() {
 fn a_cast_that_waits_for_room_and_leaves() {
     model(
         |queue| {
-            assert!(matches!(
-                queue.push::<u32, u32, ()>(1, terms(true), &Instant::now, Waker::noop().clone()),
-                Phase::Accepted
-            ));
-            let Phase::Waiting(waiting) =
-                queue.push::<u32, u32, ()>(2, terms(true), &Instant::now, Waker::noop().clone())
-            else {
-                unreachable!("there is no room");
-            };
+            assert!(matches!(sent(&queue, 1, true).phase, Phase::Accepted));
+            let mut waiting = sent(&queue, 2, true);
             let leaving = spawn(&queue, move |queue| {
                 // The call sees that it was accepted, or it leaves without having seen it.
-                match queue.poll::<u32, u32, ()>(waiting, Waker::noop()) {
+                queue.poll_call(&mut waiting, Waker::noop());
+                match waiting.phase {
                     Phase::Accepted => true,
                     _ => {
-                        queue.abandon::<u32, u32, ()>(waiting);
+                        abandon(queue, waiting);
                         false
                     }
                 }

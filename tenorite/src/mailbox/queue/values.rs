@@ -90,9 +90,7 @@ impl<T: Send + 'static> AnyPlaces for Places<T> {
         let mut taken = Vec::new();
         // The last comes first, because they are dropped from the end.
         for place in places.iter().rev() {
-            if let Some(value) = self.places[*place].take() {
-                taken.push(value);
-            }
+            taken.push(self.places[*place].take());
         }
         if self.places.len() > self.kept {
             self.give_memory_back();
@@ -118,7 +116,7 @@ impl<T> Places<T> {
     }
 }
 
-impl<T: Send> Unwanted for Vec<T> {
+impl<T: Send> Unwanted for Vec<Option<T>> {
     fn drop_one(&mut self) -> bool {
         self.pop().is_some()
     }

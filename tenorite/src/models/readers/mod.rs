@@ -154,8 +154,8 @@ fn start(limit: usize, backlog: usize) -> (Caller, Driven<Worker>, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let worker = Worker { seen: Arc::clone(&seen) };
     let options = ServiceOptions { backlog, concurrency: Some(limit), ..ServiceOptions::default() };
-    let (mailbox, driver) = cell::open(options, ServiceRuntime, false);
-    let driver = driver.with(worker, None, None, None).into_task().yielding();
+    let (mailbox, driver) = cell::open::<Worker>(&options, ServiceRuntime, false);
+    let driver = driver.with(worker, None, None, None).yielding();
     (TenoriteCaller::new(Arc::new(mailbox), None), driver, seen)
 }
 

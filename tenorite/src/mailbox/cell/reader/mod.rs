@@ -198,7 +198,7 @@ impl<W: Dispatch> CellOf<W> {
     /// Panics if the service is not concurrent.
     #[inline(always)]
     pub(super) fn concurrent(&self) -> (&Readers<W>, Concurrent<W>) {
-        let readers = self.readers.as_deref().expect("the service is concurrent");
+        let readers = self.readers.get().expect("the service is concurrent");
         (readers, W::CONCURRENT.expect("the service is concurrent"))
     }
 
@@ -475,7 +475,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         let core = self.core;
         let reason = core.why_panicked(&payload);
         core.tell_panic(served, span, &reason, &payload);
-        observed.finish(|| Outcome::of_failure(&reason));
+        observed.finish(Outcome::of_failure(&reason));
         let message = panics::message(&payload);
         if matches!(reason, FetchReason::Panicked(_)) {
             core.queue.panicked();
