@@ -297,6 +297,7 @@ macro_rules! links {
             "[observing]: crate::guide::observing\n",
             "[grafana]: https://github.com/KennethWilke/tenorite/blob/main/docs/grafana.json\n",
             "[coming-from]: crate::guide::coming_from\n",
+            "[dashboard]: https://raw.githubusercontent.com/KennethWilke/tenorite/main/docs/dashboard.svg\n",
             "[faq]: crate::guide::faq\n",
             "[promises]: crate::guide::promises\n",
             "[`Reply`]: crate::Reply\n",
