@@ -74,7 +74,8 @@ impl Limit {
     }
 }
 
-/// The state of a call. It only ever moves downwards.
+/// The state of a call. From one use of its mailbox to the next it only ever moves downwards: a
+/// request that is taken back is `New` until it is refused.
 // The tag is explicit: finding the phase in unused bits of a request costs more than the byte,
 // several times a call.
 #[repr(u8)]

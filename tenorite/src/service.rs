@@ -245,7 +245,7 @@ where
     }
 
     /// Warns, through `tracing`, of handlers that hold their thread for longer than this in one
-    /// poll. Defaults to 10 ms. [Observers](Self::observe) are told as well, of most methods: see
+    /// poll. Defaults to 10 ms. [Observers](Self::observe) are told as well: see
     /// [`HeldThread`](crate::EventKind::HeldThread).
     ///
     /// While a handler computes, no other task on its thread can run, and that thread may be its

@@ -26,6 +26,7 @@ pub(crate) const WARN_AFTER: Duration = Duration::from_millis(10);
 #[cfg(feature = "tracing")]
 mod on {
     use std::fmt::Display;
+    use std::mem;
     use std::time::{Duration, Instant};
 
     use tracing::{Instrument, error, info, warn};
@@ -52,7 +53,17 @@ mod on {
 
         /// Polls and drops the future in this span.
         pub(crate) fn around<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-            future.instrument(self.0)
+            future.instrument(self.0.clone())
+        }
+    }
+
+    impl Drop for Span {
+        /// That runs the subscriber's code, for each clone. A panic of it is dropped.
+        #[inline]
+        fn drop(&mut self) {
+            if !self.0.is_disabled() {
+                panics::drop_quietly(mem::replace(&mut self.0, tracing::Span::none()));
+            }
         }
     }
 

@@ -221,7 +221,7 @@ impl Start {
     fn cell<W: Dispatch<Config: Send, Output: Send>, T>(
         self,
         make: impl FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
-        spawn: fn(ServiceTask) -> JoinHandle<T>,
+        spawn: fn(&Handle, ServiceTask) -> JoinHandle<T>,
     ) -> JoinHandle<T> {
         if W::HAS_TICKS {
             timer::assert_enabled("a service with a method that is called `every` so often");
@@ -241,9 +241,8 @@ impl Start {
 }
 
 /// Spawns the task of a service whose output is dropped. It is compiled once.
-#[track_caller]
-fn spawn_any(task: ServiceTask) -> JoinHandle<()> {
-    tokio::spawn(task)
+fn spawn_any(runtime: &Handle, task: ServiceTask) -> JoinHandle<()> {
+    runtime.spawn(task)
 }
 
 /// Starts a derived worker in a cell.
@@ -253,7 +252,7 @@ where
     W: Dispatch<Config: Send, Output: Send>,
     M: FnOnce(TenoriteCaller<W::Request, W::Response>) -> Configs<W::Config>,
 {
-    start.cell::<W, _>(make, |task| tokio::spawn(task.yielding()))
+    start.cell::<W, _>(make, |runtime, task| runtime.spawn(task.yielding()))
 }
 
 /// Works like [`start`], and drops what the service would hand back.

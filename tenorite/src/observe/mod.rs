@@ -113,8 +113,8 @@ pub enum EventKind<'a> {
         outcome: Outcome,
     },
     /// A handler has held its thread in one poll, longer than the service's
-    /// [limit](crate::Builder::warn_after). Methods that take a [`Reply`](crate::Reply) or are
-    /// given a batch are not judged.
+    /// [limit](crate::Builder::warn_after). Told of methods that are called `every` so often as
+    /// well.
     #[non_exhaustive]
     HeldThread {
         /// The method that was called.
@@ -254,7 +254,34 @@ pub(crate) struct Observers {
     limit: Duration,
 }
 
+/// A poll of a handler whose requests are with others: with clients, or there are none.
+///
+/// Tells observers when it is dropped if it has held its thread for too long.
+pub(crate) struct Holding<'a> {
+    observers: &'a Observers,
+    method: &'static str,
+    began: Instant,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.observers.held(self.method, self.began.elapsed());
+    }
+}
+
 impl Observers {
+    /// Begins a poll of a handler that has no [`Observed`] of its own.
+    pub(crate) fn hold(&self, method: &'static str) -> Holding<'_> {
+        Holding { observers: self, method, began: Instant::now() }
+    }
+
+    /// Tells of a poll that has taken so long, if that is too long.
+    fn held(&self, method: &'static str, took: Duration) {
+        if took > self.limit {
+            self.tell(EventKind::HeldThread { method, took });
+        }
+    }
+
     /// Returns what observes a service, if anything is wanted.
     pub(crate) fn of(
         wanted: &Wanted<'_>,
@@ -309,7 +336,7 @@ impl fmt::Debug for Observers {
 #[derive(Default)]
 pub(crate) struct Observed(Option<Box<Record>>);
 
-/// What a call that runs at once takes along: an [`Observed`], or nothing of any size.
+/// What a reader takes along that runs at once: an [`Observed`], or nothing of any size.
 pub(crate) trait Along {
     /// Whether handlers are timed or observed.
     const IS_MEASURED: bool;
@@ -498,9 +525,7 @@ impl Record {
     }
 
     fn polled(&self, took: Duration) {
-        if took > self.observers.limit {
-            self.observers.tell(EventKind::HeldThread { method: self.method, took });
-        }
+        self.observers.held(self.method, took);
     }
 
     fn finish(&self, outcome: Outcome) {

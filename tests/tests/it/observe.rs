@@ -341,6 +341,108 @@ async fn a_late_answer_is_told_as_late() {
     }
 }
 
+#[derive(Default)]
+struct Reader;
+
+#[tenorite::service(concurrent)]
+impl Reader {
+    pub fn read(&self) -> u32 {
+        7
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_observers_makes_no_reply_late() {
+    const LIMIT: Duration = Duration::from_millis(20);
+    let slow = |event: &tenorite::Event<'_>| {
+        if let EventKind::Finished { outcome, .. } = event.kind {
+            assert_eq!(outcome, Outcome::Replied);
+            std::thread::sleep(2 * LIMIT);
+        }
+    };
+    for inline in EACH {
+        let worker = WorkerService.builder().inline(inline).observe(slow).start(4, Worker::default());
+        assert_eq!(worker.get().timeout(LIMIT).await, Ok(7), "{inline:?}");
+        let reader = ReaderService.builder().inline(inline).observe(slow).start(4, Reader);
+        assert_eq!(reader.read().timeout(LIMIT).await, Ok(7), "{inline:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_is_counted_before_its_end_is_told() {
+    for inline in EACH {
+        let place = Arc::new(Mutex::new(None::<WeakCaller<WorkerCaller>>));
+        let counted = Arc::new(AtomicUsize::new(0));
+        let (known, seen) = (Arc::clone(&place), Arc::clone(&counted));
+        let observer = move |event: &tenorite::Event<'_>| {
+            if let EventKind::Finished { .. } = event.kind {
+                let worker = known.lock().unwrap().as_ref().and_then(WeakCaller::upgrade);
+                seen.store(worker.unwrap().stats().replied as usize, Ordering::Relaxed);
+            }
+        };
+        let worker = WorkerService.builder().inline(inline).observe(observer).start(4, Worker::default());
+        *place.lock().unwrap() = Some(worker.downgrade());
+        worker.get().await.unwrap();
+        assert_eq!(counted.load(Ordering::Relaxed), 1, "{inline:?}");
+    }
+}
+
+struct Holder;
+
+impl Holder {
+    const TIME: Duration = Duration::from_millis(5);
+}
+
+#[tenorite::service]
+impl Holder {
+    pub fn answer_later(&mut self, reply: Reply<u32>) {
+        std::thread::sleep(Self::TIME);
+        let _ = reply.send(7);
+    }
+
+    #[service(batch = 4)]
+    pub async fn batch(&mut self, all: Vec<u32>) -> Vec<u32> {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Self::TIME);
+        all
+    }
+
+    #[service(blocking, batch = 4)]
+    pub fn may_block(&mut self, all: Vec<u32>) -> Vec<u32> {
+        std::thread::sleep(Self::TIME);
+        all
+    }
+
+    pub fn ticks(&self) -> u32 {
+        7
+    }
+
+    #[service(every = "1ms", at_start)]
+    fn tick(&mut self) {
+        std::thread::sleep(Self::TIME);
+    }
+}
+
+#[tokio::test]
+async fn a_handler_whose_requests_are_elsewhere_is_told_when_it_holds_its_thread() {
+    for inline in EACH {
+        let told = Told::default();
+        let builder = HolderService.builder().inline(inline).warn_after(Duration::from_millis(2));
+        let holder = builder.observe(told.observer()).start(4, Holder);
+        holder.answer_later().await.unwrap();
+        holder.batch(7).await.unwrap();
+        holder.may_block(7).await.unwrap();
+        // Between two of its calls the worker has ticked.
+        holder.ticks().await.unwrap();
+        let told = told.take();
+        for (method, is_told) in
+            [("answer_later", true), ("batch", true), ("may_block", false), ("tick", true)]
+        {
+            assert_eq!(told.contains(&format!("{method} held its thread")), is_told, "{method}, {inline:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_handler_that_holds_its_thread_is_told_unless_it_may() {
     let time = Duration::from_millis(5);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{self, Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::lifecycle::{self, End, MakeConfig, Opening, Over, WorkerLifecycle};
@@ -146,14 +147,13 @@ impl ServiceTask {
         self
     }
 
-    /// Spawns this task in the current runtime as `spawn` does, and gives callers that abort the
+    /// Spawns this task in the service's runtime as `spawn` does, and gives callers that abort the
     /// service the task's handle.
-    pub(crate) fn spawn<T>(self, spawn: fn(Self) -> JoinHandle<T>) -> JoinHandle<T> {
-        let cell = self.cell.clone();
-        let task = spawn(self);
-        if let Some(cell) = cell {
-            cell.core().spawned_as(task.abort_handle());
-        }
+    pub(crate) fn spawn<T>(self, spawn: fn(&Handle, Self) -> JoinHandle<T>) -> JoinHandle<T> {
+        let cell = self.cell.clone().expect("the task is not over before it is spawned");
+        let core = cell.core();
+        let task = spawn(core.runtime.handle().expect("a service is started in a runtime"), self);
+        core.spawned_as(task.abort_handle());
         task
     }
 

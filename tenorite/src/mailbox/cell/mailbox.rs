@@ -101,7 +101,9 @@ impl<W: Dispatch> CellMailbox<W> {
         let context = RuntimeContext::Native;
         match ran {
             Run::Replied => {
-                if owner.replied(served, context, <W::Space as Space>::HAS_FUTURES) {
+                let is_late = owner.completed(served, context, <W::Space as Space>::HAS_FUTURES);
+                owner.let_go(context);
+                if is_late {
                     self.expire_at_once(state);
                 }
                 Poll::Ready(())
@@ -139,8 +141,10 @@ impl<W: Dispatch> CellMailbox<W> {
                 let response = unsafe { self.core.reply_in_hand() };
                 let outcome = CellOf::<W>::outcome_of(&response);
                 state.phase.put(Phase::Answered(Ok(response)));
-                self.core.tell_reply(observed, served, context, outcome);
-                if owner.replied(served, context, <W::Space as Space>::HAS_FUTURES) {
+                let is_late = owner.completed(served, context, <W::Space as Space>::HAS_FUTURES);
+                observed.finish(if is_late { Outcome::Expired } else { outcome });
+                owner.let_go(context);
+                if is_late {
                     self.expire_at_once(state);
                 }
                 Poll::Ready(())
@@ -262,13 +266,14 @@ impl<W: Dispatch> CellMailbox<W> {
                 if <W::Space as Space>::HAS_FUTURES {
                     budget::note_spending();
                 }
+                // Judged once: the observers' time is not the handler's.
+                let is_late = self.core.is_late(served, context);
                 if A::IS_MEASURED
                     && let Phase::Answered(Ok(response)) = &state.phase
                 {
                     let outcome = CellOf::<W>::outcome_of(response);
-                    self.core.tell_reply(observed.into_observed(), served, context, outcome);
+                    observed.into_observed().finish(if is_late { Outcome::Expired } else { outcome });
                 }
-                let is_late = self.core.is_late(served, context);
                 reading.end();
                 if is_late {
                     self.expire_at_once(state);
@@ -405,6 +410,8 @@ impl<W: Dispatch> CellMailbox<W> {
         let waits = !(terms.cast || state.allows_cycle);
         let phase = &mut state.phase;
         let put = &mut |line: &mut Line, slot| line.put_request(slot, phase.take_new());
+        // Nothing unwinds from here until the request is taken, or refused: its permit has been
+        // given back then, and the call would give it back again.
         let entered = core.enter(method, terms, waker, context, waits, put);
         match entered {
             Entered::Refused(reason) => core.queue.refuse_call(state, reason),
@@ -646,7 +653,7 @@ impl Core {
                 }
                 let reason = SendReason::WouldDeadlock(cycle);
                 self.queue.refused_for(method.name(), &reason);
-                // A hand-written waker may panic, and the request is not back in its call yet.
+                // A hand-written waker may panic, and the call's permit has been given back.
                 panics::drop_waker(waker);
                 return Entered::Refused(reason);
             }
@@ -669,13 +676,6 @@ impl Core {
         }
         observed.start_at_once();
         observed
-    }
-
-    /// Tells observers that a handler has replied which ran on its caller's thread.
-    fn tell_reply(&self, observed: Observed, served: CallInfo, context: RuntimeContext, outcome: Outcome) {
-        if observed.is_some() {
-            observed.finish(if self.is_late(served, context) { Outcome::Expired } else { outcome });
-        }
     }
 
     /// Tells observers and the log that a handler has panicked which ran on its caller's thread.

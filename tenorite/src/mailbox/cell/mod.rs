@@ -105,7 +105,7 @@ use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::method::{CallInfo, Method};
 use crate::handler::runtime::{RuntimeContext, ServiceRuntime, now_in};
 use crate::handler::stack::{Node, Serving};
-use crate::observe::{Observed, Observers, Outcome};
+use crate::observe::{Holding, Observed, Observers, Outcome};
 use crate::panics::{self, Payload};
 use crate::phase::Limit;
 use crate::restart::after;
@@ -357,6 +357,13 @@ impl Core {
     #[inline(always)]
     fn watch(&self, served: CallInfo, is_watched: bool) -> Option<impl Sized + '_> {
         is_watched.then(|| self.watch.begin(&self.queue.status, move || served.method.name()))
+    }
+
+    /// Works like [`watch`](Self::watch) for observers, where the owner has no [`Observed`] that
+    /// would tell them.
+    fn hold(&self, served: CallInfo) -> Option<Holding<'_>> {
+        let observers = self.queue.status.observers()?;
+        (!self.blocks(served.method)).then(|| observers.hold(served.method.name()))
     }
 
     /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task

@@ -188,25 +188,28 @@ impl<'a> Owner<'a> {
         self.start_in(None, &span, served, context)
     }
 
-    /// Lets go of the worker after a handler that has replied on its caller's thread. Returns
-    /// whether the reply is late.
+    /// Notes that a handler has replied on its caller's thread. Returns whether the reply is late.
     ///
     /// `may_spend`: the handler may have spent from tokio's budget.
     #[inline(always)]
-    pub(super) fn replied(self, served: CallInfo, context: RuntimeContext, may_spend: bool) -> bool {
+    pub(super) fn completed(&mut self, served: CallInfo, context: RuntimeContext, may_spend: bool) -> bool {
         let core = self.core;
         deadlock::handler_finished(core.node());
         core.count_reply();
         if may_spend {
             budget::note_spending();
         }
-        let is_late = core.is_late(served, context);
-        if core.state.release_idle() {
+        core.is_late(served, context)
+    }
+
+    /// Lets go of the worker after that.
+    #[inline(always)]
+    pub(super) fn let_go(self, context: RuntimeContext) {
+        if self.core.state.release_idle() {
             self.disarm();
         } else {
             self.release(context);
         }
-        is_late
     }
 
     /// Runs the handler that the request in hand asks for, until it first has to wait, in the span
@@ -272,9 +275,11 @@ impl<'a> Owner<'a> {
         let cell = self.cell();
         // SAFETY: exclusive by I1, as in `start`.
         unsafe { cell.lend_client(slot, served.deadline, observed) };
+        let holding = core.hold(served);
         let (ran, unwound) =
             // Its slot may be answered and free at any time, so the handler does not know it.
             panics::polled_here(&core.queue, || self.start_in(None, span, served, context));
+        drop(holding);
         let reason = match &ran {
             Run::Panicked(payload) => Some(core.why_panicked(payload)),
             _ => None,
@@ -681,7 +686,7 @@ impl<'a> Owner<'a> {
         self.lend_link(served);
         let waker = waker::borrowed(core);
         let start = || {
-            let (_in_span, _timed) = (span.enter(), Timed::of(core));
+            let (_in_span, _timed, _holding) = (span.enter(), Timed::of(core), core.hold(served));
             let _nested = stack::enter(core, served);
             let _watched = core.watch(served, !core.blocks(served.method));
             start(&waker)
@@ -775,6 +780,7 @@ impl<'a> Owner<'a> {
         let waker = waker::borrowed(core);
         let cell = self.cell();
         let ran = panics::catch(|| {
+            let _holding = core.hold(served);
             let _nested = stack::enter(core, served);
             let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: as in `start`. A future that stays is dropped before the worker.
@@ -800,7 +806,9 @@ impl<'a> Owner<'a> {
         let parked = parked.expect("a parked handler serves a call");
         let ParkedCall { slot, served, since, requests, .. } = parked;
         self.in_flight = slot;
+        let holding = if parked.observed.is_some() { None } else { self.core.hold(served) };
         let mut poll = parked.observed.poll(|| self.resume(served, &parked.span));
+        drop(holding);
         if poll.is_pending() && deadlock::take_own_end(self.core.node()) {
             self.core.awaits_own_end.store(true, Ordering::Release);
             if self.core.state.is_closing() {

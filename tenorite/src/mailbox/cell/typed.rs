@@ -9,13 +9,14 @@
 //!
 //! A request that is served from the queue is *in hand*: it is taken out of its place there under
 //! the lock, run, and leaves its reply where it was. The reply goes back to the queue under the
-//! lock. So the code around it needs to know neither type.
+//! lock. So the code around it needs to know neither type. Some calls that run at once pass through
+//! the hand as well: from the call, and back to it.
 //!
 //! # Invariants
 //!
-//! - H1: Only the owner touches the hand. It holds a request from `take_up` to `start`. It holds a
-//!   reply from then on, or from `resume`, until that is delivered or dropped. Otherwise it is
-//!   empty.
+//! - H1: Only the owner touches the hand. It holds a request from `take_up` or `take_in_hand` to
+//!   `start`. It holds a reply from then on, or from `resume`, until that is delivered, taken or
+//!   dropped. Otherwise it is empty.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
