@@ -17,24 +17,22 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
-use std::thread;
+use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::blocking;
 use crate::caller::{Caller, TenoriteCaller};
 use crate::dispatch::DerivedWorker;
 use crate::error::StopReason;
-use crate::mailbox::Mailbox;
 use crate::mailbox::shards::{Routes, ShardsMailbox, worst};
+use crate::mailbox::{Control, Mailbox};
 use crate::names;
 use crate::restart::{Restart, RestartDecider, Restarts};
 use crate::service::{Builder, MailboxOf, publish_itself};
 use crate::sharded::{Sharded, Spread};
-use crate::status::{Status, StatusCell, StatusWatch};
+use crate::status::{StatusCell, StatusWatch};
 use crate::worker::{Configs, TenoriteWorker};
 
 impl<W, C> Builder<W, C>
@@ -226,8 +224,12 @@ where
             }
             ShardsMailbox::new(mailboxes, routes, Arc::clone(&status))
         });
+        let all_ended = Arc::new(AllEnded(Arc::clone(&status)));
+        for shard in mailbox.parts() {
+            shard.status().wake_at_end(Waker::from(Arc::clone(&all_ended)));
+        }
         let caller = C::from(TenoriteCaller::new(mailbox, timeout));
-        let mut group = Group { members, status, reason: None };
+        let mut group = Group { members, status, reason: None, _all_ended: all_ended };
         group.follow();
         (runtime.spawn(group.run()), caller)
     }
@@ -400,6 +402,25 @@ struct Group<Rq: 'static, Rs: 'static, Er: 'static, Output> {
     status: Arc<StatusCell>,
     /// Why the first of them has ended; or the first that has not ended as it should.
     reason: Option<StopReason>,
+    /// The group's own: none of them has ended the service before the group is gone.
+    _all_ended: Arc<AllEnded>,
+}
+
+/// Reports that the service was aborted, unless its end is known, when this is dropped: when the
+/// task of the group is gone, and each worker has ended.
+///
+/// Each worker's status holds it as a waker, and lets go of it as the worker ends. So no task and
+/// no thread has to wait, which the end of the runtime could take away.
+struct AllEnded(Arc<StatusCell>);
+
+impl Wake for AllEnded {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for AllEnded {
+    fn drop(&mut self) {
+        self.0.end(StopReason::Aborted);
+    }
 }
 
 impl<Rq, Rs, Er, Output> Group<Rq, Rs, Er, Output> {
@@ -459,35 +480,10 @@ impl<Rq, Rs, Er, Output> Group<Rq, Rs, Er, Output> {
 }
 
 impl<Rq: 'static, Rs: 'static, Er: 'static, Output> Drop for Group<Rq, Rs, Er, Output> {
-    /// Aborts all workers, unless they have ended.
+    /// Aborts all workers, unless they have ended. The last of them reports the end.
     fn drop(&mut self) {
-        /// Reports the end, also if the task that waits for it is dropped with its runtime.
-        struct Ending(Arc<StatusCell>);
-
-        impl Drop for Ending {
-            fn drop(&mut self) {
-                self.0.end(StopReason::Aborted);
-            }
+        for task in self.members.iter().filter_map(|member| member.task.as_ref()) {
+            task.abort();
         }
-
-        if self.status.has_ended() {
-            return;
-        }
-        let ending = Ending(Arc::clone(&self.status));
-        for member in &self.members {
-            if let Some(task) = &member.task {
-                task.abort();
-            }
-        }
-        let watches: Vec<_> = self.members.iter().map(|member| member.watch.clone()).collect();
-        // On a thread, since the runtime of this task may be the one that ends. If the system has
-        // no thread left, the end is reported at once.
-        drop(thread::Builder::new().spawn(move || {
-            for mut watch in watches {
-                let mut ended = Box::pin(watch.wait_for(|status| *status == Status::Stopped));
-                blocking::block_until(None, |cx| ended.as_mut().poll(cx));
-            }
-            drop(ending);
-        }));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --manifest-path benches/Cargo.toml --bin ways [-- PART OF A NAME]`
 //!
+//! With `--features tracing` and `--features kameo-metrics` there is a row more each.
+//!
 //! Each row is a ratio: this project to the other, round by round, in turn. Printed are the median
 //! and the spread.
 
@@ -191,6 +193,9 @@ enum Seen {
     ByMethod,
     /// By the `metrics` facade, for Prometheus.
     ByMetrics,
+    /// By spans of its calls.
+    #[cfg(feature = "tracing")]
+    BySpans,
 }
 
 fn reads_that_are_seen(runtime: &Runtime, seen: Seen) -> Duration {
@@ -203,10 +208,42 @@ fn reads_that_are_seen(runtime: &Runtime, seen: Seen) -> Duration {
             }),
             Seen::ByMethod => builder.measure_methods(),
             Seen::ByMetrics => builder.metrics(),
+            #[cfg(feature = "tracing")]
+            Seen::BySpans => builder.trace_calls(),
         };
         builder.start(64, plain::Plain(map()))
     });
     reads(runtime, 1, &service)
+}
+
+/// Reads of a kameo actor, which counts its messages for the `metrics` facade.
+#[cfg(feature = "kameo-metrics")]
+fn reads_of_kameo(runtime: &Runtime) -> Duration {
+    use kameo::actor::Spawn;
+    use kameo::message::{Context, Message};
+
+    #[derive(kameo::Actor)]
+    struct Reader(Map);
+
+    struct Get(u64);
+
+    impl Message<Get> for Reader {
+        type Reply = Option<u64>;
+        async fn handle(&mut self, Get(key): Get, _: &mut Context<Self, Self::Reply>) -> Self::Reply {
+            self.0.get(&key).copied()
+        }
+    }
+
+    let _entered = runtime.enter();
+    let reader = Reader::spawn_with_mailbox(Reader(map()), kameo::mailbox::bounded(64));
+    tasks(runtime, 1, |_| {
+        let reader = reader.clone();
+        async move {
+            for n in 0..CALLS {
+                black_box(reader.ask(Get(n as u64 % 1_000)).await.unwrap());
+            }
+        }
+    })
 }
 
 /// Calls to a tower service: a caller's, or a map behind tower's `Buffer`.
@@ -573,6 +610,32 @@ fn main() {
             name,
             &part,
             |runtime| each(reads_that_are_seen(runtime, seen)),
+            |runtime| each(reads_that_are_seen(runtime, Seen::Not)),
+        );
+    }
+    #[cfg(feature = "kameo-metrics")]
+    compare(
+        "sync reads, one task: with metrics for Prometheus, to kameo with its own (ns)",
+        &part,
+        |runtime| each(reads_that_are_seen(runtime, Seen::ByMetrics)),
+        |runtime| each(reads_of_kameo(runtime)),
+    );
+    #[cfg(feature = "tracing")]
+    {
+        use tracing_subscriber::util::SubscriberInitExt;
+
+        compare(
+            "sync reads, one task: calls that are traced, without a subscriber, to plain (ns)",
+            &part,
+            |runtime| each(reads_that_are_seen(runtime, Seen::BySpans)),
+            |runtime| each(reads_that_are_seen(runtime, Seen::Not)),
+        );
+        // It keeps the spans, and passes them on to nothing.
+        tracing_subscriber::registry().init();
+        compare(
+            "sync reads, one task: with a subscriber, calls that are traced, to plain (ns)",
+            &part,
+            |runtime| each(reads_that_are_seen(runtime, Seen::BySpans)),
             |runtime| each(reads_that_are_seen(runtime, Seen::Not)),
         );
     }
