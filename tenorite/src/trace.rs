@@ -25,6 +25,7 @@ pub(crate) const WARN_AFTER: Duration = Duration::from_millis(10);
 
 #[cfg(feature = "tracing")]
 mod on {
+    use std::cell::OnceCell;
     use std::fmt::Display;
     use std::mem;
     use std::time::{Duration, Instant};
@@ -79,7 +80,6 @@ mod on {
     /// The spans of one request, if its service traces its calls.
     ///
     /// They go where the request goes, so they end when it has ended.
-    #[derive(Default)]
     pub(crate) struct CallSpans(Option<Box<Both>>);
 
     struct Both {
@@ -96,11 +96,11 @@ mod on {
                 target: "tenorite::call",
                 parent: $parent,
                 "call",
-                "otel.name" = $method.as_str(),
+                "otel.name" = $method,
                 "otel.kind" = $kind,
                 "otel.status_code" = tracing::field::Empty,
                 "rpc.system.name" = "tenorite",
-                "rpc.method" = $method.as_str(),
+                "rpc.method" = $method,
                 "error.type" = tracing::field::Empty,
             )
         };
@@ -111,17 +111,21 @@ mod on {
         /// follows from the current span: below it, a worker that goes on and on by such requests
         /// would never see one of its spans close.
         pub(crate) fn open(service: &'static str, method: &'static str, is_own: bool) -> Self {
-            let method = format!("{service}/{method}");
+            // Made only if a subscriber wants the span: otherwise no field of it is computed.
+            let name = OnceCell::new();
+            let make = || name.get_or_init(|| format!("{service}/{method}")).as_str();
             let client = panics::catch(|| {
                 let current = tracing::Span::current();
                 if !is_own {
-                    return call_span!("client", &current, method);
+                    return call_span!("client", &current, make());
                 }
-                let client = call_span!("client", None, method);
+                let client = call_span!("client", None, make());
                 client.follows_from(&current);
                 client
             });
+            let method = name.into_inner().unwrap_or_default();
             match client {
+                Ok(client) if client.is_disabled() => Self(None),
                 Ok(client) => Self(Some(Box::new(Both { client, handler: None, method }))),
                 Err(payload) => {
                     panics::discard(payload);
@@ -130,10 +134,18 @@ mod on {
             }
         }
 
+        pub(crate) fn none() -> Self {
+            Self(None)
+        }
+
+        pub(crate) fn is_none(&self) -> bool {
+            self.0.is_none()
+        }
+
         /// Opens the handler's span.
         pub(crate) fn start(&mut self) {
             if let Some(Both { client, handler, method }) = self.0.as_deref_mut() {
-                tell(|| *handler = Some(call_span!("server", &*client, method)));
+                tell(|| *handler = Some(call_span!("server", &*client, method.as_str())));
             }
         }
 
@@ -389,12 +401,19 @@ mod off {
     }
 
     /// Nothing: there is no span to carry.
-    #[derive(Default)]
     pub(crate) struct CallSpans;
 
     impl CallSpans {
         pub(crate) fn open(_service: &'static str, _method: &'static str, _is_own: bool) -> Self {
             Self
+        }
+
+        pub(crate) fn none() -> Self {
+            Self
+        }
+
+        pub(crate) fn is_none(&self) -> bool {
+            true
         }
 
         pub(crate) fn start(&mut self) {}

@@ -423,8 +423,11 @@ impl Observed {
         let spans = if observers.traces {
             CallSpans::open(observers.service, method, is_own)
         } else {
-            CallSpans::default()
+            CallSpans::none()
         };
+        if spans.is_none() && observers.list.is_empty() && observers.figures.is_none() {
+            return Self::NOT;
+        }
         Self(Some(Box::new(Record {
             observers: Arc::clone(observers),
             method,
