@@ -884,7 +884,8 @@ impl Line {
     }
 
     /// Takes the outcome of the slot's call into its phase and frees the slot, if the call has
-    /// ended. Returns whether it has.
+    /// ended. Returns whether it has. The phase says that the call waits, so no user code is
+    /// dropped under the lock.
     #[inline]
     pub(in crate::mailbox) fn take_outcome<Rq, Rs, Er>(
         &mut self,
