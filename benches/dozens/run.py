@@ -16,120 +16,153 @@ import shutil
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "target/dozens"
 
-METHODS = [
-    ("get", "&self", "key: &str", "Option<String>", "self.map.get(key).cloned()", ["key"]),
-    ("set", "&mut self", "key: String, value: String", "Option<String>", "self.map.insert(key, value)", ["key", "value"]),
-    ("slow", "&mut self", "key: String", "Result<usize, std::io::Error>", "tokio::task::yield_now().await; Ok(self.map.len() + key.len())", ["key"]),
+@dataclass
+class Method:
+    """A method of the store, and what each program writes of it."""
+
+    name: str
+    me: str
+    args: str
+    reply: str
+    body: str
+
+    @property
+    def names(self) -> list[str]:
+        """Its arguments' names."""
+        return re.findall(r"(\w+):", self.args)
+
+    @property
+    def variant(self) -> str:
+        return self.name[0].upper() + self.name[1:]
+
+    @property
+    def awaited(self) -> str:
+        return ".await" if "await" in self.body else ""
+
+    @property
+    def definition(self) -> str:
+        keyword = "async fn" if self.awaited else "fn"
+        return f"{keyword} {self.name}({self.me}, {self.args}) -> {self.reply} {{ {self.body} }}"
+
+    @property
+    def owned(self) -> str:
+        """Its arguments as the fields of a message."""
+        return self.args.replace("&str", "String")
+
+    @property
+    def taken(self) -> str:
+        """Its arguments as a caller takes them."""
+        return re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", self.args)
+
+    @property
+    def converted(self) -> str:
+        """The fields of a message, of what a caller has taken."""
+        return ", ".join(f"{name}: {name}.into()" for name in self.names)
+
+    def passed(self, of: str = "") -> str:
+        """The arguments of a call of it, of owned ones."""
+        return ", ".join(("&" if f"{name}: &str" in self.args else "") + of + name for name in self.names)
+
+
+KINDS_OF_METHODS = [
+    Method("get", "&self", "key: &str", "Option<String>", "self.map.get(key).cloned()"),
+    Method("set", "&mut self", "key: String, value: String", "Option<String>", "self.map.insert(key, value)"),
+    Method("slow", "&mut self", "key: String", "Result<usize, std::io::Error>", "tokio::task::yield_now().await; Ok(self.map.len() + key.len())"),
 ]
 
 
-def methods(count: int):
+def methods(count: int) -> list[Method]:
     """So many methods, of the three kinds in turn."""
-    for number in range(count):
-        name, me, args, reply, body, names = METHODS[number % 3]
-        suffix = "" if number < 3 else str(number)
-        yield name + suffix, me, args, reply, body, names, name == "slow"
+    kinds = [(number, KINDS_OF_METHODS[number % 3]) for number in range(count)]
+    return [replace(kind, name=kind.name + (str(number) if number >= 3 else "")) for number, kind in kinds]
 
 
-def variant(name: str) -> str:
-    return name[0].upper() + name[1:]
+def use(number: int, count: int, start: str, ended: str = "") -> list[str]:
+    """A function that starts the store, and calls each method once."""
+    lines = [f"pub async fn use{number}() {{", f"    {start}"]
+    for method in methods(count):
+        values = ", ".join('"x"' for _ in method.names)
+        lines.append(f'    println!("{{:?}}", store.{method.name}({values}).await{ended});')
+    return lines + ["}"]
 
 
 def with_tenorite(number: int, count: int) -> str:
     lines = [f"pub struct Store{number} {{ map: HashMap<String, String> }}", "#[tenorite::service]", f"impl Store{number} {{"]
-    for name, me, args, reply, body, _, is_async in methods(count):
-        keyword = "async fn" if is_async else "fn"
-        lines.append(f"    pub {keyword} {name}({me}, {args}) -> {reply} {{ {body} }}")
-    lines += ["}", f"pub async fn use{number}() {{"]
-    lines.append(f"    let store = Store{number}Service.start(32, Store{number} {{ map: HashMap::new() }});")
-    for name, _, _, _, _, names, _ in methods(count):
-        values = ", ".join('"x"' for _ in names)
-        lines.append(f'    println!("{{:?}}", store.{name}({values}).await);')
-    return "\n".join(lines + ["}"])
+    lines += [f"    pub {method.definition}" for method in methods(count)]
+    start = f"let store = Store{number}Service.start(32, Store{number} {{ map: HashMap::new() }});"
+    return "\n".join([*lines, "}", *use(number, count, start)])
 
 
 def by_hand(number: int, count: int) -> str:
     name = f"Store{number}"
     lines = [f"pub struct {name} {{ map: HashMap<String, String> }}", f"pub enum {name}Request {{"]
-    for method, _, args, reply, _, _, _ in methods(count):
-        fields = args.replace("&str", "String")
-        lines.append(f"    {variant(method)} {{ {fields}, reply: oneshot::Sender<{reply}> }},")
+    for method in methods(count):
+        lines.append(f"    {method.variant} {{ {method.owned}, reply: oneshot::Sender<{method.reply}> }},")
     lines += ["}", "#[derive(Clone)]", f"pub struct {name}Caller(mpsc::Sender<{name}Request>);", f"impl {name}Caller {{"]
-    for method, _, args, reply, _, names, _ in methods(count):
-        taken = re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", args)
-        fields = ", ".join(f"{field}: {field}.into()" for field in names)
+    for method in methods(count):
         lines.append(
-            f"    pub async fn {method}(&self, {taken}) -> Result<{reply}, Gone> {{\n"
+            f"    pub async fn {method.name}(&self, {method.taken}) -> Result<{method.reply}, Gone> {{\n"
             f"        let (reply, answer) = oneshot::channel();\n"
-            f"        self.0.send({name}Request::{variant(method)} {{ {fields}, reply }}).await.map_err(|_| Gone)?;\n"
+            f"        self.0.send({name}Request::{method.variant} {{ {method.converted}, reply }}).await.map_err(|_| Gone)?;\n"
             f"        answer.await.map_err(|_| Gone)\n    }}"
         )
-    lines += ["}", f"impl {name} {{"]
-    for method, me, args, reply, body, _, is_async in methods(count):
-        keyword = "async fn" if is_async else "fn"
-        lines.append(f"    {keyword} {method}({me}, {args}) -> {reply} {{ {body} }}")
-    lines += ["    async fn run(mut self, mut requests: mpsc::Receiver<" + f"{name}Request>) {{", "        while let Some(request) = requests.recv().await {", "            match request {"]
-    for method, _, args, _, _, names, is_async in methods(count):
-        passed = ", ".join("&" + field if f"{field}: &str" in args else field for field in names)
-        awaited = ".await" if is_async else ""
+    lines += ["}", f"impl {name} {{", *(f"    {method.definition}" for method in methods(count))]
+    lines += [f"    async fn run(mut self, mut requests: mpsc::Receiver<{name}Request>) {{"]
+    lines += ["        while let Some(request) = requests.recv().await {", "            match request {"]
+    for method in methods(count):
         lines.append(
-            f"                {name}Request::{variant(method)} {{ {', '.join(names)}, reply }} => {{ let _ = reply.send(self.{method}({passed}){awaited}); }}"
+            f"                {name}Request::{method.variant} {{ {', '.join(method.names)}, reply }} => "
+            f"{{ let _ = reply.send(self.{method.name}({method.passed()}){method.awaited}); }}"
         )
-    lines += ["            }", "        }", "    }", "}", f"pub async fn use{number}() {{"]
-    lines.append(f"    let (sender, receiver) = mpsc::channel(32);\n    tokio::spawn(Store{number} {{ map: HashMap::new() }}.run(receiver));\n    let store = {name}Caller(sender);")
-    for method, _, _, _, _, names, _ in methods(count):
-        values = ", ".join('"x"' for _ in names)
-        lines.append(f'    println!("{{:?}}", store.{method}({values}).await);')
-    return "\n".join(lines + ["}"])
+    start = (
+        f"let (sender, receiver) = mpsc::channel(32);\n    tokio::spawn({name} {{ map: HashMap::new() }}.run(receiver));\n"
+        f"    let store = {name}Caller(sender);"
+    )
+    return "\n".join([*lines, "            }", "        }", "    }", "}", *use(number, count, start)])
 
 
 def with_kameo(number: int, count: int) -> str:
     """A message type and a handler for each method, behind a caller like the others'."""
     name = f"Store{number}"
     lines = ["#[derive(Actor)]", f"pub struct {name} {{ map: HashMap<String, String> }}"]
-    for method, me, args, reply, body, names, is_async in methods(count):
-        keyword = "async fn" if is_async else "fn"
+    for method in methods(count):
+        message = name + method.variant
         lines += [
-            f"pub struct {name}{variant(method)} {{ {args.replace('&str', 'String')} }}",
-            f"impl Message<{name}{variant(method)}> for {name} {{",
-            f"    type Reply = {reply};",
-            f"    async fn handle(&mut self, message: {name}{variant(method)}, _: &mut Context<Self, Self::Reply>) -> Self::Reply {{",
-            f"        self.{method}({', '.join(('&' if f'{field}: &str' in args else '') + 'message.' + field for field in names)}){'.await' if is_async else ''}",
+            f"pub struct {message} {{ {method.owned} }}",
+            f"impl Message<{message}> for {name} {{",
+            f"    type Reply = {method.reply};",
+            f"    async fn handle(&mut self, message: {message}, _: &mut Context<Self, Self::Reply>) -> Self::Reply {{",
+            f"        self.{method.name}({method.passed('message.')}){method.awaited}",
             "    }",
             "}",
-            f"impl {name} {{ {keyword} {method}({me}, {args}) -> {reply} {{ {body} }} }}",
+            f"impl {name} {{ {method.definition} }}",
         ]
     lines += ["#[derive(Clone)]", f"pub struct {name}Caller(ActorRef<{name}>);", f"impl {name}Caller {{"]
-    for method, _, args, reply, _, names, _ in methods(count):
-        taken = re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", args)
-        fields = ", ".join(f"{field}: {field}.into()" for field in names)
-        value, error = re.fullmatch(r"Result<(.*), (.*)>", reply).groups() if reply.startswith("Result") else (reply, "kameo::error::Infallible")
+    for method in methods(count):
+        result = re.fullmatch(r"Result<(.*), (.*)>", method.reply)
+        value, error = result.groups() if result else (method.reply, "kameo::error::Infallible")
+        message = name + method.variant
         lines.append(
-            f"    pub async fn {method}(&self, {taken}) -> Result<{value}, SendError<{name}{variant(method)}, {error}>> {{\n"
-            f"        self.0.ask({name}{variant(method)} {{ {fields} }}).await\n    }}"
+            f"    pub async fn {method.name}(&self, {method.taken}) -> Result<{value}, SendError<{message}, {error}>> {{\n"
+            f"        self.0.ask({message} {{ {method.converted} }}).await\n    }}"
         )
-    lines += ["}", f"pub async fn use{number}() {{"]
-    lines.append(f"    let store = {name}Caller({name}::spawn_with_mailbox({name} {{ map: HashMap::new() }}, mailbox::bounded(32)));")
-    for method, _, _, _, _, names, _ in methods(count):
-        values = ", ".join('"x"' for _ in names)
-        lines.append(f'    println!("{{:?}}", store.{method}({values}).await.ok());')
-    return "\n".join(lines + ["}"])
+    start = f"let store = {name}Caller({name}::spawn_with_mailbox({name} {{ map: HashMap::new() }}, mailbox::bounded(32)));"
+    return "\n".join([*lines, "}", *use(number, count, start, ended=".ok()")])
 
 
 def with_ractor(number: int, count: int) -> str:
     """An enum with a port for each reply, and a caller like the others'; its mailbox has no bound."""
     name = f"Store{number}"
     lines = [f"pub struct {name} {{ map: HashMap<String, String> }}", f"pub enum {name}Message {{"]
-    for method, _, args, reply, _, _, _ in methods(count):
-        lines.append(f"    {variant(method)} {{ {args.replace('&str', 'String')}, reply: RpcReplyPort<{reply}> }},")
-    lines += ["}", f"impl {name} {{"]
-    for method, me, args, reply, body, _, is_async in methods(count):
-        lines.append(f"    {'async fn' if is_async else 'fn'} {method}({me}, {args}) -> {reply} {{ {body} }}")
+    for method in methods(count):
+        lines.append(f"    {method.variant} {{ {method.owned}, reply: RpcReplyPort<{method.reply}> }},")
+    lines += ["}", f"impl {name} {{", *(f"    {method.definition}" for method in methods(count))]
     lines += [
         "}",
         f"pub struct {name}Actor;",
@@ -141,27 +174,22 @@ def with_ractor(number: int, count: int) -> str:
         f"    async fn handle(&self, _: ActorRef<{name}Message>, message: {name}Message, store: &mut {name}) -> Result<(), ActorProcessingErr> {{",
         "        match message {",
     ]
-    for method, _, args, _, _, names, is_async in methods(count):
-        passed = ", ".join("&" + field if f"{field}: &str" in args else field for field in names)
-        awaited = ".await" if is_async else ""
+    for method in methods(count):
         lines.append(
-            f"            {name}Message::{variant(method)} {{ {', '.join(names)}, reply }} => {{ let _ = reply.send(store.{method}({passed}){awaited}); }}"
+            f"            {name}Message::{method.variant} {{ {', '.join(method.names)}, reply }} => "
+            f"{{ let _ = reply.send(store.{method.name}({method.passed()}){method.awaited}); }}"
         )
     lines += ["        }", "        Ok(())", "    }", "}", "#[derive(Clone)]", f"pub struct {name}Caller(ActorRef<{name}Message>);", f"impl {name}Caller {{"]
-    for method, _, args, reply, _, names, _ in methods(count):
-        taken = re.sub(r"(\w+): (&str|String)", r"\1: impl Into<String>", args)
-        fields = "; ".join(f"let {field} = {field}.into()" for field in names)
+    for method in methods(count):
+        fields = "; ".join(f"let {field} = {field}.into()" for field in method.names)
+        message = f"{name}Message::{method.variant} {{ {', '.join(method.names)}, reply }}"
         lines.append(
-            f"    pub async fn {method}(&self, {taken}) -> Result<{reply}, Gone> {{\n"
+            f"    pub async fn {method.name}(&self, {method.taken}) -> Result<{method.reply}, Gone> {{\n"
             f"        {fields};\n"
-            f"        match call!(self.0, |reply| {name}Message::{variant(method)} {{ {', '.join(names)}, reply }}) {{ Ok(reply) => Ok(reply), Err(_) => Err(Gone) }}\n    }}"
+            f"        match call!(self.0, |reply| {message}) {{ Ok(reply) => Ok(reply), Err(_) => Err(Gone) }}\n    }}"
         )
-    lines += ["}", f"pub async fn use{number}() {{"]
-    lines.append(f"    let store = {name}Caller(Actor::spawn(None, {name}Actor, {name} {{ map: HashMap::new() }}).await.unwrap().0);")
-    for method, _, _, _, _, names, _ in methods(count):
-        values = ", ".join('"x"' for _ in names)
-        lines.append(f'    println!("{{:?}}", store.{method}({values}).await);')
-    return "\n".join(lines + ["}"])
+    start = f"let store = {name}Caller(Actor::spawn(None, {name}Actor, {name} {{ map: HashMap::new() }}).await.unwrap().0);"
+    return "\n".join([*lines, "}", *use(number, count, start)])
 
 
 KINDS = {"tenorite": with_tenorite, "by hand": by_hand, "kameo": with_kameo, "ractor": with_ractor}
