@@ -276,10 +276,7 @@ impl<Rq, Rs, Er> CallState<Rq, Rs, Er> {
     /// Takes the request of a new call, and its terms.
     pub(crate) fn take_request(&mut self, permit: PermitKind) -> (Rq, Terms) {
         let (_, terms) = self.unsent(permit);
-        let (Phase::New(request) | Phase::Permitted(request)) = self.take() else {
-            unreachable!("it has not been sent")
-        };
-        (request, terms)
+        (self.phase.take_new().expect("it has not been sent"), terms)
     }
 
     /// Returns the result of a poll that leaves this state.

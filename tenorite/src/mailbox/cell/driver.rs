@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::lifecycle::{self, End, MakeConfig, Opening, Over, WorkerLifecycle};
+use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
 use super::owner::{Owner, Released, Turn};
 use super::state::{Abort, Found, TaskClaim};
 use super::typed::{AnyCell, AnyValue, CellOf, ready};
@@ -67,19 +67,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> Driver<W> {
         idle: Option<Duration>,
         decider: Option<Box<dyn RestartDecider>>,
     ) -> ServiceTask {
-        let Self { cell, task } = self;
-        let first = if W::IS_MADE_AT_ONCE {
-            let worker = ready::<W>(config);
-            if cell.on_worker_exit == OnWorkerExit::End {
-                cell.place_worker(worker);
-                None
-            } else {
-                Some(lifecycle::opened(Box::new(worker)))
-            }
+        let Self { cell, mut task } = self;
+        if W::IS_MADE_AT_ONCE && cell.on_worker_exit == OnWorkerExit::End {
+            cell.place_worker(ready(config));
+            cell.queue.status.running();
         } else {
-            Some(cell.open(Box::new(config)))
-        };
-        task.with(first, make_config, idle, decider)
+            let first = cell.open(Box::new(config));
+            task.lifecycle = Some(Box::new(WorkerLifecycle::new(first, make_config, idle, decider)));
+        }
+        task
     }
 }
 
@@ -126,25 +122,6 @@ pub(super) fn dead(core: &Core) -> End {
 impl ServiceTask {
     fn new(cell: Arc<dyn AnyCell>) -> Self {
         Self { cell: Some(cell), lifecycle: None, is_detached: false, over: None }
-    }
-
-    /// Works like [`Driver::with`]. `first` begins to make the first worker, if it is not placed.
-    fn with(
-        mut self,
-        first: Option<Opening>,
-        make_config: Option<MakeConfig<AnyValue>>,
-        idle: Option<Duration>,
-        decider: Option<Box<dyn RestartDecider>>,
-    ) -> Self {
-        match (first, &self.cell) {
-            (Some(first), _) => {
-                let lifecycle = WorkerLifecycle::new(first, make_config, idle, decider);
-                self.lifecycle = Some(Box::new(lifecycle));
-            }
-            (None, Some(cell)) => cell.core().queue.status.running(),
-            (None, None) => unreachable!("the task is not over before it is spawned"),
-        }
-        self
     }
 
     /// Spawns this task in the service's runtime as `spawn` does, and gives callers that abort the

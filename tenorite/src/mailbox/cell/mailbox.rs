@@ -683,9 +683,7 @@ impl Core {
     fn tell_end(&self, served: CallInfo, observed: Observed, payload: &Payload) -> FetchReason {
         let reason = self.why_panicked(payload);
         self.tell_panic(served, None, &reason, payload);
-        if observed.is_some() {
-            observed.finish(Outcome::of_failure(&reason));
-        }
+        observed.finish(Outcome::of_failure(&reason));
         reason
     }
 

@@ -295,8 +295,9 @@ impl Core {
         }
     }
 
-    /// Takes what is known only of a cell that is in its `Arc`.
-    fn name(&self, options: &ServiceOptions) {
+    /// Names the service. Its name is found by the cell's address, which is known once that is in
+    /// its `Arc`.
+    fn set_name(&self, options: &ServiceOptions) {
         self.queue.status.set_name(options.name.clone(), self.node());
     }
 

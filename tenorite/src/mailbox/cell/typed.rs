@@ -283,7 +283,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> CellOf<W> {
         // `Arc`, and for as long as that lives.
         let this = Arc::as_ptr(&cell);
         Arc::get_mut(&mut cell).expect("nothing else knows of the cell yet").core.this = This(this);
-        cell.core.name(options);
+        cell.core.set_name(options);
         cell
     }
 }

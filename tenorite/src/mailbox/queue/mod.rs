@@ -1118,9 +1118,8 @@ impl Queue {
             panics::wake(Some(waker));
         }
         panics::drop_quietly(to_drop);
-        for (span, observed) in gone {
+        for (_span, observed) in gone {
             drop(observed);
-            self.drop_quietly(span);
         }
         let mut is_left = true;
         while let (true, Some(unwanted)) = (is_left, &mut requests) {
