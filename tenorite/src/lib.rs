@@ -130,8 +130,6 @@ pub use caller::{Caller, Stopping, TenoriteCaller, WeakCaller};
 #[doc(inline)]
 pub use dispatch::handling::{DeferredResponse, Handled, Handling, HandlingDeferred};
 #[doc(inline)]
-pub use dispatch::local::LocalConfig;
-#[doc(inline)]
 pub use dispatch::{ConcurrentWorker, DerivedWorker};
 #[doc(inline)]
 pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, StopReason, TenoriteError, TooLarge};
@@ -139,6 +137,8 @@ pub use error::{Cycle, FetchReason, PanicMessage, Reason, SendReason, StopReason
 pub use handler::context::{Context, context};
 #[doc(inline)]
 pub use mailbox::Stats;
+#[doc(inline)]
+pub use mailbox::cell::local::LocalConfig;
 #[doc(inline)]
 pub use mailbox::function::OutgoingRequest;
 #[doc(inline)]

@@ -18,10 +18,10 @@ use crate::sharded;
 pub use crate::call::Answer;
 pub use crate::dispatch::job::{BatchReplies, Job, Step};
 pub use crate::dispatch::storage::{InlineSpace, NoInlineSpace, Space};
-pub use crate::dispatch::{Concurrent, Dispatch, Opened, Period, SharedDispatch};
+pub use crate::dispatch::{Concurrent, Dispatch, Extras, Opened, Period, SharedDispatch};
 pub use crate::handler::link::SelfLink;
 pub use crate::handler::method::Method;
-pub use crate::mailbox::cell::MakeConfig;
+pub use crate::mailbox::cell::{MakeConfig, extras};
 pub use crate::sharded::shard_of;
 pub use crate::worker::{Configs, Start, start, start_detached, start_pool};
 pub use tokio::task::JoinHandle;
@@ -30,12 +30,12 @@ pub use tokio::task::JoinHandle;
 pub mod local {
     use std::future::Future;
 
-    use crate::dispatch::local::LocalConfig;
+    use crate::mailbox::cell::local::LocalConfig;
     use crate::receiver::Receiver;
     use crate::reply::TenoriteRequest;
 
     pub use super::*;
-    pub use crate::dispatch::local::{LocalDispatch as Dispatch, LocalJob as Job};
+    pub use crate::mailbox::cell::local::{LocalDispatch as Dispatch, LocalJob as Job};
     pub use crate::worker::start_local as start;
 
     /// Stands for the task of a worker that has none which could be anywhere.

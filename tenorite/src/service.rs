@@ -24,8 +24,8 @@ use tokio::task::JoinHandle;
 
 use crate::caller::{Caller, TenoriteCaller, WeakCaller};
 use crate::dispatch::ConcurrentWorker;
-use crate::dispatch::local::LocalConfig;
 use crate::mailbox::Mailbox;
+use crate::mailbox::cell::local::LocalConfig;
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::names;

@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::caller::TenoriteCaller;
 use crate::dispatch::Dispatch;
-use crate::dispatch::local::{Local, LocalConfig, LocalDispatch};
-use crate::dispatch::pool::Pool;
 use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::runtime::ServiceRuntime;
 use crate::mailbox::abort::end_task;
+use crate::mailbox::cell::local::{Local, LocalConfig, LocalDispatch};
+use crate::mailbox::cell::pool::Pool;
 use crate::mailbox::cell::{self, AnyValue, MakeConfig, ServiceTask};
 use crate::mailbox::options::ServiceOptions;
 use crate::mailbox::queue::Queue;

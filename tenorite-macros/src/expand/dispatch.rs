@@ -148,6 +148,18 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let begins = flag("BEGINS", begin.is_some());
     let closes = flag("CLOSES", close.is_some());
 
+    // A local worker is wrapped in one that names them.
+    let is_plain = service.local
+        || [&answers_later, &takes_self, &blocks, &batches, &opens, &begins, &closes, &concurrent, &ticks]
+            .iter()
+            .all(|part| part.is_none());
+    let extras = (!is_plain).then(|| {
+        quote! {
+            const EXTRAS: ::core::option::Option<#private::Extras> =
+                ::core::option::Option::Some(#private::extras::<Self>());
+        }
+    });
+
     quote! {
         #[automatically_derived]
         impl #params #krate::TenoriteWorker for #worker #clause {
@@ -189,6 +201,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
             type Output = #output;
 
             const NAME: &'static str = #service_name;
+            #extras
             #answers_later
             #takes_self
             #blocks

@@ -10,17 +10,14 @@
 //! ```
 //!
 //! - [`job`]: a request on its way, and the proof that it was dealt with.
-//! - [`pool`]: many workers as one.
-//! - [`local`]: a worker that stays on its thread.
 //! - [`storage`]: the memory for the worker and for the future that borrows it.
 //! - [`handling`]: one request of a worker that its user owns.
 
 pub(crate) mod handling;
 pub(crate) mod job;
-pub(crate) mod local;
-pub(crate) mod pool;
 pub(crate) mod storage;
 
+use std::any::Any;
 use std::future::Future;
 use std::time::Duration;
 
@@ -78,6 +75,9 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// The name of the service.
     const NAME: &'static str;
+    /// What a cell does with a worker that is not plain. `None` for a plain one: all of the
+    /// constants below are as they are here.
+    const EXTRAS: Option<Extras> = None;
     /// Whether any method may answer after it has returned.
     const ANSWERS_LATER: bool = false;
     /// Whether any method or hook takes the worker's own caller.
@@ -103,6 +103,11 @@ pub trait Dispatch: Send + Sized + 'static {
     const IS_CONCURRENT: bool = Self::CONCURRENT.is_some();
     /// Whether the service calls any method by itself.
     const HAS_TICKS: bool = Self::TICKS > 0;
+    /// Whether all that is needed of it is to run one method after the other, each of which replies
+    /// when it returns.
+    const IS_PLAIN: bool = Self::IS_MADE_AT_ONCE
+        && !(Self::ANSWERS_LATER || Self::TAKES_SELF || Self::BLOCKS || Self::BATCHES)
+        && !(Self::CLOSES || Self::IS_CONCURRENT);
     /// Whether the config is the worker, and nothing runs before its first request.
     const IS_MADE_AT_ONCE: bool = !Self::OPENS && !Self::BEGINS && !Self::HAS_TICKS;
 
@@ -223,6 +228,10 @@ pub struct Concurrent<W: Dispatch> {
     pub(crate) limit: usize,
     pub(crate) dispatch: SharedDispatch<W>,
 }
+
+/// What a cell does with a worker that is not plain ([`Dispatch::EXTRAS`]), of a type that only the
+/// cell knows.
+pub type Extras = &'static (dyn Any + Send + Sync);
 
 /// Runs the method that the job's request asks for, which shares the worker.
 ///

@@ -28,13 +28,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::yield_now;
 
 use crate::caller::TenoriteCaller;
-use crate::dispatch::Dispatch;
 use crate::dispatch::job::{Job, Step};
 use crate::dispatch::storage::InlineSpace;
+use crate::dispatch::{Dispatch, Extras};
 use crate::error::{FetchReason, SendReason, TenoriteError};
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
-use crate::mailbox::cell::{self, Driven, Driver};
+use crate::mailbox::cell::{self, Driven, Driver, extras};
 use crate::mailbox::inline::Inline;
 use crate::mailbox::options::ServiceOptions;
 use crate::reply::Reply;
@@ -241,6 +241,7 @@ impl Dispatch for Worker {
     type Output = Self;
 
     const NAME: &'static str = "Worker";
+    const EXTRAS: Option<Extras> = Some(extras::<Self>());
     const ANSWERS_LATER: bool = true;
     const BLOCKS: bool = true;
 

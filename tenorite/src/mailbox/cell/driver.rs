@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::lifecycle::{self, End, MakeConfig, Over, WorkerLifecycle};
 use super::owner::{Owner, Released, Turn};
+use super::reader;
 use super::state::{Abort, Found, TaskClaim};
 use super::typed::{AnyCell, AnyValue, CellOf, ready};
 use super::{Core, OnWorkerExit};
@@ -95,8 +96,8 @@ impl Core {
 /// Claims the worker if there is work, and does it.
 pub(super) fn serve(core: &Core) -> Released {
     let _barrier = stack::barrier();
-    if core.facts.is_concurrent {
-        return core.cell().serve_shared();
+    if core.readers.is_some() {
+        return reader::serve(core);
     }
     match core.state.claim_for_task::<false>() {
         TaskClaim::Shared => unreachable!("a service that is not concurrent has no readers"),
@@ -230,7 +231,11 @@ impl Drop for ServiceTask {
         panics::drop_quietly(self.lifecycle.take());
         match core.state.abort() {
             Abort::Claimed(claim) => drop(Owner::new(core, claim).end(StopReason::Aborted, None)),
-            Abort::Left => cell.abort_readers(),
+            Abort::Left => {
+                if let Some(readers) = &core.readers {
+                    readers.abort();
+                }
+            }
             Abort::Dead => {}
         }
     }

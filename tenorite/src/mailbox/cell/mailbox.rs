@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use super::extras::{ExtrasOf, PublicOf};
 use super::owner::{Owner, Run};
-use super::reader::{self, Joined, Reading, Unfinished};
+use super::reader::{self, Joined};
 use super::state::JoinOutcome;
 use super::typed::CellOf;
 use super::{Core, OnWorkerExit, ParkedCall, answers_later, is_always_queued};
-use crate::budget;
 use crate::dispatch::Dispatch;
 use crate::dispatch::storage::Space;
 use crate::error::{FetchReason, SendReason, StopReason, TenoriteError};
@@ -26,18 +26,18 @@ use crate::handler::stack::{self, Node};
 use crate::mailbox::abort::abort_after;
 use crate::mailbox::queue::line::Line;
 use crate::mailbox::queue::{Admission, Entered};
-use crate::mailbox::{Control, Links, Mailbox, Stats, ToItself};
-use crate::observe::{Along, Observed, Outcome, Unmeasured};
+use crate::mailbox::{Control, Mailbox, Stats, ToItself};
+use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::phase::{CallState, PermitKind, Phase, Terms};
 use crate::status::StatusCell;
 use crate::trace::Span;
 
-type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
+pub(super) type StateOf<W> = CallState<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>;
 
 /// The callers' side, dropped with the last caller; or what takes the request of an owned permit.
 pub(crate) struct CellMailbox<W: Dispatch> {
-    core: Arc<CellOf<W>>,
+    pub(super) core: Arc<CellOf<W>>,
     permit: PermitKind,
 }
 
@@ -177,7 +177,7 @@ impl<W: Dispatch> CellMailbox<W> {
     /// Ends a call whose handler ran at once, and past the call's deadline.
     #[cold]
     #[inline(never)]
-    fn expire_at_once(&self, state: &mut StateOf<W>) {
+    pub(super) fn expire_at_once(&self, state: &mut StateOf<W>) {
         let too_late = state.take();
         state.phase.put(Phase::Failed(TenoriteError::FetchFailure(FetchReason::Expired)));
         self.core.queue.expired();
@@ -201,103 +201,12 @@ impl<W: Dispatch> CellMailbox<W> {
                 self.run_in_hand(Owner::new(&self.core, claim), served, state, cx, context, observed)
             }
             Joined::Alone(claim) => self.run(Owner::new(&self.core, claim), served, state, cx, context),
-            Joined::Shared(share) if W::IS_CONCURRENT && self.core.is_measured => {
-                let reading = Reading::new(&self.core, share);
-                self.run_shared_measured(reading, served, state, cx, context, observed)
-            }
-            Joined::Shared(share) if W::IS_CONCURRENT => {
-                self.run_shared(Reading::new(&self.core, share), served, state, cx, context)
-            }
-            Joined::Shared(_) => unreachable!("the service is not concurrent"),
-        }
-    }
-
-    /// Works like [`run`](Self::run), for a request that shares the worker.
-    #[inline(always)]
-    fn run_shared(
-        &self,
-        reading: Reading<'_, W>,
-        served: CallInfo,
-        state: &mut StateOf<W>,
-        cx: &mut Context<'_>,
-        context: RuntimeContext,
-    ) -> Poll<()> {
-        if self.core.is_measured {
-            return self.run_shared_measured(reading, served, state, cx, context, Observed::NOT);
-        }
-        self.run_shared_as(reading, served, state, cx, context, Unmeasured)
-    }
-
-    /// Works like [`run_shared`](Self::run_shared), where handlers are timed or observed.
-    #[cold]
-    #[inline(never)]
-    fn run_shared_measured(
-        &self,
-        reading: Reading<'_, W>,
-        served: CallInfo,
-        state: &mut StateOf<W>,
-        cx: &mut Context<'_>,
-        context: RuntimeContext,
-        observed: Observed,
-    ) -> Poll<()> {
-        let observed = self.core.begin(observed, served);
-        self.run_shared_as(reading, served, state, cx, context, observed)
-    }
-
-    #[inline(always)]
-    fn run_shared_as<A: Along>(
-        &self,
-        reading: Reading<'_, W>,
-        served: CallInfo,
-        state: &mut StateOf<W>,
-        cx: &mut Context<'_>,
-        context: RuntimeContext,
-        observed: A,
-    ) -> Poll<()> {
-        let span = observed.span();
-        let ran = if state.allows_cycle {
-            let _barrier = stack::barrier();
-            reading.run::<A>(&mut state.phase, served, context, span.as_ref())
-        } else {
-            reading.run::<A>(&mut state.phase, served, context, span.as_ref())
-        };
-        match ran {
-            Ok(reading) => {
-                if <W::Space as Space>::HAS_FUTURES {
-                    budget::note_spending();
+            Joined::Shared(share) => {
+                if W::IS_CONCURRENT {
+                    let run = ExtrasOf::<W>::get().run_shared;
+                    return run(self, share, served, state, cx, context, observed);
                 }
-                // Judged once: the observers' time is not the handler's.
-                let is_late = self.core.is_late(served, context);
-                if A::IS_MEASURED
-                    && let Phase::Answered(Ok(response)) = &state.phase
-                {
-                    let outcome = CellOf::<W>::outcome_of(response);
-                    observed.into_observed().finish(if is_late { Outcome::Expired } else { outcome });
-                }
-                reading.end();
-                if is_late {
-                    self.expire_at_once(state);
-                }
-                Poll::Ready(())
-            }
-            Err(Unfinished::Waits(reading, place)) => {
-                let edge = if state.allows_cycle { None } else { reader::edge_to(&place, served.method) };
-                let (slot, parked, panic) =
-                    self.core.wait_in_slot(edge, served, observed.into_observed(), cx);
-                state.phase.put(Phase::Waiting(slot));
-                reader::park(reading, place, parked);
-                if let Some(payload) = panic {
-                    resume_unwind(payload);
-                }
-                Poll::Pending
-            }
-            Err(Unfinished::Panicked(reading, payload)) => {
-                let left_over = state.take();
-                reading.fail(served, None, payload, observed.into_observed(), |reason| {
-                    state.phase.put(Phase::Failed(TenoriteError::FetchFailure(reason)));
-                });
-                self.core.queue.drop_quietly(left_over);
-                Poll::Ready(())
+                unreachable!("the service is not concurrent")
             }
         }
     }
@@ -423,7 +332,8 @@ impl<W: Dispatch> CellMailbox<W> {
                     };
                     let owner = Owner::new(core, claim);
                     let request = state.phase.take_new().expect("a request that runs at once is not taken");
-                    return self.run_deferring(owner, request, state, cx, context, observed);
+                    let run = ExtrasOf::<W>::get().run_deferring;
+                    return run(self, owner, request, state, cx, context, observed);
                 }
                 return self.run_later(joined, state, cx, context, observed);
             }
@@ -445,7 +355,7 @@ impl<W: Dispatch> CellMailbox<W> {
 
     /// Works like [`run`](Self::run), for a method that may answer after it has returned: the call
     /// waits for a slot from the start.
-    fn run_deferring(
+    pub(super) fn run_deferring(
         &self,
         mut owner: Owner<'_>,
         request: W::Request,
@@ -532,7 +442,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> Mailbox<W::Request, W::Response, I
             // T12
             if W::IS_CONCURRENT && reader::shares::<W>(served.method) {
                 if let Some(share) = self.core.share() {
-                    return self.run_shared(Reading::new(&self.core, share), served, state, cx, context);
+                    let run = ExtrasOf::<W>::get().run_shared;
+                    return run(self, share, served, state, cx, context, Observed::NOT);
                 }
             } else if let Some(claim) = self.core.state.claim_idle() {
                 return self.run(Owner::new(&self.core, claim), served, state, cx, context);
@@ -564,17 +475,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> Mailbox<W::Request, W::Response, I
         Arc::new(Self::door(Arc::clone(&self.core)))
     }
 
-    fn set_public(
-        self: Arc<Self>,
-        public: Option<Weak<dyn Mailbox<W::Request, W::Response, Infallible>>>,
-        timeout: Option<Duration>,
-    ) {
-        if W::TAKES_SELF
-            && let Some(link) = &self.core.link
-        {
-            let public = public.unwrap_or_else(|| Arc::downgrade(&self) as _);
-            let to_itself = Arc::downgrade(&self.core);
-            link.set_with(|| Arc::new(Links { public, timeout, to_itself }));
+    fn set_public(self: Arc<Self>, public: Option<PublicOf<W>>, timeout: Option<Duration>) {
+        if W::TAKES_SELF {
+            (ExtrasOf::<W>::get().link)(&self, public, timeout);
         }
     }
 
@@ -617,7 +520,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Control for CellMailbox<W> {
     }
 
     fn stats(&self) -> Stats {
-        self.core.stats(self.core.shared_replies())
+        self.core.stats()
     }
 }
 
@@ -637,7 +540,7 @@ impl Core {
     ) -> Entered<bool, Joined> {
         let now = || self.runtime.now(context.unwrap_or(RuntimeContext::Foreign));
         let may_run = context.is_some();
-        if self.facts.is_concurrent {
+        if self.readers.is_some() {
             let has_deadline = terms.deadline().is_some();
             let join =
                 &mut |line: &mut Line| self.join_concurrent(line, method, may_run, waits, has_deadline);
@@ -670,7 +573,7 @@ impl Core {
     }
 
     /// Tells observers that a handler begins, and that its request arrives if it has not.
-    fn begin(&self, mut observed: Observed, served: CallInfo) -> Observed {
+    pub(super) fn begin(&self, mut observed: Observed, served: CallInfo) -> Observed {
         if !observed.is_some() {
             observed = self.queue.observe(served.method.name());
         }
@@ -680,7 +583,7 @@ impl Core {
 
     /// Tells observers and the log that a handler has panicked which ran on its caller's thread.
     /// Returns why its call has no reply.
-    fn tell_end(&self, served: CallInfo, observed: Observed, payload: &Payload) -> FetchReason {
+    pub(super) fn tell_end(&self, served: CallInfo, observed: Observed, payload: &Payload) -> FetchReason {
         let reason = self.why_panicked(payload);
         self.tell_panic(served, None, &reason, payload);
         observed.finish(Outcome::of_failure(&reason));
@@ -750,10 +653,10 @@ impl Core {
         can
     }
 
-    /// Returns the statistics, with so many readers that have completed.
-    fn stats(&self, shared_replies: u64) -> Stats {
+    fn stats(&self) -> Stats {
+        let by_readers = self.readers.as_ref().map_or(0, |readers| readers.replied());
         Stats {
-            replied: self.replied.load(Relaxed) + shared_replies,
+            replied: self.replied.load(Relaxed) + by_readers,
             longest: Duration::from_nanos(self.longest.load(Relaxed)),
             ..self.queue.stats()
         }

@@ -33,6 +33,9 @@
 //! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
 //! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
 //! - [`reader`]: handlers that share the worker of a concurrent service, and may overlap.
+//! - [`extras`](mod@extras): what only some workers need.
+//! - [`pool`]: many workers as one, whose readers are its handlers.
+//! - [`local`]: a worker that stays on its thread.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
 //! # Invariants, besides those of the state word
@@ -68,8 +71,11 @@
 
 mod mailbox;
 mod driver;
+mod extras;
 mod lifecycle;
+pub(crate) mod local;
 mod owner;
+pub(crate) mod pool;
 mod reader;
 mod waker;
 mod state;
@@ -91,8 +97,10 @@ use tokio::task::AbortHandle;
 pub(crate) use self::driver::Driven;
 pub(crate) use self::driver::Driver;
 pub use self::driver::ServiceTask;
+pub use self::extras::extras;
 pub use self::lifecycle::MakeConfig;
 pub(crate) use self::mailbox::CellMailbox;
+use self::reader::Readers;
 use self::state::{JoinOutcome, State};
 pub(crate) use self::typed::AnyValue;
 use self::typed::{AnyCell, CellOf, Facts};
@@ -162,6 +170,8 @@ pub(crate) struct Core {
     longest: AtomicU64,
     /// The worker's link to itself, if any method takes that.
     link: Option<Box<Once<AnyLinks>>>,
+    /// What a concurrent service has besides.
+    readers: Option<Box<Readers>>,
 }
 
 /// The links of a worker to itself, without the types of its requests and replies.
@@ -292,6 +302,7 @@ impl Core {
             replied: AtomicU64::new(0),
             longest: AtomicU64::new(0),
             link: facts.takes_self.then(|| Box::new(Once::new())),
+            readers: facts.readers.map(|limit| Readers::new(options.concurrency.unwrap_or(limit))),
         }
     }
 
@@ -370,7 +381,7 @@ impl Core {
     /// T6, of a cast or a request of the worker to itself, under the lock. Returns whether the task
     /// is to be woken.
     fn append(&self, method: &'static Method, has_deadline: bool) -> bool {
-        if self.facts.is_concurrent {
+        if self.readers.is_some() {
             return self.append_concurrent(method, has_deadline);
         }
         self.state.join(false) == JoinOutcome::Wake
@@ -412,10 +423,10 @@ impl Core {
         if wake {
             self.wake_task();
         }
-        if self.facts.is_concurrent {
+        if let Some(readers) = &self.readers {
             // Closing fails those that wait for capacity. One of them may have stood in front.
             self.look_again();
-            self.cell().stop_readers();
+            readers.stopping();
         }
         // The flag is read after `CLOSING` was set. Setting it and parking are both
         // read-modify-writes of the state word, so at least one of the two threads sees the other.

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
+use super::extras::AnyBatch;
 use super::state::{Claim, Leave, Park, Release};
-use super::typed::{AnyBatch, AnyCell, AnyValue, CellOf, Exchange};
+use super::typed::{AnyCell, AnyValue, CellOf, Exchange};
 use super::waker;
 use super::{Core, OnWorkerExit, Owned, ParkedCall};
 use crate::budget;
@@ -171,7 +172,7 @@ impl<'a> Owner<'a> {
     fn lend_link(&mut self, served: CallInfo) {
         if served.method.takes_self() {
             // SAFETY: exclusive by I1, as in `start`. No future is live.
-            unsafe { self.cell().lend_link() };
+            unsafe { self.cell().extras().lend_link() };
         }
     }
 
@@ -274,7 +275,7 @@ impl<'a> Owner<'a> {
         }
         let cell = self.cell();
         // SAFETY: exclusive by I1, as in `start`.
-        unsafe { cell.lend_client(slot, served.deadline, observed) };
+        unsafe { cell.extras().lend_client(slot, served.deadline, observed) };
         let holding = core.hold(served);
         let (ran, unwound) =
             // Its slot may be answered and free at any time, so the handler does not know it.
@@ -285,7 +286,7 @@ impl<'a> Owner<'a> {
             _ => None,
         };
         // SAFETY: exclusive by I1, as in `start`.
-        unsafe { cell.take_client_back(reason.clone()) };
+        unsafe { cell.extras().take_client_back(reason.clone()) };
         // Also for a panic that the method has caught itself.
         if unwound {
             core.queue.settle_unwound(reason.as_ref());
@@ -556,7 +557,7 @@ impl<'a> Owner<'a> {
                 {
                     return Next::Tick;
                 }
-                if facts.is_concurrent
+                if core.readers.is_some()
                     && let Ok(Some(front)) = line.front(!is_over, &now, deferred)
                     && (facts.shares)(line.queued(front).0)
                 {
@@ -565,7 +566,10 @@ impl<'a> Owner<'a> {
                 let leave = match line.take_next(!is_over, &now, deferred) {
                     Ok(Some(first)) if first.method.batch().is_some() => {
                         let method = first.method;
-                        return Next::ServeBatch(method, cell.take_batch(line, first, &now, deferred));
+                        return Next::ServeBatch(
+                            method,
+                            cell.extras().take_batch(line, first, &now, deferred),
+                        );
                     }
                     Ok(Some(started)) => {
                         // SAFETY: as above. A reply that was in hand has been put into its place.
@@ -615,7 +619,7 @@ impl<'a> Owner<'a> {
                 Next::ServeBatch(_, batch) => {
                     (is_used, may_tick) = (true, true);
                     let began = budget::begin();
-                    match cell.serve_batch(self, batch) {
+                    match cell.extras().serve_batch(self, batch) {
                         Ok(owner) => self = owner,
                         Err(released) => return released,
                     }
@@ -723,7 +727,7 @@ impl<'a> Owner<'a> {
         let Started { method, deadline, span, mut observed, slot, .. } = match work {
             Work::One(started) => started,
             Work::Batch(batch) => {
-                if let Ok(owner) = core.cell().serve_batch(self, batch) {
+                if let Ok(owner) = core.cell().extras().serve_batch(self, batch) {
                     owner.release(RuntimeContext::Native);
                 }
                 return;
@@ -784,7 +788,7 @@ impl<'a> Owner<'a> {
             let _nested = stack::enter(core, served);
             let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: as in `start`. A future that stays is dropped before the worker.
-            unsafe { cell.start_tick(tick, &waker) }
+            unsafe { cell.extras().start_tick(tick, &waker) }
         });
         match ran {
             Ok(Progress::Waits) => {
@@ -874,7 +878,7 @@ impl<'a> Owner<'a> {
         core.queue.shut_down(reason.clone(), &SendReason::Stopped);
         // SAFETY: as above. Written before `State::die` releases it, for `dead`, on the task.
         let earlier = unsafe { std::mem::replace(&mut (*owned).panic, payload) };
-        let of_readers = cell.take_panic_of_reader();
+        let of_readers = core.readers.as_ref().and_then(|readers| readers.take_panic());
         for unwanted in earlier.into_iter().chain(of_readers.map(|(_, payload)| payload)) {
             panics::discard(unwanted);
         }
@@ -946,8 +950,8 @@ impl Drop for Blocking {
         let mut owner = Owner::new(self.cell.core(), claim);
         match work {
             // SAFETY: exclusive by I1, as in `start`.
-            Work::One(started) => unsafe { owner.cell().take_back(started, SendReason::Stopped) },
-            Work::Batch(batch) => owner.cell().take_back_batch(batch, SendReason::Stopped),
+            Work::One(started) => unsafe { owner.cell().extras().take_back(started, SendReason::Stopped) },
+            Work::Batch(batch) => owner.cell().extras().take_back_batch(batch, SendReason::Stopped),
         }
         owner.release(RuntimeContext::Native);
     }

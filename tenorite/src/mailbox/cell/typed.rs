@@ -22,7 +22,6 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -30,26 +29,24 @@ use std::task::{Context, Poll, Waker};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::lifecycle::{self, Opening};
-use super::owner::{Owner, Released};
-use super::reader::{self, Readers};
+use super::extras::{ExtraCell, ExtrasOf};
+use super::lifecycle::{self, Hook, Opening};
 use super::{CellMailbox, Core, This};
 use crate::dispatch::job::{Progress, response_of};
 use crate::dispatch::storage::WorkerStorage;
 use crate::dispatch::{Dispatch, Opened};
-use crate::error::{FetchReason, PanicMessage, SendReason, StopReason};
+use crate::error::{FetchReason, StopReason};
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method, Sharing};
 use crate::handler::runtime::now_in;
 use crate::handler::stack;
 use crate::mailbox::options::ServiceOptions;
-use crate::mailbox::queue::Dequeued;
-use crate::mailbox::queue::line::{Deferred, Line, Started, TaskKind};
+use crate::mailbox::queue::line::{Line, Started, TaskKind};
 use crate::mailbox::{Control, Mailbox, ToItself};
 use crate::observe::{Observed, Outcome};
-use crate::panics::{self, Payload};
+use crate::panics::Payload;
 use crate::phase::{BoxFuture, Limit, Phase};
-use crate::reply::{Answer, Client, Ended, Tasks};
+use crate::reply::{Answer, Ended, Tasks};
 use crate::status::StatusWatch;
 use crate::trace::{self, Span};
 
@@ -60,13 +57,12 @@ pub(super) type Exchange<W> = Phase<<W as Dispatch>::Request, <W as Dispatch>::R
 /// A value of the worker's, whose type is not known: the worker, or what the service yields.
 pub(crate) type AnyValue = Box<dyn Any + Send>;
 
-/// Requests of a method that is given several at once.
-pub(super) type AnyBatch = Box<dyn Any + Send>;
-
 /// The constants of a worker's type.
 pub(super) struct Facts {
     pub(super) service: fn() -> &'static str,
-    pub(super) is_concurrent: bool,
+    /// How many readers may overlap, unless the service is started with another number. `None`:
+    /// the service is not concurrent.
+    pub(super) readers: Option<usize>,
     pub(super) closes: bool,
     pub(super) takes_self: bool,
     /// How many methods the service calls by itself, and which.
@@ -82,9 +78,13 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) const fn of<W: Dispatch>() -> &'static Self {
         const {
+            assert!(W::IS_PLAIN || W::EXTRAS.is_some(), "a worker that is not plain names its extras");
             &Self {
                 service: || W::NAME,
-                is_concurrent: W::IS_CONCURRENT,
+                readers: match &W::CONCURRENT {
+                    Some(concurrent) => Some(concurrent.limit),
+                    None => None,
+                },
                 closes: W::CLOSES,
                 takes_self: W::TAKES_SELF,
                 ticks: W::TICKS,
@@ -136,14 +136,8 @@ pub(super) trait AnyCell: Send + Sync {
     /// Drops what is in hand. Its `Drop` may panic.
     unsafe fn empty_hand(&self);
 
-    /// Ends the request in hand, which was started and has not run.
-    unsafe fn take_back(&self, started: Started, reason: SendReason);
-
     /// Drops the future that is live, if one is. Its `Drop` may panic.
     unsafe fn drop_future(&self);
-
-    /// Begins to make a worker from this config, which is one of this service.
-    fn open(&self, config: AnyValue) -> Opening;
 
     /// Takes the worker out, if it is there.
     ///
@@ -169,52 +163,18 @@ pub(super) trait AnyCell: Send + Sync {
     /// Places a worker that was taken out, or made.
     unsafe fn place(&self, worker: AnyValue);
 
+    /// Begins to make a worker from this config, which is one of this service.
+    fn open(&self, config: AnyValue) -> Opening;
+
     /// Runs the stop hook of a worker that was taken out. Yields what the service yields.
     fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Result<AnyValue, Payload>>;
 
-    /// Lends the worker's link to itself to the method that starts next.
-    unsafe fn lend_link(&self);
-
-    /// Lends a client that answers the slot to the method that starts next.
-    unsafe fn lend_client(&self, slot: Option<usize>, deadline: Option<Instant>, observed: Observed);
-
-    /// Takes back the client that was lent, if the method has not taken it, and fails it with
-    /// `reason`. Without one, the method has answered nothing.
-    unsafe fn take_client_back(&self, reason: Option<FetchReason>);
-
-    /// Works like [`start`](Self::start), for a method that the service calls by itself.
-    unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress;
-
-    /// Takes `first`, which was just started, and the requests that belong to the same method and
-    /// follow it directly.
-    fn take_batch(
-        &self,
-        line: &mut Line,
-        first: Started,
-        now: &dyn Fn() -> Instant,
-        deferred: &mut Deferred,
-    ) -> AnyBatch;
-
-    /// Runs a method that is given several requests: see [`Owner`].
-    fn serve_batch<'a>(&'a self, owner: Owner<'a>, batch: AnyBatch) -> Result<Owner<'a>, Released>;
-
-    /// Ends requests that were started, and have not run.
-    fn take_back_batch(&self, batch: AnyBatch, reason: SendReason);
-
-    /// Does the work of the task of a concurrent service.
-    fn serve_shared(&self) -> Released;
-
-    /// Tells readers that the service is stopping.
-    fn stop_readers(&self);
-
-    /// Aborts the tasks of readers.
-    fn abort_readers(&self);
-
-    /// Takes what the first reader panicked with.
-    fn take_panic_of_reader(&self) -> Option<(PanicMessage, Payload)>;
-
-    /// Returns how many readers may overlap.
-    fn limit_of_readers(&self) -> usize;
+    /// Returns what is there of a worker that is not plain.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the worker is plain.
+    fn extras(&self) -> &dyn ExtraCell;
 
     /// Returns what controls the service, without being a caller.
     fn control(&self) -> Arc<dyn Control>;
@@ -226,33 +186,6 @@ pub(crate) struct CellOf<W: Dispatch> {
     storage: WorkerStorage<W>,
     /// See H1.
     hand: UnsafeCell<Exchange<W>>,
-    /// What a concurrent service has besides.
-    pub(super) readers: OfReaders<W>,
-}
-
-/// What only a concurrent service has. Its drop is by hand, so that other services have no code for
-/// it.
-pub(super) struct OfReaders<W: Dispatch>(ManuallyDrop<Option<Box<Readers<W>>>>);
-
-impl<W: Dispatch> OfReaders<W> {
-    /// `limit`: how many readers may overlap, if it was said at the start.
-    fn new(limit: Option<usize>) -> Self {
-        let readers = if W::IS_CONCURRENT { Some(Readers::of_service(limit)) } else { None };
-        Self(ManuallyDrop::new(readers))
-    }
-
-    pub(super) fn get(&self) -> Option<&Readers<W>> {
-        self.0.as_deref()
-    }
-}
-
-impl<W: Dispatch> Drop for OfReaders<W> {
-    fn drop(&mut self) {
-        if W::IS_CONCURRENT {
-            // SAFETY: this is dropped once, and not used after it.
-            unsafe { ManuallyDrop::drop(&mut self.0) };
-        }
-    }
 }
 
 // SAFETY: the storage and the hand are reached by the owner alone (I1), which acquired what the
@@ -273,12 +206,8 @@ impl<W: Dispatch> Deref for CellOf<W> {
 impl<W: Dispatch<Config: Send, Output: Send>> CellOf<W> {
     /// Creates a cell without a worker.
     pub(super) fn new(core: Core, options: &ServiceOptions) -> Arc<Self> {
-        let mut cell = Arc::new(Self {
-            core,
-            storage: WorkerStorage::new(),
-            hand: UnsafeCell::new(Phase::Spent),
-            readers: OfReaders::new(options.concurrency),
-        });
+        let mut cell =
+            Arc::new(Self { core, storage: WorkerStorage::new(), hand: UnsafeCell::new(Phase::Spent) });
         // Not through the reference that is formed next: this pointer may be used for all of the
         // `Arc`, and for as long as that lives.
         let this = Arc::as_ptr(&cell);
@@ -326,6 +255,17 @@ impl<W: Dispatch> CellOf<W> {
     pub(super) unsafe fn take_in_hand(&self, request: W::Request) {
         // SAFETY: the caller is the owner, and the hand is empty (H1).
         unsafe { (*self.hand.get()).put(Phase::New(request)) };
+    }
+
+    /// Takes the request out of the hand again, which has not run.
+    ///
+    /// # Safety
+    ///
+    /// See [`AnyCell`].
+    pub(super) unsafe fn take_out_of_hand(&self) -> W::Request {
+        // SAFETY: the caller is the owner.
+        let request = unsafe { (*self.hand.get()).take_new() };
+        request.expect("the request in hand has not run")
     }
 
     /// Takes the reply out of the hand that a handler has left there.
@@ -419,26 +359,9 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
         drop(unsafe { (*self.hand.get()).take() });
     }
 
-    unsafe fn take_back(&self, started: Started, reason: SendReason) {
-        if W::BLOCKS
-            // SAFETY: the caller is the owner.
-            && let Phase::New(request) = unsafe { (*self.hand.get()).take() }
-        {
-            self.queue.take_back_started(Dequeued { request, started }, reason);
-        }
-    }
-
     unsafe fn drop_future(&self) {
         // SAFETY: the caller is the owner.
         unsafe { self.storage.drop_future() };
-    }
-
-    fn open(&self, config: AnyValue) -> Opening {
-        let config = *config.downcast().expect("it is a config of this service");
-        if W::IS_MADE_AT_ONCE {
-            return lifecycle::opened(Box::new(ready::<W>(config)));
-        }
-        lifecycle::opening::<W>(config, self.link())
     }
 
     unsafe fn take_worker(&self) -> Option<AnyValue> {
@@ -460,109 +383,24 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
         self.place_worker(*worker.downcast().expect("it is a worker of this service"));
     }
 
-    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Result<AnyValue, Payload>> {
-        let mut worker: Box<W> = worker.downcast().expect("it is a worker of this service");
-        if W::CLOSES {
-            return Box::pin(async move {
-                match panics::caught(worker.close(reason)).await {
-                    Ok(()) => Ok(Box::new(W::Output::hand_back(*worker)) as _),
-                    Err(payload) => {
-                        panics::drop_quietly(worker);
-                        Err(payload)
-                    }
-                }
-            });
+    fn open(&self, config: AnyValue) -> Opening {
+        if W::EXTRAS.is_some() {
+            return self.extras().open(config);
         }
+        let config = *config.downcast().expect("it is a config of this service");
+        lifecycle::opened(Box::new(ready::<W>(config)))
+    }
+
+    fn close(&self, worker: AnyValue, reason: StopReason) -> Hook<AnyValue> {
+        if W::EXTRAS.is_some() {
+            return self.extras().close(worker, reason);
+        }
+        let worker: Box<W> = worker.downcast().expect("it is a worker of this service");
         lifecycle::closed(Box::new(W::Output::hand_back(*worker)))
     }
 
-    unsafe fn lend_link(&self) {
-        if W::TAKES_SELF {
-            // SAFETY: the caller is the owner.
-            unsafe { self.storage.lend_to_itself(self.link()) };
-        }
-    }
-
-    unsafe fn lend_client(&self, slot: Option<usize>, deadline: Option<Instant>, observed: Observed) {
-        if W::ANSWERS_LATER {
-            let client = Client::new(self.to_arc() as _, slot, deadline).observed(observed);
-            // SAFETY: the caller is the owner.
-            unsafe { self.storage.lend(client) };
-        }
-    }
-
-    unsafe fn take_client_back(&self, reason: Option<FetchReason>) {
-        if W::ANSWERS_LATER {
-            // SAFETY: the caller is the owner. A future that was left behind does not borrow the
-            // client.
-            match (unsafe { self.storage.take_back() }, reason) {
-                (Some(client), Some(reason)) => client.fail(reason),
-                (unused, _) => drop(unused),
-            }
-        }
-    }
-
-    unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress {
-        if W::HAS_TICKS {
-            // SAFETY: the caller guarantees the contract of the storage.
-            return unsafe { self.storage.start_tick(tick, waker) };
-        }
-        unreachable!("the service calls no method by itself")
-    }
-
-    fn take_batch(
-        &self,
-        line: &mut Line,
-        first: Started,
-        now: &dyn Fn() -> Instant,
-        deferred: &mut Deferred,
-    ) -> AnyBatch {
-        if W::BATCHES {
-            return Box::new(take_batch::<W::Request>(line, first, now, deferred));
-        }
-        unreachable!("no method is given several requests")
-    }
-
-    fn serve_batch<'a>(&'a self, owner: Owner<'a>, batch: AnyBatch) -> Result<Owner<'a>, Released> {
-        if W::BATCHES {
-            return self.run_batch(owner, batch);
-        }
-        unreachable!("no method is given several requests")
-    }
-
-    fn take_back_batch(&self, batch: AnyBatch, reason: SendReason) {
-        if W::BATCHES && W::BLOCKS {
-            for request in batch_of::<W>(batch) {
-                self.queue.take_back_started(request, reason.clone());
-            }
-        }
-    }
-
-    fn serve_shared(&self) -> Released {
-        if W::IS_CONCURRENT {
-            return reader::serve(self);
-        }
-        unreachable!("the service is not concurrent")
-    }
-
-    fn stop_readers(&self) {
-        if W::IS_CONCURRENT {
-            self.concurrent().0.stopping();
-        }
-    }
-
-    fn abort_readers(&self) {
-        if W::IS_CONCURRENT {
-            self.concurrent().0.abort();
-        }
-    }
-
-    fn take_panic_of_reader(&self) -> Option<(PanicMessage, Payload)> {
-        if W::IS_CONCURRENT { self.concurrent().0.take_panic() } else { None }
-    }
-
-    fn limit_of_readers(&self) -> usize {
-        if W::IS_CONCURRENT { self.concurrent().0.limit } else { 0 }
+    fn extras(&self) -> &dyn ExtraCell {
+        (ExtrasOf::<W>::get().of)(self)
     }
 
     fn control(&self) -> Arc<dyn Control> {
@@ -575,64 +413,6 @@ pub(super) fn ready<W: Dispatch>(config: W::Config) -> W {
     match W::ready(config) {
         Ok(worker) => worker,
         Err(_) => unreachable!("a worker without an `init` is its own config"),
-    }
-}
-
-fn batch_of<W: Dispatch>(batch: AnyBatch) -> Vec<Dequeued<W::Request>> {
-    *batch.downcast().expect("it is a batch of this service")
-}
-
-/// Takes the requests behind `first`, which was just started, that belong to the same method and
-/// follow it directly: as many as it is given at most, and no more than the backlog.
-fn take_batch<Rq: Send + 'static>(
-    line: &mut Line,
-    first: Started,
-    now: &dyn Fn() -> Instant,
-    deferred: &mut Deferred,
-) -> Vec<Dequeued<Rq>> {
-    let method = first.method;
-    let most = method.batch().unwrap_or(1).min(line.backlog);
-    let mut batch = Vec::new();
-    let mut next = Some(first);
-    while let Some(started) = next {
-        batch.push(Dequeued { request: line.take_request(&started), started });
-        let may_take = batch.len() < most;
-        next = if may_take { line.take_next_of(method, now, deferred) } else { None };
-    }
-    batch
-}
-
-impl<W: Dispatch> CellOf<W> {
-    /// Runs a method that is given several requests until it first has to wait. Returns what has
-    /// become of the worker unless the method has returned.
-    ///
-    /// Each request has a client, which answers its call. The slots are not owed: the handler alone
-    /// answers them, so a call that waits for one waits for this worker.
-    #[cold]
-    fn run_batch<'a>(&'a self, owner: Owner<'a>, batch: AnyBatch) -> Result<Owner<'a>, Released> {
-        let batch = batch_of::<W>(batch);
-        let count = batch.len();
-        // The handler has as long as the most patient of its callers waits.
-        let deadlines = batch.iter().map(|taken| taken.started.deadline);
-        let latest = deadlines.reduce(|one, other| Some(one?.max(other?))).flatten();
-        let served = CallInfo { method: batch[0].started.method, deadline: latest };
-        let mut span = None;
-        let (mut requests, mut clients) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for Dequeued { request, started } in batch {
-            let Started { deadline, slot, span: made_in, mut observed, .. } = started;
-            observed.start();
-            let made_in = observed.span().unwrap_or(made_in);
-            let client = Client::new(self.to_arc() as _, slot, deadline).observed(observed).of_batch();
-            span.get_or_insert(made_in);
-            requests.push(request);
-            clients.push(client);
-        }
-        let span = span.expect("a batch is of one request at least");
-        owner.run_batch(served, span, count, |waker| {
-            // SAFETY: `run_batch` calls this as the owner, with a worker and without a live future,
-            // as it does `start`.
-            unsafe { self.storage.start_batch(requests, clients, waker) }
-        })
     }
 }
 

@@ -12,10 +12,11 @@ use super::{Event, Outcome};
 use crate::caller::TenoriteCaller;
 use crate::dispatch::job::{Job, Step};
 use crate::dispatch::storage::InlineSpace;
-use crate::dispatch::{Concurrent, Dispatch};
+use crate::dispatch::{Concurrent, Dispatch, Extras};
 use crate::error::TenoriteError;
 use crate::handler::method::Method;
 use crate::handler::runtime::ServiceRuntime;
+use crate::mailbox::cell::extras;
 use crate::mailbox::cell::{self, Driven};
 use crate::mailbox::options::ServiceOptions;
 
@@ -120,6 +121,7 @@ impl Dispatch for Worker {
     type Output = Self;
 
     const NAME: &'static str = "Worker";
+    const EXTRAS: Option<Extras> = Some(extras::<Self>());
     const CONCURRENT: Option<Concurrent<Self>> = Some(Concurrent::new(4, read));
 
     fn ready(worker: Self) -> Result<Self, Self> {

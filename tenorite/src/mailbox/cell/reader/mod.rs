@@ -19,6 +19,7 @@
 //! If it has to wait, its task polls it again at once.
 //!
 //! - here: what all readers share, and how one runs until it first has to wait.
+//! - [`at_once`]: a reader on the thread of its caller.
 //! - [`task`]: a reader that waits, on a task of its own.
 //! - [`started`]: what the service's task does while there are readers.
 //!
@@ -31,36 +32,36 @@
 //!   drops its future and ends its call. A reader on a caller's thread runs until it returns, or
 //!   has to wait. The last to leave drops the worker.
 
+mod at_once;
 mod started;
 mod task;
 
+use std::any::Any;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomPinned;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use tokio::task::AbortHandle;
 use tokio::time::Instant as Deadline;
 
-pub(super) use self::started::serve;
-pub(super) use self::task::park;
-use super::owner::{Owner, Timed};
+pub(super) use self::started::{Next, serve, start_queued};
+use super::owner::Owner;
 use super::state::{Claim, Share, Unshared};
 use super::typed::{CellOf, Exchange};
 use super::{Core, OnWorkerExit};
+use crate::dispatch::Dispatch;
 use crate::dispatch::job::Progress;
 use crate::dispatch::storage::FutureStorage;
-use crate::dispatch::{Concurrent, Dispatch};
 use crate::error::{FetchReason, PanicMessage, SendReason, StopReason, TenoriteError};
-use crate::handler::deadlock::{self, Edge, Need};
+use crate::handler::deadlock::{self, Need};
 use crate::handler::method::{CallInfo, Method, Sharing};
-use crate::handler::runtime::{RuntimeContext, now_in};
+use crate::handler::runtime::now_in;
 use crate::handler::stack::{self, Node};
 use crate::mailbox::queue::Admission;
 use crate::mailbox::queue::line::Line;
-use crate::observe::{Along, Observed, Outcome};
+use crate::observe::{Observed, Outcome};
 use crate::panics::{self, Payload};
 use crate::sync::Mutex;
 use crate::trace::Span;
@@ -68,16 +69,17 @@ use crate::trace::Span;
 /// How many places for futures are kept.
 const KEPT_PLACES: usize = 64;
 
-/// What only a concurrent service has.
-pub(super) struct Readers<W: Dispatch> {
+/// What a concurrent service has besides.
+pub(super) struct Readers {
+    /// How many may overlap.
     pub(super) limit: usize,
     replied: Stripes,
-    shared: Mutex<Shared<W>>,
+    shared: Mutex<Shared>,
 }
 
-struct Shared<W: Dispatch> {
-    /// Places that no reader uses.
-    spare: Vec<Box<Place<W>>>,
+struct Shared {
+    /// Places that no reader uses. Each is a [`Place`] of this service.
+    spare: Vec<AnyPlace>,
     /// The tasks of readers, by their numbers. `None` until the handle is known.
     tasks: BTreeMap<u64, Option<AbortHandle>>,
     next_task: u64,
@@ -90,6 +92,9 @@ struct Shared<W: Dispatch> {
     /// When the task is to look at the queue again, because the deadline of the front has passed.
     alarms: BTreeSet<Deadline>,
 }
+
+/// A [`Place`], whose type is not known.
+type AnyPlace = Box<dyn Any + Send>;
 
 /// The place of a reader's future. It does not move while a future is in it.
 pub(super) struct Place<W: Dispatch> {
@@ -138,12 +143,9 @@ pub(super) struct Reading<'a, W: Dispatch> {
     has_edge: bool,
 }
 
-impl<W: Dispatch> Readers<W> {
-    /// Creates what a service of this worker has besides, which is concurrent. `limit`: how many
-    /// readers may overlap, if it is said at the start of the service.
-    pub(super) fn of_service(limit: Option<usize>) -> Box<Self> {
-        let by_default = W::CONCURRENT.expect("the service is concurrent").limit;
-        let limit = limit.unwrap_or(by_default).min(super::state::MAX_READERS);
+impl Readers {
+    /// `limit`: how many may overlap.
+    pub(super) fn new(limit: usize) -> Box<Self> {
         let shared = Shared {
             spare: Vec::new(),
             tasks: BTreeMap::new(),
@@ -153,20 +155,28 @@ impl<W: Dispatch> Readers<W> {
             await_own_end: BTreeMap::new(),
             alarms: BTreeSet::new(),
         };
+        let limit = limit.min(super::state::MAX_READERS);
         Box::new(Self { limit, replied: Stripes::default(), shared: Mutex::new(shared) })
     }
 
-    fn place(&self) -> Box<Place<W>> {
+    /// Returns a place without a future.
+    fn place<W: Dispatch>(&self) -> Box<Place<W>> {
         let spare = self.shared.lock().spare.pop();
+        let spare = spare.map(|place| place.downcast().expect("it is a place of this service"));
         spare.unwrap_or_else(|| Box::new(Place::new()))
     }
 
     /// Keeps a place, in which there is no future any more.
-    fn give_back(&self, place: Box<Place<W>>) {
+    fn give_back(&self, place: AnyPlace) {
         let mut shared = self.shared.lock();
         if shared.spare.len() < KEPT_PLACES {
             shared.spare.push(place);
         }
+    }
+
+    /// Returns how many readers have completed.
+    pub(super) fn replied(&self) -> u64 {
+        self.replied.sum()
     }
 
     /// Takes what the first reader panicked with.
@@ -190,36 +200,28 @@ impl<W: Dispatch> Readers<W> {
     }
 }
 
-impl<W: Dispatch> CellOf<W> {
-    /// Returns how the service runs readers.
+impl Core {
+    /// Returns what a concurrent service has besides.
     ///
     /// # Panics
     ///
     /// Panics if the service is not concurrent.
     #[inline(always)]
-    pub(super) fn concurrent(&self) -> (&Readers<W>, Concurrent<W>) {
-        let readers = self.readers.get().expect("the service is concurrent");
-        (readers, W::CONCURRENT.expect("the service is concurrent"))
+    fn readers(&self) -> &Readers {
+        self.readers.as_deref().expect("the service is concurrent")
     }
 
     /// T12. Counts a reader, if it may run at once.
     #[inline]
     pub(super) fn share(&self) -> Option<Share> {
-        self.state.share(self.concurrent().0.limit)
+        self.state.share(self.readers().limit)
     }
 
     /// Counts a completed reader, which others may overlap.
     fn count_shared_reply(&self) {
-        self.concurrent().0.replied.add_one();
+        self.readers().replied.add_one();
     }
 
-    /// Returns how many readers have completed.
-    pub(super) fn shared_replies(&self) -> u64 {
-        if W::IS_CONCURRENT { self.concurrent().0.replied.sum() } else { 0 }
-    }
-}
-
-impl Core {
     /// T6, of a request to a concurrent service, under the lock. `waits` says whether a handler on
     /// this thread waits for it.
     pub(super) fn join_concurrent(
@@ -230,7 +232,7 @@ impl Core {
         waits: bool,
         has_deadline: bool,
     ) -> Admission<bool, Joined> {
-        let limit = self.cell().limit_of_readers();
+        let limit = self.readers().limit;
         let shares = (self.facts.shares)(method);
         let joined = match (may_run, shares) {
             (false, _) => None,
@@ -259,12 +261,12 @@ impl Core {
         let is_behind_readers_only = !is_tick_due
             && !self.state.is_exclusive()
             && !line.any_queued(&|method| !(self.facts.shares)(method));
-        if is_behind_readers_only { Need::AnyOf(self.cell().limit_of_readers()) } else { Need::All }
+        if is_behind_readers_only { Need::AnyOf(self.readers().limit) } else { Need::All }
     }
 
     /// Returns what a request needs that waits for room in the backlog.
     pub(super) fn need_of_room(&self) -> Need {
-        if self.facts.is_concurrent { self.step(|line, _| self.need_of_reader(line)) } else { Need::All }
+        if self.readers.is_some() { self.step(|line, _| self.need_of_reader(line)) } else { Need::All }
     }
 
     /// T6, of a request that is queued. Returns whether the task is to be woken.
@@ -275,7 +277,7 @@ impl Core {
 
     /// Has the task look at the queue again, after a request has left it without being started.
     pub(super) fn look_again(&self) {
-        if self.facts.is_concurrent && self.state.look_again() {
+        if self.readers.is_some() && self.state.look_again() {
             self.wake_task();
         }
     }
@@ -377,7 +379,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         waker: &Waker,
         surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Ran<W> {
-        let (readers, _) = self.core.concurrent();
+        let readers = self.core.readers();
         let place = readers.place();
         match self.start_in(&place, exchange, served, waker, surroundings) {
             Ok(Progress::Waits) => Ran::Waits(place),
@@ -408,7 +410,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
         surroundings: impl FnOnce(&'a Core) -> G,
     ) -> Result<Progress, Payload> {
         let core = self.core;
-        let (_, concurrent) = core.concurrent();
+        let dispatch = W::CONCURRENT.expect("the service is concurrent").dispatch;
         core.witness.touch_shared();
         let worker = core.storage().worker();
         // SAFETY: this reader is counted, as below.
@@ -432,34 +434,8 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             // `State::open` leads from `HELD` to a word that readers join, and it follows `place`.
             // The place is this reader's alone, and holds no future. If a future is left in it, the
             // place is on the heap, where it stays; the future is dropped before the reader leaves.
-            unsafe { place.storage.start_shared(worker, seat, concurrent.dispatch, exchange, waker) }
+            unsafe { place.storage.start_shared(worker, seat, dispatch, exchange, waker) }
         })
-    }
-
-    /// Runs a caller's own request on its thread. If that replies, the reader is still to be ended.
-    #[inline(always)]
-    pub(super) fn run<A: Along>(
-        self,
-        exchange: &mut Exchange<W>,
-        served: CallInfo,
-        context: RuntimeContext,
-        span: Option<&Span>,
-    ) -> Result<Self, Unfinished<'a, W>> {
-        let waker = Waker::noop();
-        let ran = match context {
-            RuntimeContext::Native if !A::IS_MEASURED => self.start(exchange, served, waker, |_| ()),
-            context => self.start(exchange, served, waker, |core| {
-                (core.runtime.enter(context), span.map(Span::enter), Timed::of(core))
-            }),
-        };
-        match ran {
-            Ran::Replied => {
-                self.core.count_shared_reply();
-                Ok(self)
-            }
-            Ran::Waits(place) => Err(Unfinished::Waits(self, place)),
-            Ran::Panicked(payload) => Err(Unfinished::Panicked(self, payload)),
-        }
     }
 
     /// Reports a panic of this reader, and ends it. `answer` tells its call.
@@ -496,16 +472,15 @@ fn leave_seat<W: Dispatch>(core: &CellOf<W>, place: &Place<W>) {
     }
 }
 
-impl<W: Dispatch> CellOf<W> {
+impl Core {
     /// Marks the worker: nothing starts on it any more. The reader is still counted.
     fn reader_failed(&self, message: PanicMessage, payload: Payload) {
-        let (readers, _) = self.concurrent();
         if self.on_worker_exit != OnWorkerExit::Restart {
             // No other worker is to come, so what is queued never runs. A reader may wait for it.
             self.queue.shut_down(StopReason::Panicked(message.clone()), &SendReason::Stopped);
             self.close(StopReason::Panicked(message.clone()));
         }
-        let mut shared = readers.shared.lock();
+        let mut shared = self.readers().shared.lock();
         let unwanted = match &shared.panic {
             Some(_) => Some(payload),
             None => {
@@ -534,12 +509,6 @@ impl<W: Dispatch> Drop for Reading<'_, W> {
         }
         self.core.leave(share);
     }
-}
-
-/// A reader that has not replied.
-pub(super) enum Unfinished<'a, W: Dispatch> {
-    Waits(Reading<'a, W>, Box<Place<W>>),
-    Panicked(Reading<'a, W>, Payload),
 }
 
 /// Drops the future of a reader that is over. Its place is then to be given back.
@@ -579,9 +548,4 @@ impl Stripes {
     fn sum(&self) -> u64 {
         self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
     }
-}
-
-/// The edge of a handler that waits for a reader on its own stack.
-pub(super) fn edge_to<W: Dispatch>(place: &Place<W>, method: &'static Method) -> Option<Arc<Edge>> {
-    deadlock::take_implied().or_else(|| deadlock::wait(place.id(), Need::All, method).ok().flatten())
 }

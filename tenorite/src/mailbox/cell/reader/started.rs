@@ -13,10 +13,10 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant as Deadline;
 
-use super::super::ParkedCall;
 use super::super::owner::{Owner, Released, Timed, Turn};
 use super::super::state::{BlockedBy, Found, Share, TaskClaim};
 use super::super::typed::CellOf;
+use super::super::{Core, ParkedCall};
 use super::task::{begin, park, spawn};
 use super::{Ran, Reading, shares};
 use crate::budget;
@@ -107,7 +107,7 @@ fn run_queued<W: Dispatch>(core: &CellOf<W>, request: Dequeued<W::Request>, shar
 }
 
 /// What the task does next while there are readers.
-enum Next {
+pub(in super::super) enum Next {
     /// It waits for readers, or there is nothing to do.
     Left,
     /// It owns the worker: the readers have left.
@@ -115,7 +115,7 @@ enum Next {
 }
 
 /// Claims the worker if there is work, and does it, or starts the readers that are at the front.
-pub(in super::super) fn serve<W: Dispatch>(core: &CellOf<W>) -> Released {
+pub(in super::super) fn serve(core: &Core) -> Released {
     loop {
         let began = budget::begin();
         match core.state.claim_for_task::<true>() {
@@ -129,7 +129,7 @@ pub(in super::super) fn serve<W: Dispatch>(core: &CellOf<W>) -> Released {
             TaskClaim::Claimed(Found::Ready, claim) => {
                 let owner = Owner::new(core, claim);
                 let released = if core.state.has_failed() {
-                    let (message, payload) = core.concurrent().0.take_panic().expect("a reader has panicked");
+                    let (message, payload) = core.readers().take_panic().expect("a reader has panicked");
                     owner.worker_panicked(message, payload)
                 } else {
                     owner.drain(None, Turn::new(core))
@@ -141,7 +141,7 @@ pub(in super::super) fn serve<W: Dispatch>(core: &CellOf<W>) -> Released {
             }
             TaskClaim::Shared => {}
         }
-        if let Next::Left = start_readers(core) {
+        if let Next::Left = core.cell().extras().start_readers() {
             return Released::Alive;
         }
         if budget::is_turn_over(began) {
@@ -153,9 +153,8 @@ pub(in super::super) fn serve<W: Dispatch>(core: &CellOf<W>) -> Released {
 }
 
 /// T14. Starts all readers at the front of the queue, and leaves the worker to them.
-fn start_readers<W: Dispatch>(core: &CellOf<W>) -> Next {
-    let (readers, _) = core.concurrent();
-    let limit = readers.limit;
+pub(in super::super) fn start_queued<W: Dispatch>(core: &CellOf<W>) -> Next {
+    let limit = core.readers().limit;
     let now = || core.runtime.now(RuntimeContext::Native);
     let mut started = Vec::new();
     let (next, alarm) = core.step(|line, deferred| {
@@ -210,23 +209,22 @@ fn start_readers<W: Dispatch>(core: &CellOf<W>) -> Next {
 
 /// Has the task look again when the deadline of the request at the front has passed: its call may
 /// never be polled again, and what stands behind it may be able to start.
-fn set_alarm<W: Dispatch>(core: &CellOf<W>, deadline: Deadline) {
-    let (readers, _) = core.concurrent();
-    let mut shared = readers.shared.lock();
+fn set_alarm(core: &Core, deadline: Deadline) {
+    let mut shared = core.readers().shared.lock();
     if shared.alarms.first().is_some_and(|alarm| *alarm <= deadline) {
         return;
     }
     shared.alarms.insert(deadline);
     drop(shared);
     let left = deadline.saturating_duration_since(now_in(core.runtime.handle()));
-    let core = Arc::downgrade(&core.to_arc());
-    let Some(runtime) = core.upgrade().and_then(|core| core.runtime.handle().cloned()) else { return };
+    let Some(runtime) = core.runtime.handle().cloned() else { return };
+    let cell = Arc::downgrade(&core.to_arc());
     let mut timer = Timer::new(left, Some(&runtime));
     drop(runtime.spawn(async move {
         std::future::poll_fn(|cx| timer.poll(cx)).await;
-        if let Some(core) = core.upgrade() {
-            core.concurrent().0.shared.lock().alarms.remove(&deadline);
-            core.look_again();
+        if let Some(cell) = cell.upgrade() {
+            cell.core().readers().shared.lock().alarms.remove(&deadline);
+            cell.core().look_again();
         }
     }));
 }
@@ -262,7 +260,7 @@ fn run_started<W: Dispatch>(
         for (request, share) in waiting {
             let Started { method, deadline, slot, .. } = request.started;
             let call = ParkedCall::new(slot, CallInfo { method, deadline }, Span::none(), Observed::NOT);
-            spawn(core, share, core.concurrent().0.place(), Some(request), call);
+            spawn(core, share, core.readers().place(), Some(request), call);
         }
         let mut chunks = chunks.into_iter();
         let first = chunks.next();

@@ -46,8 +46,7 @@ pub(super) fn spawn<W: Dispatch>(
     request: Option<Dequeued<W::Request>>,
     call: ParkedCall,
 ) {
-    let (readers, _) = core.concurrent();
-    let mut shared = readers.shared.lock();
+    let mut shared = core.readers().shared.lock();
     let number = shared.next_task;
     shared.next_task += 1;
     shared.tasks.insert(number, None);
@@ -56,7 +55,7 @@ pub(super) fn spawn<W: Dispatch>(
     let core = core.to_arc();
     let task = ReaderTask { core: Arc::clone(&core), number, share, place, request, call, counts: None };
     let Some(handle) = core.runtime.spawn(task) else { return };
-    let mut shared = core.concurrent().0.shared.lock();
+    let mut shared = core.readers().shared.lock();
     if shared.ends_tasks {
         drop(shared);
         handle.abort();
@@ -67,7 +66,7 @@ pub(super) fn spawn<W: Dispatch>(
 }
 
 /// Leaves a reader that waits, on its caller's thread, to a task.
-pub(in super::super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Place<W>>, call: ParkedCall) {
+pub(super) fn park<W: Dispatch>(reading: Reading<'_, W>, place: Box<Place<W>>, call: ParkedCall) {
     let core = reading.core;
     // It is polled once more, on its task, which finds out again.
     let _ = deadlock::take_own_end(core.node());
@@ -163,13 +162,13 @@ impl<W: Dispatch> ReaderTask<W> {
                 }
                 self.forget();
                 // Not before: the caller's edge names this place.
-                core.concurrent().0.give_back(place);
+                core.readers().give_back(place);
                 reading.end();
             }
             Err(payload) => {
                 let answer = |reason| {
                     core.answer(slot, Err(TenoriteError::FetchFailure(reason)));
-                    core.concurrent().0.give_back(place);
+                    core.readers().give_back(place);
                 };
                 self.forget();
                 reading.fail(served, Some(&self.call.span), payload, observed, answer);
@@ -179,7 +178,7 @@ impl<W: Dispatch> ReaderTask<W> {
 
     /// Removes the task from those to be aborted, or to be woken by a stop.
     fn forget(&self) {
-        let mut shared = self.core.concurrent().0.shared.lock();
+        let mut shared = self.core.readers().shared.lock();
         shared.tasks.remove(&self.number);
         let waker = shared.await_own_end.remove(&self.number);
         drop(shared);
@@ -221,9 +220,8 @@ impl<W: Dispatch> Future for ReaderTask<W> {
         let node = this.core.node();
         if poll.is_pending() && deadlock::take_own_end(node) {
             // Registers before it looks whether the service is stopping: see `Core::close`.
-            let (readers, _) = this.core.concurrent();
             let waker = cx.waker().clone();
-            let previous = readers.shared.lock().await_own_end.insert(this.number, waker);
+            let previous = this.core.readers().shared.lock().await_own_end.insert(this.number, waker);
             panics::drop_quietly(previous);
             if this.core.state.is_closing() {
                 poll = this.await_own_end(cx.waker());
@@ -257,7 +255,7 @@ impl<W: Dispatch> Drop for ReaderTask<W> {
             None => core.answer(self.call.slot, Err(TenoriteError::FetchFailure(FetchReason::Stopped))),
         }
         self.forget();
-        core.concurrent().0.give_back(place);
+        core.readers().give_back(place);
         core.leave(share);
     }
 }

@@ -1,9 +1,9 @@
 //! Makes one worker of many, of which each request gets one that is free.
 //!
-//! A [`Pool`] is a [concurrent](super::Concurrent) worker whose readers are its handlers: as many
-//! overlap as there are workers in it. A reader takes a *seat* before its handler starts, which is
-//! a worker of its own, and gives it back once the handler's future is gone. So everything about a
-//! pool, its queue, its order, its end, is what it is for a concurrent service.
+//! A [`Pool`] is a [concurrent](crate::dispatch::Concurrent) worker whose readers are its handlers:
+//! as many overlap as there are workers in it. A reader takes a *seat* before its handler starts,
+//! which is a worker of its own, and gives it back once the handler's future is gone. So everything
+//! about a pool, its queue, its order, its end, is what it is for a concurrent service.
 //!
 //! # Invariant
 //!
@@ -13,8 +13,10 @@
 
 use std::cell::UnsafeCell;
 
-use super::job::{Job, Step};
-use super::{Concurrent, Dispatch, Opened, Period};
+use super::extras;
+use crate::dispatch::job::{Job, Step};
+use crate::dispatch::storage::Space;
+use crate::dispatch::{Concurrent, Dispatch, Extras, Opened, Period};
 use crate::error::StopReason;
 use crate::handler::link::SelfLink;
 use crate::handler::method::{Method, Sharing};
@@ -119,6 +121,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
     type Output = PoolOutput<W>;
 
     const NAME: &'static str = W::NAME;
+    const EXTRAS: Option<Extras> = Some(extras::<Self>());
     const ANSWERS_LATER: bool = W::ANSWERS_LATER;
     const TAKES_SELF: bool = W::TAKES_SELF;
     const BLOCKS: bool = W::BLOCKS;
@@ -141,7 +144,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> Dispatch for Pool<W> {
     fn sharing(method: &Method) -> Sharing {
         match () {
             () if method.answers_later() || method.batch().is_some() => Sharing::No,
-            () if <W::Space as super::storage::Space>::HAS_FUTURES => Sharing::Async,
+            () if <W::Space as Space>::HAS_FUTURES => Sharing::Async,
             () => Sharing::Sync,
         }
     }

@@ -18,9 +18,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread::{self, ThreadId};
 
-use super::job::{BatchReplies, Job, Step};
-use super::storage::Space;
-use super::{Dispatch, Opened, Period};
+use super::extras;
+use crate::dispatch::job::{BatchReplies, Job, Step};
+use crate::dispatch::storage::Space;
+use crate::dispatch::{Dispatch, Extras, Opened, Period};
 use crate::error::StopReason;
 use crate::handler::link::SelfLink;
 use crate::handler::method::Method;
@@ -320,6 +321,7 @@ impl<W: LocalDispatch> Dispatch for Local<W> {
     type Output = LocalEnd;
 
     const NAME: &'static str = W::NAME;
+    const EXTRAS: Option<Extras> = Some(extras::<Self>());
     const ANSWERS_LATER: bool = W::ANSWERS_LATER;
     const TAKES_SELF: bool = W::TAKES_SELF;
     const BATCHES: bool = W::BATCHES;
