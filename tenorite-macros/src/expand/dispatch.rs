@@ -148,7 +148,7 @@ pub(super) fn impls(service: &Service) -> TokenStream {
     let begins = flag("BEGINS", begin.is_some());
     let closes = flag("CLOSES", close.is_some());
 
-    // A local worker is wrapped in one that names them.
+    // The wrapper of a local worker sets its own.
     let is_plain = service.local
         || [&answers_later, &takes_self, &blocks, &batches, &opens, &begins, &closes, &concurrent, &ticks]
             .iter()

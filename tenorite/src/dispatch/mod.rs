@@ -75,8 +75,8 @@ pub trait Dispatch: Send + Sized + 'static {
 
     /// The name of the service.
     const NAME: &'static str;
-    /// What a cell does with a worker that is not plain. `None` for a plain one: all of the
-    /// constants below are as they are here.
+    /// What a cell does with a worker that is not plain. `None` for a plain one, for which all the
+    /// constants below have their defaults.
     const EXTRAS: Option<Extras> = None;
     /// Whether any method may answer after it has returned.
     const ANSWERS_LATER: bool = false;
@@ -97,17 +97,14 @@ pub trait Dispatch: Send + Sized + 'static {
     /// How to run the methods that share the worker, if any may.
     const CONCURRENT: Option<Concurrent<Self>> = None;
     /// Whether methods may share the worker.
-    ///
-    /// Where code is needed only by some workers, the constant that says so is the first part of a
-    /// plain `if`: then the compiler makes no copy of that code for the others.
     const IS_CONCURRENT: bool = Self::CONCURRENT.is_some();
     /// Whether the service calls any method by itself.
     const HAS_TICKS: bool = Self::TICKS > 0;
-    /// Whether all that is needed of it is to run one method after the other, each of which replies
-    /// when it returns.
-    const IS_PLAIN: bool = Self::IS_MADE_AT_ONCE
+    /// Whether it only runs one method after the other, each of which replies when it returns.
+    const IS_PLAIN: bool = !(Self::OPENS || Self::BEGINS || Self::CLOSES)
         && !(Self::ANSWERS_LATER || Self::TAKES_SELF || Self::BLOCKS || Self::BATCHES)
-        && !(Self::CLOSES || Self::IS_CONCURRENT);
+        && Self::TICKS == 0
+        && Self::CONCURRENT.is_none();
     /// Whether the config is the worker, and nothing runs before its first request.
     const IS_MADE_AT_ONCE: bool = !Self::OPENS && !Self::BEGINS && !Self::HAS_TICKS;
 

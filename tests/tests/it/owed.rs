@@ -87,6 +87,37 @@ impl Bare {
     }
 }
 
+/// Keeps what it owes until it is dropped, and has a stop hook that panics, or never ends.
+struct Hoard {
+    owed: Vec<Reply<u32>>,
+    hook: LastHook,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LastHook {
+    Panics,
+    Hangs,
+}
+
+#[tenorite::service]
+impl Hoard {
+    pub fn ask(&mut self, reply: Reply<u32>) {
+        self.owed.push(reply);
+    }
+
+    pub fn fail(&self) {
+        panic!("it falls over");
+    }
+
+    #[service(on_stop)]
+    async fn close(&mut self) {
+        match self.hook {
+            LastHook::Panics => panic!("the hook falls over"),
+            LastHook::Hangs => std::future::pending::<()>().await,
+        }
+    }
+}
+
 async fn until_owed(desk: &Desk, count: usize) {
     while desk.owed.lock().unwrap().len() < count {
         tokio::task::yield_now().await;
@@ -163,6 +194,39 @@ async fn what_is_owed_ends_at_an_abort_and_at_a_panic() {
             assert!(poll_once(&mut call).is_pending());
             assert!(bare.fail().await.is_err());
             assert_eq!(call.await, Err(STOPPED), "{inline:?}");
+        }
+    }
+}
+
+/// The worker is dropped then, with what it keeps, and not handed back.
+#[tokio::test]
+async fn what_is_owed_ends_as_stopped_when_the_stop_hook_does_not_end_well() {
+    for hook in [LastHook::Panics, LastHook::Hangs] {
+        for restarts in [false, true] {
+            for falls in [false, true] {
+                let make = move || Hoard { owed: Vec::new(), hook };
+                let builder = HoardService.builder();
+                let (task, hoard) = match restarts {
+                    true => builder.restart(Restart::default()).start_with(8, make),
+                    false => builder.start_task(8, make()),
+                };
+                let mut call = hoard.ask();
+                assert!(poll_once(&mut call).is_pending());
+                while hoard.stats().replied == 0 {
+                    tokio::task::yield_now().await;
+                }
+                if falls {
+                    assert!(hoard.fail().await.is_err());
+                } else {
+                    hoard.stop();
+                }
+                if let LastHook::Hangs = hook {
+                    // The task begins the hook, and is then aborted in it.
+                    tokio::task::yield_now().await;
+                    task.abort();
+                }
+                assert_eq!(call.await, Err(STOPPED), "{hook:?} {restarts} {falls}");
+            }
         }
     }
 }

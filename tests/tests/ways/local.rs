@@ -280,3 +280,50 @@ async fn a_worker_that_panics_when_it_is_dropped_has_ended_all_the_same() {
     assert!(mine.fail().await.is_err());
     assert_eq!(mine.count().await, Ok(1), "it is replaced");
 }
+
+/// Keeps what it owes until it is dropped, which is on its own thread.
+struct Hoard {
+    owed: Vec<Reply<u8>>,
+    _stays: Rc<()>,
+}
+
+#[tenorite::service(local)]
+impl Hoard {
+    pub fn ask(&mut self, reply: Reply<u8>) {
+        self.owed.push(reply);
+    }
+
+    pub fn fail(&self) {
+        panic!("it falls over");
+    }
+}
+
+#[tokio::test]
+async fn what_is_owed_ends_before_its_worker_is_dropped() {
+    let make = || Hoard { owed: Vec::new(), _stays: Rc::new(()) };
+    for restarts in [false, true] {
+        for stops in [false, true] {
+            let builder = HoardService.builder();
+            let (task, hoard) = match restarts {
+                true => {
+                    let again = move || LocalConfig::new(make);
+                    builder.restart(Restart::default()).start_with(8, again)
+                }
+                false => builder.start_with(8, make),
+            };
+            let mut call = hoard.ask().owned();
+            assert!(poll_once(&mut call).is_pending());
+            while hoard.stats().replied == 0 {
+                yield_now().await;
+            }
+            match (stops, restarts) {
+                (true, _) => hoard.stop(),
+                (false, true) => assert!(hoard.restart()),
+                (false, false) => assert!(hoard.fail().await.is_err()),
+            }
+            let stopped = TenoriteError::FetchFailure(FetchReason::Stopped);
+            assert_eq!(call.await, Err(stopped), "{stops} {restarts}");
+            task.abort();
+        }
+    }
+}

@@ -227,8 +227,14 @@ impl Drop for ServiceTask {
         let Some(cell) = self.cell.take() else { return };
         let core = cell.core();
         core.queue.close(StopReason::Aborted);
-        // Drops what a hook has under way, and the worker with it, before the end is reported.
-        panics::drop_quietly(self.lifecycle.take());
+        if let Some(lifecycle) = self.lifecycle.take() {
+            if lifecycle.holds_worker() {
+                // Before the replies that the worker holds are dropped unsent.
+                core.queue.cut_owed(true);
+            }
+            // Drops what a hook has under way, and the worker with it, before the end is reported.
+            panics::drop_quietly(lifecycle);
+        }
         match core.state.abort() {
             Abort::Claimed(claim) => drop(Owner::new(core, claim).end(StopReason::Aborted, None)),
             Abort::Left => {

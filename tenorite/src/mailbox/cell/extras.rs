@@ -2,15 +2,16 @@
 //!
 //! Most workers have methods that run one after the other and reply when they return, and nothing
 //! else. The rest is hooks, a `Reply`, batches, methods that block or that the service calls by
-//! itself, the worker's own caller, and readers. All code for it is behind [`Dispatch::EXTRAS`], a
-//! constant that only the derived code of such workers sets.
+//! itself, the worker's own caller, and readers. What of this depends on the worker's type is
+//! reached through [`Dispatch::EXTRAS`], which is set only for such workers: by their derived code,
+//! and by [`Pool`](super::pool::Pool) and [`Local`](super::local::Local).
 //!
-//! An `if` on a constant is not enough. The compiler makes no code of what is behind it, but looks
-//! at all that is mentioned there, down to the last function of the standard library, because the
-//! constants in it have to be evaluated ([rust-lang/rust#122568]). For a plain worker that was
-//! twice as much as it has code of.
+//! An `if` on a constant would not be enough. The compiler makes no code of what is behind it, but
+//! looks at all that is mentioned there, down to the last function of the standard library, because
+//! the constants in it have to be evaluated ([rust-lang/rust#122568]). For a plain worker, that was
+//! twice as much as the code that is made for it.
 //!
-//! Here such an `if` decides which of the extras a worker has.
+//! Within this module, such an `if` decides which of the extras a worker has.
 //!
 //! [rust-lang/rust#122568]: https://github.com/rust-lang/rust/pull/122568
 
@@ -22,14 +23,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lifecycle::{self, Hook, Opening};
+use super::lifecycle::{self, Closed, Opening};
 use super::mailbox::{CellMailbox, StateOf};
 use super::owner::{Owner, Released};
 use super::reader;
 use super::state::Share;
 use super::typed::{AnyValue, CellOf, ready};
 use crate::dispatch::job::Progress;
-use crate::dispatch::{Dispatch, Extras, Opened};
+use crate::dispatch::{Dispatch, Extras};
 use crate::error::{FetchReason, SendReason, StopReason};
 use crate::handler::method::CallInfo;
 use crate::handler::runtime::RuntimeContext;
@@ -38,24 +39,25 @@ use crate::mailbox::queue::line::{Deferred, Line, Started};
 use crate::mailbox::{Links, Mailbox};
 use crate::observe::Observed;
 use crate::panics;
+use crate::phase::BoxFuture;
 use crate::reply::Client;
 
 /// Requests of a method that is given several at once.
 pub(super) type AnyBatch = Box<dyn Any + Send>;
 
-/// Returns what a worker names that is not plain.
+/// Returns the [`Dispatch::EXTRAS`] of a worker that is not plain.
 #[must_use]
 pub const fn extras<W: Dispatch<Config: Send, Output: Send>>() -> Extras {
     const { &ExtrasOf::<W>::new() }
 }
 
-/// The entries into this code, from code of all workers that knows their type.
+/// The entry points into this module, for generic code that is compiled for every worker.
 pub(super) struct ExtrasOf<W: Dispatch> {
+    /// Returns the cell as the operations below.
     pub(super) of: fn(&CellOf<W>) -> &dyn ExtraCell,
-    /// Runs the request of a call, whose method may answer after it has returned, on the caller's
-    /// thread.
+    /// Runs a request on its caller's thread, whose method may answer after it has returned.
     pub(super) run_deferring: RunDeferring<W>,
-    /// Runs the request of a call, which shares the worker, on the caller's thread.
+    /// Runs a request on its caller's thread that shares the worker.
     pub(super) run_shared: RunShared<W>,
     /// Gives the worker its link to itself.
     pub(super) link: LinkTo<W>,
@@ -83,7 +85,7 @@ type RunShared<W> = fn(
 
 type LinkTo<W> = fn(&Arc<CellMailbox<W>>, Option<PublicOf<W>>, Option<Duration>);
 
-/// The public side of a worker, weakly.
+/// A weak reference to the public side of a worker.
 pub(super) type PublicOf<W> =
     Weak<dyn Mailbox<<W as Dispatch>::Request, <W as Dispatch>::Response, Infallible>>;
 
@@ -93,7 +95,7 @@ impl<W: Dispatch> ExtrasOf<W> {
     /// Panics if the worker is plain.
     #[inline(always)]
     pub(super) fn get() -> &'static Self {
-        let extras = W::EXTRAS.expect("the worker is not plain");
+        let extras = W::EXTRAS.expect("a worker that is not plain sets `EXTRAS`");
         extras.downcast_ref().expect("the extras are those of this worker")
     }
 }
@@ -125,7 +127,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtrasOf<W> {
     }
 }
 
-/// What code that does not know the worker's type does with one that is not plain.
+/// The operations that only workers have which are not plain, for code that does not know their type.
 ///
 /// # Safety
 ///
@@ -134,8 +136,8 @@ pub(super) trait ExtraCell {
     /// Begins to make a worker from this config, which is one of this service.
     fn open(&self, config: AnyValue) -> Opening;
 
-    /// Runs the stop hook of a worker that was taken out. Yields what the service yields.
-    fn close(&self, worker: AnyValue, reason: StopReason) -> Hook<AnyValue>;
+    /// Runs the stop hook of a worker that was taken out, if it has one.
+    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed>;
 
     /// Ends the request in hand, which was started and has not run.
     unsafe fn take_back(&self, started: Started, reason: SendReason);
@@ -150,7 +152,8 @@ pub(super) trait ExtraCell {
     /// `reason`. Without one, the method has answered nothing.
     unsafe fn take_client_back(&self, reason: Option<FetchReason>);
 
-    /// Works like [`start`](Self::start), for a method that the service calls by itself.
+    /// Works like [`AnyCell::start`](super::typed::AnyCell::start), for a method that the service
+    /// calls by itself.
     unsafe fn start_tick(&self, tick: usize, waker: &Waker) -> Progress;
 
     /// Takes `first`, which was just started, and the requests that belong to the same method and
@@ -169,7 +172,7 @@ pub(super) trait ExtraCell {
     /// Ends requests that were started, and have not run.
     fn take_back_batch(&self, batch: AnyBatch, reason: SendReason);
 
-    /// T14. Starts all readers at the front of the queue, and leaves the worker to them.
+    /// Calls [`reader::start_queued`].
     fn start_readers(&self) -> reader::Next;
 }
 
@@ -182,20 +185,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtraCell for CellOf<W> {
         lifecycle::opening::<W>(config, self.link())
     }
 
-    fn close(&self, worker: AnyValue, reason: StopReason) -> Hook<AnyValue> {
-        let mut worker: Box<W> = worker.downcast().expect("it is a worker of this service");
+    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed> {
         if W::CLOSES {
+            let mut worker: Box<W> = worker.downcast().expect("it is a worker of this service");
             return Box::pin(async move {
-                match panics::caught(worker.close(reason)).await {
-                    Ok(()) => Ok(Box::new(W::Output::hand_back(*worker)) as _),
-                    Err(payload) => {
-                        panics::drop_quietly(worker);
-                        Err(payload)
-                    }
-                }
+                let ran = panics::caught(worker.close(reason)).await;
+                (worker as _, ran)
             });
         }
-        lifecycle::closed(Box::new(W::Output::hand_back(*worker)))
+        lifecycle::closed(worker)
     }
 
     unsafe fn take_back(&self, started: Started, reason: SendReason) {

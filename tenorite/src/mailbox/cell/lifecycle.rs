@@ -62,8 +62,7 @@ pub type MakeConfig<Config> = Box<dyn FnMut() -> Config + Send>;
 enum Stage {
     Opening(Opening),
     Serving,
-    /// Yields what the service yields.
-    Closing(Hook<AnyValue>),
+    Closing(BoxFuture<Closed>),
     Deciding(Succession),
     Over,
 }
@@ -80,6 +79,10 @@ pub(super) struct Opened {
 /// A hook owns the worker, and catches its own panic. A worker that was dropped as its hook
 /// unwinds, and panicked as well, would abort the process.
 pub(super) type Hook<T> = BoxFuture<Result<T, Payload>>;
+
+/// A worker after its stop hook, and what the hook panicked with if it did. The worker is still
+/// there: what it owes is ended before it is handed back or dropped.
+pub(super) type Closed = (AnyValue, Result<(), Payload>);
 
 /// The output of the service, and the reason of its end unless that has been reported.
 pub(super) type Over = (End, Option<StopReason>);
@@ -224,10 +227,17 @@ impl WorkerLifecycle {
         None
     }
 
-    fn closed(&mut self, core: &Core, closed: Result<AnyValue, Payload>) -> Option<Over> {
+    fn closed(&mut self, core: &Core, (worker, ran): Closed) -> Option<Over> {
         // The hook was the last chance to give owed replies. Their callers do not wait for a
-        // restart.
+        // restart. Before the worker goes, which may hold them.
         core.queue.cut_owed(false);
+        let closed = in_hook(core, &core.facts.closing, || match ran {
+            Ok(()) => Ok(core.cell().hand_over(worker)),
+            Err(payload) => {
+                panics::drop_quietly(worker);
+                Err(payload)
+            }
+        });
         if let Err(payload) = &closed {
             trace::panicked(&core.queue.status, None, Some(core.facts.closing.name()), payload);
         }
@@ -355,6 +365,11 @@ impl WorkerLifecycle {
 }
 
 impl WorkerLifecycle {
+    /// Returns whether a worker that was taken out is in here.
+    pub(super) fn holds_worker(&self) -> bool {
+        matches!(self.stage, Stage::Closing(_))
+    }
+
     fn go(&mut self, stage: Stage) {
         // What a hook leaves behind belongs to the user, and may panic.
         panics::drop_quietly(mem::replace(&mut self.stage, stage));
@@ -384,9 +399,9 @@ pub(super) fn opened(worker: AnyValue) -> Opening {
     Box::pin(std::future::ready(Ok(Ok(Opened { worker, periods: Vec::new() }))))
 }
 
-/// Closes a worker that needs nothing for it. `output` is what the service yields.
-pub(super) fn closed(output: AnyValue) -> Hook<AnyValue> {
-    Box::pin(std::future::ready(Ok(output)))
+/// Closes a worker that needs nothing for it.
+pub(super) fn closed(worker: AnyValue) -> BoxFuture<Closed> {
+    Box::pin(std::future::ready((worker, Ok(()))))
 }
 
 /// Begins with the config that a worker is to be made of. The link is to the worker itself.
@@ -431,20 +446,23 @@ fn explain<W: Dispatch>(output: &W::Output) -> Reason {
     }
 }
 
-/// Polls a hook. It serves no call, but waits for the calls that it makes, like a handler.
+/// Polls a hook.
 fn poll_hook<T>(
     core: &Core,
     method: &'static Method,
-    hook: Pin<&mut (dyn Future<Output = Result<T, Payload>> + Send)>,
+    hook: Pin<&mut (dyn Future<Output = T> + Send)>,
     cx: &mut Context<'_>,
-) -> Poll<Result<T, Payload>> {
-    let _barrier = stack::barrier();
-    let poll = {
-        let _nested = stack::enter(core, CallInfo { method, deadline: None });
-        hook.poll(cx)
-    };
+) -> Poll<T> {
+    let poll = in_hook(core, method, || hook.poll(cx));
     if poll.is_ready() {
         deadlock::clear(core.node());
     }
     poll
+}
+
+/// Runs what a hook does. It serves no call, but waits for the calls that it makes, like a handler.
+fn in_hook<T>(core: &Core, method: &'static Method, run: impl FnOnce() -> T) -> T {
+    let _barrier = stack::barrier();
+    let _nested = stack::enter(core, CallInfo { method, deadline: None });
+    run()
 }

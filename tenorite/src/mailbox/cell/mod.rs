@@ -30,11 +30,12 @@
 //! - [`typed`]: the worker, its handler's future and the request in hand. It is all that is
 //!   compiled for each service, besides the way of a call that runs at once. The rest is in
 //!   [`Core`], which does not know the worker's type, and reaches these through [`AnyCell`].
-//! - [`state`]: which thread owns the worker. All transitions (T1 to T11), the invariants I1 to I4.
+//! - [`state`]: which thread owns the worker. All transitions (T1 to T14), and the invariants I1 to
+//!   I4 and I9.
 //! - [`storage`](crate::dispatch::storage): the worker and its handler's future, as raw memory.
 //! - [`reader`]: handlers that share the worker of a concurrent service, and may overlap.
 //! - [`extras`](mod@extras): what only some workers need.
-//! - [`pool`]: many workers as one, whose readers are its handlers.
+//! - [`pool`]: one worker made of many, of which each reader has one to itself.
 //! - [`local`]: a worker that stays on its thread.
 //! - here: what is done at each transition; [`Owner`](owner::Owner) is the right to do it.
 //!
@@ -170,7 +171,7 @@ pub(crate) struct Core {
     longest: AtomicU64,
     /// The worker's link to itself, if any method takes that.
     link: Option<Box<Once<AnyLinks>>>,
-    /// What a concurrent service has besides.
+    /// What a concurrent service has in addition.
     readers: Option<Box<Readers>>,
 }
 

@@ -79,7 +79,7 @@
 //! - I4: `READY`, and `PARKED` with `NOTIFIED`, mean that the task has been woken and not polled
 //!   since, or is being polled. `READY` means that the queue may have entries, that new calls are
 //!   no longer accepted, or that another worker is to take over.
-//! - I5: There are no readers while the owner is `RUN`, `PARKED`, `HELD` or `DEAD`. A reader is
+//! - I9: There are no readers while the owner is `RUN`, `PARKED`, `HELD` or `DEAD`. A reader is
 //!   counted from before its handler's first poll until after its future is dropped.
 
 use crate::sync::{AtomicU32, Ordering};

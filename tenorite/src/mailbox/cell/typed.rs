@@ -30,7 +30,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::extras::{ExtraCell, ExtrasOf};
-use super::lifecycle::{self, Hook, Opening};
+use super::lifecycle::{self, Closed, Opening};
 use super::{CellMailbox, Core, This};
 use crate::dispatch::job::{Progress, response_of};
 use crate::dispatch::storage::WorkerStorage;
@@ -78,7 +78,7 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) const fn of<W: Dispatch>() -> &'static Self {
         const {
-            assert!(W::IS_PLAIN || W::EXTRAS.is_some(), "a worker that is not plain names its extras");
+            assert!(W::IS_PLAIN || W::EXTRAS.is_some(), "a worker that is not plain sets `EXTRAS`");
             &Self {
                 service: || W::NAME,
                 readers: match &W::CONCURRENT {
@@ -166,10 +166,13 @@ pub(super) trait AnyCell: Send + Sync {
     /// Begins to make a worker from this config, which is one of this service.
     fn open(&self, config: AnyValue) -> Opening;
 
-    /// Runs the stop hook of a worker that was taken out. Yields what the service yields.
-    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Result<AnyValue, Payload>>;
+    /// Runs the stop hook of a worker that was taken out.
+    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed>;
 
-    /// Returns what is there of a worker that is not plain.
+    /// Makes of a worker that was taken out what the service yields.
+    fn hand_over(&self, worker: AnyValue) -> AnyValue;
+
+    /// Returns the operations that only workers have which are not plain.
     ///
     /// # Panics
     ///
@@ -191,7 +194,7 @@ pub(crate) struct CellOf<W: Dispatch> {
 // SAFETY: the storage and the hand are reached by the owner alone (I1), which acquired what the
 // previous one released; or by the task, or the thread that is yet to spawn it, while the word says
 // `HELD` (`place`). So their parts move between threads like a message, and all of them are `Send`.
-// Only the worker is shared, by readers, and only while the word counts them (I5); only a worker
+// Only the worker is shared, by readers, and only while the word counts them (I9); only a worker
 // that is `Sync` has any, by `Concurrent::new`.
 unsafe impl<W: Dispatch> Sync for CellOf<W> {}
 
@@ -391,12 +394,13 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
         lifecycle::opened(Box::new(ready::<W>(config)))
     }
 
-    fn close(&self, worker: AnyValue, reason: StopReason) -> Hook<AnyValue> {
-        if W::EXTRAS.is_some() {
-            return self.extras().close(worker, reason);
-        }
-        let worker: Box<W> = worker.downcast().expect("it is a worker of this service");
-        lifecycle::closed(Box::new(W::Output::hand_back(*worker)))
+    fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed> {
+        if W::EXTRAS.is_some() { self.extras().close(worker, reason) } else { lifecycle::closed(worker) }
+    }
+
+    fn hand_over(&self, worker: AnyValue) -> AnyValue {
+        let worker = *worker.downcast().expect("it is a worker of this service");
+        Box::new(W::Output::hand_back(worker))
     }
 
     fn extras(&self) -> &dyn ExtraCell {

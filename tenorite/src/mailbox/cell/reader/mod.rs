@@ -69,7 +69,7 @@ use crate::trace::Span;
 /// How many places for futures are kept.
 const KEPT_PLACES: usize = 64;
 
-/// What a concurrent service has besides.
+/// What a concurrent service has in addition.
 pub(super) struct Readers {
     /// How many may overlap.
     pub(super) limit: usize,
@@ -429,7 +429,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
             let _surroundings = surroundings(core);
             let _nested = stack::enter_reader(&**core, place.id(), served);
             let _watched = core.watch(served, !core.blocks(served.method));
-            // SAFETY: this reader is counted (I5), so nothing uses the worker mutably until it has
+            // SAFETY: this reader is counted (I9), so nothing uses the worker mutably until it has
             // left, which acquired what the last owner released. A worker is there: only
             // `State::open` leads from `HELD` to a word that readers join, and it follows `place`.
             // The place is this reader's alone, and holds no future. If a future is left in it, the
@@ -467,7 +467,7 @@ impl<'a, W: Dispatch> Reading<'a, W> {
 /// Gives back what a reader has for itself, whose future is gone. The reader is still counted.
 fn leave_seat<W: Dispatch>(core: &CellOf<W>, place: &Place<W>) {
     if let Some(seat) = place.seat.take() {
-        // SAFETY: the reader is counted, so the worker is there, and used by readers only (I5).
+        // SAFETY: the reader is counted, so the worker is there, and used by readers only (I9).
         unsafe { &*core.storage().worker() }.give_seat_back(seat);
     }
 }

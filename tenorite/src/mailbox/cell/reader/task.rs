@@ -105,7 +105,7 @@ impl<W: Dispatch> ReaderTask<W> {
             let _in_span = self.call.span.enter();
             let _watched = core.watch(served, !core.blocks(served.method));
             // SAFETY: the place belongs to this reader alone. It is counted, so the worker that its
-            // future borrows is used by readers only (I5).
+            // future borrows is used by readers only (I9).
             unsafe { place.storage.resume(&mut Context::from_waker(waker)) }
         });
         match polled {
