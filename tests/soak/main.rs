@@ -13,6 +13,8 @@
 
 mod oracle;
 mod round;
+#[cfg_attr(feature = "local", path = "starts_local.rs")]
+mod starts;
 
 use std::io::{IsTerminal, stderr};
 use std::process::{ExitCode, exit};

@@ -14,9 +14,10 @@ use tenorite::{DelayedCall, FetchReason, Inline, OwnedPermit, Reply, Restart};
 use tenorite_tests::Random;
 use tenorite_tests::ledger::Ledger;
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::{JoinError, JoinHandle, yield_now};
+use tokio::task::{JoinHandle, yield_now};
 
 use crate::oracle::{self, Oracle, Tally, Wrong};
+use crate::starts::{Task, start};
 
 /// How many requests there are in a round.
 const REQUESTS: u64 = 5_000;
@@ -34,10 +35,13 @@ enum End {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+#[cfg_attr(feature = "local", expect(dead_code, reason = "with that feature all are local"))]
+pub enum Kind {
     Derived(Inline),
     /// Derived, on a thread of its own.
     OwnThread,
+    /// Derived, and stays on its thread: all are, with the feature `local`.
+    Local,
     /// Derived, with so many workers.
     Pool(usize),
     /// Derived, with so many workers, of which each request has its own.
@@ -45,10 +49,10 @@ enum Kind {
     ByReceiver,
 }
 
-struct Plan {
-    kind: Kind,
-    backlog: usize,
-    restarts: bool,
+pub struct Plan {
+    pub kind: Kind,
+    pub backlog: usize,
+    pub restarts: bool,
     is_multi_thread: bool,
     end: End,
     /// Whether it ends before all has been sent.
@@ -70,13 +74,14 @@ impl Plan {
             5 => Kind::Shards([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
             _ => Kind::ByReceiver,
         };
+        let kind = if cfg!(feature = "local") { Kind::Local } else { kind };
         let end = match random.below(8) {
             0..3 => End::CallersGone,
             3 | 4 => End::Stop,
             5 => End::StopWithin,
             6 => End::Abort,
             // A thread of its own does not end with the runtime that has started it.
-            _ if matches!(kind, Kind::OwnThread) => End::Abort,
+            _ if matches!(kind, Kind::OwnThread | Kind::Local) => End::Abort,
             _ => End::Shutdown,
         };
         Self {
@@ -109,7 +114,7 @@ pub struct Refused;
 
 /// What a worker is made of.
 #[derive(Clone)]
-struct Config {
+pub struct Config {
     oracle: Arc<Oracle>,
     service: usize,
     errands: Sender<Errand>,
@@ -208,252 +213,223 @@ fn spin(time: Duration) {
     }
 }
 
-/// With the feature `overlapping`, its readers overlap: another service of the same lines.
-struct Worker {
+/// With the feature `overlapping`, its readers overlap; with the feature `local`, it stays on its
+/// thread. Each is another service of the same lines.
+pub struct Worker {
     config: Config,
+    #[cfg(feature = "local")]
+    _stays: std::rc::Rc<()>,
     owed: Option<(u64, Reply<u64>)>,
     /// What it will never send.
     kept: Vec<Reply<u64>>,
 }
 
 impl Config {
-    fn make(&self) -> Worker {
-        Worker { config: self.clone(), owed: None, kept: Vec::new() }
+    pub fn make(&self) -> Worker {
+        Worker {
+            config: self.clone(),
+            #[cfg(feature = "local")]
+            _stays: std::rc::Rc::default(),
+            owed: None,
+            kept: Vec::new(),
+        }
     }
 }
 
-#[cfg_attr(not(feature = "overlapping"), tenorite::service)]
-#[cfg_attr(feature = "overlapping", tenorite::service(concurrent = 4))]
-impl Worker {
-    pub fn note(&mut self, #[service(key)] id: u64) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        id
-    }
-
-    /// May run beside others of its kind.
-    pub fn look(&self, #[service(key)] id: u64) -> u64 {
-        let _reading = self.config.oracle.start_reading(self.config.service, id);
-        id
-    }
-
-    /// May run beside others of its kind.
-    pub async fn browse(&self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
-        let _reading = self.config.oracle.start_reading(self.config.service, id);
-        for _ in 0..yields {
-            yield_now().await;
-        }
-        if fails { fail() } else { id }
-    }
-
-    pub fn refuse(&mut self, #[service(key)] id: u64) -> Result<u64, Refused> {
-        let _running = self.config.oracle.start(self.config.service, id);
-        Err(Refused)
-    }
-
-    pub fn fail(&mut self, #[service(key)] id: u64) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        fail()
-    }
-
-    pub async fn work(&mut self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        for _ in 0..yields {
-            yield_now().await;
-            self.config.oracle.look_around(id, true);
-        }
-        if fails { fail() } else { id }
-    }
-
-    /// Takes this long, and does not await.
-    pub fn slow(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        spin(time);
-        id
-    }
-
-    /// Drops what casts, before this time has passed and after it.
-    pub async fn part(
-        &mut self,
-        #[service(key)] id: u64,
-        time: Duration,
-        early: Farewell,
-        late: Farewell,
-    ) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        drop(early);
-        spin(time);
-        yield_now().await;
-        drop(late);
-        id
-    }
-
-    /// Takes this long, on a thread for that.
-    #[service(blocking)]
-    pub fn block(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
-        let _running = self.config.oracle.start(self.config.service, id);
-        spin(time);
-        id
-    }
-
-    /// Is given several at once.
-    #[service(batch = 8, any_shard)]
-    pub async fn gather(&mut self, ids: Vec<u64>) -> Vec<u64> {
-        for id in &ids {
-            drop(self.config.oracle.start(self.config.service, *id));
-        }
-        yield_now().await;
-        ids
-    }
-
-    /// Has the worker send itself a note: at once, with the result of a task, or a little later.
-    pub fn remind(&mut self, #[service(key)] id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
-        let oracle = Arc::clone(&self.config.oracle);
-        let _running = oracle.start(self.config.service, id);
-        let started = match note % 3 {
-            0 => me.cast(|me| me.note(note)),
-            1 => {
-                let task = async move {
-                    yield_now().await;
-                    note
-                };
-                me.spawn(task, WorkerCaller::note).map(drop)
-            }
-            _ => {
-                // A stop cancels it, so it may run or not.
-                oracle.leave(note);
-                drop(me.after(Duration::ZERO, move |me| me.note(note)).map(DelayedCall::detach));
-                return id;
-            }
-        };
-        oracle.hear_cast(note, &started.map_err(TenoriteError::SendFailure));
-        id
-    }
-
-    /// Keeps what it owes.
-    pub fn keep(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
-        let _running = self.config.oracle.start(self.config.service, id);
-        self.kept.push(reply);
-    }
-
-    /// Answers by way of another thread.
-    pub fn elsewhere(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
-        let _running = self.config.oracle.start(self.config.service, id);
-        // The other end is there until the last worker is gone.
-        let _ = self.config.errands.send(Errand::Answer(id, reply));
-    }
-
-    /// Answers by way of a task.
-    pub fn spawned(&mut self, #[service(key)] id: u64, yields: u64, reply: Reply<u64>) {
-        let oracle = Arc::clone(&self.config.oracle);
-        let _running = oracle.start(self.config.service, id);
-        let task = TaskOf::begin(&oracle, self.config.service, id);
-        drop(reply.spawn(async move {
-            let _task = task;
-            // Also beyond the end of all that is queued.
-            if yields == 3 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            for _ in 0..yields {
-                yield_now().await;
-            }
-            id
-        }));
-    }
-
-    /// Answers from elsewhere, or with the next of these, or not at all.
-    pub fn later(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
-        let _running = self.config.oracle.start(self.config.service, id);
-        match id % 4 {
-            0 => drop(reply),
-            1 => drop(reply.spawn(async move {
-                yield_now().await;
+macro_rules! worker {
+    ([$($service:tt)*], [$($block:tt)*]) => {
+        #[$($service)*]
+        impl Worker {
+            pub fn note(&mut self, #[service(key)] id: u64) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
                 id
-            })),
-            _ => {
-                if let Some((id, earlier)) = self.owed.replace((id, reply)) {
-                    // Its caller may have gone.
-                    let _ = earlier.send(id);
+            }
+
+            /// May run beside others of its kind.
+            pub fn look(&self, #[service(key)] id: u64) -> u64 {
+                let _reading = self.config.oracle.start_reading(self.config.service, id);
+                id
+            }
+
+            /// May run beside others of its kind.
+            pub async fn browse(&self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
+                let _reading = self.config.oracle.start_reading(self.config.service, id);
+                for _ in 0..yields {
+                    yield_now().await;
+                }
+                if fails { fail() } else { id }
+            }
+
+            pub fn refuse(&mut self, #[service(key)] id: u64) -> Result<u64, Refused> {
+                let _running = self.config.oracle.start(self.config.service, id);
+                Err(Refused)
+            }
+
+            pub fn fail(&mut self, #[service(key)] id: u64) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
+                fail()
+            }
+
+            pub async fn work(&mut self, #[service(key)] id: u64, yields: u64, fails: bool) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
+                for _ in 0..yields {
+                    yield_now().await;
+                    self.config.oracle.look_around(id, true);
+                }
+                if fails { fail() } else { id }
+            }
+
+            /// Takes this long, and does not await.
+            pub fn slow(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
+                spin(time);
+                id
+            }
+
+            /// Drops what casts, before this time has passed and after it.
+            pub async fn part(
+                &mut self,
+                #[service(key)] id: u64,
+                time: Duration,
+                early: Farewell,
+                late: Farewell,
+            ) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
+                drop(early);
+                spin(time);
+                yield_now().await;
+                drop(late);
+                id
+            }
+
+            /// Takes this long, on a thread for that.
+            #[$($block)*]
+            pub fn block(&mut self, #[service(key)] id: u64, time: Duration) -> u64 {
+                let _running = self.config.oracle.start(self.config.service, id);
+                spin(time);
+                id
+            }
+
+            /// Is given several at once.
+            #[service(batch = 8, any_shard)]
+            pub async fn gather(&mut self, ids: Vec<u64>) -> Vec<u64> {
+                for id in &ids {
+                    drop(self.config.oracle.start(self.config.service, *id));
+                }
+                yield_now().await;
+                ids
+            }
+
+            /// Has the worker send itself a note: at once, with the result of a task, or a little later.
+            pub fn remind(&mut self, #[service(key)] id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
+                let oracle = Arc::clone(&self.config.oracle);
+                let _running = oracle.start(self.config.service, id);
+                let started = match note % 3 {
+                    0 => me.cast(|me| me.note(note)),
+                    1 => {
+                        let task = async move {
+                            yield_now().await;
+                            note
+                        };
+                        me.spawn(task, WorkerCaller::note).map(drop)
+                    }
+                    _ => {
+                        // A stop cancels it, so it may run or not.
+                        oracle.leave(note);
+                        drop(me.after(Duration::ZERO, move |me| me.note(note)).map(DelayedCall::detach));
+                        return id;
+                    }
+                };
+                oracle.hear_cast(note, &started.map_err(TenoriteError::SendFailure));
+                id
+            }
+
+            /// Keeps what it owes.
+            pub fn keep(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
+                let _running = self.config.oracle.start(self.config.service, id);
+                self.kept.push(reply);
+            }
+
+            /// Answers by way of another thread.
+            pub fn elsewhere(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
+                let _running = self.config.oracle.start(self.config.service, id);
+                // The other end is there until the last worker is gone.
+                let _ = self.config.errands.send(Errand::Answer(id, reply));
+            }
+
+            /// Answers by way of a task.
+            pub fn spawned(&mut self, #[service(key)] id: u64, yields: u64, reply: Reply<u64>) {
+                let oracle = Arc::clone(&self.config.oracle);
+                let _running = oracle.start(self.config.service, id);
+                let task = TaskOf::begin(&oracle, self.config.service, id);
+                drop(reply.spawn(async move {
+                    let _task = task;
+                    // Also beyond the end of all that is queued.
+                    if yields == 3 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    for _ in 0..yields {
+                        yield_now().await;
+                    }
+                    id
+                }));
+            }
+
+            /// Answers from elsewhere, or with the next of these, or not at all.
+            pub fn later(&mut self, #[service(key)] id: u64, reply: Reply<u64>) {
+                let _running = self.config.oracle.start(self.config.service, id);
+                match id % 4 {
+                    0 => drop(reply),
+                    1 => drop(reply.spawn(async move {
+                        yield_now().await;
+                        id
+                    })),
+                    _ => {
+                        if let Some((id, earlier)) = self.owed.replace((id, reply)) {
+                            // Its caller may have gone.
+                            let _ = earlier.send(id);
+                        }
+                    }
                 }
             }
-        }
-    }
 
-    /// Calls another service, which may call back: and that is a circle.
-    pub async fn relay(
-        &mut self,
-        #[service(key)] id: u64,
-        other: WorkerCaller,
-        back: Option<WorkerCaller>,
-    ) -> u64 {
-        let oracle = Arc::clone(&self.config.oracle);
-        let _running = oracle.start(self.config.service, id);
-        if let Some(next) = oracle.number(oracle.owner(id)) {
-            let _asking = oracle.asking(next);
-            match back {
-                Some(back) => oracle.hear(next, &other.relay(next, back, None).await),
-                None => oracle.hear(next, &other.note(next).await),
+            /// Calls another service, which may call back: and that is a circle.
+            pub async fn relay(
+                &mut self,
+                #[service(key)] id: u64,
+                other: WorkerCaller,
+                back: Option<WorkerCaller>,
+            ) -> u64 {
+                let oracle = Arc::clone(&self.config.oracle);
+                let _running = oracle.start(self.config.service, id);
+                if let Some(next) = oracle.number(oracle.owner(id)) {
+                    let _asking = oracle.asking(next);
+                    match back {
+                        Some(back) => oracle.hear(next, &other.relay(next, back, None).await),
+                        None => oracle.hear(next, &other.note(next).await),
+                    }
+                }
+                id
             }
         }
-        id
-    }
+    };
 }
+
+#[cfg(not(any(feature = "overlapping", feature = "local")))]
+worker!([tenorite::service], [service(blocking)]);
+#[cfg(all(feature = "overlapping", not(feature = "local")))]
+worker!([tenorite::service(concurrent = 4)], [service(blocking)]);
+// It has its thread to itself, and may block that.
+#[cfg(feature = "local")]
+worker!([tenorite::service(local)], [doc = ""]);
 
 fn fail() -> ! {
     // Without the hook's message, of which there would be too many.
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// The same worker behind a queue, as one written by hand.
-struct ByReceiver;
-
-impl TenoriteWorker for ByReceiver {
-    type Request = WorkerRequest;
-    type Response = WorkerResponse;
-    type Error = Infallible;
-    type Config = Worker;
-    type Output = Worker;
-
-    async fn task(
-        receiver: Receiver<TenoriteRequest<WorkerRequest, WorkerResponse>>,
-        worker: Worker,
-    ) -> Worker {
-        Worker::task(receiver, worker).await
-    }
-}
-
-struct ByReceiverService;
-impl TenoriteService<ByReceiver, WorkerCaller> for ByReceiverService {}
-
-/// The task of a service.
-enum Task {
-    One(JoinHandle<Worker>),
-    Many(JoinHandle<Vec<Worker>>),
-    Each(JoinHandle<Vec<Result<Worker, JoinError>>>),
-}
-
-impl Task {
-    fn abort(&self) {
-        match self {
-            Self::One(task) => task.abort(),
-            Self::Many(task) => task.abort(),
-            Self::Each(task) => task.abort(),
-        }
-    }
-
-    /// Waits until it has drained, and drops what it hands back.
-    async fn drained(self) {
-        match self {
-            Self::One(task) => drop(task.await.expect("it drains")),
-            Self::Many(task) => drop(task.await.expect("it drains")),
-            Self::Each(task) => {
-                task.await.expect("it drains").into_iter().for_each(|end| drop(end.expect("it drains")));
-            }
-        }
-    }
-}
-
 /// A builder of a service that is observed, if it is to be.
-fn builder<W, S>(service: S, plan: &Plan, ledger: &Arc<Ledger>) -> tenorite::Builder<W, WorkerCaller>
+pub fn builder<W, S>(service: S, plan: &Plan, ledger: &Arc<Ledger>) -> tenorite::Builder<W, WorkerCaller>
 where
     W: TenoriteWorker<Request = WorkerRequest, Response = WorkerResponse, Error = Infallible>,
     S: TenoriteService<W, WorkerCaller>,
@@ -461,51 +437,9 @@ where
     if plan.is_observed { service.builder().observe(ledger.observer()) } else { service.builder() }
 }
 
-fn start(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (Task, WorkerCaller) {
-    let (task, caller) = match plan.kind {
-        Kind::Shards(shards) => {
-            let shards = builder::<Worker, _>(WorkerService, plan, ledger).shards(shards);
-            let shards = if plan.restarts { shards.restart(policy()) } else { shards };
-            let again = config.clone();
-            let (task, caller) = shards.start_with(plan.backlog, move |_| again.make());
-            return (Task::Each(task), caller);
-        }
-        Kind::Pool(workers) => {
-            let pool = builder::<Worker, _>(WorkerService, plan, ledger).pool(workers);
-            let pool = if plan.restarts { pool.restart(policy()) } else { pool };
-            let again = config.clone();
-            let (task, caller) = pool.start_with(plan.backlog, move || again.make());
-            return (Task::Many(task), caller);
-        }
-        _ => start_one(plan, config, ledger),
-    };
-    (Task::One(task), caller)
-}
-
 /// Never gives up: the counters are compared at the end.
-fn policy() -> Restart {
+pub fn policy() -> Restart {
     Restart::at_most(u32::MAX, Duration::from_millis(1)).backoff(Duration::ZERO, Duration::ZERO)
-}
-
-fn start_one(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (JoinHandle<Worker>, WorkerCaller) {
-    let (policy, again) = (policy(), config.clone());
-    let derived = || builder::<Worker, _>(WorkerService, plan, ledger);
-    let by_receiver = || builder::<ByReceiver, _>(ByReceiverService, plan, ledger);
-    match (plan.kind, plan.restarts) {
-        (Kind::Derived(inline), true) => {
-            derived().inline(inline).restart(policy).start_with(plan.backlog, move || again.make())
-        }
-        (Kind::Derived(inline), false) => derived().inline(inline).start_task(plan.backlog, config.make()),
-        (Kind::OwnThread, true) => {
-            derived().own_thread().restart(policy).start_with(plan.backlog, move || again.make())
-        }
-        (Kind::OwnThread, false) => derived().own_thread().start_task(plan.backlog, config.make()),
-        (Kind::Pool(_) | Kind::Shards(_), _) => unreachable!("it has many workers"),
-        (Kind::ByReceiver, true) => {
-            by_receiver().restart(policy).start_with(plan.backlog, move || again.make())
-        }
-        (Kind::ByReceiver, false) => by_receiver().start_task(plan.backlog, config.make()),
-    }
 }
 
 /// Polls once, for somebody who does not come back.
@@ -837,7 +771,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
     drop(errands);
     let waiting: Vec<_> = match plan.kind {
         // Of another kind the worker may be handed back with what it owes.
-        Kind::Derived(_) | Kind::OwnThread if plan.is_early => [&a, &b, &a]
+        Kind::Derived(_) | Kind::OwnThread | Kind::Local if plan.is_early => [&a, &b, &a]
             .map(|service| abroad.spawn(wait_for_the_end(Arc::clone(&oracle), service.clone())))
             .into(),
         _ => Vec::new(),
@@ -881,6 +815,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
         Kind::Derived(Inline::Never) => "derived, on its task",
         Kind::Derived(_) => "derived, by chance",
         Kind::OwnThread => "on a thread of its own",
+        Kind::Local => "that stays on its thread",
         Kind::Pool(_) => "a pool",
         Kind::Shards(_) => "shards",
         Kind::ByReceiver => "behind a receiver",
