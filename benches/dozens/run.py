@@ -6,7 +6,7 @@ with ractor, and compares: lines of LLVM IR before optimization, the size of a s
 binary, a cold debug build of the program (its dependencies are built), and a debug build after an
 edit in one handler. The versions are those of benches/Cargo.lock.
 
-    benches/dozens/run.py [--services 40] [--rounds 3]
+    benches/dozens/run.py [--services 40] [--rounds 5] [--among tenorite,kameo]
 """
 
 import argparse
@@ -243,37 +243,66 @@ def lines_of_ir(folder: Path) -> int:
     return sum(1 for path in found for line in path.open() if line.startswith("  "))
 
 
-def measure(kind: str, services: int, count: int, rounds: int) -> dict[str, float]:
-    folder = generate(kind, services, count)
-    cargo(folder, "build")
-    cargo(folder, "build", "--release")
-    source = folder / "src/main.rs"
-    figures = {"size (KiB)": (WORK / "target/release/dozens").stat().st_size / 1024, "IR (lines)": lines_of_ir(folder)}
-    cold, edited = [], []
-    for round_ in range(rounds):
+@dataclass
+class Program:
+    """One program, and what was measured of it. Each of the lists has a figure a round."""
+
+    kind: str
+    folder: Path
+    size: float
+    lines: int
+    cold: list[float]
+    edited: list[float]
+
+    @classmethod
+    def of(cls, kind: str, services: int, count: int) -> "Program":
+        folder = generate(kind, services, count)
+        cargo(folder, "build")
+        cargo(folder, "build", "--release")
+        size = (WORK / "target/release/dozens").stat().st_size / 1024
+        return cls(kind, folder, size, lines_of_ir(folder), [], [])
+
+    def build_once(self, round_: int) -> None:
+        source = self.folder / "src/main.rs"
         shutil.rmtree(WORK / "target/debug/incremental", ignore_errors=True)
         os.utime(source)
-        cold.append(cargo(folder, "build"))
+        self.cold.append(cargo(self.folder, "build"))
         source.write_text(source.read_text().replace("self.map.len() + ", f"self.map.len() + {round_} + ", 1))
-        edited.append(cargo(folder, "build"))
-    figures["cold (s)"] = statistics.median(cold)
-    figures["edit (s)"] = statistics.median(edited)
-    return figures
+        self.edited.append(cargo(self.folder, "build"))
+
+
+def cell(mine: list[float], of_hand: list[float]) -> str:
+    """The median, and that of the ratios of each round with their spread."""
+    ratios = sorted(one / other for one, other in zip(mine, of_hand))
+    spread = f", {ratios[0]:.2f}\N{EN DASH}{ratios[-1]:.2f}" if len(ratios) > 1 and ratios[0] != ratios[-1] else ""
+    return f"{statistics.median(mine):,.1f} ({statistics.median(ratios):.2f}{spread})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--services", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--among", default=",".join(KINDS), help="kinds, with commas between them")
     options = parser.parse_args()
+    kinds = [kind for kind in KINDS if kind in options.among.split(",") or kind == "by hand"]
     print("Each figure with its ratio to by hand.\n")
-    print("| program | | " + " | ".join(KINDS) + " |\n|---|---|" + "---:|" * len(KINDS))
+    print("| program | | " + " | ".join(kinds) + " |\n|---|---|" + "---:|" * len(kinds))
     for services, count in [(options.services, 3), (1, 200)]:
-        program = f"{services} services of {count} methods" if services > 1 else f"{count} methods in one"
-        figures = {kind: measure(kind, services, count, options.rounds) for kind in KINDS}
-        for name, hand in figures["by hand"].items():
-            cells = (f"{of[name]:,.1f} ({of[name] / hand:.2f})" for of in figures.values())
-            print(f"| {program} | {name} | " + " | ".join(cells) + " |", flush=True)
+        programs = [Program.of(kind, services, count) for kind in kinds]
+        # Round by round, each in turn, so that what disturbs the machine disturbs all.
+        for round_ in range(options.rounds):
+            for program in programs:
+                program.build_once(round_)
+        hand = next(program for program in programs if program.kind == "by hand")
+        name = f"{services} services of {count} methods" if services > 1 else f"{count} methods in one"
+        for what, figures in {
+            "size (KiB)": lambda program: [program.size],
+            "IR (lines)": lambda program: [program.lines],
+            "cold (s)": lambda program: program.cold,
+            "edit (s)": lambda program: program.edited,
+        }.items():
+            cells = (cell(figures(program), figures(hand)) for program in programs)
+            print(f"| {name} | {what} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
