@@ -56,6 +56,44 @@ fn a_generic_service() {
     insta::assert_snapshot!(expanded);
 }
 
+#[test]
+fn a_service_with_extras() {
+    let expanded = expand(
+        quote!(concurrent = 8),
+        quote! {
+            impl Jobs {
+                #[service(init)]
+                async fn open(config: Config) -> Result<Self, NoJobs> {
+                    Self::load(&config.path).await
+                }
+                #[service(on_stop)]
+                async fn close(&mut self) {
+                    self.save().await;
+                }
+                pub async fn look(&self, id: u64) -> Option<Job> {
+                    self.jobs.get(id).await
+                }
+                pub fn next(&mut self, reply: Reply<Job>) {
+                    self.waiting.push(reply);
+                }
+                #[service(blocking)]
+                pub fn compact(&mut self) -> usize {
+                    self.jobs.compact()
+                }
+                #[service(batch = 64)]
+                pub fn add(&mut self, jobs: Vec<Job>) -> Vec<u64> {
+                    self.jobs.insert(jobs)
+                }
+                #[service(every = "1s")]
+                fn expire(&mut self, me: SelfCaller<JobsCaller>) {
+                    self.jobs.expire(me);
+                }
+            }
+        },
+    );
+    insta::assert_snapshot!(expanded);
+}
+
 /// Derives what can be understood, beside the errors and the unchanged `impl`.
 #[test]
 fn a_service_with_mistakes() {

@@ -4,13 +4,23 @@ use proc_macro2::TokenStream;
 use quote::quote;
 
 use super::{caller, dispatch};
-use crate::model::Service;
+use crate::model::{Init, Service};
 
 pub(super) fn types(service: &Service) -> TokenStream {
     let names = &service.names;
     let name = &names.service;
+    let config = match &service.hooks.init {
+        None => "worker",
+        Some(Init { config: Some(_), .. }) => "config",
+        Some(Init { config: None, .. }) => "()",
+    };
+    let start = if service.local {
+        format!("start_with(backlog, || {config})")
+    } else {
+        format!("start_task(backlog, {config})")
+    };
     let doc = format!(
-        " The `{}` service. Start it with `start_task(backlog, worker)`; call it through [`{}`].",
+        " The `{}` service. Start it with `{start}`; call it through [`{}`].",
         names.service_doc, names.caller
     );
     quote! {
