@@ -127,7 +127,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtrasOf<W> {
     }
 }
 
-/// The operations that only workers have which are not plain, for code that does not know their type.
+/// The operations that only workers have which are not plain, for code that does not know their
+/// type.
 ///
 /// # Safety
 ///
