@@ -38,6 +38,8 @@ enum End {
 #[cfg_attr(feature = "local", expect(dead_code, reason = "with that feature all are local"))]
 pub enum Kind {
     Derived(Inline),
+    /// Derived, and started without a handle of its task: nobody gets its worker back.
+    Detached,
     /// Derived, on a thread of its own.
     OwnThread,
     /// Derived, and stays on its thread: all are, with the feature `local`.
@@ -65,13 +67,14 @@ pub struct Plan {
 
 impl Plan {
     fn new(random: &mut Random) -> Self {
-        let kind = match random.below(7) {
+        let kind = match random.below(8) {
             0 => Kind::Derived(Inline::Auto),
             1 => Kind::Derived(Inline::Never),
             2 => Kind::Derived(Inline::Random(random.below(1 << 32))),
             3 => Kind::OwnThread,
             4 => Kind::Pool([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
             5 => Kind::Shards([1, 2, 4][usize::try_from(random.below(3)).expect("small")]),
+            6 => Kind::Detached,
             _ => Kind::ByReceiver,
         };
         let kind = if cfg!(feature = "local") { Kind::Local } else { kind };
@@ -79,6 +82,8 @@ impl Plan {
             0..3 => End::CallersGone,
             3 | 4 => End::Stop,
             5 => End::StopWithin,
+            // There is no handle that would abort it.
+            6 if matches!(kind, Kind::Detached) => End::StopWithin,
             6 => End::Abort,
             // A thread of its own does not end with the runtime that has started it.
             _ if matches!(kind, Kind::OwnThread | Kind::Local) => End::Abort,
@@ -87,7 +92,8 @@ impl Plan {
         Self {
             kind,
             backlog: [1, 8, 1024][usize::try_from(random.below(3)).expect("small")],
-            restarts: random.below(4) != 0,
+            // Its config would have to be cloned, and it is the worker.
+            restarts: random.below(4) != 0 && !matches!(kind, Kind::Detached),
             is_multi_thread: random.below(2) == 0,
             end,
             is_early: end != End::CallersGone && random.below(2) == 0,
@@ -237,9 +243,11 @@ impl Config {
 }
 
 macro_rules! worker {
-    ([$($service:tt)*], [$($block:tt)*]) => {
+    ([$($service:tt)*], [$($block:tt)*], { $($hook:tt)* }) => {
         #[$($service)*]
         impl Worker {
+            $($hook)*
+
             pub fn note(&mut self, #[service(key)] id: u64) -> u64 {
                 let _running = self.config.oracle.start(self.config.service, id);
                 id
@@ -416,12 +424,33 @@ macro_rules! worker {
 }
 
 #[cfg(not(any(feature = "overlapping", feature = "local")))]
-worker!([tenorite::service], [service(blocking)]);
+worker!([tenorite::service], [service(blocking)], {});
 #[cfg(all(feature = "overlapping", not(feature = "local")))]
-worker!([tenorite::service(concurrent = 4)], [service(blocking)]);
+worker!([tenorite::service(concurrent = 4)], [service(blocking)], {
+    #[service(on_stop)]
+    async fn close(&mut self) {
+        self.say_goodbye().await;
+    }
+});
 // It has its thread to itself, and may block that.
 #[cfg(feature = "local")]
-worker!([tenorite::service(local)], [doc = ""]);
+worker!([tenorite::service(local)], [doc = ""], {
+    #[service(on_stop)]
+    async fn close(&mut self) {
+        self.say_goodbye().await;
+    }
+});
+
+#[cfg(any(feature = "overlapping", feature = "local"))]
+impl Worker {
+    /// Gives the last chance to answer to what is owed from before; and not to what is kept.
+    async fn say_goodbye(&mut self) {
+        yield_now().await;
+        if let Some((id, reply)) = self.owed.take() {
+            let _ = reply.send(id);
+        }
+    }
+}
 
 fn fail() -> ! {
     // Without the hook's message, of which there would be too many.
@@ -771,7 +800,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
     drop(errands);
     let waiting: Vec<_> = match plan.kind {
         // Of another kind the worker may be handed back with what it owes.
-        Kind::Derived(_) | Kind::OwnThread | Kind::Local if plan.is_early => [&a, &b, &a]
+        Kind::Derived(_) | Kind::Detached | Kind::OwnThread | Kind::Local if plan.is_early => [&a, &b, &a]
             .map(|service| abroad.spawn(wait_for_the_end(Arc::clone(&oracle), service.clone())))
             .into(),
         _ => Vec::new(),
@@ -814,6 +843,7 @@ pub fn run(seed: u64, number: u64) -> Tally {
         Kind::Derived(Inline::Auto) => "derived, inline",
         Kind::Derived(Inline::Never) => "derived, on its task",
         Kind::Derived(_) => "derived, by chance",
+        Kind::Detached => "without a handle",
         Kind::OwnThread => "on a thread of its own",
         Kind::Local => "that stays on its thread",
         Kind::Pool(_) => "a pool",

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tenorite::prelude::*;
+use tenorite::{Status, StatusWatch};
 use tenorite_tests::ledger::Ledger;
 use tokio::task::{JoinError, JoinHandle};
 
@@ -37,6 +38,8 @@ pub enum Task {
     One(JoinHandle<Worker>),
     Many(JoinHandle<Vec<Worker>>),
     Each(JoinHandle<Vec<Result<Worker, JoinError>>>),
+    /// It has no handle: its end is watched.
+    Detached(StatusWatch),
 }
 
 impl Task {
@@ -45,6 +48,7 @@ impl Task {
             Self::One(task) => task.abort(),
             Self::Many(task) => task.abort(),
             Self::Each(task) => task.abort(),
+            Self::Detached(_) => unreachable!("there is no handle that would abort it"),
         }
     }
 
@@ -56,6 +60,7 @@ impl Task {
             Self::Each(task) => {
                 task.await.expect("it drains").into_iter().for_each(|end| drop(end.expect("it drains")));
             }
+            Self::Detached(mut watch) => drop(watch.wait_for(|status| *status == Status::Stopped).await),
         }
     }
 }
@@ -76,6 +81,11 @@ pub fn start(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (Task, Worke
             let (task, caller) = pool.start_with(plan.backlog, move || again.make());
             return (Task::Many(task), caller);
         }
+        Kind::Detached => {
+            let derived = builder::<Worker, _>(WorkerService, plan, ledger);
+            let caller = derived.start(plan.backlog, config.make());
+            return (Task::Detached(caller.watch()), caller);
+        }
         _ => start_one(plan, config, ledger),
     };
     (Task::One(task), caller)
@@ -94,7 +104,9 @@ fn start_one(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (JoinHandle<
             derived().own_thread().restart(policy).start_with(plan.backlog, move || again.make())
         }
         (Kind::OwnThread, false) => derived().own_thread().start_task(plan.backlog, config.make()),
-        (Kind::Pool(_) | Kind::Shards(_) | Kind::Local, _) => unreachable!("it is started otherwise"),
+        (Kind::Pool(_) | Kind::Shards(_) | Kind::Detached | Kind::Local, _) => {
+            unreachable!("it is started otherwise")
+        }
         (Kind::ByReceiver, true) => {
             by_receiver().restart(policy).start_with(plan.backlog, move || again.make())
         }
