@@ -46,6 +46,16 @@ impl Watch {
     }
 }
 
+/// Replies that the worker keeps, and never sends. Each worker has its own.
+#[derive(Default)]
+pub struct Kept(Vec<tenorite::Reply<u32>>);
+
+impl Clone for Kept {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
 /// A worker and the tests, for attributes and ways to start it.
 macro_rules! suite {
     ($name:ident, #[$attribute:meta], |$watch:ident| [$($way:expr),+ $(,)?]) => {
@@ -57,11 +67,18 @@ macro_rules! suite {
             use tenorite_tests::poll_once;
             use tokio::task::JoinSet;
 
-            use super::{MS, Refused, Watch};
+            use super::{Kept, MS, Refused, Watch};
 
             #[derive(Clone)]
             pub struct Probe {
                 watch: Watch,
+                kept: Kept,
+            }
+
+            impl Probe {
+                fn new(watch: Watch) -> Self {
+                    Self { watch, kept: Kept::default() }
+                }
             }
 
             #[$attribute]
@@ -98,6 +115,11 @@ macro_rules! suite {
                         gate.acquire().await.unwrap().forget();
                         id
                     });
+                }
+
+                pub fn keep(&mut self, #[service(key)] id: u32, reply: Reply<u32>) {
+                    self.kept.0.push(reply);
+                    self.watch.started.send_modify(|ids| ids.push(id));
                 }
 
                 /// What is left of the caller's time.
@@ -169,6 +191,25 @@ macro_rules! suite {
                     });
                     assert_eq!(blocked.await.unwrap(), Ok(12), "{way}");
                     assert_eq!(watch.started(), [7, 8, 9, 10, 11, 12], "{way}");
+                }
+            }
+
+            /// Promise 1. The worker has the reply until it is dropped, or handed back.
+            #[tokio::test]
+            async fn a_reply_that_is_kept_ends_when_its_worker_does() {
+                for explodes in [false, true] {
+                    for (way, probe, watch) in each_way(8) {
+                        let mut kept = probe.keep(1).owned();
+                        assert!(poll_once(&mut kept).is_pending(), "{way}");
+                        watch.until_started(1).await;
+                        if explodes {
+                            assert!(probe.explode("as asked").await.is_err(), "{way}");
+                        } else {
+                            probe.stop();
+                        }
+                        let stopped = TenoriteError::FetchFailure(FetchReason::Stopped);
+                        assert_eq!(kept.await, Err(stopped), "{way}");
+                    }
                 }
             }
 
@@ -386,25 +427,25 @@ macro_rules! suite {
 }
 
 suite!(one_handler_at_a_time, #[tenorite::service], |watch| [
-    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Auto).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Random(1)).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().measure_handlers().start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().observe(|_| {}).on_worker_task().start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().pool(1).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().shards(1).start(backlog, Probe { watch }),
+    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Auto).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Random(1)).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().measure_handlers().start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).on_worker_task().start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().pool(1).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().shards(1).start(backlog, Probe::new(watch)),
 ]);
 
 suite!(readers_that_may_overlap, #[tenorite::service(concurrent)], |watch| [
-    |backlog, watch| ProbeService.builder().start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().concurrency(1).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe { watch }),
-    |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe { watch }),
+    |backlog, watch| ProbeService.builder().start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().inline(tenorite::Inline::Never).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().concurrency(1).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().observe(|_| {}).start(backlog, Probe::new(watch)),
+    |backlog, watch| ProbeService.builder().own_thread().start(backlog, Probe::new(watch)),
 ]);
 
 suite!(on_a_thread_that_it_does_not_leave, #[tenorite::service(local)], |watch| [
-    |backlog, watch| ProbeService.start_with(backlog, move || Probe { watch }).1,
+    |backlog, watch| ProbeService.start_with(backlog, move || Probe::new(watch)).1,
 ]);
