@@ -211,23 +211,32 @@ async fn an_answer_that_comes_later_is_told_when_it_comes() {
 #[tokio::test]
 async fn a_reply_that_is_owed_for_too_long_is_told_as_stopped() {
     for (inline, is_sent) in [(Inline::Auto, true), (Inline::Never, true), (Inline::Auto, false)] {
-        let (ledger, kept) = (Arc::new(Ledger::default()), Arc::default());
-        let worker = Worker { gate: None, kept: Arc::clone(&kept) };
-        let worker = WorkerService.builder().inline(inline).observe(ledger.observer()).start(4, worker);
-        let mut call = worker.keep().owned();
-        assert!(poll_once(&mut call).is_pending());
-        worker.get().await.unwrap();
-        worker.stop();
-        worker.stopped().await;
-        let reply = kept.lock().unwrap().pop().unwrap();
-        if is_sent {
-            assert_eq!(reply.send(7), Err(7));
-        } else {
-            drop(reply);
+        for has_heard in [false, true] {
+            let (ledger, kept) = (Arc::new(Ledger::default()), Arc::default());
+            let worker = Worker { gate: None, kept: Arc::clone(&kept) };
+            let worker = WorkerService.builder().inline(inline).observe(ledger.observer()).start(4, worker);
+            let mut call = worker.keep().owned();
+            assert!(poll_once(&mut call).is_pending());
+            worker.get().await.unwrap();
+            worker.stop();
+            worker.stopped().await;
+            let reply = kept.lock().unwrap().pop().unwrap();
+            let stopped = Err(TenoriteError::FetchFailure(FetchReason::Stopped));
+            if has_heard {
+                assert_eq!((&mut call).await, stopped);
+            }
+            if is_sent {
+                assert_eq!(reply.send(7), Err(7));
+            } else {
+                drop(reply);
+            }
+            if !has_heard {
+                assert_eq!(call.await, stopped);
+            }
+            let told = ledger.finished(Outcome::Stopped);
+            assert_eq!(told, 1, "{inline:?}, sent: {is_sent}, heard: {has_heard}");
+            assert_eq!(ledger.imbalance(), None);
         }
-        assert_eq!(call.await, Err(TenoriteError::FetchFailure(FetchReason::Stopped)));
-        assert_eq!(ledger.finished(Outcome::Stopped), 1, "{inline:?}, sent: {is_sent}");
-        assert_eq!(ledger.imbalance(), None);
     }
 }
 

@@ -93,10 +93,14 @@ struct Hoard {
     hook: LastHook,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum LastHook {
     Panics,
-    Hangs,
+    /// With what is owed in hand.
+    PanicsOver,
+    /// Notes that it has begun.
+    Hangs(Arc<Semaphore>),
+    Ends,
 }
 
 #[tenorite::service]
@@ -105,15 +109,32 @@ impl Hoard {
         self.owed.push(reply);
     }
 
+    /// Leaves the reply to a task of its own that never ends.
+    pub fn ask_a_task(&mut self, reply: Reply<u32>, me: SelfCaller<HoardCaller>) {
+        let task = async move {
+            std::future::pending::<()>().await;
+            let _ = reply.send(1);
+        };
+        drop(me.spawn(task, |me, ()| me.fail()));
+    }
+
     pub fn fail(&self) {
         panic!("it falls over");
     }
 
     #[service(on_stop)]
     async fn close(&mut self) {
-        match self.hook {
+        match &self.hook {
             LastHook::Panics => panic!("the hook falls over"),
-            LastHook::Hangs => std::future::pending::<()>().await,
+            LastHook::PanicsOver => {
+                let owed = std::mem::take(&mut self.owed);
+                panic!("the hook falls over {} replies", owed.len());
+            }
+            LastHook::Hangs(begun) => {
+                begun.add_permits(1);
+                std::future::pending::<()>().await;
+            }
+            LastHook::Ends => {}
         }
     }
 }
@@ -201,10 +222,12 @@ async fn what_is_owed_ends_at_an_abort_and_at_a_panic() {
 /// The worker is dropped then, with what it keeps, and not handed back.
 #[tokio::test]
 async fn what_is_owed_ends_as_stopped_when_the_stop_hook_does_not_end_well() {
-    for hook in [LastHook::Panics, LastHook::Hangs] {
+    for hangs in [false, true] {
         for restarts in [false, true] {
             for falls in [false, true] {
-                let make = move || Hoard { owed: Vec::new(), hook };
+                let begun = Arc::new(Semaphore::new(0));
+                let hook = if hangs { LastHook::Hangs(Arc::clone(&begun)) } else { LastHook::Panics };
+                let make = move || Hoard { owed: Vec::new(), hook: hook.clone() };
                 let builder = HoardService.builder();
                 let (task, hoard) = match restarts {
                     true => builder.restart(Restart::default()).start_with(8, make),
@@ -220,14 +243,101 @@ async fn what_is_owed_ends_as_stopped_when_the_stop_hook_does_not_end_well() {
                 } else {
                     hoard.stop();
                 }
-                if let LastHook::Hangs = hook {
-                    // The task begins the hook, and is then aborted in it.
-                    tokio::task::yield_now().await;
+                if hangs {
+                    begun.acquire().await.unwrap().forget();
                     task.abort();
                 }
-                assert_eq!(call.await, Err(STOPPED), "{hook:?} {restarts} {falls}");
+                assert_eq!(call.await, Err(STOPPED), "{hangs} {restarts} {falls}");
             }
         }
+    }
+}
+
+/// Like a handler that panics with replies in hand.
+#[tokio::test]
+async fn what_a_stop_hook_panics_over_ends_with_its_text() {
+    let hoard = HoardService.start(8, Hoard { owed: Vec::new(), hook: LastHook::PanicsOver });
+    let mut calls = [hoard.ask().owned(), hoard.ask().owned()];
+    assert!(calls.iter_mut().all(|call| poll_once(call).is_pending()));
+    while hoard.stats().replied < 2 {
+        tokio::task::yield_now().await;
+    }
+    hoard.stop();
+    for call in calls {
+        let panicked = FetchReason::Panicked("the hook falls over 2 replies".into());
+        assert_eq!(call.await, Err(TenoriteError::FetchFailure(panicked)));
+    }
+    assert_eq!(hoard.stats().panicked, 0, "no handler has");
+}
+
+/// Its task may hold the reply, and is aborted when the worker is gone.
+#[tokio::test]
+async fn what_a_task_of_the_worker_owes_ends_as_stopped_after_a_panic() {
+    for restarts in [false, true] {
+        let make = || Hoard { owed: Vec::new(), hook: LastHook::Ends };
+        let builder = HoardService.builder();
+        let (_task, hoard) = match restarts {
+            true => builder.restart(Restart::at_most(0, SECOND)).start_with(8, make),
+            false => builder.start_task(8, make()),
+        };
+        let mut call = hoard.ask_a_task();
+        assert!(poll_once(&mut call).is_pending());
+        while hoard.stats().replied == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(hoard.fail().await.is_err());
+        assert_eq!(call.await, Err(STOPPED), "{restarts}");
+    }
+}
+
+/// Its readers take what it owes, and wait with it in hand.
+struct Library {
+    owed: std::sync::Mutex<Vec<Reply<u32>>>,
+    reading: Arc<Semaphore>,
+}
+
+#[tenorite::service(concurrent)]
+impl Library {
+    pub fn ask(&mut self, reply: Reply<u32>) {
+        self.owed.lock().unwrap().push(reply);
+    }
+
+    pub async fn answer_all(&self) {
+        let owed = std::mem::take(&mut *self.owed.lock().unwrap());
+        self.reading.add_permits(1);
+        std::future::pending::<()>().await;
+        for reply in owed {
+            let _ = reply.send(1);
+        }
+    }
+}
+
+#[test]
+fn what_a_reader_has_in_hand_ends_as_stopped_at_an_abort_and_at_a_shutdown() {
+    for shuts_down in [false, true] {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut home = runtime();
+        let reading = Arc::new(Semaphore::new(0));
+        let library = Library { owed: std::sync::Mutex::default(), reading: Arc::clone(&reading) };
+        let (call, waiting, _library) = home.block_on(async {
+            let (task, library) = LibraryService.start_task(8, library);
+            let mut call = library.ask().owned();
+            assert!(poll_once(&mut call).is_pending());
+            let mut waiting = library.answer_all().owned();
+            assert!(poll_once(&mut waiting).is_pending());
+            reading.acquire().await.unwrap().forget();
+            // The reader has a task of its own from here on.
+            tokio::task::yield_now().await;
+            if !shuts_down {
+                task.abort();
+            }
+            (call, waiting, library)
+        });
+        if shuts_down {
+            home = runtime();
+        }
+        assert_eq!(home.block_on(call), Err(STOPPED), "{shuts_down}");
+        assert_eq!(home.block_on(waiting), Err(STOPPED), "{shuts_down}");
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Most workers have methods that run one after the other and reply when they return, and nothing
 //! else. The rest is hooks, a `Reply`, batches, methods that block or that the service calls by
-//! itself, the worker's own caller, and readers. What of this depends on the worker's type is
-//! reached through [`Dispatch::EXTRAS`], which is set only for such workers: by their derived code,
-//! and by [`Pool`](super::pool::Pool) and [`Local`](super::local::Local).
+//! itself, the worker's own caller, and readers. The parts of this that depend on the worker's type
+//! are reached through [`Dispatch::EXTRAS`], which is set only for such workers: by their derived
+//! code, and by [`Pool`](super::pool::Pool) and [`Local`](super::local::Local).
 //!
 //! An `if` on a constant would not be enough. The compiler makes no code of what is behind it, but
 //! looks at all that is mentioned there, down to the last function of the standard library, because
@@ -55,9 +55,9 @@ pub const fn extras<W: Dispatch<Config: Send, Output: Send>>() -> Extras {
 pub(super) struct ExtrasOf<W: Dispatch> {
     /// Returns the cell as the operations below.
     pub(super) of: fn(&CellOf<W>) -> &dyn ExtraCell,
-    /// Runs a request on its caller's thread, whose method may answer after it has returned.
+    /// Runs a request whose method may answer after it has returned, on its caller's thread.
     pub(super) run_deferring: RunDeferring<W>,
-    /// Runs a request on its caller's thread that shares the worker.
+    /// Runs a request that shares the worker, on its caller's thread.
     pub(super) run_shared: RunShared<W>,
     /// Gives the worker its link to itself.
     pub(super) link: LinkTo<W>,
@@ -127,7 +127,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtrasOf<W> {
     }
 }
 
-/// The operations that only workers have which are not plain, for code that does not know their
+/// The operations that exist only for workers that are not plain, for code that does not know their
 /// type.
 ///
 /// # Safety

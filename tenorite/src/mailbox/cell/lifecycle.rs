@@ -34,7 +34,7 @@ use super::driver::{dead, serve};
 use super::owner::{Owner, Released};
 use super::typed::AnyValue;
 use crate::dispatch::{Dispatch, Opened as _, Period};
-use crate::error::{Reason, SendReason, StopReason};
+use crate::error::{FetchReason, Reason, SendReason, StopReason};
 use crate::handler::deadlock;
 use crate::handler::link::SelfLink;
 use crate::handler::method::{CallInfo, Method};
@@ -167,7 +167,19 @@ impl WorkerLifecycle {
                     Released::Dead => Some((dead(core), None)),
                 },
                 Stage::Closing(close) => {
-                    let closed = ready!(poll_hook(core, &core.facts.closing, close.as_mut(), cx));
+                    let hook = || poll_hook(core, &core.facts.closing, close.as_mut(), cx);
+                    let (polled, unwound) = panics::polled_here(&core.queue, hook);
+                    if unwound {
+                        // By a panic of the hook, or by one that it has caught itself.
+                        let reason = match &polled {
+                            Poll::Ready((_, Err(payload))) => {
+                                Some(FetchReason::Panicked(panics::message(payload)))
+                            }
+                            _ => None,
+                        };
+                        core.queue.settle_unwound(reason.as_ref());
+                    }
+                    let closed = ready!(polled);
                     self.closed(core, closed)
                 }
                 Stage::Deciding(succession) => {
@@ -228,8 +240,8 @@ impl WorkerLifecycle {
     }
 
     fn closed(&mut self, core: &Core, (worker, ran): Closed) -> Option<Over> {
-        // The hook was the last chance to give owed replies. Their callers do not wait for a
-        // restart. Before the worker goes, which may hold them.
+        // The hook was the last chance to give owed replies, and their callers do not wait for a
+        // restart. This comes before the worker is dropped, since it may hold them.
         core.queue.cut_owed(false);
         let closed = in_hook(core, &core.facts.closing, || match ran {
             Ok(()) => Ok(core.cell().hand_over(worker)),
@@ -238,6 +250,8 @@ impl WorkerLifecycle {
                 Err(payload)
             }
         });
+        // Of calls that the worker has made in its `Drop`.
+        deadlock::clear(core.node());
         if let Err(payload) = &closed {
             trace::panicked(&core.queue.status, None, Some(core.facts.closing.name()), payload);
         }

@@ -457,7 +457,7 @@ impl<'a> Owner<'a> {
     fn worker_failed(mut self, message: PanicMessage, payload: Payload) -> Released {
         let core = self.core;
         if core.on_worker_exit != OnWorkerExit::Restart {
-            core.queue.shut_down(StopReason::Panicked(message), &SendReason::Stopped);
+            core.queue.fail_all(StopReason::Panicked(message), &SendReason::Stopped);
         }
         self.drop_future();
         // What a handler has not taken of its request.

@@ -169,10 +169,10 @@ pub(super) trait AnyCell: Send + Sync {
     /// Runs the stop hook of a worker that was taken out.
     fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed>;
 
-    /// Makes of a worker that was taken out what the service yields.
+    /// Turns a worker that was taken out into what the service yields.
     fn hand_over(&self, worker: AnyValue) -> AnyValue;
 
-    /// Returns the operations that only workers have which are not plain.
+    /// Returns the operations that exist only for workers that are not plain.
     ///
     /// # Panics
     ///

@@ -57,7 +57,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::attendance::Attendance;
-use super::slots::{Awaited, CUT, CallEnd, Entry, Link, Owed, Slot, Slots, Stage};
+use super::slots::{Awaited, CUT, CallEnd, Departure, Entry, Link, Owed, Slot, Slots, Stage};
 use super::values::Unwanted;
 use crate::error::{SendReason, StopReason, TenoriteError};
 use crate::handler::deadlock::{self, Edge};
@@ -827,8 +827,11 @@ impl Line {
                 left
             }
             Stage::Running => {
-                let is_expired = matches!(end, Unstarted::Skipped(SkipReason::Expired));
-                self.slots[slot].stage = Stage::Detached { is_expired };
+                let why = match end {
+                    Unstarted::Skipped(SkipReason::Expired) => Departure::Expired,
+                    _ => Departure::Left,
+                };
+                self.slots[slot].stage = Stage::Detached(why);
                 Withdrawn::Running
             }
             _ => unreachable!("its outcome would have been taken"),

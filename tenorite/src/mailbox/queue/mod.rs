@@ -1000,9 +1000,17 @@ impl Queue {
         self.line.lock().accepted
     }
 
-    /// Stops accepting new calls and fails every request that was not started. It is called once
-    /// the worker is gone and no other will follow.
+    /// Stops accepting new calls, fails every request that was not started, and aborts the worker's
+    /// own tasks. It is called once the worker is gone and no other will follow.
     pub(crate) fn shut_down(&self, reason: StopReason, failure: &SendReason) {
+        self.fail_all(reason, failure);
+        let tasks = self.line.lock().take_own_tasks();
+        tasks.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Stops accepting new calls and fails every request that was not started: no other worker will
+    /// follow. The worker's own tasks go on until it is gone: they may hold replies that it owes.
+    pub(crate) fn fail_all(&self, reason: StopReason, failure: &SendReason) {
         let mut deferred = Deferred::new();
         let mut line = self.line.lock();
         line.close(reason, failure, &mut deferred);
@@ -1011,13 +1019,11 @@ impl Queue {
         }
         line.seal();
         let worker = line.worker.waker.take();
-        let tasks = line.take_own_tasks();
         line.settle(&mut deferred);
         drop(line);
         self.status.draining();
         self.finish(deferred);
         panics::drop_waker(worker);
-        tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// Records that the worker is about to be dropped: a client that is dropped from here on was

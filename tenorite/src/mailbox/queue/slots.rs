@@ -70,10 +70,8 @@ pub(super) enum Stage {
     /// The request is in its place, unless the entry waits for a permit.
     Queued(Entry),
     Running,
-    /// Running, and the caller is gone: it has left, or its deadline has passed.
-    Detached {
-        is_expired: bool,
-    },
+    /// Running, and the caller is gone.
+    Detached(Departure),
     /// The call has ended in the reply that is in its place.
     Answered,
     /// The call has ended without a reply.
@@ -88,6 +86,15 @@ pub(super) enum Stage {
     Granted,
 }
 
+/// Why a caller is gone before its handler has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Departure {
+    Left,
+    Expired,
+    /// It has taken the end in [`CUT`].
+    Cut,
+}
+
 /// How a call ends whose reply is still owed when the worker is gone.
 pub(super) const CUT: TenoriteError = TenoriteError::FetchFailure(FetchReason::Stopped);
 
@@ -100,11 +107,6 @@ pub(super) enum CallEnd {
     Returned(TenoriteError),
     /// The cast was accepted, or the permit was granted.
     Accepted,
-}
-
-impl Stage {
-    /// Running, and the caller has left.
-    const ABANDONED: Self = Self::Detached { is_expired: false };
 }
 
 pub(super) struct Entry {
@@ -208,7 +210,7 @@ impl Slots {
         failure: Option<TenoriteError>,
     ) -> Result<Option<Waker>, Option<TenoriteError>> {
         match self.slab[slot].stage {
-            Stage::Detached { .. } => {
+            Stage::Detached(_) => {
                 self.free(slot);
                 Err(failure)
             }
@@ -249,20 +251,20 @@ impl Slots {
     }
 
     pub(in crate::mailbox) fn is_detached(&self, slot: usize) -> bool {
-        matches!(self.slab[slot].stage, Stage::Detached { .. } | Stage::Cut)
+        matches!(self.slab[slot].stage, Stage::Detached(_) | Stage::Cut)
     }
 
     /// Returns whether the deadline of this slot's call has passed, if the call is gone.
     pub(in crate::mailbox) fn left_expired(&self, slot: usize) -> Option<bool> {
         match self.slab[slot].stage {
-            Stage::Detached { is_expired } => Some(is_expired),
+            Stage::Detached(why) => Some(why == Departure::Expired),
             _ => None,
         }
     }
 
     /// Returns whether the slot's call was ended without its reply, or has taken that end.
     pub(in crate::mailbox) fn is_cut(&self, slot: usize) -> bool {
-        matches!(self.slab[slot].stage, Stage::Cut)
+        matches!(self.slab[slot].stage, Stage::Cut | Stage::Detached(Departure::Cut))
     }
 
     #[inline]
@@ -287,7 +289,7 @@ impl Slots {
                 })
             }
             Stage::Cut => {
-                self.slab[slot].stage = Stage::ABANDONED;
+                self.slab[slot].stage = Stage::Detached(Departure::Cut);
                 Some(CallEnd::Failed(CUT))
             }
             Stage::Queued(entry) if entry.accepted && entry.awaited == Awaited::Acceptance => {

@@ -201,7 +201,7 @@ impl Readers {
 }
 
 impl Core {
-    /// Returns what a concurrent service has besides.
+    /// Returns what a concurrent service has in addition.
     ///
     /// # Panics
     ///
@@ -477,7 +477,7 @@ impl Core {
     fn reader_failed(&self, message: PanicMessage, payload: Payload) {
         if self.on_worker_exit != OnWorkerExit::Restart {
             // No other worker is to come, so what is queued never runs. A reader may wait for it.
-            self.queue.shut_down(StopReason::Panicked(message.clone()), &SendReason::Stopped);
+            self.queue.fail_all(StopReason::Panicked(message.clone()), &SendReason::Stopped);
             self.close(StopReason::Panicked(message.clone()));
         }
         let mut shared = self.readers().shared.lock();

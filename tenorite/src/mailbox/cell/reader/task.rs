@@ -245,6 +245,9 @@ impl<W: Dispatch> Drop for ReaderTask<W> {
     fn drop(&mut self) {
         let Some(share) = self.share.take() else { return };
         let core = Arc::clone(&self.core);
+        // Before the replies that this reader holds are dropped unsent, as in `Owner::end`. The
+        // service ends, and the last reader to leave would be too late.
+        core.queue.cut_owed(false);
         let place = self.place.take().expect("a reader under way has a place");
         deadlock::clear(place.id());
         drop_future(&core, &place);
