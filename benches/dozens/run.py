@@ -282,9 +282,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--services", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--among", default=",".join(KINDS), help="kinds, with commas between them")
+    parser.add_argument("--among", default=",".join(KINDS), help="kinds, with commas between them; by hand is always there")
     options = parser.parse_args()
-    kinds = [kind for kind in KINDS if kind in options.among.split(",") or kind == "by hand"]
+    among = [kind.strip() for kind in options.among.split(",")]
+    if unknown := [kind for kind in among if kind not in KINDS]:
+        parser.error(f"there is no {unknown[0]}, only {', '.join(KINDS)}")
+    kinds = [kind for kind in KINDS if kind in among or kind == "by hand"]
     print("Each figure with its ratio to by hand.\n")
     print("| program | | " + " | ".join(kinds) + " |\n|---|---|" + "---:|" * len(kinds))
     for services, count in [(options.services, 3), (1, 200)]:
