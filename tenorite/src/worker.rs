@@ -449,14 +449,11 @@ async fn work<W: TenoriteWorker>(
     // dropped here.
     let aborted = Aborted(queue);
     let outcome = poll_fn(|cx| {
-        let (poll, unwound) = panics::polled_here(queue, || panics::poll_caught(task.as_mut(), cx));
-        if unwound {
-            let reason = match &poll {
-                Poll::Ready(Err(payload)) => Some(FetchReason::Panicked(panics::message(payload))),
-                _ => None,
-            };
-            queue.settle_unwound(reason.as_ref());
-        }
+        let polled = || panics::poll_caught(task.as_mut(), cx);
+        let poll = queue.settling(polled, |poll| match poll {
+            Poll::Ready(Err(payload)) => Some(FetchReason::Panicked(panics::message(payload))),
+            _ => None,
+        });
         if let Poll::Ready(Err(payload)) = &poll {
             queue.panicked();
             trace::panicked(&queue.status, None, None, payload);

@@ -28,7 +28,7 @@ use super::mailbox::{CellMailbox, StateOf};
 use super::owner::{Owner, Released};
 use super::reader;
 use super::state::Share;
-use super::typed::{AnyValue, CellOf, ready};
+use super::typed::{AnyValue, CellOf};
 use crate::dispatch::job::Progress;
 use crate::dispatch::{Dispatch, Extras};
 use crate::error::{FetchReason, SendReason, StopReason};
@@ -134,7 +134,8 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtrasOf<W> {
 ///
 /// The contract is that of [`AnyCell`](super::typed::AnyCell).
 pub(super) trait ExtraCell {
-    /// Begins to make a worker from this config, which is one of this service.
+    /// Begins to make a worker from this config, which is one of this service, if that takes
+    /// anything.
     fn open(&self, config: AnyValue) -> Opening;
 
     /// Runs the stop hook of a worker that was taken out, if it has one.
@@ -179,10 +180,10 @@ pub(super) trait ExtraCell {
 
 impl<W: Dispatch<Config: Send, Output: Send>> ExtraCell for CellOf<W> {
     fn open(&self, config: AnyValue) -> Opening {
-        let config = *config.downcast().expect("it is a config of this service");
         if W::IS_MADE_AT_ONCE {
-            return lifecycle::opened(Box::new(ready::<W>(config)));
+            unreachable!("the worker is made at once");
         }
+        let config = *config.downcast().expect("it is a config of this service");
         lifecycle::opening::<W>(config, self.link())
     }
 
@@ -194,7 +195,7 @@ impl<W: Dispatch<Config: Send, Output: Send>> ExtraCell for CellOf<W> {
                 (worker as _, ran)
             });
         }
-        lifecycle::closed(worker)
+        unreachable!("the worker has no stop hook")
     }
 
     unsafe fn take_back(&self, started: Started, reason: SendReason) {

@@ -168,19 +168,13 @@ impl WorkerLifecycle {
                 },
                 Stage::Closing(close) => {
                     let hook = || poll_hook(core, &core.facts.closing, close.as_mut(), cx);
-                    let (polled, unwound) = panics::polled_here(&core.queue, hook);
-                    if unwound {
-                        // By a panic of the hook, or by one that it has caught itself.
-                        let reason = match &polled {
-                            Poll::Ready((_, Err(payload))) => {
-                                Some(FetchReason::Panicked(panics::message(payload)))
-                            }
-                            _ => None,
-                        };
-                        core.queue.settle_unwound(reason.as_ref());
-                    }
-                    let closed = ready!(polled);
-                    self.closed(core, closed)
+                    let closed = core.queue.settling(hook, |closed| match closed {
+                        Poll::Ready((_, Err(payload))) => {
+                            Some(FetchReason::Panicked(panics::message(payload)))
+                        }
+                        _ => None,
+                    });
+                    self.closed(core, ready!(closed))
                 }
                 Stage::Deciding(succession) => {
                     let Some((failure, _)) = &self.fallen else { unreachable!("a worker has fallen") };

@@ -911,11 +911,8 @@ impl Drop for Owner<'_> {
 /// Runs a handler that answers through clients. If it panics, it drops some as it unwinds, and
 /// their calls end with its text.
 fn catch_answering<T>(core: &Core, run: impl FnOnce() -> T) -> Result<T, Payload> {
-    let (ran, unwound) = panics::polled_here(&core.queue, || panics::catch(run));
-    if unwound {
-        core.queue.settle_unwound(ran.as_ref().err().map(|payload| core.why_panicked(payload)).as_ref());
-    }
-    ran
+    let why = |ran: &Result<T, Payload>| ran.as_ref().err().map(|payload| core.why_panicked(payload));
+    core.queue.settling(|| panics::catch(run), why)
 }
 
 /// What a thread is to do that a method may block.

@@ -387,15 +387,15 @@ impl<W: Dispatch<Config: Send, Output: Send>> AnyCell for CellOf<W> {
     }
 
     fn open(&self, config: AnyValue) -> Opening {
-        if W::EXTRAS.is_some() {
-            return self.extras().open(config);
+        if W::IS_MADE_AT_ONCE {
+            let config = *config.downcast().expect("it is a config of this service");
+            return lifecycle::opened(Box::new(ready::<W>(config)));
         }
-        let config = *config.downcast().expect("it is a config of this service");
-        lifecycle::opened(Box::new(ready::<W>(config)))
+        self.extras().open(config)
     }
 
     fn close(&self, worker: AnyValue, reason: StopReason) -> BoxFuture<Closed> {
-        if W::EXTRAS.is_some() { self.extras().close(worker, reason) } else { lifecycle::closed(worker) }
+        if W::CLOSES { self.extras().close(worker, reason) } else { lifecycle::closed(worker) }
     }
 
     fn hand_over(&self, worker: AnyValue) -> AnyValue {

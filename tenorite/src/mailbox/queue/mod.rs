@@ -1032,6 +1032,21 @@ impl Queue {
         self.line.lock().aborted = true;
     }
 
+    /// Runs the worker's code, whose panic `run` catches. Calls whose clients it drops as it
+    /// unwinds end for the reason that `why` finds in what `run` returns. For a panic that the
+    /// worker has caught itself there is none.
+    pub(crate) fn settling<T>(
+        &self,
+        run: impl FnOnce() -> T,
+        why: impl FnOnce(&T) -> Option<FetchReason>,
+    ) -> T {
+        let (ran, unwound) = panics::polled_here(self, run);
+        if unwound {
+            self.settle_unwound(why(&ran).as_ref());
+        }
+        ran
+    }
+
     /// Answers the calls whose clients were dropped by a panic that has been caught. `reason` is
     /// given as far as it is known.
     pub(crate) fn settle_unwound(&self, reason: Option<&FetchReason>) {
