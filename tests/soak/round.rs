@@ -243,10 +243,17 @@ impl Config {
 }
 
 macro_rules! worker {
-    ([$($service:tt)*], [$($block:tt)*], { $($hook:tt)* }) => {
+    ([$($service:tt)*], [$($block:tt)*] $(, $close:ident)?) => {
         #[$($service)*]
         impl Worker {
-            $($hook)*
+            $(/// Gives the last chance to answer to what is owed from before; and not to what is kept.
+            #[service(on_stop)]
+            async fn $close(&mut self) {
+                yield_now().await;
+                if let Some((id, reply)) = self.owed.take() {
+                    let _ = reply.send(id);
+                }
+            })?
 
             pub fn note(&mut self, #[service(key)] id: u64) -> u64 {
                 let _running = self.config.oracle.start(self.config.service, id);
@@ -328,7 +335,8 @@ macro_rules! worker {
                 ids
             }
 
-            /// Has the worker send itself a note: at once, with the result of a task, or a little later.
+            /// Has the worker send itself a note: at once, with the result of a task, or a little
+            /// later.
             pub fn remind(&mut self, #[service(key)] id: u64, note: u64, me: SelfCaller<WorkerCaller>) -> u64 {
                 let oracle = Arc::clone(&self.config.oracle);
                 let _running = oracle.start(self.config.service, id);
@@ -424,33 +432,12 @@ macro_rules! worker {
 }
 
 #[cfg(not(any(feature = "overlapping", feature = "local")))]
-worker!([tenorite::service], [service(blocking)], {});
+worker!([tenorite::service], [service(blocking)]);
 #[cfg(all(feature = "overlapping", not(feature = "local")))]
-worker!([tenorite::service(concurrent = 4)], [service(blocking)], {
-    #[service(on_stop)]
-    async fn close(&mut self) {
-        self.say_goodbye().await;
-    }
-});
+worker!([tenorite::service(concurrent = 4)], [service(blocking)], close);
 // It has its thread to itself, and may block that.
 #[cfg(feature = "local")]
-worker!([tenorite::service(local)], [doc = ""], {
-    #[service(on_stop)]
-    async fn close(&mut self) {
-        self.say_goodbye().await;
-    }
-});
-
-#[cfg(any(feature = "overlapping", feature = "local"))]
-impl Worker {
-    /// Gives the last chance to answer to what is owed from before; and not to what is kept.
-    async fn say_goodbye(&mut self) {
-        yield_now().await;
-        if let Some((id, reply)) = self.owed.take() {
-            let _ = reply.send(id);
-        }
-    }
-}
+worker!([tenorite::service(local)], [doc = ""], close);
 
 fn fail() -> ! {
     // Without the hook's message, of which there would be too many.
@@ -837,7 +824,8 @@ pub fn run(seed: u64, number: u64) -> Tally {
             oracle.violated(Wrong::Count, format!("{starts} handlers began, and it was told: {ledger:?}"));
         }
     }
-    // The thread of a service may still drop what is left in its runtime when its end has been told.
+    // The thread of a service may still drop what is left in its runtime when its end has been
+    // told.
     let mut shared = oracle;
     let oracle = loop {
         match Arc::try_unwrap(shared) {

@@ -66,29 +66,31 @@ impl Task {
 }
 
 pub fn start(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (Task, WorkerCaller) {
-    let (task, caller) = match plan.kind {
+    match plan.kind {
         Kind::Shards(shards) => {
             let shards = builder::<Worker, _>(WorkerService, plan, ledger).shards(shards);
             let shards = if plan.restarts { shards.restart(policy()) } else { shards };
             let again = config.clone();
             let (task, caller) = shards.start_with(plan.backlog, move |_| again.make());
-            return (Task::Each(task), caller);
+            (Task::Each(task), caller)
         }
         Kind::Pool(workers) => {
             let pool = builder::<Worker, _>(WorkerService, plan, ledger).pool(workers);
             let pool = if plan.restarts { pool.restart(policy()) } else { pool };
             let again = config.clone();
             let (task, caller) = pool.start_with(plan.backlog, move || again.make());
-            return (Task::Many(task), caller);
+            (Task::Many(task), caller)
         }
         Kind::Detached => {
             let derived = builder::<Worker, _>(WorkerService, plan, ledger);
             let caller = derived.start(plan.backlog, config.make());
-            return (Task::Detached(caller.watch()), caller);
+            (Task::Detached(caller.watch()), caller)
         }
-        _ => start_one(plan, config, ledger),
-    };
-    (Task::One(task), caller)
+        _ => {
+            let (task, caller) = start_one(plan, config, ledger);
+            (Task::One(task), caller)
+        }
+    }
 }
 
 fn start_one(plan: &Plan, config: &Config, ledger: &Arc<Ledger>) -> (JoinHandle<Worker>, WorkerCaller) {
